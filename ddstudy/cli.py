@@ -1,0 +1,5 @@
+"""Command line (being built)."""
+
+
+def main() -> None:
+    pass

@@ -1,0 +1,340 @@
+"""The study file: what a TOML file may say, its defaults, and what is wrong with it in the user's words.
+
+One strict model per table. Unknown keys, wrong types and impossible values are refused with the file, the key and
+what is valid. Everything that changes a result is part of the fingerprint; how long a search runs and where it
+runs are not, so the same study can be continued with more trials or on other hardware.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ddstudy.errors import UserError
+from ddstudy.settings import Noise, SearchSpace, Tiling
+
+Sampler = Literal["grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc"]
+Metric = Literal["psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "seconds", "parameters", "cv_percent"]
+Direction = Literal["maximize", "minimize"]
+BETTER: dict[str, Direction] = {
+    "psnr": "maximize",
+    "ssim": "maximize",
+    "ms_ssim": "maximize",
+    "vif": "maximize",
+    "psnr_foreground": "maximize",
+    "seconds": "minimize",
+    "parameters": "minimize",
+    "cv_percent": "minimize",
+}
+
+_MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class TargetSpec(BaseModel):
+    """`[target]`: which image is fitted (thesis sec. 3.2). Without `file`, the MNI152 T1 template packaged in nilearn."""
+
+    model_config = _MODEL
+
+    file: str | None = Field(None, description="NIfTI, MGH, PNG, JPEG, TIFF or .npy file; empty for MNI152")
+    plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="plane cut from a volume")
+    slice: Annotated[int, Field(ge=0)] | Literal["mid"] = Field(
+        "mid", description="slice index in RAS+ order along the plane's normal, or 'mid'"
+    )
+    volume: Annotated[int, Field(ge=0)] | None = Field(None, description="which volume of a 4-D series")
+    intensity: Literal["minmax", "percentile"] = Field("minmax", description="what is scaled to [0, 1]")
+    percentiles: tuple[float, float] = Field((0.5, 99.5), description="lower and upper, for 'percentile'")
+    size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] | None = Field(
+        None, description="rows, columns: aspect kept, then padded; empty keeps the slice's own size"
+    )
+
+    @field_validator("percentiles", "size", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("percentiles")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("must be [lower, upper] with 0 <= lower < upper <= 100")
+        return value
+
+
+class SpaceSpec(BaseModel):
+    """`[space]`: the values searched on each axis (thesis Table 3.1)."""
+
+    model_config = _MODEL
+
+    k: list[Annotated[int, Field(ge=1, le=1024)]] = Field(..., min_length=1, description="channels")
+    s: list[Annotated[int, Field(ge=1, le=1024)]] = Field(..., min_length=1, description="scale factors")
+    l: list[Annotated[int, Field(ge=1, le=16)]] = Field(..., min_length=1, description="blocks")
+    iterations: list[Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
+        ..., min_length=1, description="budgets of iterations"
+    )
+    noise: list[Noise] = Field(["uniform"], min_length=1, description="input tensors")
+    tiling: list[Tiling] = Field(["1x1"], min_length=1, description="rows x columns of tiles")
+
+    @field_validator("*")
+    @classmethod
+    def _no_repeats(cls, value: list[Any]) -> list[Any]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not name a value twice")
+        return value
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """The same values as tuples, ordered axes ascending."""
+        return SearchSpace(
+            k=tuple(sorted(self.k)),
+            s=tuple(sorted(self.s)),
+            l=tuple(sorted(self.l)),
+            iterations=tuple(sorted(self.iterations)),
+            noise=tuple(self.noise),
+            tiling=tuple(self.tiling),
+        )
+
+
+class NoiseSpec(BaseModel):
+    """`[noise]`: how the input tensors are made (thesis sec. 3.1)."""
+
+    model_config = _MODEL
+
+    blur_kernel: Literal[3, 5, 7] = Field(3, description="Gaussian kernel size of 'blur3'; sigma by Eq. 3.2")
+    feature_size: Annotated[float, Field(gt=0)] = Field(1.0, description="feature size of 'simplex'")
+    range: tuple[float, float] = Field((0.0, 1.0), description="lowest and highest value of the input tensor")
+    channels: Literal["independent", "interpolated"] = Field(
+        "independent", description="'interpolated': all channels between two noise images (low rank; sec. 3.2)"
+    )
+
+    @field_validator("range", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not (math.isfinite(value[0]) and math.isfinite(value[1]) and value[0] < value[1]):
+            raise ValueError("must be [lowest, highest], both finite, lowest < highest")
+        return value
+
+
+class FitSpec(BaseModel):
+    """`[fit]`: the optimiser and its ensemble (thesis sec. 2.2 and 3.3)."""
+
+    model_config = _MODEL
+
+    members: Annotated[int, Field(ge=1, le=100)] = Field(5, description="random initialisations per fit (5DD)")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random number derives from it")
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.01, description="of Adam")
+    check_every: Annotated[int, Field(ge=1)] = Field(100, description="iterations between stability checks")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+
+
+class StabilitySpec(BaseModel):
+    """`[stability]`: the filter of sec. 4.3 and the rule that stops an unstable fit early."""
+
+    model_config = _MODEL
+
+    prune: bool = Field(True, description="stop unstable fits early and mark unstable settings PRUNED")
+    cv_percent: Annotated[float, Field(gt=0)] = Field(5.0, description="stable means CV of the members' PSNR <= this")
+    min_psnr: float = Field(15.0, description="stable means PSNR >= this, in dB")
+    max_vif: Annotated[float, Field(gt=0)] = Field(1.0, description="stable means VIF <= this")
+    warmup: Annotated[int, Field(ge=0)] = Field(1000, description="iterations before a fit may be stopped")
+    window: Annotated[int, Field(ge=1)] = Field(5, description="checks in the median that hides passing spikes")
+    patience: Annotated[int, Field(ge=1)] = Field(5, description="checks in a row above the threshold that stop a fit")
+
+
+class SearchSpec(BaseModel):
+    """`[search]`: which settings are tried, in which order, for how long."""
+
+    model_config = _MODEL
+
+    sampler: Sampler = Field("grid", description="grid, random, tpe, nsga2, nsga3, gp or qmc")
+    trials: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="settings to try; empty: the whole grid, or 100 for a search"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the sampler")
+
+
+class StudySpec(BaseModel):
+    """One study: the whole file."""
+
+    model_config = _MODEL
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name in the store")
+    description: str = Field("", description="one sentence for people")
+    images: bool = Field(True, description="keep target, output and error map of every trial")
+    target: TargetSpec = TargetSpec()
+    space: SpaceSpec
+    noise: NoiseSpec = NoiseSpec()
+    fit: FitSpec = FitSpec()
+    objectives: dict[Metric, Direction] = Field({"psnr": "maximize"}, min_length=1, description="metric = direction")
+    stability: StabilitySpec = StabilitySpec()
+    search: SearchSpec = SearchSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.fit.members == 1 and ("cv_percent" in self.objectives):
+            raise ValueError("objectives.cv_percent needs fit.members of at least 2")
+        return self
+
+    @property
+    def trials(self) -> int:
+        """How many settings the search tries: the grid's size, `search.trials`, or 100; never more than there are."""
+        size = len(self.space.search_space)
+        if self.search.sampler == "grid":
+            return min(size, self.search.trials or size)
+        return min(size, self.search.trials or 100)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that may change a result or what a trial means, as plain JSON values, flat dotted keys.
+
+        Left out: name, description, whether images are kept, the number of trials (a study can be continued) and the
+        device (recorded per trial).
+        `target.file` is left out too, since the target's pixels are compared by their hash.
+        """
+        tree = self.model_dump(
+            mode="json", exclude={"description": True, "name": True, "images": True, "target": {"file"}}
+        )
+        del tree["search"]["trials"], tree["fit"]["device"]
+        tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
+        tree["space"] = {axis: list(values) for axis, values in vars(self.space.search_space).items()}
+        return {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)}
+
+
+def read_spec(path: Path) -> StudySpec:
+    """Reads and checks a study file.
+
+    Args:
+        path: a TOML file. `name` defaults to the file's stem.
+
+    Raises:
+        UserError: the file is missing, is no TOML, or says something that is not valid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such study file", "Give a TOML file; studies/quick.toml is an example.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", "A study file is UTF-8 TOML.") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}", "See studies/quick.toml for an example.") from None
+    tree.setdefault("name", path.stem)
+    target = tree.get("target")
+    if isinstance(target, dict) and isinstance(target.get("file"), str):
+        target["file"] = str(
+            (path.parent / target["file"]).resolve()
+        )  # files are relative to the study that names them
+    return parse_spec(tree, str(path))
+
+
+def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
+    """Checks a parsed study file. `source` names it in errors.
+
+    Raises:
+        UserError: first line the key and what is wrong with it, second line what is valid.
+    """
+    try:
+        return StudySpec.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # pydantic adds the branch of a union to the location; a user knows keys and positions in lists only
+        location = [part for part in first["loc"] if isinstance(part, int) or _is_key(part)]
+        key = ".".join(f"[{part}]" if isinstance(part, int) else part for part in location).replace(".[", "[")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise UserError(f"{source}: {key or 'study'}: {_reason(first)}{more}", _valid(location)) from None
+
+
+def known_keys() -> list[tuple[str, str, str]]:
+    """(dotted key, default as TOML or 'required', description) of everything that a study file may say."""
+    return list(_keys(StudySpec, ""))
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Any:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+            continue
+        if name == "name" and not prefix:
+            default = "the file's name"
+        elif field.is_required():
+            default = "required"
+        else:
+            default = "" if field.default is None else json.dumps(field.default)
+        yield prefix + name, default, field.description or ""
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Any:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _is_key(part: str) -> bool:
+    return part.isidentifier() or part in get_args(Metric)
+
+
+def _reason(error: Any) -> str:
+    given = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}" + (
+        f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    )
+
+
+def _valid(location: list[Any]) -> str:
+    names = [part for part in location if isinstance(part, str)]
+    model: Any = StudySpec
+    for depth, name in enumerate(names):
+        if name not in model.model_fields:
+            keys = list(model.model_fields)
+            table = ".".join(names[:depth]) or "a study file"
+            near = difflib.get_close_matches(name, keys, 1)
+            hint = f"Did you mean '{near[0]}'? " if near else ""
+            return f"{hint}Valid in {table}: {', '.join(keys)}."
+        field = model.model_fields[name]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+            continue
+        return f"Valid: {_describe(field.annotation, field.metadata)} - {field.description}."
+    return f"Valid tables and keys: {', '.join(StudySpec.model_fields)}."
+
+
+def _describe(annotation: Any, metadata: Any = ()) -> str:
+    """The values that a type allows, in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [limit for extra in args[1:] for limit in getattr(extra, "metadata", ())]
+        return _describe(args[0], limits)
+    if origin is Literal:
+        return ", ".join(json.dumps(value) for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args if arg is not type(None))
+    if origin is list:
+        return f"a list of {_describe(args[0])}"
+    if origin is tuple:
+        return f"[{', '.join(_describe(arg) for arg in args)}]"
+    if origin is dict:
+        return f"{_describe(args[0])}, each = {_describe(args[1])}"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[annotation]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(limit, name)}" for limit in metadata for name, sign in signs.items() if hasattr(limit, name)
+    ]
+    return " ".join([words, " and ".join(limits)]).strip()
