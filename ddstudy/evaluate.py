@@ -1,0 +1,200 @@
+"""One fit -> the results of every setting that it serves.
+
+`evaluate` is a generator of events and a pure function of its job: no Optuna, no storage, picklable, the same
+numbers on every worker. Checks tell how the members are doing; a measurement is the result of one setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddstudy.decoder import Geometry, geometry, initial_weights
+from ddstudy.fit import ENGINE, Problem
+from ddstudy.fit import fit as run_fit
+from ddstudy.metrics import foreground, psnr, quality
+from ddstudy.noise import noise_volume
+from ddstudy.settings import Fit, rows_and_columns
+from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec
+from ddstudy.stability import cv_percent, should_stop
+from ddstudy.target import Target, join, split, tile_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything that a worker needs for one fit.
+
+    Attributes:
+        fit: what is fitted.
+        budgets: iterations to measure at, ascending.
+        target: the image.
+        options: members, seed, learning rate, checks, device.
+        noise: how input tensors are made.
+        stability: limits, and whether they stop the fit.
+    """
+
+    fit: Fit
+    budgets: tuple[int, ...]
+    target: Target
+    options: FitSpec
+    noise: NoiseSpec
+    stability: StabilitySpec
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the members are doing: PSNR (dB) of each after some iterations, joined slice."""
+
+    iteration: int
+    seconds: float
+    psnr_members: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """The result of one setting.
+
+    Attributes:
+        budget: iterations of the setting.
+        values: every measurement under its plain name (design: psnr, ssim, .., cv_percent, seconds, ..). Without
+            `psnr` when a member diverged.
+        output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
+        curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
+        stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
+    """
+
+    budget: int
+    values: dict[str, float | int | str]
+    output: NDArray[np.float32]
+    curve: dict[str, list[object]]
+    stopped: bool
+
+
+def job_geometry(fit: Fit, target: Target) -> Geometry:
+    """Shapes of the decoder that fits one tile of the target."""
+    channels, height, width = target.image.shape
+    return geometry(fit.k, fit.s, fit.l, *tile_shape(height, width, fit.tiling), channels=channels)
+
+
+def problem(job: Job) -> Problem:
+    """Tiles, input tensors and starting weights of every member.
+
+    Seeds derive from (study seed, identity of the fit, member), separately for noise and weights, so a member is
+    the same whatever the worker, the order and the number of members.
+    """
+    shape = job_geometry(job.fit, job.target)
+    rows, columns = rows_and_columns(job.fit.tiling)
+    (h0, w0), k = shape.sizes[0], shape.k
+    inputs, weights = [], []
+    for member in range(job.options.members):
+        seeds = np.random.SeedSequence([job.options.seed, job.fit.digest, member]).spawn(2)
+        noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds)
+        volume = noise_volume(job.fit.noise, k, rows * h0, columns * w0, noise_rng, job.noise)
+        inputs.append(split(volume, job.fit.tiling))
+        weights.append(initial_weights(shape, weight_rng))
+    tiles = split(job.target.image, job.fit.tiling)
+    return Problem(shape, tiles, np.stack(inputs), np.stack(weights), job.options.learning_rate)
+
+
+def evaluate(job: Job, *, device: str, threads: int) -> Iterator[Check | Measurement]:
+    """Runs the fit; yields a check every `check_every` iterations and a measurement at each budget.
+
+    With pruning on, a fit that `should_stop` ends with a measurement of where it stands, `stopped` set. A fit
+    in which a member diverges ends so in any case: it cannot recover.
+    """
+    _, height, width = job.target.image.shape
+    work = problem(job)
+    budgets = set(job.budgets)
+    last = max(budgets)
+    stops = sorted(budgets | set(range(job.options.check_every, last, job.options.check_every)))
+    checks: list[Check] = []
+    for snapshot in run_fit(work, stops, device=device, threads=threads):
+        members = np.clip(join(snapshot.outputs, job.fit.tiling, height, width), 0, 1)
+        finite = bool(np.isfinite(members).all())
+        scores = tuple(psnr(member, job.target.image) for member in members) if finite else ()
+        check = Check(snapshot.iteration, snapshot.seconds, scores)
+        if finite:
+            checks.append(check)
+            yield check
+        stopped = not finite or (
+            job.stability.prune
+            and snapshot.iteration < last
+            and should_stop([c.iteration for c in checks], [c.psnr_members for c in checks], job.stability)
+        )
+        if stopped or snapshot.iteration in budgets:
+            values = _values(job, work.shape, check, members, snapshot.outputs, work.tiles, device)
+            for budget in sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration)):
+                # a budget that was reached on time is a result of its own, even where the fit stops at it
+                late = stopped and (budget > check.iteration or not finite)
+                yield Measurement(budget, values, members.mean(axis=0), _curve(checks), late)
+        if stopped:
+            return
+
+
+def _values(
+    job: Job,
+    shape: Geometry,
+    check: Check,
+    members: NDArray[np.float32],
+    outputs: NDArray[np.float32],
+    tiles: NDArray[np.float32],
+    device: str,
+) -> dict[str, float | int | str]:
+    values: dict[str, float | int | str] = {
+        "seconds": check.seconds,
+        "seconds_per_member": check.seconds / len(members),
+        "parameters": shape.parameters,
+        "iterations_done": check.iteration,
+        "device": device_name(device),
+        "engine": ENGINE,
+    }
+    if not check.psnr_members:
+        return values
+    target = job.target.image
+    ensemble = members.mean(axis=0)
+    inside = foreground(target)
+    whole, *single = [
+        {**scores, "psnr_foreground": psnr(image[:, inside], target[:, inside])}
+        for image, scores in zip([ensemble, *members], quality(np.stack([ensemble, *members]), target), strict=True)
+    ]
+    values |= whole
+    values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in single])) for name in whole}
+    values |= _mean_over_tiles(outputs.mean(axis=0), tiles)
+    values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
+    values["cv_percent"] = cv_percent(check.psnr_members)
+    values["sd_db"] = float(np.std(check.psnr_members))
+    return values
+
+
+def _mean_over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32]) -> dict[str, float]:
+    """The thesis' patch-wise reading of the metrics: mean over tiles of each."""
+    scores = [quality(output[None], tile)[0] for output, tile in zip(outputs, tiles, strict=True)]
+    return {f"{name}_tiles": float(np.mean([s[name] for s in scores])) for name in scores[0] if name != "ms_ssim"}
+
+
+def _curve(checks: list[Check]) -> dict[str, list[object]]:
+    return {
+        "iterations": [check.iteration for check in checks],
+        "seconds": [round(check.seconds, 3) for check in checks],
+        "psnr_members": [[round(score, 3) for score in check.psnr_members] for check in checks],
+    }
+
+
+def device_name(device: str) -> str:
+    """What a device is called, for people: the GPU's or the processor's name."""
+    import platform
+
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    if device == "mps":
+        return "Apple GPU"
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            return next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

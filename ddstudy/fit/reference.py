@@ -1,0 +1,73 @@
+"""The reference engine: plain torch modules, autograd and Adam, one member per thread.
+
+It is the oracle of every faster engine and runs on any torch device. Members share no operation, and each is
+computed by one thread whatever the number of cores: sums that are split over threads differ in their last bits, and
+a fit amplifies that. So a member's numbers depend neither on the members beside it nor on the cores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ddstudy.decoder import DeepDecoder
+from ddstudy.fit import Problem, Snapshot
+
+
+def fit(problem: Problem, stops: Sequence[int], *, device: str, threads: int) -> Iterator[Snapshot]:
+    """See `ddstudy.fit.fit`."""
+    tiles = torch.tensor(problem.tiles, device=device)
+    members = [_Member(problem, index, tiles) for index in range(len(problem.weights))]
+    done, seconds = 0, 0.0
+    with ThreadPoolExecutor(min(threads, len(members)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(_Member.gradient, members))  # sets up kernels and memory: not part of the fit's time
+        for stop in stops:
+            start = _now(device)
+            list(pool.map(partial(_Member.advance, iterations=stop - done), members))
+            seconds += _now(device) - start
+            done = stop
+            outputs = np.stack(list(pool.map(_Member.output, members)))
+            errors = (outputs.astype(np.float64) - problem.tiles) ** 2
+            yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
+
+
+class _Member:
+    """One decoder and its optimiser."""
+
+    def __init__(self, problem: Problem, index: int, tiles: torch.Tensor) -> None:
+        self.tiles = tiles
+        self.input = torch.tensor(problem.inputs[index], device=tiles.device)
+        self.net = DeepDecoder(problem.shape)
+        nn.utils.vector_to_parameters(torch.tensor(problem.weights[index]), self.net.parameters())
+        self.net.to(tiles.device)
+        # fused: one call for all parameters instead of a dozen small ones for each
+        self.adam = torch.optim.Adam(self.net.parameters(), lr=problem.learning_rate, fused=tiles.device.type != "mps")
+
+    def gradient(self) -> None:
+        self.adam.zero_grad(set_to_none=True)
+        nn.functional.mse_loss(self.net(self.input), self.tiles).backward()
+
+    def advance(self, iterations: int) -> None:
+        for _ in range(iterations):
+            self.gradient()
+            self.adam.step()
+
+    @torch.no_grad()
+    def output(self) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = self.net(self.input).cpu().numpy()
+        return output
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()

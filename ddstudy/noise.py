@@ -1,0 +1,71 @@
+"""Input tensors: the fixed random input of the Deep Decoder (thesis sec. 3.1).
+
+Noise is made once for the whole slice, on a grid of (rows * h0, columns * w0), and cut like the slice, so that
+neighbouring tiles get neighbouring noise (Fig. 3.5). `uniform` is the thesis' Blur = 0, `blur3` its Blur = 3,
+`simplex` its Perlin.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddstudy.settings import Noise
+from ddstudy.spec import NoiseSpec
+
+
+def gaussian_sigma(kernel: int) -> float:
+    """Standard deviation that belongs to a kernel size (Eq. 3.2): 0.8 for 3."""
+    return 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+
+
+def noise_volume(
+    kind: Noise, k: int, height: int, width: int, rng: np.random.Generator, options: NoiseSpec
+) -> NDArray[np.float32]:
+    """One noise image per channel.
+
+    Args:
+        kind: `uniform` U[0, 1); `blur3` the same after a Gaussian filter (Eqs. 3.1, 3.2); `simplex` slices of one
+            3-D OpenSimplex volume (sec. 3.1.2), moved from [-1, 1] to [0, 1].
+        k: channels.
+        height: rows of the whole slice's input, rows of tiles * h0.
+        width: columns, likewise.
+        rng: stream that everything random is drawn from.
+        options: kernel size, feature size, range, channels.
+
+    Returns:
+        float32 array (k, height, width) within `options.range`.
+    """
+    if kind == "simplex":
+        images = _simplex(k, height, width, rng, options.feature_size)
+    elif options.channels == "interpolated":
+        # sec. 3.2, taken literally: every channel lies between two noise images, so the input has rank 2
+        first, last = _uniform(kind, 2, height, width, rng, options.blur_kernel)
+        step = np.linspace(0, 1, k, dtype=np.float32)[:, None, None]
+        images = (1 - step) * first + step * last
+    else:
+        images = _uniform(kind, k, height, width, rng, options.blur_kernel)
+    low, high = options.range
+    return np.asarray(low + (high - low) * images, dtype=np.float32)
+
+
+def _uniform(
+    kind: Noise, k: int, height: int, width: int, rng: np.random.Generator, kernel: int
+) -> NDArray[np.float32]:
+    images = rng.random((k, height, width), dtype=np.float32)
+    if kind == "blur3":
+        import cv2
+
+        # sigma is given: for sigma = 0 OpenCV would not use Eq. 3.2 at small kernels but a table (1/4, 1/2, 1/4)
+        sigma = gaussian_sigma(kernel)
+        images = np.stack([cv2.GaussianBlur(image, (kernel, kernel), sigma, sigma) for image in images])
+    return images
+
+
+def _simplex(k: int, height: int, width: int, rng: np.random.Generator, feature_size: float) -> NDArray[np.float32]:
+    from opensimplex import OpenSimplex
+
+    volume = OpenSimplex(int(rng.integers(2**63))).noise3array(
+        np.arange(width) / feature_size, np.arange(height) / feature_size, np.arange(k) / feature_size
+    )
+    return np.asarray((volume + 1) / 2, dtype=np.float32)

@@ -1,0 +1,199 @@
+"""Data -> figures: plotly drawings of the tables in `tables.py`, without arithmetic of their own.
+
+The marks are Okabe and Ito's colours that keep a contrast of 3:1 on white and on near-black alike, and each group has
+a symbol or pattern of its own besides; text is a grey between the two, which a page may overrule by its style.
+"""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ddstudy.report.tables import Importance
+
+LABELS = {
+    "k": "channels k",
+    "s": "scale factor s",
+    "l": "blocks l",
+    "iterations": "iterations",
+    "noise": "noise",
+    "tiling": "tiling",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "vif": "VIF",
+    "psnr_foreground": "PSNR in the foreground (dB)",
+    "seconds": "seconds",
+    "parameters": "parameters",
+    "cv_percent": "CV (%)",
+}
+DIGITS = {
+    "psnr": 2,
+    "ssim": 3,
+    "ms_ssim": 3,
+    "vif": 3,
+    "psnr_foreground": 2,
+    "seconds": 2,
+    "parameters": 0,
+    "cv_percent": 2,
+}
+
+_BLUE, _VERMILLION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#b8609c"
+_COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, "#80868b", "#a87b00", "#3b8fc4")
+_PATTERNS = ("", "/", "x", ".", "\\", "-", "+")
+_TEXT, _GRID, _CLEAR = "#7d848c", "rgba(125, 132, 140, 0.28)", "rgba(0, 0, 0, 0)"
+_AXIS = {
+    "gridcolor": _GRID,
+    "linecolor": _GRID,
+    "zerolinecolor": _GRID,
+    "automargin": True,
+    "title": {"standoff": 8},
+    "fixedrange": True,  # else a finger that scrolls the page zooms the figure
+}
+_LAYOUT = {
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": _TEXT},
+    "paper_bgcolor": _CLEAR,
+    "plot_bgcolor": _CLEAR,
+    "margin": {"l": 8, "r": 12, "t": 36, "b": 8},
+    "height": 360,
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": _CLEAR},
+    "xaxis": _AXIS,
+    "yaxis": _AXIS,
+    "dragmode": False,
+}
+
+
+def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figure:
+    """Every measured trial in the plane of two metrics, with the stable trials that nobody dominates joined.
+
+    Args:
+        trials: measured trials, `tables.finished`.
+        front: those of them on the front of `x` and `y`.
+        x: metric across.
+        y: metric upwards.
+    """
+    figure = _figure(LABELS[x], LABELS[y], {"height": 460})
+    stable = trials["stable"]
+    for name, rows, marker in (
+        ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x-thin", "line": {"color": _VERMILLION}}),
+        ("stable", trials[stable], {"color": _BLUE, "opacity": 0.55}),
+        ("Pareto front", front.sort_values([x, y]), {"color": _GREEN, "symbol": "diamond", "size": 10}),
+    ):
+        figure.add_scatter(
+            name=name,
+            x=rows[x].tolist(),
+            y=rows[y].tolist(),
+            text=_hover(rows),
+            mode="lines+markers" if name == "Pareto front" else "markers",
+            line={"color": _GREEN, "width": 1.5},
+            marker={"size": 6, "line": {"width": 1.2}} | marker,
+            hovertemplate=f"%{{text}}<br>{LABELS[y]} %{{y:.{DIGITS[y]}f}}<br>{LABELS[x]} %{{x:.{DIGITS[x]}f}}",
+        )
+    for metric, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
+        if metric in ("seconds", "parameters"):  # both span orders of magnitude
+            update(type="log", dtick="D2", minor={"showgrid": False})
+    return figure
+
+
+def importance(result: Importance) -> go.Figure:
+    """Shares of a metric's variance as bars, the largest on top."""
+    shares = result.shares
+    figure = _figure("share of the variance", "", {"height": 110 + 22 * len(shares), "margin": {"t": 12}})
+    figure.add_bar(
+        orientation="h",
+        x=shares["share"].tolist(),
+        y=shares["term"].tolist(),
+        marker={"color": _BLUE},
+        text=[f"{share:.1%}" for share in shares["share"]],
+        textposition="outside",
+        cliponaxis=False,
+        hovertemplate="%{y}: %{x:.2%}<extra></extra>",
+    )
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    return figure.update_layout(margin_r=52)
+
+
+def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figure:
+    """Boxes from the lower to the upper quartile with the median (line) and the mean (dashes) of a metric.
+
+    Args:
+        table: `tables.by_axis` over `x` and, where there is one, `group`.
+        x: axis across.
+        y: metric upwards.
+        group: axis that splits each value of `x` into coloured boxes.
+    """
+    figure = _figure(LABELS[x], LABELS[y], {"boxmode": "group"})
+    table = table.dropna(subset=[f"{y}_median"])
+    groups = table.groupby(group, sort=False) if group else [("", table)]
+    for (name, rows), colour in zip(groups, _cycle(_COLOURS), strict=False):
+        figure.add_box(
+            name=f"{group} {name}" if group in ("k", "s", "l") else str(name),
+            x=[str(value) for value in rows[x]],
+            q1=rows[f"{y}_q25"].tolist(),
+            median=rows[f"{y}_median"].tolist(),
+            mean=rows[f"{y}_mean"].tolist(),
+            q3=rows[f"{y}_q75"].tolist(),
+            marker={"color": colour},
+            showlegend=group is not None,
+            hoverinfo="y+name" if group else "y",
+        )
+    figure.update_xaxes(**_categories(table, x))
+    figure.update_yaxes(hoverformat=f".{DIGITS[y]}f")
+    return figure if group else figure.update_layout(margin_t=12)
+
+
+def unstable(table: pd.DataFrame) -> go.Figure:
+    """Share of settings above the threshold of the CV, per pair (thesis Fig. 4.4). Of `tables.unstable_share`."""
+    figure = _figure(LABELS["tiling"], "share of settings", {"barmode": "group"})
+    for (noise, rows), (colour, pattern) in zip(
+        table.groupby("noise", sort=False), zip(_COLOURS, _PATTERNS, strict=True), strict=False
+    ):
+        figure.add_bar(
+            name=str(noise),
+            x=rows["tiling"].tolist(),
+            y=rows["share"].tolist(),
+            marker=_bar(colour, pattern),
+            customdata=rows[["above", "n"]].to_numpy().tolist(),
+            hovertemplate="%{x}: %{y:.1%} (%{customdata[0]} of %{customdata[1]})",
+        )
+    figure.update_xaxes(**_categories(table, "tiling"))
+    return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+
+
+def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
+    """Mean PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6). Of `tables.gain_of_ensemble`."""
+    figure = _figure("noise and tiling", LABELS["psnr"], {"barmode": "group"})
+    for column, name, colour, pattern in (
+        ("psnr_1dd", "1DD", _BLUE, ""),
+        ("psnr", f"{members}DD", _VERMILLION, "/"),
+    ):
+        figure.add_bar(
+            name=name,
+            x=[table["tiling"].tolist(), table["noise"].tolist()],
+            y=table[column].tolist(),
+            marker=_bar(colour, pattern),
+            hovertemplate="%{x}: %{y:.2f} dB",
+        )
+    return figure
+
+
+def _figure(x: str, y: str, layout: dict[str, object]) -> go.Figure:
+    template = go.layout.Template(layout=_LAYOUT)
+    return go.Figure(layout={"template": template, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}} | layout)
+
+
+def _hover(rows: pd.DataFrame) -> list[str]:
+    """The setting and, where there is one, the reason. Plotly reads hover text as markup."""
+    return [
+        f"trial {row.number}: k {row.k}, s {row.s}, l {row.l}, {row.iterations} iterations, {row.noise}, {row.tiling}"
+        + (f"<br>{html.escape(row.reason)}" if isinstance(row.reason, str) and row.reason else "")
+        for row in rows.itertuples()
+    ]
+
+
+def _categories(table: pd.DataFrame, axis: str) -> dict[str, object]:
+    """Values side by side in the table's order, even where they are numbers or one group lacks some."""
+    return {"type": "category", "categoryorder": "array", "categoryarray": [str(v) for v in table[axis].unique()]}

@@ -1,0 +1,263 @@
+"""Study -> data: every number that a report shows, as pandas tables.
+
+The functions take the table of trials (one row per finished trial, see `ddstudy.store.StudyView`) and leave it as it
+was. Three rules say which trials count, and they hold everywhere:
+
+- quality (`psnr`, `ssim`, ...) is compared among stable trials only, the thesis' filter (sec. 4.3);
+- `seconds` are compared among trials that ran all their iterations, stable or not, on a device of their own;
+- everything else among all trials that were measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ddstudy.settings import AXES, NOISES, TILINGS
+from ddstudy.spec import BETTER, Direction
+
+if TYPE_CHECKING:
+    from ddstudy.store import StudyView
+
+PAIR = ("tiling", "noise")
+QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much of a metric's variance each axis explains.
+
+    Attributes:
+        metric: the target of the analysis.
+        evaluator: how the shares were computed, in words.
+        shares: columns `term` and `share`, largest first, what is left over last; shares add up to 1. Empty where
+            there was too little to analyse.
+        reason: why `shares` is empty.
+    """
+
+    metric: str
+    evaluator: str
+    shares: pd.DataFrame
+    reason: str = ""
+
+
+def finished(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that were measured: COMPLETE or PRUNED, with a PSNR."""
+    rows = trials[trials["state"].isin(["COMPLETE", "PRUNED"]) & trials["psnr"].notna()]
+    return rows.assign(stable=rows["stable"].eq(True))
+
+
+def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The measured trials among which `metric` may be compared: the rules at the top of this module."""
+    rows = finished(trials)
+    rows = rows[rows[metric].notna()]
+    if metric in QUALITY:
+        return rows[rows["stable"]]
+    if metric == "seconds":
+        return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]
+    return rows
+
+
+def pareto_front(trials: pd.DataFrame, objectives: Mapping[str, Direction]) -> pd.Series[bool]:
+    """Marks the stable trials that no other stable trial dominates.
+
+    A trial dominates another if it is no worse in every objective and better in one; equal trials stay together.
+    Trials without a number in an objective are not on the front.
+
+    Args:
+        trials: the table of trials.
+        objectives: metric -> direction.
+
+    Returns:
+        One boolean per row of `trials`.
+    """
+    rows = finished(trials)
+    rows = rows[rows["stable"]].dropna(subset=list(objectives))
+    signs = [1.0 if direction == "minimize" else -1.0 for direction in objectives.values()]
+    costs = rows[list(objectives)].to_numpy(dtype=float) * signs
+    front: list[int] = []
+    # in lexicographic order nobody is dominated by a later row, so each has to be compared with the front so far only
+    for row in np.lexsort(costs.T[::-1]):
+        no_worse = (costs[front] <= costs[row]).all(axis=1)
+        better = (costs[front] < costs[row]).any(axis=1)
+        if not (no_worse & better).any():
+            front.append(row)
+    return pd.Series(trials.index.isin(rows.index[front]), index=trials.index)
+
+
+def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr", "seconds")) -> pd.DataFrame:
+    """Time, quality and stability per value of one axis, or per combination of several (thesis Tables 4.1 and 4.2).
+
+    Args:
+        trials: the table of trials.
+        axes: of the setting; `by_axis(trials, *PAIR)` describes the pairs.
+        metrics: what is described.
+
+    Returns:
+        One row per value that was measured, in the axes' order: the axes, `n` measured trials, `unstable_share` of
+        them, and for each metric `<metric>_n` comparable trials, their `_mean`, `_q25`, `_median` and `_q75`.
+    """
+    groups = _in_order(finished(trials)).groupby(list(axes), observed=True)
+    table = pd.DataFrame({"n": groups.size(), "unstable_share": 1.0 - groups["stable"].mean()})
+    for metric in metrics:
+        values = _in_order(comparable(trials, metric)).groupby(list(axes), observed=True)[metric]
+        summary = {
+            f"{metric}_n": values.size(),
+            f"{metric}_mean": values.mean(),
+            f"{metric}_q25": values.quantile(0.25),
+            f"{metric}_median": values.median(),
+            f"{metric}_q75": values.quantile(0.75),
+        }
+        table = table.join(pd.DataFrame(summary))
+        table[f"{metric}_n"] = table[f"{metric}_n"].fillna(0).astype(int)
+    return _plain(table)
+
+
+def unstable_share(trials: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Share of settings whose members disagree, per pair (thesis Fig. 4.4).
+
+    Args:
+        trials: the table of trials.
+        threshold: of the CV, in percent.
+
+    Returns:
+        One row per pair: `tiling`, `noise`, `n` trials with a CV, `above` the threshold, and their `share`.
+    """
+    rows = finished(trials).dropna(subset=["cv_percent"])
+    above = _in_order(rows.assign(above=rows["cv_percent"] > threshold)).groupby(list(PAIR), observed=True)["above"]
+    return _plain(pd.DataFrame({"n": above.size(), "above": above.sum(), "share": above.mean()}))
+
+
+def best_settings(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The best stable trial of each pair (thesis Tables 4.3 to 4.5).
+
+    Returns:
+        One row per pair that has a stable trial: `tiling`, `noise`, `k`, `s`, `l`, `iterations`, `number` and the
+        metric. Of equal trials the one with the lowest number.
+    """
+    rows = _in_order(_best_first(trials, metric)).groupby(list(PAIR), observed=True).head(1).sort_values(list(PAIR))
+    return _plain(rows[[*PAIR, "k", "s", "l", "iterations", "number", metric]].set_index(list(PAIR)))
+
+
+def best_by_metric(trials: pd.DataFrame) -> pd.DataFrame:
+    """The best stable trial for each metric: `metric`, `value`, `number` and its setting."""
+    best = [(metric, _best_first(trials, metric).head(1)) for metric in BETTER]
+    rows = [row.assign(metric=metric, value=row[metric]) for metric, row in best if len(row)]
+    columns = ["metric", "value", "number", *AXES]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def gain_of_ensemble(trials: pd.DataFrame) -> pd.DataFrame:
+    """Mean PSNR of single members and of their ensemble over the stable settings of each pair (thesis Fig. 4.6).
+
+    Returns:
+        One row per pair: `tiling`, `noise`, `n`, `psnr_1dd`, `psnr` and their difference `gain`, all in dB.
+    """
+    rows = comparable(trials, "psnr").dropna(subset=["psnr_1dd"])
+    groups = _in_order(rows).groupby(list(PAIR), observed=True)
+    table = groups[["psnr_1dd", "psnr"]].mean()
+    return _plain(table.assign(n=groups.size(), gain=table["psnr"] - table["psnr_1dd"]))[
+        [*PAIR, "n", "psnr_1dd", "psnr", "gain"]
+    ]
+
+
+def reasons(trials: pd.DataFrame) -> pd.DataFrame:
+    """Why trials failed or are unstable: `state`, `reason` and `n` trials, the commonest first."""
+    rows = trials[~trials["stable"].eq(True)]
+    counts = rows.fillna({"reason": ""}).groupby(["state", "reason"], observed=True).size()
+    return counts.rename("n").reset_index().sort_values("n", ascending=False, kind="stable", ignore_index=True)
+
+
+def importance(view: StudyView, metric: str = "psnr") -> Importance:
+    """Shares of the variance of `metric` that the axes explain, over all measured trials.
+
+    On a complete grid the functional ANOVA is exact: main effects, interactions of two axes, and the rest. Elsewhere
+    a forest is fitted and asked (Optuna's fANOVA): main effects, and the rest.
+    """
+    rows = finished(view.trials).dropna(subset=[metric])
+    varied = [axis for axis in AXES if rows[axis].nunique() > 1]
+    nothing = pd.DataFrame({"term": pd.Series(dtype=object), "share": pd.Series(dtype=float)})
+    if len(rows) < 10:
+        return Importance(metric, "none", nothing, f"{len(rows)} measured trials; at least 10 are needed.")
+    if not varied:
+        return Importance(metric, "none", nothing, "All measured trials have the same setting.")
+    if rows[metric].nunique() < 2:
+        return Importance(metric, "none", nothing, "All measured trials have the same value.")
+    cells = rows.groupby(list(AXES), observed=True)[metric].mean()
+    if len(cells) == len(view.spec.space.search_space):
+        evaluator, shares = "exact functional ANOVA of the complete grid", _functional_anova(cells, varied)
+    else:
+        evaluator, shares = "Optuna's FanovaImportanceEvaluator, seed 0", _forest(rows, varied, metric)
+    rest = shares.popitem()
+    terms = sorted(shares.items(), key=lambda term: -term[1])
+    return Importance(metric, evaluator, pd.DataFrame([*terms, rest], columns=["term", "share"]))
+
+
+def _functional_anova(cells: pd.Series[float], varied: list[str]) -> dict[str, float]:
+    """Exact shares of a full factorial: `cells` holds one value per combination, indexed by axis."""
+    total = cells.var(ddof=0)
+
+    def explained(*axes: str) -> float:
+        return float(cells.groupby(level=list(axes)).mean().var(ddof=0) / total)
+
+    shares = {axis: explained(axis) for axis in varied}
+    for one, other in itertools.combinations(varied, 2):
+        # rounding may leave a hair less than nothing
+        interaction = max(0.0, explained(one, other) - shares[one] - shares[other])
+        shares[f"{one} \u00d7 {other}"] = interaction
+    return shares | {"higher order": max(0.0, 1.0 - sum(shares.values()))}
+
+
+def _forest(rows: pd.DataFrame, varied: list[str], metric: str) -> dict[str, float]:
+    """Shares by a random forest over the measured settings."""
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+    distributions: dict[str, BaseDistribution] = {
+        axis: CategoricalDistribution(sorted(rows[axis].unique()))
+        if axis in PAIR
+        else IntDistribution(int(rows[axis].min()), int(rows[axis].max()))
+        for axis in varied
+    }
+    settings = zip(*(rows[axis].tolist() for axis in varied), strict=True)
+    study = optuna.create_study()
+    study.add_trials(
+        [
+            optuna.create_trial(
+                params=dict(zip(varied, setting, strict=True)), distributions=distributions, value=value
+            )
+            for setting, value in zip(settings, rows[metric].tolist(), strict=True)
+        ]
+    )
+    # the evaluator itself, since optuna.importance scales main effects until they add up to 1
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    main = evaluator.evaluate(study, target=lambda trial: trial.values[0])
+    shares = {axis: float(share) for axis, share in main.items()}
+    return shares | {"interactions": max(0.0, 1.0 - sum(shares.values()))}
+
+
+def _best_first(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    rows = comparable(trials, metric)
+    return rows[rows["stable"]].sort_values(
+        [metric, "number"], ascending=[BETTER[metric] == "minimize", True], kind="stable"
+    )
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Noise and tiling in the thesis' order, which is not the alphabet's."""
+    return rows.assign(
+        noise=pd.Categorical(rows["noise"], NOISES, ordered=True),
+        tiling=pd.Categorical(rows["tiling"], TILINGS, ordered=True),
+    )
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The index of groups as ordinary columns of plain values."""
+    table = table.reset_index()
+    names: dict[Any, Any] = {name: table[name].astype(object) for name in PAIR if name in table}
+    return table.assign(**names)

@@ -1,0 +1,548 @@
+"""The dashboard shows a study as it is and cannot change it."""
+
+import io
+import json
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+
+import cv2
+import numpy as np
+import optuna
+import optuna_dashboard
+import pytest
+import sqlalchemy
+from browser import chromium, errors
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.distributions import IntDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from ddstudy import dashboard
+from ddstudy.errors import UserError
+
+PSNR = 31.25
+SPACE = {"k": IntDistribution(8, 64)}
+
+
+@pytest.fixture(params=["sqlite"])
+def dashboard_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database."""
+    return {"sqlite": f"sqlite:///{tmp_path / 'study.db'}"}[request.param]
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    return folder
+
+
+@contextmanager
+def opened(opener: Callable[[str], RDBStorage], url: str) -> Iterator[RDBStorage]:
+    storage = opener(url)
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
+
+
+@pytest.fixture
+def storage(dashboard_url: str) -> Iterator[RDBStorage]:
+    """The database, open for writing: what the dashboard leaves alone it leaves alone by itself."""
+    with opened(RDBStorage, dashboard_url) as storage:
+        yield storage
+
+
+@pytest.fixture
+def study(storage: RDBStorage, artifacts: Path, tmp_path: Path) -> optuna.Study:
+    """Trials 0 feasible with an image, 1 infeasible, 2 PRUNED and infeasible, 3 without a constraint."""
+    study = optuna.create_study(storage=storage, study_name="thesis", direction="maximize")
+    image = tmp_path / "ensemble.png"
+    cv2.imwrite(str(image), np.linspace(0, 255, 64 * 48).reshape(64, 48).astype(np.uint8))
+    trial = study.ask(SPACE)
+    trial.set_user_attr("psnr", PSNR)
+    trial.set_constraint("cv", -2.0)
+    upload_artifact(study_or_trial=trial, file_path=str(image), artifact_store=FileSystemArtifactStore(artifacts))
+    study.tell(trial, PSNR)
+    study.add_trial(create_trial(value=35, params={"k": 8}, distributions=SPACE, constraints={"cv": 1.5, "vif": -1}))
+    study.add_trial(
+        create_trial(state=TrialState.PRUNED, params={"k": 9}, distributions=SPACE, constraints={"cv": 7.0})
+    )
+    study.add_trial(create_trial(value=20, params={"k": 10}, distributions=SPACE))
+    return study
+
+
+def call(
+    app, method: str, path: str, without: tuple[str, ...] = (), **environ: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Ask a WSGI application, without a server."""
+    asked = {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(b"{}"), "CONTENT_LENGTH": "2"}
+    asked |= {"CONTENT_TYPE": "application/json", "HTTP_ACCEPT_ENCODING": "gzip"} | environ
+    setup_testing_defaults(asked)
+    for name in without:
+        asked.pop(name, None)
+    answer = []
+    chunks = app(asked, lambda status, headers, exc_info=None: answer.append((status, headers)))
+    body = b"".join(chunks)
+    getattr(chunks, "close", lambda: None)()
+    [(status, headers)] = answer
+    return int(status.split()[0]), dict(headers), body
+
+
+def detail(app, study_id: int) -> dict:
+    status, _, body = call(app, "GET", f"/api/studies/{study_id}")
+    assert status == 200
+    return json.loads(body)
+
+
+def rows(url: str) -> dict[str, list]:
+    """Every row of every table."""
+    engine = sqlalchemy.create_engine(url)
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    with engine.connect() as connection:
+        content = {name: sorted(map(repr, connection.execute(table.select()))) for name, table in tables.tables.items()}
+    engine.dispose()
+    return content
+
+
+@contextmanager
+def running(storage, artifacts: Path | None = None) -> Iterator[dashboard.DashboardServer]:
+    with dashboard.server(storage, artifacts, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def two_lines(error: pytest.ExceptionInfo[UserError]) -> str:
+    message = str(error.value)
+    assert message.count("\n") == 1
+    return message
+
+
+# --- nothing can be changed
+
+
+def changing_routes() -> list[tuple[str, str]]:
+    """Every route of the dashboard that is not a plain read, with 1 for each number and a word for each name."""
+    raw = optuna_dashboard.wsgi(optuna.storages.InMemoryStorage(), None)
+    return [
+        (route.method, re.sub(r"<[^>]*>", "1", route.rule))
+        for route in raw.routes
+        if route.method not in ("GET", "HEAD")
+    ]
+
+
+def test_every_changing_route_is_refused(study, storage, artifacts, dashboard_url, tmp_path):
+    app = dashboard.app(storage, artifacts)
+    before, files = rows(dashboard_url), sorted(artifacts.iterdir())
+    routes = changing_routes()
+    assert ("DELETE", "/api/studies/1") in routes
+    assert len(routes) > 10
+    for method, path in [*routes, ("PATCH", "/api/studies/1"), ("OPTIONS", "/"), ("delete", "/api/studies/1")]:
+        status, headers, body = call(app, method, path)
+        assert status == 405, (method, path)
+        assert headers["Allow"] == "GET, HEAD"
+        assert headers["Content-Type"].startswith("text/plain")
+        assert b"read-only" in body
+    assert rows(dashboard_url) == before
+    assert sorted(artifacts.iterdir()) == files
+
+
+def test_the_unguarded_dashboard_would_delete(study, storage):
+    """Guards the test above: its routes do reach something."""
+    assert call(optuna_dashboard.wsgi(storage), "DELETE", "/api/studies/1")[0] == 204
+
+
+def test_reading_leaves_an_sqlite_file_byte_for_byte(study, storage, artifacts, tmp_path):
+    file = tmp_path / "study.db"
+    if not file.exists():
+        pytest.skip("a file is SQLite's")
+    before = file.read_bytes()
+    app = dashboard.app(storage, artifacts)
+    for method, path in [*changing_routes(), ("GET", "/api/studies"), ("GET", "/api/studies/1"), ("GET", "/csv/1")]:
+        call(app, method, path)
+    assert file.read_bytes() == before
+
+
+def test_the_view_refuses_writes_even_past_the_methods(study, storage):
+    view = dashboard._View(storage)
+    with pytest.raises(PermissionError):
+        view.delete_study(1)
+    with pytest.raises(PermissionError):
+        optuna.create_study(storage=view)
+
+
+def test_head_is_a_get_without_its_body(study, storage):
+    app = dashboard.app(storage, None)
+    assert call(app, "HEAD", "/api/studies")[::2] == (200, b"")
+    assert call(app, "HEAD", "/api/studies", HTTP_HOST="evil.example")[::2] == (403, b"")
+
+
+def test_over_a_socket(study, storage, artifacts):
+    with running(storage, artifacts) as server:
+        with urllib.request.urlopen(server.url) as page:
+            assert page.url == server.url + "/dashboard"
+            assert b"Optuna Dashboard" in page.read()
+        delete = urllib.request.Request(server.url + "/api/studies/1", method="DELETE")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(delete)
+        with refused.value:
+            assert refused.value.code == 405
+    assert [s.study_name for s in storage.get_all_studies()] == ["thesis"]
+
+
+# --- who is answered
+
+
+@pytest.mark.parametrize(
+    ("bound", "header", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8080", 200),
+        ("127.0.0.1", "localhost", 200),
+        ("127.0.0.1", "LocalHost:99", 200),
+        ("127.0.0.1", "127.8.8.8", 200),
+        ("127.0.0.1", "[::1]:8080", 200),
+        ("127.0.0.1", "", 403),
+        ("127.0.0.1", "evil.example", 403),
+        ("127.0.0.1", "localhost.evil.example", 403),
+        ("127.0.0.1", "127.0.0.1.evil.example:8080", 403),
+        ("127.0.0.1", "192.0.2.7", 403),
+        ("127.0.0.1", "[::1", 403),
+        ("gpu.example", "GPU.example:8080", 200),
+        ("gpu.example", "localhost", 200),
+        ("gpu.example", "evil.example", 403),
+        ("0.0.0.0", "192.0.2.7:8080", 200),
+        ("0.0.0.0", f"{socket.gethostname()}:8080", 200),
+        ("0.0.0.0", "evil.example", 403),
+        ("", "", 403),
+    ],
+)
+def test_host_header(bound, header, status):
+    """A page elsewhere whose name is rebound to this machine must stay outside."""
+    app = dashboard.app(optuna.storages.InMemoryStorage(), None, bound)
+    assert call(app, "GET", "/api/studies", HTTP_HOST=header)[0] == status
+
+
+def test_the_host_is_checked_before_the_method():
+    app = dashboard.app(optuna.storages.InMemoryStorage(), None)
+    assert call(app, "DELETE", "/api/studies/1", HTTP_HOST="evil.example")[0] == 403
+
+
+def test_no_host_header():
+    app = dashboard.app(optuna.storages.InMemoryStorage(), None)
+    assert call(app, "GET", "/api/studies", without=("HTTP_HOST",))[0] == 403
+
+
+@pytest.mark.parametrize("path", ["/static/bundle.js", "/favicon.ico"])
+def test_without_accept_encoding(path):
+    """optuna-dashboard 0.21 answers such a request with an error 500."""
+    app = dashboard.app(optuna.storages.InMemoryStorage(), None)
+    status, headers, body = call(app, "GET", path, without=("HTTP_ACCEPT_ENCODING",))
+    assert status == 200
+    assert "Content-Encoding" not in headers
+    assert len(body) == int(headers["Content-Length"])
+
+
+def test_security_headers_join_the_dashboards_own(storage):
+    headers = call(dashboard.app(storage, None), "GET", "/dashboard")[1]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "script-src 'self'" in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.7", "gpu.example"])
+def test_remote_needs_to_be_allowed(host):
+    with pytest.raises(UserError) as error:
+        dashboard.serve(optuna.storages.InMemoryStorage(), None, host=host, port=0)
+    assert "no login" in two_lines(error)
+
+
+def test_allowed_remote():
+    with dashboard.server(optuna.storages.InMemoryStorage(), None, "0.0.0.0", 0, allow_remote=True) as server:
+        assert server.url == f"http://{socket.gethostname()}:{server.server_port}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_port_in_use(host):
+    with closing(socket.create_server((host, 0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError) as error:
+            dashboard.serve(optuna.storages.InMemoryStorage(), None, host=host, port=port)
+    assert f"cannot listen on {host}:{port}: Address already in use" in two_lines(error)
+    assert "--port" in str(error.value)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 65536), ("192.0.2.7", 0)])
+def test_impossible_address(host, port):
+    with pytest.raises(UserError) as error:
+        dashboard.serve(optuna.storages.InMemoryStorage(), None, host=host, port=port, allow_remote=True)
+    assert f"cannot listen on {host}:{port}" in two_lines(error)
+
+
+def test_ctrl_c_ends_cleanly_and_quietly(study, dashboard_url):
+    code = (
+        "import sys; from ddstudy import dashboard\n"
+        "storage = dashboard.open_read_only(sys.argv[1])\n"
+        "dashboard.serve(storage, None, port=0, ready=lambda url: print(url, flush=True))\n"
+        "print('ended')"
+    )
+    command = [sys.executable, "-c", code, dashboard_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().strip()
+            with urllib.request.urlopen(url + "/api/studies") as answer:
+                assert b"thesis" in answer.read()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
+# --- what is shown
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, optuna.storages.get_storage], ids=["plain", "cached"])
+def test_constraints(study, storage, wrap):
+    """optuna-dashboard 0.21 takes every trial with Optuna 5's constraints for feasible."""
+    app = dashboard.app(wrap(storage), None)
+    for _ in range(2):  # the second answer comes from the dashboard's memory
+        shown = detail(app, study._study_id)
+        assert [t["constraints"] for t in shown["trials"]] == [[-2.0], [1.5, -1], [7.0], []]
+        assert [t["state"] for t in shown["trials"]] == ["Complete", "Complete", "Pruned", "Complete"]
+    assert [t["number"] for t in shown["best_trials"]] == [0]  # trial 1 is higher, and unstable
+    assert {"key": "psnr", "sortable": True} in shown["union_user_attrs"]
+
+
+def test_constraints_are_added_in_a_copy(study, storage):
+    cached = optuna.storages.get_storage(storage)
+    detail(dashboard.app(cached, None), study._study_id)
+    assert [dict(t.constraints) for t in cached.get_all_trials(study._study_id)] == [
+        {"cv": -2.0},
+        {"cv": 1.5, "vif": -1.0},
+        {"cv": 7.0},
+        {},
+    ]
+
+
+def test_constraints_of_the_old_kind_stay(storage):
+    study = optuna.create_study(storage=storage)
+    study.add_trial(create_trial(value=1, system_attrs={"constraints": [3.0]}))
+    assert detail(dashboard.app(storage, None), study._study_id)["trials"][0]["constraints"] == [3.0]
+
+
+def test_none_feasible(storage):
+    study = optuna.create_study(storage=storage)
+    for value in (2.0, 1.0):
+        study.add_trial(create_trial(value=value, constraints={"cv": 1.0}))
+    assert [t["number"] for t in detail(dashboard.app(storage, None), study._study_id)["best_trials"]] == [1]
+
+
+def test_a_study_without_trials(storage):
+    study = optuna.create_study(storage=storage)
+    assert detail(dashboard.app(storage, None), study._study_id)["best_trials"] == []
+
+
+def test_new_trials_appear(study, storage, dashboard_url):
+    """The cache of finished trials is no reason to miss one: the driver writes while the dashboard runs."""
+    with opened(dashboard.open_read_only, dashboard_url) as shown:
+        view = dashboard._View(optuna.storages.get_storage(shown))
+        running_trial = study.ask(SPACE)
+        assert view.get_all_trials(study._study_id)[-1].state == TrialState.RUNNING
+        running_trial.set_constraint("cv", 4.0)
+        study.tell(running_trial, 1.0)
+        study.add_trial(create_trial(value=1, params={"k": 10}, distributions=SPACE))
+        *_, told, added = view.get_all_trials(study._study_id)
+        assert told.system_attrs["constraints"] == [4.0]
+        assert added.number == told.number + 1
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*set_metric_names is experimental"
+)  # the names of the objectives have no other home
+def test_several_objectives(storage):
+    study = optuna.create_study(storage=storage, study_name="pareto", directions=["maximize", "minimize"])
+    study.set_metric_names(["psnr", "seconds"])
+    for values, cv in [((30, 10), -1.0), ((20, 20), -1.0), ((32, 30), 2.0)]:
+        study.add_trial(create_trial(values=values, params={"k": 8}, distributions=SPACE, constraints={"cv": cv}))
+    study.add_trial(create_trial(state=TrialState.PRUNED, constraints={"cv": 9.0}))
+    app = dashboard.app(storage, None)
+    shown = detail(app, study._study_id)
+    assert shown["objective_names"] == ["psnr", "seconds"]
+    assert [t["constraints"] for t in shown["trials"]] == [[-1.0], [-1.0], [2.0], [9.0]]
+    assert 0 in [t["number"] for t in shown["best_trials"]]
+
+
+@pytest.mark.parametrize("page", ["csv/1", "api/studies/1/plot/slice", "api/studies/1/param_importances"])
+def test_other_readers_work_through_the_view(study, storage, page):
+    assert call(dashboard.app(storage, None), "GET", f"/{page}")[0] == 200
+
+
+def test_artifacts(study, storage, artifacts, tmp_path):
+    app = dashboard.app(storage, artifacts)
+    trial = detail(app, study._study_id)["trials"][0]
+    [artifact] = trial["artifacts"]
+    assert (artifact["filename"], artifact["mimetype"]) == ("ensemble.png", "image/png")
+    path = f"/artifacts/{study._study_id}/{trial['trial_id']}/{artifact['artifact_id']}"
+    status, headers, body = call(app, "GET", path)
+    assert (status, headers["Content-Type"]) == (200, "image/png")
+    assert body == (tmp_path / "ensemble.png").read_bytes()
+    assert "Access-Control-Allow-Origin" not in headers
+    (artifacts / artifact["artifact_id"]).unlink()
+    assert call(app, "GET", path)[0] == 404
+
+
+def test_artifacts_of_a_trial_added_whole(storage, artifacts):
+    meta = {"artifact_id": "00ff", "filename": "a.png", "mimetype": "image/png", "encoding": None}
+    study = optuna.create_study(storage=storage)
+    study.add_trial(create_trial(value=1, system_attrs={"artifacts:00ff": json.dumps(meta)}, constraints={"cv": 1.0}))
+    (artifacts / "00ff").write_bytes(b"pixels")
+    app = dashboard.app(storage, artifacts)
+    trial = detail(app, study._study_id)["trials"][0]
+    assert trial["artifacts"] == [meta]
+    assert call(app, "GET", f"/artifacts/{study._study_id}/{trial['trial_id']}/00ff")[2] == b"pixels"
+
+
+# --- the database
+
+
+def test_opened_read_only_the_database_refuses(study, dashboard_url):
+    before = rows(dashboard_url)
+    with opened(dashboard.open_read_only, dashboard_url) as storage:
+        assert len(storage.get_all_trials(study._study_id)) == 4
+        for write in (
+            lambda: storage.delete_study(study._study_id),
+            lambda: storage.set_study_user_attr(study._study_id, "a", 1),
+            lambda: storage.create_new_trial(study._study_id),
+        ):
+            with pytest.raises(optuna.exceptions.StorageInternalError) as error:
+                write()
+            assert re.search("read-?only", str(error.value.__cause__))
+    assert rows(dashboard_url) == before
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_sqlite_paths(tmp_path, monkeypatch, journal, relative):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a b?c%20#ü&mode=rw")
+    folder.mkdir()
+    file = folder / "study {1}.db"
+    url = sqlalchemy.URL.create("sqlite", database=str(file if relative else file.absolute())).render_as_string()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"PRAGMA journal_mode={journal}")
+    with opened(RDBStorage, url.replace("{", "{{").replace("}", "}}")) as storage:
+        optuna.create_study(storage=storage, study_name="here")
+    before = file.read_bytes()
+    with opened(dashboard.open_read_only, url) as storage:
+        assert [s.study_name for s in storage.get_all_studies()] == ["here"]
+        with pytest.raises(optuna.exceptions.StorageInternalError):
+            storage.create_new_study([optuna.study.StudyDirection.MINIMIZE])
+    assert file.read_bytes() == before
+
+
+def test_a_missing_file_is_not_created(tmp_path):
+    file = tmp_path / "none.db"
+    with pytest.raises(UserError) as error:
+        dashboard.open_read_only(f"sqlite:///{file}")
+    assert f"no database at {file}" in two_lines(error)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text " * 999], ids=["empty", "text"])
+def test_a_file_that_is_no_study_database(tmp_path, content):
+    file = tmp_path / "other.db"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        dashboard.open_read_only(f"sqlite:///{file}")
+    assert str(file) in two_lines(error)
+    assert file.read_bytes() == content
+
+
+def test_a_database_of_another_optuna(study, storage, dashboard_url):
+    with storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+    with pytest.raises(UserError) as error:
+        dashboard.open_read_only(dashboard_url)
+    assert "optuna storage upgrade" in two_lines(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("study.db", "not a database URL"),
+        ("sqlite://", "no SQLite file"),
+        ("sqlite://study.db", "no SQLite file"),
+        ("sqlite:///:memory:", "no SQLite file"),
+        ("mysql://root:geheim@localhost/db", "mysql"),
+        ("postgresql+psycopg2://root:geheim@localhost/db", "postgresql+psycopg2"),
+        ("postgresql://root:geh@eim@localhost/db", "%40"),
+        ("postgresql://root@geheim:geheim/db", "not a database URL"),
+    ],
+)
+def test_urls_that_are_refused(url, said):
+    with pytest.raises(UserError) as error:
+        dashboard.read_only_url(url)
+    assert said in two_lines(error)
+    assert "eim" not in str(error.value)
+
+
+def test_an_unreachable_server_is_named_without_passwords():
+    with closing(socket.create_server(("127.0.0.1", 0))) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(UserError) as error:
+        dashboard.open_read_only(f"postgresql://me:geheim@127.0.0.1:{port}/db?sslpassword=geheim")
+    assert f"postgresql://me:***@127.0.0.1:{port}/db" in two_lines(error)
+    assert "geheim" not in str(error.value)
+
+
+def test_postgresql_url():
+    url = sqlalchemy.make_url(dashboard.read_only_url("postgresql://me:ge%40im@h:5433/db?options=-c%20geqo%3Doff"))
+    assert url.drivername == "postgresql+psycopg"
+    assert (url.username, url.password, url.host, url.port, url.database) == ("me", "ge@im", "h", 5433, "db")
+    assert url.query == {"options": "-c geqo=off -c default_transaction_read_only=on"}
+
+
+# --- in a browser
+
+
+@pytest.mark.slow
+def test_pages_in_chromium(study, dashboard_url, artifacts):
+    with (
+        opened(dashboard.open_read_only, dashboard_url) as storage,
+        running(storage, artifacts) as server,
+        chromium() as browser,
+    ):
+        wait = WebDriverWait(browser, 60)
+
+        def text() -> str:
+            return browser.find_element(By.TAG_NAME, "body").text
+
+        browser.get(f"{server.url}/dashboard/studies/{study._study_id}")
+        wait.until(lambda _: "thesis" in text() and str(PSNR) in text())
+        browser.get(f"{server.url}/dashboard/studies/{study._study_id}/trials?numbers=0")
+        wait.until(lambda _: "ensemble.png" in text() and str(PSNR) in text())
+        loaded = (
+            "return [...document.images].some(image => image.src.includes('/artifacts/') && image.naturalWidth > 0)"
+        )
+        wait.until(lambda b: b.execute_script(loaded))
+        browser.get(f"{server.url}/dashboard/studies/{study._study_id}/trials?numbers=1")
+        wait.until(lambda _: "Infeasible" in text())
+        assert errors(browser) == []
