@@ -66,6 +66,12 @@ def quality(outputs: Image, target: Image) -> list[dict[str, float]]:
     return results
 
 
+def measurable(metric: str, height: int, width: int) -> bool:
+    """Whether a slice of this size is large enough for a metric."""
+    sides = {"ssim": WINDOW, "ms_ssim": WINDOW, "vif": VIF_SIDE}
+    return min(height, width) >= sides.get(metric, 1)
+
+
 def foreground(target: Image) -> NDArray[np.bool_]:
     """Where the target is brighter than Otsu's threshold of its grey values (256 bins); (H, W).
 

@@ -1,12 +1,13 @@
 """Data -> figures: plotly drawings of the tables in `tables.py`, without arithmetic of their own.
 
-The marks are Okabe and Ito's colours that keep a contrast of 3:1 on white and on near-black alike, and each group has
-a symbol or pattern of its own besides; text is a grey between the two, which a page may overrule by its style.
+The marks are Okabe and Ito's colours, those that keep a contrast of 3:1 on white and on near-black alike, and a group
+has a symbol, a pattern or a place of its own besides. Text is a grey between the two, which a page may overrule.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -42,7 +43,7 @@ DIGITS = {
 
 _BLUE, _VERMILLION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#b8609c"
 _COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, "#80868b", "#a87b00", "#3b8fc4")
-_PATTERNS = ("", "/", "x", ".", "\\", "-", "+")
+_BARS = ((_BLUE, ""), (_VERMILLION, "/"), (_GREEN, "x"))
 _TEXT, _GRID, _CLEAR = "#7d848c", "rgba(125, 132, 140, 0.28)", "rgba(0, 0, 0, 0)"
 _AXIS = {
     "gridcolor": _GRID,
@@ -128,7 +129,7 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
     figure = _figure(LABELS[x], LABELS[y], {"boxmode": "group"})
     table = table.dropna(subset=[f"{y}_median"])
     groups = table.groupby(group, sort=False) if group else [("", table)]
-    for (name, rows), colour in zip(groups, _cycle(_COLOURS), strict=False):
+    for (name, rows), colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
         figure.add_box(
             name=f"{group} {name}" if group in ("k", "s", "l") else str(name),
             x=[str(value) for value in rows[x]],
@@ -148,14 +149,12 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
 def unstable(table: pd.DataFrame) -> go.Figure:
     """Share of settings above the threshold of the CV, per pair (thesis Fig. 4.4). Of `tables.unstable_share`."""
     figure = _figure(LABELS["tiling"], "share of settings", {"barmode": "group"})
-    for (noise, rows), (colour, pattern) in zip(
-        table.groupby("noise", sort=False), zip(_COLOURS, _PATTERNS, strict=True), strict=False
-    ):
+    for (noise, rows), (colour, pattern) in zip(table.groupby("noise", sort=False), _BARS, strict=False):
         figure.add_bar(
             name=str(noise),
             x=rows["tiling"].tolist(),
             y=rows["share"].tolist(),
-            marker=_bar(colour, pattern),
+            marker={"color": colour, "pattern": {"shape": pattern}},
             customdata=rows[["above", "n"]].to_numpy().tolist(),
             hovertemplate="%{x}: %{y:.1%} (%{customdata[0]} of %{customdata[1]})",
         )
@@ -166,15 +165,12 @@ def unstable(table: pd.DataFrame) -> go.Figure:
 def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
     """Mean PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6). Of `tables.gain_of_ensemble`."""
     figure = _figure("noise and tiling", LABELS["psnr"], {"barmode": "group"})
-    for column, name, colour, pattern in (
-        ("psnr_1dd", "1DD", _BLUE, ""),
-        ("psnr", f"{members}DD", _VERMILLION, "/"),
-    ):
+    for column, name, (colour, pattern) in zip(("psnr_1dd", "psnr"), ("1DD", f"{members}DD"), _BARS, strict=False):
         figure.add_bar(
             name=name,
             x=[table["tiling"].tolist(), table["noise"].tolist()],
             y=table[column].tolist(),
-            marker=_bar(colour, pattern),
+            marker={"color": colour, "pattern": {"shape": pattern}},
             hovertemplate="%{x}: %{y:.2f} dB",
         )
     return figure
@@ -182,7 +178,8 @@ def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
 
 def _figure(x: str, y: str, layout: dict[str, object]) -> go.Figure:
     template = go.layout.Template(layout=_LAYOUT)
-    return go.Figure(layout={"template": template, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}} | layout)
+    titles = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    return go.Figure(layout={"template": template} | titles | layout)
 
 
 def _hover(rows: pd.DataFrame) -> list[str]:

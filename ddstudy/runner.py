@@ -1,0 +1,394 @@
+"""The loop: plan, claim, submit, receive, record.
+
+One loop serves grids and searches, in this process and on Ray, SQLite and PostgreSQL. It is a generator of
+`Progress`; bars and log lines are consumers of it. The driver owns the storage, fits are pure functions on
+executors, and a result is recorded the moment it arrives, so stopping at any moment loses at most the fit in flight.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from ddstudy.evaluate import Check, Job, Measurement, job_geometry
+from ddstudy.errors import UserError
+from ddstudy.executors import Executor, Failed, Finished
+from ddstudy.metrics import measurable
+from ddstudy.samplers import SpaceExhausted
+from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
+from ddstudy.spec import StudySpec
+from ddstudy.stability import cv_percent
+from ddstudy.store import Driven
+from ddstudy.target import Target
+
+RETRIES = 2  # of a fit that failed, in this run
+POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        settings: all settings of the study, or how many a search will try.
+        fits: fits that serve them; for a search the most it can need.
+        done: settings that have a result already.
+        todo: fits of a grid that are still to do, with their budgets; the longest first. Empty for a search.
+    """
+
+    settings: int
+    fits: int
+    done: int
+    todo: Mapping[Fit, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        done: settings with a result, of `total`.
+        total: settings that the study will have.
+        pruned: of the done ones, unstable and PRUNED.
+        failed: settings that could not be measured in this run.
+        best: setting and value of the first objective, best so far among stable trials.
+        current: what is being fitted, for people.
+        eta_seconds: time that is left, None while nothing is known.
+        message: a line worth keeping in a log, empty between such lines.
+    """
+
+    done: int
+    total: int
+    pruned: int
+    failed: int
+    best: tuple[Setting, float] | None
+    current: str
+    eta_seconds: float | None
+    message: str = ""
+
+
+def plan(spec: StudySpec, target: Target, done: set[Setting]) -> Plan:
+    """Plans a study.
+
+    Args:
+        spec: the study.
+        target: its image.
+        done: settings that have a result.
+
+    Raises:
+        UserError: an objective cannot be measured on a target of this size.
+    """
+    height, width = target.image.shape[-2:]
+    unknown = [m for m in spec.objectives if not measurable(m, height, width)]
+    if unknown:
+        raise UserError(
+            f"objective {unknown[0]}: cannot be measured on a target of {height}x{width}",
+            "Use a larger target (11 pixels for SSIM and MS-SSIM, 41 for VIF), or another objective.",
+        )
+    space = spec.space.search_space
+    settings = list(space)
+    if spec.search.sampler != "grid":
+        return Plan(spec.trials, min(spec.trials, len(budgets_by_fit(settings))), len(done), {})
+    wanted = budgets_by_fit(settings[: spec.trials])
+    missing = budgets_by_fit(setting for setting in settings[: spec.trials] if setting not in done)
+    order = sorted(missing, key=lambda fit: -operations(fit, target) * max(missing[fit]))
+    return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
+
+
+def operations(fit: Fit, target: Target) -> float:
+    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it.
+
+    Three products of k x k per low-resolution pixel, and about 60 operations per channel and high-resolution pixel
+    for upsampling, ReLU, normalisation and their gradients.
+    """
+    shape = job_geometry(fit, target)
+    rows, columns = rows_and_columns(fit.tiling)
+    pixels = [rows * columns * height * width for height, width in shape.sizes]
+    return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in zip(pixels, pixels[1:], strict=False)))
+
+
+@dataclass
+class Forecast:
+    """Seconds per iteration from what was measured so far: overhead + slope * operations."""
+
+    _points: list[tuple[float, float]] = field(default_factory=list)
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """Adds one measured cost of an iteration of all members."""
+        self._points.append((cost, seconds))
+
+    def seconds(self, cost: float) -> float:
+        """Expected seconds of one iteration of all members."""
+        costs, seconds = np.array(self._points).T
+        # relative errors count: a fit of a minute may not drown one of a second
+        weights = 1 / seconds
+        matrix = np.stack([np.ones_like(costs), costs], axis=1) * weights[:, None]
+        overhead, slope = np.linalg.lstsq(matrix, seconds * weights, rcond=None)[0]
+        if overhead < 0 or slope < 0:
+            overhead, slope = 0.0, float(np.median(seconds / costs))
+        return float(overhead + slope * cost)
+
+
+def calibrate(spec: StudySpec, target: Target, fits: list[Fit], executor: Executor) -> Forecast:
+    """A few iterations of the cheapest, the middle and the dearest fit, where the study itself will run."""
+    order = sorted(fits, key=lambda fit: operations(fit, target))
+    forecast = Forecast()
+    chosen = {order[0]: 12, order[len(order) // 2]: 6, order[-1]: 2}
+    measured: dict[str, list[float]] = {}
+    for fit, iterations in chosen.items():
+        executor.submit(fit.id, job(spec, target, fit, (1, 1 + iterations)))
+    failures = []
+    for ticket, event in executor.events():
+        if isinstance(event, Measurement):
+            measured.setdefault(ticket, []).append(float(event.values["seconds"]))
+        if isinstance(event, Failed):
+            failures.append(f"{ticket}: {event.why}")
+    for fit, iterations in chosen.items():
+        if len(measured.get(fit.id, ())) == 2:
+            first, last = measured[fit.id]
+            forecast.learn(operations(fit, target), max(last - first, 1e-6) / iterations)
+    if not measured:
+        raise RuntimeError(f"no fit works here: {failures[0]}")
+    return forecast
+
+
+def forecast_seconds(spec: StudySpec, target: Target, the_plan: Plan, forecast: Forecast, slots: int) -> float:
+    """Seconds of fitting that a plan needs without any early stop; for a search, of average settings."""
+    if the_plan.todo:
+        total = sum(forecast.seconds(operations(fit, target)) * max(b) for fit, b in the_plan.todo.items())
+    else:
+        grid = budgets_by_fit(spec.space.search_space)
+        cost = {fit: forecast.seconds(operations(fit, target)) for fit in grid}
+        mean = np.mean([cost[fit] * budget for fit, budgets in grid.items() for budget in budgets])
+        total = float(mean) * max(0, the_plan.settings - the_plan.done)
+    return total / slots
+
+
+def job(spec: StudySpec, target: Target, fit: Fit, budgets: tuple[int, ...]) -> Job:
+    """The job of one fit."""
+    return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
+
+
+@dataclass
+class _InFlight:
+    fit: Fit
+    budgets: tuple[int, ...]
+    trial: optuna.Trial | None
+    setting: Setting | None
+    started: datetime
+    failures: int = 0
+
+
+class _Run:
+    """The state of one run; see `run`."""
+
+    def __init__(self, study: Driven, executor: Executor, forecast: Forecast) -> None:
+        self.study = study
+        self.executor = executor
+        self.forecast = forecast
+        self.in_flight: dict[str, _InFlight] = {}
+        self.failures: dict[Fit, str] = {}
+        self.failed_settings = 0
+        self.current = ""
+        self.began = time.monotonic()
+        self.results = {setting: trial.state for setting, trial in study.measured().items()}
+        self.best: tuple[Setting, float] | None = None
+        for setting, trial in study.measured().items():
+            self._consider(setting, trial.state, trial.user_attrs)
+        self.plan = plan(study.spec, study.target, set(self.results))
+        self.todo = dict(self.plan.todo)
+        self.work_done = 0.0
+
+    # choosing
+
+    def fill(self) -> None:
+        """Gives every free slot a fit."""
+        while len(self.in_flight) < self.executor.slots and self._submit_next():
+            pass
+
+    def _submit_next(self) -> bool:
+        return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
+
+    def _next_of_grid(self) -> bool:
+        for fit in list(self.todo):
+            if fit in self.failures or fit.id in self.in_flight or not self.study.claim(fit):
+                continue
+            # the claim is ours: what another driver recorded before it gave the fit back is visible now
+            measured = self.study.measured()
+            budgets = tuple(b for b in self.todo.pop(fit) if _setting(fit, b) not in measured)
+            if not budgets:
+                self.study.release(fit.id)
+                self._refresh()
+                continue
+            self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
+            return True
+        return False
+
+    def _next_of_search(self) -> bool:
+        asked = sum(len(flight.budgets) for flight in self.in_flight.values())
+        if len(self.results) + asked >= self.plan.settings:
+            return False
+        try:
+            trial, setting = self.study.ask()
+        except SpaceExhausted:
+            self.study.close_abandoned()
+            return False
+        if not self.study.claim(setting.fit):
+            self.study.fail(trial, "another driver is fitting this")
+            return True
+        measured = self.study.measured()
+        # budgets that the fit passes on its way are results too, for free
+        passed = [b for b in self.study.space.iterations if b <= setting.iterations]
+        budgets = tuple(b for b in passed if _setting(setting.fit, b) not in measured)
+        self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
+        return True
+
+    def _submit(self, flight: _InFlight) -> None:
+        self.in_flight[flight.fit.id] = flight
+        self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, flight.budgets))
+
+    # receiving
+
+    def receive(self, ticket: str, event: object) -> str:
+        """Handles one event; a line for the log or nothing."""
+        flight = self.in_flight[ticket]
+        if isinstance(event, Check):
+            spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
+            mean = float(np.mean(event.psnr_members))
+            self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
+        elif isinstance(event, Measurement):
+            return self._record(flight, event)
+        elif isinstance(event, Failed):
+            return self._failed(flight, event.why)
+        elif isinstance(event, Finished):
+            self._forget(flight)
+        return ""
+
+    def _record(self, flight: _InFlight, event: Measurement) -> str:
+        setting = _setting(flight.fit, event.budget)
+        if not self.study.holds(flight.fit):
+            return f"{setting.id}: not recorded, this driver was away for longer than its lease"
+        trial = flight.trial if flight.setting == setting else None
+        done = self.study.record(setting, event, shared=self.executor.shared, started=flight.started, trial=trial)
+        self.results[setting] = done.state
+        self._consider(setting, done.state, event.values | {"stable": done.state == TrialState.COMPLETE})
+        if flight.setting == setting:
+            flight.trial = None
+        cost = operations(flight.fit, self.study.target)
+        iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
+        self.forecast.learn(cost, max(seconds, 1e-6) / iterations)
+        shown = f"{event.values['psnr']:.2f} dB" if "psnr" in event.values else "diverged"
+        cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
+        return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s"
+
+    def _failed(self, flight: _InFlight, why: str) -> str:
+        if flight.failures < RETRIES:
+            flight.failures += 1
+            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, flight.budgets))
+            return f"{flight.fit.id}: failed ({why}), trying again"
+        self.failures[flight.fit] = why
+        for budget in flight.budgets:
+            setting = _setting(flight.fit, budget)
+            if setting in self.results:
+                continue
+            self.failed_settings += 1
+            if setting == flight.setting and flight.trial is not None:
+                self.study.fail(flight.trial, why)
+                flight.trial = None
+            else:
+                self.study.record_failure(setting, why)
+        self._forget(flight)
+        return f"{flight.fit.id}: FAIL after {RETRIES + 1} tries: {why}"
+
+    def _forget(self, flight: _InFlight) -> None:
+        if flight.trial is not None:  # not recorded, since the claim was lost
+            self.study.fail(flight.trial, "the claim on this fit was lost")
+        self.study.release(flight.fit.id)
+        del self.in_flight[flight.fit.id]
+        self.work_done += self._predicted(flight.fit, flight.budgets)
+
+    def abandon(self) -> None:
+        """Closes what is in flight, when the run is stopped."""
+        for flight in self.in_flight.values():
+            if flight.trial is not None:
+                self.study.fail(flight.trial, "stopped by the user")
+            self.study.release(flight.fit.id)
+
+    # telling
+
+    def _consider(self, setting: Setting, state: TrialState, values: Mapping[str, object]) -> None:
+        metric, direction = next(iter(self.study.spec.objectives.items()))
+        value = values.get(metric)
+        if state != TrialState.COMPLETE or not values.get("stable") or not isinstance(value, int | float):
+            return
+        sign = 1 if direction == "maximize" else -1
+        if self.best is None or sign * value > sign * self.best[1]:
+            self.best = (setting, float(value))
+
+    def _refresh(self) -> None:
+        for setting, trial in self.study.measured().items():
+            self.results.setdefault(setting, trial.state)
+            self._consider(setting, trial.state, trial.user_attrs)
+
+    def _predicted(self, fit: Fit, budgets: tuple[int, ...]) -> float:
+        return self.forecast.seconds(operations(fit, self.study.target)) * max(budgets)
+
+    def progress(self, message: str = "") -> Progress:
+        """Where the run stands."""
+        remaining = sum(self._predicted(fit, budgets) for fit, budgets in self.todo.items())
+        remaining += sum(self._predicted(f.fit, f.budgets) for f in self.in_flight.values())
+        elapsed, eta = time.monotonic() - self.began, None
+        if self.todo or self.in_flight:
+            # what metrics, storage and early stops did to the forecast so far, they will do to the rest
+            ratio = elapsed * self.executor.slots / self.work_done if self.work_done else 1.0
+            eta = remaining * ratio / self.executor.slots
+        if self.study.spec.search.sampler != "grid":
+            done = len(self.results) - self.plan.done
+            eta = elapsed / done * (self.plan.settings - len(self.results)) if done else None
+        pruned = sum(state == TrialState.PRUNED for state in self.results.values())
+        total = max(self.plan.settings, len(self.results))
+        return Progress(len(self.results), total, pruned, self.failed_settings, self.best, self.current, eta, message)
+
+    @property
+    def waiting_for_others(self) -> bool:
+        """Whether all that is left is claimed by other drivers."""
+        if self.study.spec.search.sampler != "grid":
+            return False
+        return any(fit not in self.failures for fit in self.todo)
+
+
+def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
+    """Runs a study to its end.
+
+    Args:
+        study: the study, driven by us.
+        executor: where fits run.
+        forecast: of this executor; grows with every result.
+
+    Yields:
+        Where the run stands, after every event. Close the generator to stop; results so far are kept.
+    """
+    state = _Run(study, executor, forecast)
+    try:
+        while True:
+            state.fill()
+            yield state.progress()
+            for ticket, event in executor.events():
+                message = state.receive(ticket, event)
+                state.fill()
+                yield state.progress(message)
+            if not state.waiting_for_others:
+                return
+            time.sleep(POLL_SECONDS)  # other drivers finish their fits, or die and their leases end
+    finally:
+        state.abandon()
+
+
+def _setting(fit: Fit, budget: int) -> Setting:
+    return Setting(fit.k, fit.s, fit.l, budget, fit.noise, fit.tiling)

@@ -1,0 +1,171 @@
+"""Samplers by name, and the rule that nothing is measured twice.
+
+`Unseen` stands between a study and any of Optuna's samplers: what the inner sampler proposes is moved to the nearest
+listed values, and a setting that has a result or is being fitted is drawn again, then replaced by its nearest
+unseen neighbour. Where the inner sampler has nothing to say (random search, start-up phases), the draw is uniform
+over the unseen settings.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ddstudy.settings import AXES, SearchSpace, Setting
+from ddstudy.spec import StudySpec
+from ddstudy.store import setting_of
+
+REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
+POPULATION = 20  # NSGA's; Optuna's 50 would make small studies all random
+_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+
+class SpaceExhausted(Exception):
+    """Every setting has a result or is being fitted."""
+
+
+def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
+    """The sampler that a study names.
+
+    Args:
+        spec: the study.
+        trials_so_far: a continued study must not repeat its random numbers.
+    """
+    seed = int(np.random.SeedSequence([spec.search.seed, trials_so_far]).generate_state(1)[0])
+    return Unseen(_inner(spec, seed), spec.space.search_space, seed)
+
+
+def _inner(spec: StudySpec, seed: int) -> BaseSampler:
+    samplers = optuna.samplers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match spec.search.sampler:
+            case "grid" | "random":  # a grid is enumerated by the runner and asks for nothing
+                return samplers.RandomSampler(seed=seed)
+            case "tpe":
+                return samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+            case "nsga2":
+                return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+            case "nsga3":
+                return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
+            case "gp":
+                return samplers.GPSampler(seed=seed, deterministic_objective=False)
+            case "qmc":
+                return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+
+
+class Unseen(BaseSampler):
+    """Proposes only settings that are neither measured nor being fitted.
+
+    Args:
+        inner: the sampler that proposes.
+        space: the listed values.
+        seed: of the uniform draws and ties.
+    """
+
+    def __init__(self, inner: BaseSampler, space: SearchSpace, seed: int) -> None:
+        self._inner = inner
+        self._space = space
+        self._rng = np.random.default_rng(seed)
+        self._redraws = 1 if isinstance(inner, optuna.samplers.GPSampler) else REDRAWS  # GP repeats itself, slowly
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The whole space, always."""
+        from ddstudy.store import distributions
+
+        return {name: axis for name, axis in distributions(self._space).items() if not axis.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """An unseen setting.
+
+        Raises:
+            SpaceExhausted: there is none.
+        """
+        others = [t for t in study.get_trials(deepcopy=False, states=_STATES) if t.number != trial.number]
+        seen = {setting_of(t) for t in others if set(AXES) <= t.params.keys()}
+        fitted = {setting_of(t).fit for t in others if t.state == TrialState.RUNNING and set(AXES) <= t.params.keys()}
+        unseen = [setting for setting in self._space if setting not in seen and setting.fit not in fitted]
+        if not unseen:
+            raise SpaceExhausted
+        allowed = set(unseen)
+        proposal = None
+        for _ in range(self._redraws):
+            proposal = self._propose(study, trial, search_space)
+            if proposal is None or proposal in allowed:
+                break
+        if proposal is None:
+            chosen = unseen[self._rng.integers(len(unseen))]
+        else:
+            chosen = proposal if proposal in allowed else self._nearest(proposal, unseen)
+        return {name: getattr(chosen, name) for name in search_space}
+
+    def _propose(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> Setting | None:
+        """What the inner sampler wants, on listed values; None where it has no opinion."""
+        if isinstance(self._inner, optuna.samplers.QMCSampler):
+            # a sequence that fills the space evenly must fill the list evenly, whatever the values' spacing
+            indices: dict[str, BaseDistribution] = {
+                name: IntDistribution(0, len(getattr(self._space, name)) - 1) for name in search_space
+            }
+            drawn = self._inner.sample_relative(study, trial, indices)
+            values = {name: getattr(self._space, name)[int(index)] for name, index in drawn.items()}
+        else:
+            drawn = self._inner.sample_relative(study, trial, search_space)
+            values = {name: self._snap(name, value) for name, value in drawn.items()}
+        if not values:
+            return None
+        for name in AXES:  # axes with one value, and those that a genetic sampler mutates
+            allowed = getattr(self._space, name)
+            values.setdefault(name, allowed[self._rng.integers(len(allowed))])
+        return Setting(**values)
+
+    def _snap(self, name: str, value: Any) -> Any:
+        if name in ("noise", "tiling"):
+            return value
+        return min(getattr(self._space, name), key=lambda allowed: abs(math.log(allowed / value)))
+
+    def _nearest(self, wanted: Setting, unseen: list[Setting]) -> Setting:
+        """The unseen setting with the fewest steps along the listed values; another noise or tiling counts one."""
+
+        def steps(setting: Setting) -> float:
+            return sum(
+                float(getattr(setting, name) != getattr(wanted, name))
+                if name in ("noise", "tiling")
+                else abs(axis.index(getattr(setting, name)) - axis.index(getattr(wanted, name)))
+                for name, axis in ((name, getattr(self._space, name)) for name in AXES)
+            )
+
+        order = self._rng.permutation(len(unseen))
+        return min((unseen[index] for index in order), key=steps)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Only for axes with a single value, which need no choice."""
+        return getattr(self._space, param_name)[0]
+
+    def reseed_rng(self) -> None:
+        """Passed on."""
+        self._inner.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Passed on."""
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Passed on."""
+        self._inner.after_trial(study, trial, state, values)

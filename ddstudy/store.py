@@ -1,0 +1,625 @@
+"""The store: one database that holds every study, and a folder for the images of its trials.
+
+Optuna's tables hold the studies and trials. A table of our own, `ddstudy_claims`, says which driver is fitting what:
+a claim is a lease on the database's clock, renewed while the driver lives, so that the fits of a driver that died are
+free again after the lease. What is done is never read from claims, only from finished trials. A database is a SQLite
+file, which one driver at a time may write, or PostgreSQL, which many may share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.engine import URL
+
+from ddstudy.errors import UserError
+from ddstudy.evaluate import Measurement
+from ddstudy.settings import AXES, Fit, SearchSpace, Setting
+from ddstudy.spec import StudySpec
+from ddstudy.stability import reason, violations
+from ddstudy.target import Target
+
+LEASE_SECONDS = 30.0
+URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
+_DIVERGED = "diverged"
+
+_metadata = sa.MetaData()
+_claims = sa.Table(
+    "ddstudy_claims",
+    _metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("fit", sa.String(100), primary_key=True),
+    sa.Column("driver", sa.String(200), nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """What a finished or running study holds, for reports.
+
+    Attributes:
+        name: of the study.
+        spec: its study file.
+        facts: target, versions, commit and creation time, name -> text.
+        trials: one row per finished trial, see `trials_table`.
+    """
+
+    name: str
+    spec: StudySpec
+    facts: dict[str, str]
+    trials: pd.DataFrame
+
+
+class Store:
+    """A database of studies.
+
+    Args:
+        url: `sqlite:///FILE.db` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        artifacts: folder for images; by default `FILE-artifacts` beside the SQLite file, `ddstudy-artifacts` in the
+            current folder for PostgreSQL.
+        read_only: open for looking only; the database then refuses every write.
+        lease_seconds: how long a claim outlives a driver that died.
+
+    Raises:
+        UserError: the URL is not valid, the database cannot be reached or is not one of ours.
+    """
+
+    def __init__(
+        self, url: str, artifacts: Path | None = None, *, read_only: bool = False, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._url = parse_url(url)
+        self._lease = lease_seconds
+        self._stack = contextlib.ExitStack()
+        self.driver = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        self.is_sqlite = self._url.drivername == "sqlite"
+        self.path = Path(self._url.database or "").absolute() if self.is_sqlite else None
+        beside = self.path.with_name(f"{self.path.stem}-artifacts") if self.path else Path("ddstudy-artifacts")
+        self.artifacts = artifacts or beside
+        self.storage = self._open(read_only)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without password and query, for people."""
+        return self._url.set(query={}).render_as_string(hide_password=True)
+
+    def _open(self, read_only: bool) -> RDBStorage:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if self.path is not None and read_only and not self.path.is_file():
+            raise UserError(f"{self.path}: no such database", "Make one with `ddstudy run`, or name one with --store.")
+        if self.path is not None and not self.path.parent.is_dir():
+            raise UserError(f"{self.path.parent}: no such folder", "The folder of the database must exist.")
+        try:
+            if self.path is not None and not read_only:
+                with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")  # readers do not block the driver, nor it them
+            connect_args = {"timeout": 60} if self.is_sqlite else {"connect_timeout": 10}
+            storage = RDBStorage(
+                self._engine_url(read_only),
+                engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True},
+                skip_table_creation=read_only,
+            )
+            if not read_only:
+                _metadata.create_all(storage.engine, checkfirst=True)
+            return storage
+        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+            cause = error.__cause__ or error
+            line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
+            raise UserError(f"{self.shown_url}: cannot be opened: {line}", URLS) from None
+        except RuntimeError as error:  # tables of another version of Optuna; its message says what to do
+            raise UserError(f"{self.shown_url}: cannot be opened", str(error).strip().partition("\n")[0]) from None
+
+    def _engine_url(self, read_only: bool) -> str:
+        url = self._url
+        if self.path is not None:
+            # as a URI, a path survives spaces, '?' and '%', and the braces that RDBStorage would fill in
+            mode = {"mode": "ro" if read_only else "rwc", "uri": "true"}
+            url = url.set(database=self.path.as_uri(), query={**url.query, **mode})
+        elif read_only:
+            options = " ".join((*url.normalized_query.get("options", ()), "-c default_transaction_read_only=on"))
+            url = url.set(query={**url.query, "options": options})
+        return url.render_as_string(hide_password=False)
+
+    def close(self) -> None:
+        """Gives the driver's place back and closes all connections."""
+        self._stack.close()
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # looking
+
+    def names(self) -> list[str]:
+        """Names of our studies, latest first."""
+        studies = [s for s in self.storage.get_all_studies() if "ddstudy:spec" in s.user_attrs]
+        return [study.study_name for study in sorted(studies, key=lambda s: -s._study_id)]
+
+    def view(self, name: str | None = None) -> StudyView:
+        """A study to look at; without a name the latest.
+
+        Raises:
+            UserError: there is no such study.
+        """
+        names = self.names()
+        if not names:
+            raise UserError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+        if name is not None and name not in names:
+            raise UserError(f"{self.shown_url}: no study '{name}'", f"Valid: {', '.join(names)}.")
+        study = optuna.load_study(study_name=name or names[0], storage=self.storage)
+        attrs = study.user_attrs
+        return StudyView(
+            study.study_name,
+            StudySpec.model_validate_json(attrs["ddstudy:spec"]),
+            dict(json.loads(attrs["ddstudy:facts"])),
+            trials_table(study.get_trials(deepcopy=False)),
+        )
+
+    # driving
+
+    def drive(self, spec: StudySpec, target: Target, sampler: optuna.samplers.BaseSampler) -> Driven:
+        """Creates the study or goes on with it, as one of its drivers.
+
+        Raises:
+            UserError: the study exists with another spec or target; another driver has the SQLite file.
+        """
+        if self.path is not None:
+            import filelock
+
+            lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
+            try:
+                self._stack.enter_context(lock.acquire())
+            except filelock.Timeout:
+                raise UserError(
+                    f"{self.shown_url}: another ddstudy run is writing to this file",
+                    "Wait for it or stop it; several drivers at once need a PostgreSQL store.",
+                ) from None
+        study = optuna.create_study(
+            study_name=spec.name,
+            storage=self.storage,
+            sampler=sampler,
+            directions=self._directions(spec),
+            load_if_exists=True,
+        )
+        self._check_same(study, spec, target)
+        study.set_metric_names(list(spec.objectives))
+        driven = Driven(self, study, spec, target)
+        if self.is_sqlite:
+            driven.drop_claims()  # we hold the file, so whoever held these is dead
+        driven.close_abandoned()
+        self._stack.callback(driven.stop)
+        return driven
+
+    def _directions(self, spec: StudySpec) -> list[Any]:
+        for study in self.storage.get_all_studies():
+            if study.study_name == spec.name:  # Optuna would refuse other directions before we can say what differs
+                return [direction.name.lower() for direction in study.directions]
+        return list(spec.objectives.values())
+
+    def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
+        ours = {**spec.fingerprint(), "target": target.digest}
+        stored = study.user_attrs.get("ddstudy:fingerprint")
+        if stored is None and study.get_trials(deepcopy=False):
+            raise UserError(
+                f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
+            )
+        if stored is None:
+            facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
+            study.set_user_attr("ddstudy:facts", json.dumps({**facts, "target digest": target.digest[:16]}))
+            study.set_user_attr("ddstudy:spec", spec.model_dump_json())
+            study.set_user_attr("ddstudy:fingerprint", json.dumps(ours))
+            return
+        theirs = json.loads(stored)
+        differences = [
+            f"{key}: stored {theirs.get(key)!r}, now {ours.get(key)!r}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+        if differences:
+            raise UserError(
+                f"study '{spec.name}' in {self.shown_url} differs: {'; '.join(differences)}",
+                "Give the changed study another name with --name, or run it as it was stored.",
+            )
+
+
+class Driven:
+    """A study as its driver sees it: what is measured, claims on fits, asking, recording."""
+
+    def __init__(self, store: Store, study: optuna.Study, spec: StudySpec, target: Target) -> None:
+        self.study = study
+        self.spec = spec
+        self.target = target
+        self.space: SearchSpace = spec.space.search_space
+        self._store = store
+        self._engine = store.storage.engine
+        self._files = store.artifacts
+        self._held: set[str] = set()
+        self._stopped = threading.Event()
+        self._renewer = threading.Thread(target=self._renew_for_ever, daemon=True)
+        self._renewer.start()
+
+    @cached_property
+    def _target_image(self) -> tuple[str, dict[str, str]]:
+        return self._upload("target.png", png(self.target.image))
+
+    def stop(self) -> None:
+        """Ends the renewal of claims and frees those still held."""
+        self._stopped.set()
+        self._renewer.join()
+        for fit in list(self._held):
+            self.release(fit)
+
+    # what is done
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, without copies: not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    def measured(self) -> dict[Setting, FrozenTrial]:
+        """The settings that have a result, COMPLETE or PRUNED, and their trials."""
+        return {setting_of(trial): trial for trial in self.trials() if _has_result(trial)}
+
+    # claims
+
+    def claim(self, fit: Fit) -> bool:
+        """Takes a fit for this driver, unless another driver that lives has it."""
+        insert = sa.text(
+            "INSERT INTO ddstudy_claims (study_id, fit, driver, expires) VALUES (:study, :fit, :driver, "
+            f"{self._clock} + :lease) ON CONFLICT (study_id, fit) DO UPDATE SET driver = excluded.driver, "
+            f"expires = excluded.expires WHERE ddstudy_claims.expires < {self._clock} RETURNING driver"
+        )
+        with self._engine.begin() as connection:
+            taken = connection.execute(insert, self._terms(fit.id)).first() is not None
+        if taken:
+            self._held.add(fit.id)
+        return taken
+
+    def holds(self, fit: Fit) -> bool:
+        """Whether this driver's claim is still its own, after a pause longer than the lease for example."""
+        query = sa.text(
+            f"SELECT 1 FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
+            f"AND expires >= {self._clock}"
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query, self._terms(fit.id)).first() is not None
+
+    def release(self, fit_id: str) -> None:
+        """Gives a fit back, finished or not."""
+        self._held.discard(fit_id)
+        delete = sa.text("DELETE FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver")
+        with self._engine.begin() as connection:
+            connection.execute(delete, self._terms(fit_id))
+
+    def drop_claims(self) -> None:
+        """Forgets all claims on this study."""
+        with self._engine.begin() as connection:
+            connection.execute(_claims.delete().where(_claims.c.study_id == self.study._study_id))
+
+    def _renew_for_ever(self) -> None:
+        renew = sa.text(
+            f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease "
+            "WHERE study_id = :study AND driver = :driver AND fit = :fit"
+        )
+        while not self._stopped.wait(self._store._lease / 3):
+            # a database that is away for a moment is tried again; if it stays away, recording says so
+            with contextlib.suppress(sa.exc.SQLAlchemyError), self._engine.begin() as connection:
+                for fit_id in list(self._held):
+                    connection.execute(renew, self._terms(fit_id))
+
+    @property
+    def _clock(self) -> str:
+        if self._store.is_sqlite:
+            return "((julianday('now') - 2440587.5) * 86400.0)"
+        return "extract(epoch from clock_timestamp())::double precision"
+
+    def _terms(self, fit_id: str) -> dict[str, Any]:
+        return {
+            "study": self.study._study_id,
+            "fit": fit_id,
+            "driver": self._store.driver,
+            "lease": self._store._lease,
+        }
+
+    # searching
+
+    def ask(self) -> tuple[optuna.Trial, Setting]:
+        """A new trial from the study's sampler, RUNNING until it is recorded."""
+        trial = self.study.ask(fixed_distributions=distributions(self.space))
+        return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
+
+    def close_abandoned(self) -> None:
+        """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
+        with self._engine.connect() as connection:
+            living = sa.text(f"SELECT fit FROM ddstudy_claims WHERE study_id = :study AND expires >= {self._clock}")
+            claimed = {row.fit for row in connection.execute(living, {"study": self.study._study_id})}
+        for trial in self.trials():
+            if trial.state != TrialState.RUNNING:
+                continue
+            complete = set(AXES) <= trial.params.keys()
+            age = datetime.now() - (trial.datetime_start or datetime.min)
+            # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
+            young = not self._store.is_sqlite and age < timedelta(seconds=self._store._lease)
+            if young or (complete and setting_of(trial).fit.id in claimed):
+                continue
+            self._fail(trial._trial_id, "the driver of this trial died")
+
+    def fail(self, trial: optuna.Trial, why: str) -> None:
+        """Closes a trial that was asked for and could not be measured."""
+        self._fail(trial._trial_id, why)
+
+    def _fail(self, trial_id: int, why: str) -> None:
+        self._store.storage.set_trial_user_attr(trial_id, "reason", why)
+        self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    # recording
+
+    def record(
+        self,
+        setting: Setting,
+        result: Measurement,
+        *,
+        shared: bool,
+        started: datetime,
+        trial: optuna.Trial | None = None,
+    ) -> FrozenTrial:
+        """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
+
+        Args:
+            setting: what was measured.
+            result: its numbers and output.
+            shared: the fit shared its device, so its seconds are not comparable.
+            started: when its fit began.
+            trial: the asked trial that this is the answer to; else a new trial is added, in one transaction.
+        """
+        limits, values = self.spec.stability, result.values
+        diverged = "psnr" not in values
+        attrs: dict[str, Any] = {**values, "fit_id": setting.fit.id, "shared": shared}
+        attrs["curve"] = json.dumps(result.curve)
+        if diverged:
+            attrs |= {"stable": False, "reason": f"a member diverged by iteration {values['iterations_done']}"}
+            constraints = {_DIVERGED: 1.0}
+        else:
+            scores = (float(values["cv_percent"]), float(values["psnr"]), _optional(values.get("vif")), limits)
+            why = reason(*scores)
+            if result.stopped:
+                why = f"stopped at {values['iterations_done']}: {why or 'unstable for too long'}"
+            attrs |= {"stable": not why, "reason": why}
+            constraints = violations(*scores)
+            if result.stopped:
+                # the rule looks at medians: the CV at the stop itself may happen to be below the limit
+                constraints["cv_percent"] = max(constraints["cv_percent"], 1e-9)
+        pruned = diverged or (limits.prune and not attrs["stable"])
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+        objectives = None if diverged else [float(values[metric]) for metric in self.spec.objectives]
+        steps = {}
+        if len(self.spec.objectives) == 1 and objectives:
+            steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
+        images = self._images(result.output) if self.spec.images and not diverged else {}
+        if trial is not None:
+            return self._tell(trial, state, objectives, attrs, constraints, steps, images)
+        frozen = create_trial(
+            state=state,
+            values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
+            params={axis: getattr(setting, axis) for axis in AXES},
+            distributions=distributions(self.space),
+            user_attrs=attrs,
+            system_attrs=images,
+            intermediate_values=steps,
+            constraints=constraints,
+        )
+        frozen.datetime_start = started
+        self.study.add_trial(frozen)
+        return frozen
+
+    def record_failure(self, setting: Setting, why: str) -> None:
+        """Adds a FAIL trial: its fit could not be done."""
+        self.study.add_trial(
+            create_trial(
+                state=TrialState.FAIL,
+                params={axis: getattr(setting, axis) for axis in AXES},
+                distributions=distributions(self.space),
+                user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False},
+            )
+        )
+
+    def _tell(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        objectives: list[float] | None,
+        attrs: dict[str, Any],
+        constraints: dict[str, float],
+        steps: dict[int, float],
+        images: dict[str, Any],
+    ) -> FrozenTrial:
+        storage = self._store.storage
+        for key, value in attrs.items():
+            storage.set_trial_user_attr(trial._trial_id, key, value)
+        for key, meta in images.items():
+            storage.set_trial_system_attr(trial._trial_id, key, meta)
+        for key, value in constraints.items():
+            trial.set_constraint(key, value)
+        for step, value in steps.items():
+            trial.report(value, step)
+        return self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
+
+    def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
+        """Writes the images of a trial; the system attributes by which Optuna finds them."""
+        error = np.abs(output - self.target.image).mean(axis=0)
+        files = [
+            self._target_image,
+            self._upload("output.png", png(output)),
+            self._upload("error.png", error_png(error)),
+        ]
+        return {ARTIFACTS_ATTR_PREFIX + artifact: json.dumps(meta) for artifact, meta in files}
+
+    def _upload(self, filename: str, content: bytes) -> tuple[str, dict[str, str]]:
+        import io
+
+        self._files.mkdir(parents=True, exist_ok=True)
+        artifact = str(uuid.uuid4())
+        FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
+        meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
+        return artifact, vars(meta)
+
+
+def parse_url(url: str) -> URL:
+    """A store's URL; `postgresql://` means psycopg 3.
+
+    Raises:
+        UserError: not a URL of SQLite or PostgreSQL. The message does not repeat it, it may hold a password.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise UserError("the store is not a database URL", URLS) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise UserError(f"the store is a {parsed.drivername} URL", URLS)
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UserError("the store is a SQLite URL without a file", URLS)
+    return parsed
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """The space for Optuna, real values under their own names.
+
+    Ordered axes are integers on a logarithmic scale (blocks: linear), so that samplers know their order and every
+    view shows true values; the sampler snaps to the listed ones.
+    """
+    return {
+        "k": IntDistribution(space.k[0], space.k[-1], log=True),
+        "s": IntDistribution(space.s[0], space.s[-1], log=True),
+        "l": IntDistribution(space.l[0], space.l[-1]),
+        "iterations": IntDistribution(space.iterations[0], space.iterations[-1], log=True),
+        "noise": CategoricalDistribution(space.noise),
+        "tiling": CategoricalDistribution(space.tiling),
+    }
+
+
+def setting_of(trial: FrozenTrial) -> Setting:
+    """The setting that a trial measured or is measuring."""
+    return Setting(**{axis: trial.params[axis] for axis in AXES})
+
+
+def _has_result(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """Finished trials as a table, one row each, in the order of their numbers.
+
+    Columns: `number`, `state`, the setting, every measurement under its plain name, `stable`, `reason`, `fit_id`,
+    `device`, `engine`, `shared`, `started`, `finished`. Numbers that a trial lacks are NaN.
+    """
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name,
+            **trial.params,
+            **{key: value for key, value in trial.user_attrs.items() if key != "curve"},
+            "started": trial.datetime_start,
+            "finished": trial.datetime_complete,
+        }
+        for trial in trials
+        if trial.state.is_finished() and set(AXES) <= trial.params.keys()
+    ]
+    table = pd.DataFrame(rows)
+    for column in (*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)):
+        if column not in table:
+            table[column] = pd.Series(dtype="float64" if column in _NUMBERS else "object")
+    order = [*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)]
+    table = table[order]
+    return table.astype(dict.fromkeys(_NUMBERS, "float64"))
+
+
+_QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
+_NUMBERS = (
+    *_QUALITY,
+    *(f"{name}_1dd" for name in _QUALITY),
+    *(f"{name}_tiles" for name in ("psnr", "ssim", "vif")),
+    "cv_percent",
+    "sd_db",
+    "seconds",
+    "seconds_per_member",
+    "parameters",
+    "iterations_done",
+)
+_COLUMNS = (
+    "number",
+    "state",
+    *AXES,
+    "fit_id",
+    *_NUMBERS,
+    "stable",
+    "reason",
+    "device",
+    "engine",
+    "shared",
+    "started",
+    "finished",
+)
+
+
+def environment() -> dict[str, str]:
+    """Versions and, in a git checkout, the commit of ddstudy."""
+    facts = {name: version(name) for name in ("ddstudy", "torch", "optuna", "numpy", "piq")}
+    git = shutil.which("git")
+    root = Path(__file__).parent.parent
+    if git and (root / ".git").exists():
+        done = subprocess.run([git, "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        facts["commit"] = done.stdout.strip()
+    return {**facts, "created": datetime.now().isoformat(timespec="seconds")}
+
+
+def png(image: NDArray[np.float32]) -> bytes:
+    """A grey or RGB image (C, H, W) in [0, 1] as an 8-bit PNG."""
+    import cv2
+
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    encoded: bytes = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    return encoded
+
+
+def error_png(error: NDArray[np.float32]) -> bytes:
+    """An error map (H, W) as a colour PNG; the scale is fixed, black 0 to bright 0.2, so that maps compare."""
+    import cv2
+
+    pixels = np.rint(np.clip(error / 0.2, 0, 1) * 255).astype(np.uint8)
+    encoded: bytes = cv2.imencode(".png", cv2.applyColorMap(pixels, cv2.COLORMAP_INFERNO))[1].tobytes()
+    return encoded
+
+
+def _optional(value: float | int | str | None) -> float | None:
+    return None if value is None else float(value)
+
