@@ -1,5 +1,513 @@
-"""Command line (being built)."""
+"""The command line: parse, call one function, print.
+
+Heavy libraries are imported by the command that needs them, so `ddstudy --help` answers at once. A user's mistake
+ends with two lines and exit code 2, a failure of ours or of the machine with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddstudy.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from ddstudy.executors import Executor
+    from ddstudy.runner import Plan, Progress
+    from ddstudy.spec import StudySpec
+    from ddstudy.store import StudyView
+    from ddstudy.target import Target
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hyperparameter studies of the Deep Decoder on MR images.",
+)
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="DDSTUDY_STORE", show_envvar=True, help="sqlite:///FILE.db or postgresql://USER:PW@HOST/DB."
+    ),
+]
+ArtifactsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--artifacts", envvar="DDSTUDY_ARTIFACTS", show_envvar=True, help="Folder of the trials' images [beside store]."
+    ),
+]
+StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
+DEFAULT_STORE = "sqlite:///ddstudy.db"
+
+
+@app.command(epilog="Example: ddstudy run studies/tpe.toml --target brain.nii.gz --trials 50")
+def run(
+    study: Annotated[Path | None, typer.Argument(help="Study file (TOML) [a small packaged study].")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Every setting once.")] = False,
+    tpe: Annotated[bool, typer.Option("--tpe", help="Search for the best PSNR with TPE.")] = False,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Search for PSNR against seconds with TPE.")] = False,
+    target: Annotated[Path | None, typer.Option(help="Image or volume to fit [the study's].")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Settings to try [all; 100 for a search].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study in the store.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on Ray: local, auto or HOST:PORT.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and forecast only; writes nothing.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Run a study, or go on with one: the same command resumes."""
+    from ddstudy import runner
+    from ddstudy.samplers import sampler
+    from ddstudy.store import Store
+    from ddstudy.target import load_target
+
+    spec = _override(_spec(study), grid=grid, tpe=tpe, pareto=pareto, target=target, trials=trials, name=name)
+    image = load_target(spec.target)
+    console = _console()
+    if dry_run:
+        done = _measured_so_far(store, spec)
+        the_plan = runner.plan(spec, image, done)
+        with _executor(ray) as executor:
+            _print_plan(console, spec, image, the_plan, executor)
+        return
+    with Store(store, artifacts) as opened:
+        _exclusive_seconds(spec, ray)
+        driven = opened.drive(spec, image, sampler(spec))
+        so_far = driven.measured()
+        driven.study.sampler = sampler(spec, len(so_far))
+        the_plan = runner.plan(spec, image, set(so_far))
+        with _executor(ray) as executor:
+            forecast = _print_plan(console, spec, image, the_plan, executor)
+            if forecast is None:
+                last = None
+            else:
+                with _live(console) as show:
+                    for progress in runner.run(driven, executor, forecast):
+                        show(progress)
+                        last = progress
+        view = opened.view(spec.name)
+        _print_summary(console, view, opened.shown_url, store)
+    if last is not None and last.failed:
+        raise RuntimeError(f"{last.failed} settings failed; the same command tries them again")
+
+
+@app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
+def fit(
+    target: Annotated[Path | None, typer.Argument(help="Image or volume [the packaged MNI152 slice].")] = None,
+    k: Annotated[int, typer.Option(min=1, max=1024, help="Channels.")] = 64,
+    s: Annotated[int, typer.Option(min=1, max=1024, help="Scale factor.")] = 16,
+    l: Annotated[int, typer.Option("--l", min=1, max=16, help="Blocks.")] = 5,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations.")] = 2000,
+    noise: Annotated[str, typer.Option(help="uniform, blur3 or simplex.")] = "uniform",
+    tiling: Annotated[str, typer.Option(help="1x1, 2x2, 3x3 or 4x5.")] = "1x1",
+    members: Annotated[int, typer.Option(min=1, max=100, help="Members of the ensemble.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
+    slice_: Annotated[str, typer.Option("--slice", help="Slice index or mid.")] = "mid",
+    volume: Annotated[int | None, typer.Option(min=0, help="Volume of a 4-D series.")] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns to resize and pad to.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
+) -> None:
+    """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
+    from ddstudy import runner
+    from ddstudy.evaluate import Check, evaluate
+    from ddstudy.executors import resolve_device, usable_cores
+    from ddstudy.settings import Fit
+    from ddstudy.spec import parse_spec
+    from ddstudy.target import load_target, nifti_bytes, png_bytes
+
+    spec = parse_spec(
+        {
+            "name": "fit",
+            "target": {"plane": plane, "slice": int(slice_) if slice_.isdecimal() else slice_}
+            | ({"file": str(target)} if target else {})
+            | ({"volume": volume} if volume is not None else {})
+            | ({"size": list(size)} if size else {}),
+            "space": {"k": [k], "s": [s], "l": [l], "iterations": [iterations], "noise": [noise], "tiling": [tiling]},
+            "fit": {"members": members, "seed": seed, "device": device},
+            "stability": {"prune": False},
+        },
+        "ddstudy fit",
+    )
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out.absolute().parent}: no such folder", "--out names files in a folder that exists.")
+    image = load_target(spec.target)
+    what = Fit(k, s, l, spec.space.noise[0], spec.space.tiling[0])
+    console = _console()
+    console.print(f"Fitting {what.id} to {image.name}, {members} members, {iterations} iterations")
+    job = runner.job(spec, image, what, (iterations,))
+    for event in evaluate(job, device=resolve_device(device), threads=usable_cores()):
+        if isinstance(event, Check):
+            scores = event.psnr_members
+            console.print(f"  {event.iteration}: {sum(scores) / len(scores):.2f} dB, {event.seconds:.1f} s")
+        else:
+            result = event
+    if "psnr" not in result.values:
+        raise RuntimeError("the fit diverged; try a smaller learning rate or fewer channels")
+    for name in ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters"):
+        if name in result.values:
+            console.print(f"{name:16s} {result.values[name]:.4g}")
+    files = {".png": png_bytes(result.output)}
+    if image.affine is not None:
+        files[".nii.gz"] = nifti_bytes(result.output, image)
+    for suffix, content in files.items():
+        path = out.with_name(out.name + suffix)
+        _write(path, content)
+        console.print(f"Wrote {path}")
+
+
+@app.command(epilog="Example: ddstudy validate studies/*.toml")
+def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> None:
+    """Check study files; says how many settings and fits each has."""
+    from ddstudy.settings import budgets_by_fit
+    from ddstudy.spec import read_spec
+
+    for path in studies:
+        space = read_spec(path).space.search_space
+        typer.echo(f"{path}: valid, {len(space):,} settings, {len(budgets_by_fit(space)):,} fits")
+
+
+@app.command(epilog="Example: ddstudy status --store sqlite:///ddstudy.db")
+def status(store: StoreOption = DEFAULT_STORE) -> None:
+    """List the studies of a store: what is done, pruned, failed, and the best so far."""
+    from rich.table import Table
+
+    from ddstudy.store import Store
+
+    table = Table()
+    for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
+        table.add_column(column)
+    with Store(store, read_only=True) as opened:
+        names = opened.names()
+        if not names:
+            raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+        for view in map(opened.view, names):
+            states = view.trials["state"].value_counts()
+            metric, direction = next(iter(view.spec.objectives.items()))
+            stable = view.trials[view.trials["stable"].eq(True)].dropna(subset=[metric])
+            best = ""
+            if len(stable):
+                row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
+                best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
+            measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
+            counts = (measured, view.spec.trials, states.get("PRUNED", 0), states.get("FAIL", 0))
+            table.add_row(view.name, view.facts["target"], *map(str, counts), best)
+    _console().print(table)
+
+
+@app.command(epilog="Example: ddstudy report quick --out report.html")
+def report(
+    studies: Annotated[list[str] | None, typer.Argument(help="Names of studies [the latest].")] = None,
+    dashboard: Annotated[Path | None, typer.Option(help="Panels to show (TOML) [the packaged overview].")] = None,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write one self-contained HTML page about one or more studies."""
+    from ddstudy.report.page import read_panels, render
+    from ddstudy.store import Store
+
+    panels = read_panels(dashboard or _packaged("overview.toml"))
+    with Store(store, read_only=True) as opened:
+        views = [opened.view(name) for name in studies or [None]]
+    _write(out, render(views, panels).encode())
+    typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+
+
+@app.command(epilog="Example: ddstudy export quick --out quick")
+def export(
+    study: StudyArgument = None,
+    out: Annotated[Path | None, typer.Option(help="Files to write, without suffix [the study's name].")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write all trials of a study as CSV and Parquet, one row a trial."""
+    import io
+
+    from ddstudy.store import Store
+
+    with Store(store, read_only=True) as opened:
+        view = opened.view(study)
+    stem = out or Path(f"export-{view.name}")
+    parquet = io.BytesIO()
+    view.trials.to_parquet(parquet, index=False)
+    for suffix, content in {".csv": view.trials.to_csv(index=False).encode(), ".parquet": parquet.getvalue()}.items():
+        path = stem.with_name(stem.name + suffix)
+        _write(path, content)
+        typer.echo(f"Wrote {path} ({len(view.trials)} trials)")
+
+
+@app.command(epilog="Example: ddstudy dashboard --port 8080")
+def dashboard(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8080,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Listen on other addresses: whoever reaches them can read all.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Serve optuna-dashboard over the store, read-only."""
+    from ddstudy.dashboard import serve
+    from ddstudy.store import Store
+
+    with Store(store, artifacts, read_only=True) as opened:
+        files = opened.artifacts if opened.artifacts.is_dir() else None
+        serve(
+            opened.storage,
+            files,
+            host,
+            port,
+            allow_remote=allow_remote,
+            ready=lambda url: typer.echo(f"Dashboard of {opened.shown_url} at {url} (read-only; Ctrl-C ends it)"),
+        )
 
 
 def main() -> None:
-    pass
+    """Entry point: runs a command and turns exceptions into messages and exit codes."""
+    warnings.filterwarnings("ignore", module=r"(optuna|piq|ray)\b")
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UserError as error:
+        _complain(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+    except Exception as error:
+        _unexpected(error)
+
+
+def _unexpected(error: Exception) -> None:
+    usage = getattr(error, "exit_code", None)  # a mistake on the command line, in the words of the parser
+    if usage is not None and hasattr(error, "show"):
+        error.show()
+        sys.exit(usage)
+    if type(error).__module__.partition(".")[0] == "sqlalchemy" or type(error).__name__ == "StorageInternalError":
+        cause = error.__cause__ or error
+        line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
+        _complain(f"the store failed: {line}\nWhat was finished is kept; the same command goes on.", 1)
+    if isinstance(error, OSError | RuntimeError):
+        _complain(str(error), 1)
+    raise error  # a fault of ours: whoever reports it needs the traceback
+
+
+def _complain(message: str, code: int) -> None:
+    typer.echo(f"ddstudy: {message}", err=True)
+    sys.exit(code)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # piped output has no width of its own: lines are for programs then, and may not wrap
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(content)
+        os.chmod(file.name, 0o666 & ~_umask())
+        os.replace(file.name, path)
+    except OSError as error:
+        Path(file.name).unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _packaged(name: str) -> Path:
+    return Path(__file__).parent / "data" / name
+
+
+def _spec(path: Path | None) -> StudySpec:
+    from ddstudy.spec import read_spec
+
+    return read_spec(path or _packaged("quick.toml"))
+
+
+def _override(
+    spec: StudySpec,
+    *,
+    grid: bool,
+    tpe: bool,
+    pareto: bool,
+    target: Path | None,
+    trials: int | None,
+    name: str | None,
+) -> StudySpec:
+    """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
+    from ddstudy.spec import parse_spec
+
+    if grid + tpe + pareto > 1:
+        raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
+    tree: dict[str, Any] = spec.model_dump(mode="json", exclude_none=True)
+    if grid or tpe or pareto:
+        mode = "grid" if grid else "tpe" if tpe else "pareto"
+        tree["search"]["sampler"] = "grid" if grid else "tpe"
+        if tpe or pareto:
+            tree["objectives"] = {"psnr": "maximize"} | ({"seconds": "minimize"} if pareto else {})
+        changed = tree["search"]["sampler"] != spec.search.sampler or tree["objectives"] != spec.objectives
+        if changed:
+            tree["name"] = f"{spec.name}-{mode}"
+    if target is not None:
+        tree["target"]["file"] = str(target.absolute())
+    if trials is not None:
+        tree["search"]["trials"] = trials
+    if name is not None:
+        tree["name"] = name
+    return parse_spec(tree, "ddstudy run")
+
+
+def _exclusive_seconds(spec: StudySpec, ray: str | None) -> None:
+    if ray is None or "seconds" not in spec.objectives:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "objective seconds: fits that share a processor cannot be timed", "Run it without --ray, one fit at a time."
+        )
+
+
+@contextmanager
+def _executor(ray: str | None) -> Iterator[Executor]:
+    from ddstudy.executors import InProcess, Ray
+
+    executor: Executor = InProcess() if ray is None else Ray(ray)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _measured_so_far(store: str, spec: StudySpec) -> set[Any]:
+    """Settings of the study that have a result, without writing anything."""
+    from ddstudy.settings import AXES, Setting
+    from ddstudy.store import Store, parse_url
+
+    url = parse_url(store)
+    if url.drivername == "sqlite" and not Path(url.database or "").is_file():
+        return set()
+    with Store(store, read_only=True) as opened:
+        if spec.name not in opened.names():
+            return set()
+        trials = opened.view(spec.name).trials
+        results = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
+        return {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _print_plan(console: Console, spec: StudySpec, image: Target, the_plan: Plan, executor: Executor) -> Any:
+    """Says what a run will do; measures and returns its forecast, None if nothing is left to do."""
+    from ddstudy import runner
+    from ddstudy.settings import budgets_by_fit
+
+    objectives = ", ".join(f"{metric} ({direction})" for metric, direction in spec.objectives.items())
+    shape = "x".join(map(str, image.image.shape[1:]))
+    console.print(f"Study {spec.name}: {spec.search.sampler}, {objectives}", soft_wrap=True)
+    console.print(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}", soft_wrap=True)
+    most = "" if spec.search.sampler == "grid" else "at most "
+    done = f", {the_plan.done:,} done" if the_plan.done else ""
+    console.print(f"{the_plan.settings:,} trials, {most}{the_plan.fits:,} fits of {spec.fit.members} members{done}")
+    if the_plan.done >= the_plan.settings or (spec.search.sampler == "grid" and not the_plan.todo):
+        console.print("Nothing left to do.")
+        return None
+    fits = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
+    forecast = runner.calibrate(spec, image, fits, executor)
+    seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+    at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
+    console.print(f"Forecast: about {_duration(seconds)} of fitting{at_most}")
+    return forecast
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        yield lambda progress: _log_line(console, progress)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total, description=_describe(progress))
+
+        yield show
+
+
+def _describe(progress: Progress) -> str:
+    parts = []
+    if progress.eta_seconds is not None:
+        parts.append(f"{_duration(progress.eta_seconds)} left")
+    if progress.best:
+        parts.append(f"best {progress.best[1]:.2f} {progress.best[0].id}")
+    parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
+    return " | ".join([*parts, progress.current] if progress.current else parts)
+
+
+def _log_line(console: Console, progress: Progress) -> None:
+    if progress.message:
+        left = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+        stamp = time.strftime("%H:%M:%S")
+        console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", markup=False)
+
+
+def _print_summary(console: Console, view: StudyView, shown_url: str, store: str) -> None:
+    from rich.table import Table
+
+    from ddstudy.spec import BETTER
+
+    results = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
+    stable = results[results["stable"].eq(True)]
+    table = Table(title=f"Best settings of {view.name}, stable ones only")
+    for column in ("metric", "value", *("k", "s", "l", "iterations", "noise", "tiling")):
+        table.add_column(column)
+    for metric, direction in BETTER.items():
+        scored = stable.dropna(subset=[metric])
+        if len(scored):
+            row = scored.sort_values(metric, ascending=direction == "minimize", kind="stable").iloc[0]
+            setting = [str(row[axis]) for axis in ("k", "s", "l", "iterations", "noise", "tiling")]
+            table.add_row(metric, f"{row[metric]:.4g}", *setting)
+    console.print(table)
+    unstable = len(results) - len(stable)
+    share = 100 * unstable / max(1, len(results))
+    pruned = int((results["state"] == "PRUNED").sum())
+    console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} of them pruned.")
+    option = "" if store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ else f" --store {shown_url}"
+    console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,7 @@ from ddstudy.evaluate import Measurement
 from ddstudy.settings import AXES, Fit, SearchSpace, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.stability import reason, violations
-from ddstudy.target import Target
+from ddstudy.target import Target, error_png_bytes, png_bytes
 
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
@@ -269,7 +269,7 @@ class Driven:
 
     @cached_property
     def _target_image(self) -> tuple[str, dict[str, str]]:
-        return self._upload("target.png", png(self.target.image))
+        return self._upload("target.png", png_bytes(self.target.image))
 
     def stop(self) -> None:
         """Ends the renewal of claims and frees those still held."""
@@ -474,11 +474,10 @@ class Driven:
 
     def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
-        error = np.abs(output - self.target.image).mean(axis=0)
         files = [
             self._target_image,
-            self._upload("output.png", png(output)),
-            self._upload("error.png", error_png(error)),
+            self._upload("output.png", png_bytes(output)),
+            self._upload("error.png", error_png_bytes(output, self.target.image)),
         ]
         return {ARTIFACTS_ATTR_PREFIX + artifact: json.dumps(meta) for artifact, meta in files}
 
@@ -600,24 +599,6 @@ def environment() -> dict[str, str]:
         done = subprocess.run([git, "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
         facts["commit"] = done.stdout.strip()
     return {**facts, "created": datetime.now().isoformat(timespec="seconds")}
-
-
-def png(image: NDArray[np.float32]) -> bytes:
-    """A grey or RGB image (C, H, W) in [0, 1] as an 8-bit PNG."""
-    import cv2
-
-    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    encoded: bytes = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
-    return encoded
-
-
-def error_png(error: NDArray[np.float32]) -> bytes:
-    """An error map (H, W) as a colour PNG; the scale is fixed, black 0 to bright 0.2, so that maps compare."""
-    import cv2
-
-    pixels = np.rint(np.clip(error / 0.2, 0, 1) * 255).astype(np.uint8)
-    encoded: bytes = cv2.imencode(".png", cv2.applyColorMap(pixels, cv2.COLORMAP_INFERNO))[1].tobytes()
-    return encoded
 
 
 def _optional(value: float | int | str | None) -> float | None:

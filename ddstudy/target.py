@@ -369,3 +369,32 @@ def _resize(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.f
     )
     wide = cv2.resize(np.ascontiguousarray(image), (width, image.shape[0]), interpolation=across)
     return np.asarray(cv2.resize(wide, (width, height), interpolation=down), dtype=np.float32)
+
+
+def png_bytes(image: NDArray[np.float32]) -> bytes:
+    """An image (C, H, W) in [0, 1] as an 8-bit PNG, grey or RGB."""
+    import cv2
+
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+
+
+def error_png_bytes(output: NDArray[np.float32], image: NDArray[np.float32]) -> bytes:
+    """Absolute error of a reconstruction (C, H, W), mean over channels, as a colour PNG.
+
+    The scale is fixed, black 0 to bright 0.2, so that maps of different settings can be compared by eye.
+    """
+    import cv2
+
+    error = np.abs(output - image).mean(axis=0)
+    pixels = np.rint(np.clip(error / 0.2, 0, 1) * 255).astype(np.uint8)
+    return cv2.imencode(".png", cv2.applyColorMap(pixels, cv2.COLORMAP_INFERNO))[1].tobytes()
+
+
+def nifti_bytes(image: NDArray[np.float32], target: Target) -> bytes:
+    """A grey reconstruction (1, H, W) of a volume's slice as a gzipped NIfTI-1 in the place of that slice."""
+    import gzip
+
+    import nibabel
+
+    return gzip.compress(nibabel.Nifti1Image(image[0][:, :, None], target.affine).to_bytes(), mtime=0)
