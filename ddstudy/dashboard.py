@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -29,12 +29,15 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from ddstudy.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it
 
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
@@ -51,8 +54,8 @@ def read_only_url(url: str) -> str:
     """The SQLAlchemy URL under which the database at `url` refuses every write.
 
     Args:
-        url: `sqlite:///FILE.db`, `postgresql://...` or `postgresql+psycopg://...`; the first two are read as
-            SQLAlchemy reads them, so that a path means the same file here and where studies are written.
+        url: `sqlite:///FILE.db`, `postgresql://...` or `postgresql+psycopg://...`. SQLAlchemy reads it, so that a
+            path means the same file here as where studies are written.
 
     Returns:
         The URL, with the password where there is one: not for display.
@@ -90,7 +93,8 @@ def open_read_only(url: str) -> RDBStorage:
     target = read_only_url(url)
     shown = _parse(url).set(query={}).render_as_string(hide_password=True)  # a query can hold a password as well
     try:
-        return RDBStorage(target, skip_table_creation=True)
+        # Without a pool no connection outlives its query: nothing to close, nothing that a restarted server breaks.
+        return RDBStorage(target, engine_kwargs={"poolclass": NullPool}, skip_table_creation=True)
     except (StorageInternalError, SQLAlchemyError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", cause)).partition("\n")[0]

@@ -17,6 +17,7 @@ import sqlite3
 import subprocess
 import threading
 import uuid
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -211,7 +212,9 @@ class Store:
             load_if_exists=True,
         )
         self._check_same(study, spec, target)
-        study.set_metric_names(list(spec.objectives))
+        with warnings.catch_warnings():  # "experimental" since Optuna 3.2
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(spec.objectives))
         driven = Driven(self, study, spec, target)
         if self.is_sqlite:
             driven.drop_claims()  # we hold the file, so whoever held these is dead

@@ -150,7 +150,7 @@ def changing_routes() -> list[tuple[str, str]]:
     ]
 
 
-def test_every_changing_route_is_refused(study, storage, artifacts, dashboard_url, tmp_path):
+def test_every_changing_route_is_refused(study, storage, artifacts, dashboard_url):
     app = dashboard.app(storage, artifacts)
     before, files = rows(dashboard_url), sorted(artifacts.iterdir())
     routes = changing_routes()

@@ -129,9 +129,9 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
     figure = _figure(LABELS[x], LABELS[y], {"boxmode": "group"})
     table = table.dropna(subset=[f"{y}_median"])
     groups = table.groupby(group, sort=False) if group else [("", table)]
-    for (name, rows), colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
+    for (value, rows), colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
         figure.add_box(
-            name=f"{group} {name}" if group in ("k", "s", "l") else str(name),
+            name=f"{group} {value!s}" if group in ("k", "s", "l") else str(value),
             x=[str(value) for value in rows[x]],
             q1=rows[f"{y}_q25"].tolist(),
             median=rows[f"{y}_median"].tolist(),

@@ -1,0 +1,502 @@
+"""Studies -> one HTML page that needs nothing but itself: no network, no other file.
+
+Which panels the page shows, and in which order, is said by a TOML file, a list of `[[panel]]`; `OVERVIEW` is the one
+used where nobody says. The facts of a study always come first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddstudy.errors import UserError
+from ddstudy.report import figures, tables
+from ddstudy.report.figures import DIGITS, LABELS
+from ddstudy.settings import AXES, NOISES, TILINGS, Noise, Tiling
+from ddstudy.spec import BETTER, Metric, _describe, _reason
+
+if TYPE_CHECKING:
+    from ddstudy.store import StudyView
+
+OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
+Axis = Literal["k", "s", "l", "iterations", "noise", "tiling"]
+_MODEL = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# --- which panels
+
+
+class Filter(BaseModel):
+    """The trials that a panel shows: those with one of these values on every axis named."""
+
+    model_config = _MODEL
+
+    k: list[int] | None = Field(None, description="channels shown")
+    s: list[int] | None = Field(None, description="scale factors shown")
+    l: list[int] | None = Field(None, description="blocks shown")
+    iterations: list[int] | None = Field(None, description="budgets of iterations shown")
+    noise: list[Noise] | None = Field(None, description="input tensors shown")
+    tiling: list[Tiling] | None = Field(None, description="tilings shown")
+
+    def __call__(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """The trials that pass."""
+        for axis, values in self.model_dump(exclude_none=True).items():
+            trials = trials[trials[axis].isin(values)]
+        return trials
+
+    def __str__(self) -> str:
+        named = self.model_dump(exclude_none=True).items()
+        return ", ".join(f"{axis} = {' or '.join(map(str, values))}" for axis, values in named)
+
+
+class _Titled(BaseModel):
+    model_config = _MODEL
+
+    title: Annotated[str, Field(min_length=1)] = Field(..., description="heading of the panel")
+
+
+class _Filtered(_Titled):
+    filter: Filter = Field(Filter(), description="a table of axis = [values]: the trials shown")
+
+
+class Pareto(_Filtered):
+    """Every trial in the plane of two metrics, and its Pareto front."""
+
+    kind: Literal["pareto"]
+    x: Metric = Field(..., description="metric across")
+    y: Metric = Field(..., description="metric upwards")
+
+    @model_validator(mode="after")
+    def _plane(self) -> Self:
+        if self.x == self.y:
+            raise ValueError("x and y must differ")
+        return self
+
+
+class Importance(_Titled):
+    """Share of the variance of a metric that each axis explains; of the whole study, so without a filter."""
+
+    kind: Literal["importance"]
+    y: Metric = Field(..., description="metric whose variance is explained")
+
+
+class Quartiles(_Filtered):
+    """A metric per value of an axis (thesis Figs. 4.2 and 4.3, Tables 4.1 and 4.2)."""
+
+    kind: Literal["quartiles"]
+    x: Axis = Field(..., description="axis of the setting across")
+    y: Metric = Field(..., description="metric upwards")
+    group: Axis | None = Field(None, description="axis of the setting that splits each value of x")
+
+    @model_validator(mode="after")
+    def _two_axes(self) -> Self:
+        if self.group == self.x:
+            raise ValueError("x and group must differ")
+        return self
+
+
+class Unstable(_Filtered):
+    """Share of settings whose members disagree, per pair (thesis Fig. 4.4)."""
+
+    kind: Literal["unstable"]
+
+
+class Ensemble(_Filtered):
+    """PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6)."""
+
+    kind: Literal["ensemble"]
+
+
+class Best(_Filtered):
+    """The best setting of each pair (thesis Tables 4.3 to 4.5)."""
+
+    kind: Literal["best"]
+    y: Metric = Field(..., description="metric that is best")
+
+
+Panel = Pareto | Importance | Quartiles | Unstable | Ensemble | Best
+Panels = tuple[Panel, ...]
+KINDS: dict[str, type[Panel]] = {
+    "pareto": Pareto,
+    "importance": Importance,
+    "quartiles": Quartiles,
+    "unstable": Unstable,
+    "ensemble": Ensemble,
+    "best": Best,
+}
+
+
+def read_panels(path: Path = OVERVIEW) -> Panels:
+    """Reads and checks a list of panels.
+
+    Raises:
+        UserError: the file is missing, is no TOML, or a panel says something that is not valid.
+    """
+    example = "See dashboards/overview.toml for an example."
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", f"Give a TOML list of panels. {example}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}", example) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", "A list of panels is UTF-8 TOML.") from None
+    for key in tree:
+        if key != "panel":
+            raise UserError(f"{path}: {key}: unknown key", "Valid: [[panel]] tables only.")
+    listed = tree.get("panel")
+    if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
+        raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more. {example}")
+    return tuple(_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
+
+
+def _panel(tree: dict[str, Any], where: str) -> Panel:
+    kind = tree.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        wrong = "missing" if kind is None else f"unknown, {kind!r}"
+        raise UserError(f"{where}: kind: {wrong}", f"Valid: {', '.join(KINDS)}.")
+    model = KINDS[kind]
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        names = [part for part in first["loc"] if isinstance(part, str)]
+        key = ".".join(names) or "x"  # what concerns the panel as a whole concerns its x
+        raise UserError(f"{where}: {key}: {_reason(first)}", _valid(model, names or ["x"])) from None
+
+
+def _valid(model: type[BaseModel], names: list[str]) -> str:
+    """What a key may say; or, where there is no such key, which ones there are."""
+    owner = model if names[0] != "filter" or len(names) == 1 else Filter
+    key = names[-1]
+    if key in owner.model_fields:
+        field = owner.model_fields[key]
+        words = "" if key == "filter" else f"{_describe(field.annotation, field.metadata)} - "
+        return f"Valid: {words}{field.description}."
+    near = difflib.get_close_matches(key, list(owner.model_fields), 1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Valid here: {', '.join(owner.model_fields)}."
+
+
+# --- what a panel shows
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A panel's content: one sentence, and a figure, a table, or both. `missing` says what would fill it."""
+
+    sentence: str
+    figure: go.Figure | None = None
+    table: str = ""
+    missing: str = ""
+
+
+def _show(view: StudyView, panel: Panel) -> _Shown:
+    match panel:
+        case Pareto():
+            return _pareto(view, panel)
+        case Importance():
+            return _importance(view, panel)
+        case Quartiles():
+            return _quartiles(view, panel)
+        case Unstable():
+            return _unstable(view, panel)
+        case Ensemble():
+            return _ensemble(view, panel)
+        case Best():
+            return _best(view, panel)
+
+
+def _pareto(view: StudyView, panel: Pareto) -> _Shown:
+    x, y = panel.x, panel.y
+    trials = tables.finished(panel.filter(view.trials)).dropna(subset=[x, y])
+    directions = BETTER | view.spec.objectives
+    front = trials[tables.pareto_front(trials, {x: directions[x], y: directions[y]})].sort_values([x, y])
+    sentence = (
+        f"Every measured trial; {len(front)} of {trials['stable'].sum()} stable ones form the front: "
+        f"none is better in both {LABELS[x]} and {LABELS[y]}. A trial that was stopped stands where it stopped."
+    )
+    if "seconds" in (x, y) and (shared := int(trials["shared"].eq(True).sum())):
+        sentence += f" {shared} shared their device with another fit, so they look slower than they are."
+    if trials.empty:
+        return _Shown(sentence, missing=f"Filled by measured trials with {LABELS[x]} and {LABELS[y]}.")
+    columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
+    return _Shown(sentence, figures.pareto(trials, front, x, y), _table(front, columns))
+
+
+def _importance(view: StudyView, panel: Importance) -> _Shown:
+    result = tables.importance(view, panel.y)
+    sentence = f"How much of the variance of {LABELS[panel.y]} over all measured trials each axis explains"
+    if result.shares.empty:
+        return _Shown(f"{sentence}.", missing=result.reason)
+    sentence += f", by {result.evaluator}. A trial that was stopped counts with the value at which it stopped."
+    return _Shown(sentence, figures.importance(result), _table(result.shares, {"term": "term", "share": "share"}))
+
+
+def _quartiles(view: StudyView, panel: Quartiles) -> _Shown:
+    y, axes = panel.y, [panel.x, *([panel.group] if panel.group else [])]
+    table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
+    who = "measured trials"
+    if y in tables.QUALITY:
+        who = "stable trials"
+    elif y == "seconds":
+        who = "trials that ran all their iterations on a device of their own, stable or not"
+    sentence = f"Lower to upper quartile of {LABELS[y]} over {who}; the line is the median, the dashes are the mean."
+    if not table[f"{y}_n"].sum():
+        return _Shown(sentence, missing=f"Filled by {who} with {LABELS[y]}.")
+    names = {"mean": f"{y}_mean", "lower quartile": f"{y}_q25", "median": f"{y}_median", "upper quartile": f"{y}_q75"}
+    columns = {axis: axis for axis in axes} | {"measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
+    return _Shown(sentence, figures.quartiles(table, panel.x, y, panel.group), _table(table, columns | names))
+
+
+def _unstable(view: StudyView, panel: Unstable) -> _Shown:
+    threshold = view.spec.stability.cv_percent
+    table = tables.unstable_share(panel.filter(view.trials), threshold)
+    sentence = f"Share of measured settings whose members' PSNR has a coefficient of variation above {threshold:g} %."
+    if table.empty:
+        return _Shown(sentence, missing="Filled by measured trials of at least two members.")
+    columns = {
+        "tiling": "tiling",
+        "noise": "noise",
+        "settings": "n",
+        f"CV > {threshold:g} %": "above",
+        "share": "share",
+    }
+    return _Shown(sentence, figures.unstable(table), _table(table, columns))
+
+
+def _ensemble(view: StudyView, panel: Ensemble) -> _Shown:
+    members = view.spec.fit.members
+    table = tables.gain_of_ensemble(panel.filter(view.trials))
+    sentence = f"Mean PSNR over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."
+    if table.empty:
+        return _Shown(sentence, missing="Filled by stable trials.")
+    columns = {"tiling": "tiling", "noise": "noise", "trials": "n"}
+    columns |= {"1DD (dB)": "psnr_1dd", f"{members}DD (dB)": "psnr", "gain (dB)": "gain"}
+    return _Shown(sentence, figures.ensemble(table, members), _table(table, columns))
+
+
+def _best(view: StudyView, panel: Best) -> _Shown:
+    best = tables.best_settings(panel.filter(view.trials), panel.y)
+    word = "Lowest" if BETTER[panel.y] == "minimize" else "Highest"
+    sentence = f"{word} {LABELS[panel.y]} among stable trials of each pair, and its setting {{k, s, l, iterations}}."
+    if best.empty:
+        return _Shown(sentence, missing=f"Filled by stable trials with {LABELS[panel.y]}.")
+    cells = {
+        (row.tiling, row.noise): f"<strong>{_number(getattr(row, panel.y), DIGITS[panel.y])}</strong><br>"
+        f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}}"
+        for row in best.itertuples()
+    }
+    noises = [noise for noise in NOISES if noise in set(best["noise"])]
+    rows = [
+        [tiling, *(cells.get((tiling, noise), "&ndash;") for noise in noises)]
+        for tiling in TILINGS
+        if tiling in set(best["tiling"])
+    ]
+    return _Shown(sentence, table=_rows(["", *noises], rows))
+
+
+# --- the page
+
+
+def render(views: Iterable[StudyView], panels: Panels) -> str:
+    """The page: one section per study, the facts first, then the panels.
+
+    Args:
+        views: the studies.
+        panels: what is shown of each, for example `read_panels()`.
+
+    Returns:
+        A whole HTML document that loads nothing.
+    """
+    views = list(views)
+    title = html.escape(", ".join(view.name for view in views) or "no study")
+    studies = "".join(_study(view, panels, f"study-{place}") for place, view in enumerate(views, 1))
+    links = [f'<a href="#study-{place}">{html.escape(view.name)}</a>' for place, view in enumerate(views, 1)]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title} - ddstudy report</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header><p>ddstudy report</p>{f"<nav>{' '.join(links)}</nav>" if len(links) > 1 else ""}</header>
+<main>{studies or "<p>The store holds no study.</p>"}</main>
+<script>{get_plotlyjs()}</script>
+<script>{_SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _study(view: StudyView, panels: Panels, place: str) -> str:
+    shown = "".join(
+        _section(panel, _show(view, panel), f"{place}-panel-{number}") for number, panel in enumerate(panels, 1)
+    )
+    description = f"<p>{html.escape(view.spec.description)}</p>" if view.spec.description else ""
+    return (
+        f'<section class="study" id="{place}"><h1>{html.escape(view.name)}</h1>{description}'
+        f'<div class="panels">{_facts(view)}{shown}</div></section>'
+    )
+
+
+def _facts(view: StudyView) -> str:
+    trials = view.trials
+    measured = tables.finished(trials)
+    states = ", ".join(f"{count:,} {state}" for state, count in trials["state"].value_counts().items())
+    unstable = int((~measured["stable"]).sum())
+    share = f"{unstable / len(measured):.1%}" if len(measured) else "none"
+    facts = view.facts | {
+        "objectives": ", ".join(f"{direction} {metric}" for metric, direction in view.spec.objectives.items()),
+        "sampler": view.spec.search.sampler,
+        "trials by state": states or "none yet",
+        "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.space.search_space):,} settings",
+        "unstable": f"{share} ({unstable:,} of {len(measured):,} measured trials)",
+    }
+    rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
+    best = tables.best_by_metric(trials)
+    return (
+        f'<article class="panel"><h2>Facts</h2><div class="scroll"><table class="facts">{rows}</table></div>'
+        f"{_reasons(trials)}</article>"
+        f'<article class="panel"><h2>Best settings</h2><p>The best stable trial for each metric.</p>'
+        f"{_best_table(best) if len(best) else _missing('Filled by stable trials.')}</article>"
+    )
+
+
+def _best_table(best: pd.DataFrame) -> str:
+    rows = [
+        [LABELS[row["metric"]], _number(row["value"], DIGITS[row["metric"]]), str(row["number"])]
+        + [str(row[axis]) for axis in AXES]
+        for row in best.to_dict("records")
+    ]
+    return _rows(["best", "value", "trial", *AXES], rows)
+
+
+def _reasons(trials: pd.DataFrame) -> str:
+    reasons = tables.reasons(trials)
+    if reasons.empty:
+        return ""
+    shown = reasons.head(10)
+    more = f"<p>{len(reasons) - 10:,} more reasons are in the exported table.</p>" if len(reasons) > 10 else ""
+    table = _table(shown, {"state": "state", "reason": "reason", "trials": "n"})
+    return f"<details><summary>Why trials failed or are unstable</summary>{table}{more}</details>"
+
+
+def _section(panel: Panel, shown: _Shown, place: str) -> str:
+    narrowed = str(panel.filter) if isinstance(panel, _Filtered) else ""
+    sentence = html.escape(shown.sentence + (f" Only {narrowed}." if narrowed else ""))
+    title = html.escape(panel.title)
+    content = _missing(shown.missing) if shown.missing else shown.table
+    if shown.figure is not None:
+        # JSON inside a script element ends at the first "</script", whatever stands around it
+        drawing = str(shown.figure.to_json()).replace("<", "\\u003c")
+        content = (
+            f'<div class="plot" role="img" aria-label="{title}. {sentence}"></div>'
+            f'<script type="application/json">{drawing}</script>'
+            f"<details><summary>Numbers</summary>{shown.table}</details>"
+        )
+    wide = " wide" if panel.kind == "pareto" else ""
+    return f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
+
+
+def _missing(words: str) -> str:
+    return f'<p class="missing">No data yet. {html.escape(words)}</p>'
+
+
+def _table(frame: pd.DataFrame, columns: dict[str, str]) -> str:
+    """A table of the frame's columns under other headings."""
+    formats = [_format(column) for column in columns.values()]
+    values = frame[list(columns.values())].itertuples(index=False)
+    return _rows(list(columns), [[form(v) for form, v in zip(formats, row, strict=True)] for row in values])
+
+
+def _rows(headings: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _format(column: str) -> Callable[[Any], str]:
+    if column.endswith("share"):
+        return lambda value: f"{value:.1%}"
+    for metric, digits in DIGITS.items():
+        if column == metric or column in {f"{metric}_{part}" for part in ("1dd", "mean", "q25", "median", "q75")}:
+            return lambda value: _number(value, digits)
+    return (lambda value: _number(value, 2)) if column == "gain" else (lambda value: html.escape(str(value)))
+
+
+def _number(value: float, digits: int) -> str:
+    return "&ndash;" if pd.isna(value) else f"{value:,.{digits}f}"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2126; --soft: #59626b; --line: #d9dee3; --page: #f4f6f8; --card: #fff;
+  --link: #00609a; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #a3adb7; --line: #343c45; --page: #0e1114; --card: #15191e; --link: #6db8e8; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 1rem clamp(0.75rem, 3vw, 2rem) 3rem; background: var(--page); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+header { display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; color: var(--soft); }
+header p { margin: 0; }
+nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; }
+a { color: var(--link); }
+main, header { max-width: 84rem; margin-inline: auto; }
+h1 { margin: 0.5rem 0 0.25rem; font-size: 1.6rem; overflow-wrap: anywhere; }
+h2 { margin: 0; font-size: 1.05rem; }
+.study + .study { margin-top: 3rem; }
+.panels { display: grid; gap: 1rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
+.panel { min-width: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 0.5rem; }
+.wide { grid-column: 1 / -1; }
+.panel > p { margin: 0.25rem 0 0.75rem; color: var(--soft); font-size: 0.9rem; }
+.panel > .missing { padding: 1.5rem; border: 1px dashed var(--line); border-radius: 0.5rem; text-align: center; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; vertical-align: top; }
+thead th { color: var(--soft); font-weight: 600; }
+tbody tr { border-top: 1px solid var(--line); }
+.facts th { color: var(--soft); font-weight: 400; white-space: nowrap; }
+.facts td { overflow-wrap: anywhere; }
+details { margin-top: 0.75rem; }
+summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
+.plot { width: 100%; }
+.plot g:not(.hoverlayer) > text, .plot .legendtext, .plot .xtick text, .plot .ytick text, .plot .bartext
+  { fill: var(--ink) !important; }
+@media print {
+  body { padding: 0; background: none; }
+  .panels { display: block; }
+  .panel { break-inside: avoid; margin-bottom: 1rem; }
+}
+"""
+
+# figures follow the width of the paper while they are printed, and closed tables are opened
+_SCRIPT = """
+const plots = [...document.querySelectorAll(".plot")];
+for (const plot of plots) {
+  const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
+  Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
+}
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details:not([open])")) details.open = details.opened = true;
+  for (const plot of plots) Plotly.relayout(plot, { width: 640 });
+});
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("details")) if (details.opened) details.open = details.opened = false;
+  for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
+});
+"""

@@ -1,0 +1,75 @@
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import postgres
+from ddstudy.spec import StudySpec, parse_spec
+from ddstudy.target import Target, load_target
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a real server: the one named by DDSTUDY_TEST_POSTGRES, or one that the tests start."""
+    given = os.environ.get("DDSTUDY_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'studies.db'}"
+        return
+    with postgres.database(request.getfixturevalue("postgres_server"), f"t_{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    with postgres.database(postgres_server, f"t_{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth grey image of odd size, 27x22, as a .npy file."""
+    y, x = np.mgrid[0:27, 0:22]
+    image = np.sin(x / 5) * np.cos(y / 7) + ((x - 8) ** 2 + (y - 15) ** 2 < 25)
+    path = tmp_path_factory.mktemp("picture") / "picture.npy"
+    np.save(path, image)
+    return path
+
+
+@pytest.fixture
+def make_spec(picture: Path) -> Callable[..., StudySpec]:
+    """A study of tiny fits: 2 x 2 settings on one pair; tables given by name replace or extend its own."""
+
+    def make(**tables: Any) -> StudySpec:
+        tree: dict[str, Any] = {
+            "name": "tiny",
+            "target": {"file": str(picture)},
+            "space": {"k": [2, 4], "s": [4], "l": [2], "iterations": [5, 10]},
+            "fit": {"members": 2, "check_every": 2},
+            # nothing is pruned by chance: such short fits have no quality to speak of
+            "stability": {"min_psnr": 0.0, "cv_percent": 50.0, "max_vif": 10.0},
+        }
+        for name, value in tables.items():
+            tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+        return parse_spec(tree, "test")
+
+    return make
+
+
+@pytest.fixture
+def tiny_target(make_spec: Callable[..., StudySpec]) -> Target:
+    return load_target(make_spec().target)

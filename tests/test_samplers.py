@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import optuna
+import pytest
+
+from ddstudy.samplers import SpaceExhausted, sampler
+from ddstudy.settings import AXES, Setting
+from ddstudy.spec import Sampler, StudySpec
+from ddstudy.store import distributions, setting_of
+
+MakeSpec = Callable[..., StudySpec]
+SEARCHES = [name for name in get_args(Sampler) if name != "grid"]
+SPACE = {"k": [8, 16, 64], "s": [8, 16], "l": [4, 5], "iterations": [10, 500], "noise": ["uniform", "blur3"]}
+
+
+def study_of(spec: StudySpec, **options: Any) -> optuna.Study:
+    return optuna.create_study(sampler=sampler(spec), directions=list(spec.objectives.values()), **options)
+
+
+def ask(study: optuna.Study, spec: StudySpec) -> tuple[optuna.Trial, Setting]:
+    trial = study.ask(fixed_distributions=distributions(spec.space.search_space))
+    return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
+
+
+def score(setting: Setting) -> float:
+    return float(np.log(setting.k) + setting.iterations / 500 - setting.l / 10)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("objectives", [{"psnr": "maximize"}, {"psnr": "maximize", "seconds": "minimize"}])
+def test_every_sampler_visits_every_setting_once_and_then_says_so(
+    make_spec: MakeSpec, name: str, objectives: dict[str, str]
+) -> None:
+    smaller = {**SPACE, "l": [4]} if name == "gp" else SPACE  # a GP thinks a third of a second per proposal
+    spec = make_spec(space=smaller, search={"sampler": name}, objectives=objectives)
+    study, space = study_of(spec), spec.space.search_space
+    seen = []
+    for index in range(len(space)):
+        trial, setting = ask(study, spec)
+        seen.append(setting)
+        if index % 7 == 3:
+            trial.set_constraint("cv_percent", 1.0)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            trial.set_constraint("cv_percent", -1.0)
+            study.tell(trial, [score(setting), 1.0 * setting.k][: len(objectives)])
+    assert len(set(seen)) == len(space)
+    assert all(setting in space for setting in seen)
+    with pytest.raises(SpaceExhausted):
+        ask(study, spec)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_proposals_in_flight_are_of_different_fits(make_spec: MakeSpec, name: str) -> None:
+    spec = make_spec(space=SPACE, search={"sampler": name})
+    study = study_of(spec)
+    asked = [ask(study, spec)[1] for _ in range(8)]
+    assert len({setting.fit for setting in asked}) == 8
+
+
+def test_failed_settings_may_be_proposed_again(make_spec: MakeSpec) -> None:
+    spec = make_spec(space={"k": [4], "iterations": [5]}, search={"sampler": "random"})
+    study = study_of(spec)
+    trial, first = ask(study, spec)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert ask(study, spec)[1] == first
+
+
+def test_start_of_a_search_is_uniform_over_the_listed_values(make_spec: MakeSpec) -> None:
+    spec = make_spec(space={"k": [8, 16, 32, 64, 96, 128, 192], "iterations": list(range(2000, 2100))})
+    spec = spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": "random"})})
+    study = study_of(spec)
+    counts = dict.fromkeys(spec.space.k, 0)
+    for _ in range(350):
+        trial, setting = ask(study, spec)
+        counts[setting.k] += 1
+        study.tell(trial, 1.0)
+    assert min(counts.values()) > 25  # 50 expected of each; drawn on a log scale, 192 would get 22
+
+
+def test_tpe_finds_the_best_of_a_large_space_sooner_than_chance(make_spec: MakeSpec) -> None:
+    space = {"k": [8, 16, 32, 64, 96, 128, 192], "s": [8, 16, 32], "l": [4, 5, 6], "iterations": [2000, 5000, 7000]}
+    needed: dict[str, list[int]] = {"tpe": [], "random": []}
+    for name, counts in needed.items():
+        for seed in range(6):
+            spec = make_spec(space=space, search={"sampler": name, "seed": seed})
+            study, best = study_of(spec), max(map(score, spec.space.search_space))
+            for count in range(1, 190):
+                trial, setting = ask(study, spec)
+                study.tell(trial, score(setting))
+                if score(setting) == best:
+                    break
+            counts.append(count)
+    assert np.median(needed["tpe"]) < 0.6 * np.median(needed["random"])
+
+
+def test_same_seed_same_proposals_and_a_continued_study_draws_anew(make_spec: MakeSpec) -> None:
+    spec = make_spec(space=SPACE, search={"sampler": "tpe"})
+    one, other = study_of(spec), study_of(spec)
+    assert [ask(one, spec)[1] for _ in range(5)] == [ask(other, spec)[1] for _ in range(5)]
+    first, later = sampler(spec, 0), sampler(spec, 5)
+    assert first._rng.integers(2**32) != later._rng.integers(2**32)  # type: ignore[attr-defined]
+
+
+def test_params_are_true_values(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(space=SPACE, search={"sampler": "qmc"})
+    study = study_of(spec, storage=f"sqlite:///{tmp_path / 'a.db'}")
+    ask(study, spec)
+    assert setting_of(study.trials[0]) in spec.space.search_space

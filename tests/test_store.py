@@ -1,0 +1,300 @@
+import json
+import sqlite3
+import stat
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import TrialState
+
+import postgres
+from ddstudy.errors import UserError
+from ddstudy.evaluate import Measurement
+from ddstudy.samplers import sampler
+from ddstudy.settings import Fit, Setting
+from ddstudy.spec import StudySpec
+from ddstudy.store import Driven, Store, distributions, parse_url
+from ddstudy.target import Target
+
+MakeSpec = Callable[..., StudySpec]
+FIT = Fit(2, 4, 2, "uniform", "1x1")
+SETTING = Setting(2, 4, 2, 5, "uniform", "1x1")
+
+
+def measured(**values: Any) -> Measurement:
+    numbers: dict[str, Any] = {
+        "psnr": 30.25,
+        "ssim": 0.9,
+        "cv_percent": 2.5,
+        "sd_db": 0.7,
+        "seconds": 1.5,
+        "iterations_done": 5,
+        "parameters": 52,
+        "device": "a processor",
+        "engine": "reference",
+        **values,
+    }
+    output = np.full((1, 27, 22), 0.5, dtype=np.float32)
+    curve: dict[str, list[object]] = {"iterations": [5], "seconds": [1.5], "psnr_members": [[30.0, 31.0]]}
+    return Measurement(5, {k: v for k, v in numbers.items() if v is not None}, output, curve, False)
+
+
+def record(driven: Driven, result: Measurement, setting: Setting = SETTING) -> None:
+    driven.record(setting, result, shared=False, started=datetime.now())
+
+
+@pytest.fixture
+def drive(store_url: str, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Driven]:
+    def start(spec: StudySpec | None = None, target: Target = tiny_target, **options: Any) -> Driven:
+        spec = spec or make_spec()
+        store = Store(store_url, tmp_path / "images", **options)
+        return store.drive(spec, target, sampler(spec))
+
+    return start
+
+
+def test_result_comes_back_as_it_went_in(drive: Callable[..., Driven], store_url: str) -> None:
+    driven = drive()
+    started = datetime.now()
+    driven.record(SETTING, measured(vif=0.5), shared=True, started=started)
+    view = Store(store_url, read_only=True).view()
+    (row,) = view.trials.to_dict("records")
+    assert view.name == "tiny"
+    assert view.spec.fingerprint() == driven.spec.fingerprint()
+    assert view.facts["target"] == driven.target.name
+    assert (row["k"], row["s"], row["l"], row["iterations"], row["noise"], row["tiling"]) == (2, 4, 2, 5, "uniform", "1x1")
+    assert (row["psnr"], row["ssim"], row["vif"], row["cv_percent"], row["seconds"]) == (30.25, 0.9, 0.5, 2.5, 1.5)
+    assert row["state"] == "COMPLETE"
+    assert row["stable"] is True
+    assert row["reason"] == ""
+    assert row["shared"] is True
+    assert np.isnan(row["ms_ssim"])
+    assert abs((row["started"] - started).total_seconds()) < 1
+    assert set(driven.measured()) == {SETTING}
+    (trial,) = driven.trials()
+    assert trial.params["k"] == 2  # true values, for every other view of the database
+    assert json.loads(trial.user_attrs["curve"])["psnr_members"] == [[30.0, 31.0]]
+    assert trial.constraints == {"cv_percent": -47.5, "psnr": -30.25, "vif": -9.5}
+
+
+def test_states_and_constraints(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
+    limits = {"cv_percent": 5.0, "min_psnr": 15.0}
+    cases = [
+        ({}, "COMPLETE", True),
+        ({"cv_percent": 7.0}, "PRUNED", False),
+        ({"psnr": 12.0}, "PRUNED", False),
+        ({"vif": 11.0}, "PRUNED", False),
+        ({"psnr": None, "cv_percent": None}, "PRUNED", False),  # diverged
+    ]
+    settings = list(make_spec(space={"l": [2, 3]}).space.search_space)
+    for prune in (True, False):
+        driven = drive(make_spec(name=f"p{prune}", space={"l": [2, 3]}, stability={**limits, "prune": prune}))
+        for setting, (values, state, stable) in zip(settings, cases, strict=False):
+            record(driven, measured(**values), setting)
+            trial = driven.trials()[-1]
+            diverged = values.get("psnr", 0) is None
+            assert trial.state.name == (state if prune or diverged else "COMPLETE")
+            assert trial.user_attrs["stable"] is stable
+            assert (max(trial.constraints.values()) <= 0) is stable
+            assert bool(trial.user_attrs["reason"]) is not stable
+            if trial.state == TrialState.PRUNED and not diverged:
+                assert trial.value == trial.user_attrs["psnr"]  # never the CV
+        driven._store.close()
+
+
+def test_asked_trials_get_the_same_record(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
+    for objectives in ({"psnr": "maximize"}, {"psnr": "maximize", "seconds": "minimize"}):
+        spec = make_spec(name=f"o{len(objectives)}", objectives=objectives, search={"sampler": "tpe"})
+        driven = drive(spec)
+        for values in ({}, {"cv_percent": 70.0}):
+            trial, setting = driven.ask()
+            driven.record(setting, measured(**values), shared=False, started=datetime.now(), trial=trial)
+            asked = driven.trials()[-1]
+            other = next(s for s in driven.space if s not in driven.measured())
+            record(driven, measured(**values), other)
+            added = driven.trials()[-1]
+            assert asked.state == added.state
+            assert asked.constraints == added.constraints
+            assert asked.user_attrs == added.user_attrs | {"fit_id": setting.fit.id}
+            assert asked.values == added.values
+            assert asked.intermediate_values == added.intermediate_values
+        driven._store.close()
+
+
+def test_images_are_artifacts_of_the_trial(drive: Callable[..., Driven], make_spec: MakeSpec, tmp_path: Path) -> None:
+    driven = drive()
+    record(driven, measured())
+    record(driven, measured(), Setting(4, 4, 2, 5, "uniform", "1x1"))
+    metas = [get_all_artifact_meta(trial, storage=driven._store.storage) for trial in driven.trials()]
+    assert [[meta.filename for meta in one] for one in metas] == [["target.png", "output.png", "error.png"]] * 2
+    assert metas[0][0].artifact_id == metas[1][0].artifact_id  # the target is stored once
+    for meta in metas[0]:
+        assert (tmp_path / "images" / meta.artifact_id).read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "images").iterdir())) == 5
+    driven._store.close()
+    bare = drive(make_spec(name="bare", images=False))
+    record(bare, measured())
+    assert not get_all_artifact_meta(bare.trials()[0], storage=bare._store.storage)
+
+
+def test_changed_study_is_refused_with_the_difference(
+    drive: Callable[..., Driven], make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    drive()._store.close()
+    drive(make_spec(description="only words", fit={"device": "cpu"}))._store.close()
+    with pytest.raises(UserError, match=r"fit\.seed: stored 0, now 7") as caught:
+        drive(make_spec(fit={"seed": 7}))
+    assert "--name" in str(caught.value).split("\n")[1]
+    with pytest.raises(UserError, match=r"space\.k: stored \[2, 4\], now \[2\]"):
+        drive(make_spec(space={"k": [2]}))
+    with pytest.raises(UserError, match="objectives"):
+        drive(make_spec(objectives={"seconds": "minimize"}))
+    with pytest.raises(UserError, match="target: stored"):
+        drive(target=Target(1 - tiny_target.image, tiny_target.name, tiny_target.affine))
+
+
+def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+    spec = make_spec()
+    first_store = Store(store_url, lease_seconds=0.9)
+    first = first_store.drive(spec, tiny_target, sampler(spec))
+    second = Driven(Store(store_url, lease_seconds=0.9), first.study, spec, tiny_target)
+    assert first.claim(FIT)
+    assert not second.claim(FIT)
+    assert first.holds(FIT)
+    assert not second.holds(FIT)
+    assert second.claim(Fit(4, 4, 2, "uniform", "1x1"))
+    time.sleep(1.5)  # longer than the lease: the claim is alive because its driver renews it
+    assert first.holds(FIT)
+    assert not second.claim(FIT)
+    first._stopped.set()  # as if it had died: nothing renews its claims any more
+    first._renewer.join()
+    deadline = time.monotonic() + 10
+    while not second.claim(FIT):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not first.holds(FIT)
+    first.release(FIT.id)  # must not free what is another's now
+    assert second.holds(FIT)
+    second.stop()
+    assert first.claim(FIT)
+    first_store.close()
+
+
+def test_abandoned_trials_are_closed_with_the_reason(
+    store_url: str, drive: Callable[..., Driven], make_spec: MakeSpec
+) -> None:
+    spec = make_spec(search={"sampler": "random"})
+    dead = drive(spec, lease_seconds=0.2)
+    _, setting = dead.ask()
+    dead.claim(setting.fit)
+    dead._stopped.set()
+    dead._renewer.join()
+    dead._store._stack.pop_all()  # died without a word
+    if store_url.startswith("sqlite"):
+        Path(f"{store_url.removeprefix('sqlite:///')}.lock").unlink(missing_ok=True)
+    time.sleep(0.3)  # past the lease
+    living = drive(spec, lease_seconds=0.2)
+    (trial,) = living.trials()
+    assert trial.state == TrialState.FAIL
+    assert "died" in trial.user_attrs["reason"]
+    assert not living.measured()
+
+
+def test_second_driver_of_a_sqlite_file_is_refused(tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> None:
+    url, spec = f"sqlite:///{tmp_path / 'one.db'}", make_spec()
+    with Store(url) as one:
+        one.drive(spec, tiny_target, sampler(spec))
+        with Store(url) as two, pytest.raises(UserError, match="another ddstudy run"):
+            two.drive(spec, tiny_target, sampler(spec))
+    with Store(url) as three:
+        three.drive(spec, tiny_target, sampler(spec))
+
+
+def test_read_only_store_refuses_writes(store_url: str, drive: Callable[..., Driven]) -> None:
+    driven = drive()
+    record(driven, measured())
+    with Store(store_url, read_only=True) as looking:
+        study = looking.storage.get_all_studies()[0]
+        with pytest.raises(Exception, match=r"read-?only"):
+            looking.storage.set_study_user_attr(study._study_id, "a", 1)
+        assert len(looking.view("tiny").trials) == 1
+        with pytest.raises(UserError, match="no study 'other'"):
+            looking.view("other")
+
+
+def test_empty_store_and_unfinished_trials_have_the_same_columns(
+    drive: Callable[..., Driven], store_url: str, make_spec: MakeSpec
+) -> None:
+    driven = drive(make_spec(search={"sampler": "random"}))
+    empty = Store(store_url, read_only=True).view().trials
+    driven.ask()
+    asked = Store(store_url, read_only=True).view().trials
+    assert list(empty.columns) == list(asked.columns)
+    assert len(empty) == len(asked) == 0
+    driven.record_failure(SETTING, "out of memory")
+    failed = Store(store_url, read_only=True).view().trials
+    assert list(failed.columns)[: len(empty.columns)] == list(empty.columns)
+    assert failed.iloc[0][["state", "reason"]].tolist() == ["FAIL", "out of memory"]
+    assert np.isnan(failed.iloc[0]["psnr"])
+
+
+@pytest.mark.parametrize(
+    "url", ["brain.db", "mysql://a:hidden@b/c", "sqlite://", "sqlite:///:memory:", "postgresql://u:hidden@h:port/d", ""]
+)
+def test_urls_that_are_none_of_ours(url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_url(url)
+    assert "hidden" not in str(caught.value)
+    assert "sqlite:///FILE.db" in str(caught.value).split("\n")[1]
+
+
+def test_passwords_are_never_shown(postgres_url: str) -> None:
+    with Store(postgres_url) as store:
+        assert postgres.PASSWORD not in store.shown_url
+        assert "***" in store.shown_url
+    for wrong in (postgres_url.replace("@127", "xyz@127"), postgres_url + "_none", postgres_url.replace("127.0.0.1:", "127.0.0.1:1")):
+        with pytest.raises(UserError) as caught:
+            Store(wrong)
+        assert postgres.PASSWORD not in str(caught.value)
+        assert len(str(caught.value).split("\n")) == 2
+
+
+def test_files_that_are_no_database_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such database"):
+        Store(f"sqlite:///{tmp_path / 'none.db'}", read_only=True)
+    with pytest.raises(UserError, match="no such folder"):
+        Store(f"sqlite:///{tmp_path / 'none' / 'a.db'}")
+    (tmp_path / "text.db").write_text("this is no database, but it is long enough to look at" * 50)
+    for read_only in (True, False):
+        with pytest.raises(UserError, match="cannot be opened"):
+            Store(f"sqlite:///{tmp_path / 'text.db'}", read_only=read_only)
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE a (b)")
+    other.close()
+    with pytest.raises(UserError):
+        Store(f"sqlite:///{tmp_path / 'other.db'}", read_only=True).view()
+
+
+def test_odd_paths(tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> None:
+    folder = tmp_path / "a b%20{c}"
+    folder.mkdir()
+    spec = make_spec()
+    with Store(f"sqlite:///{folder / 'd e.db'}") as store:
+        record(store.drive(spec, tiny_target, sampler(spec)), measured())
+    assert (folder / "d e.db").is_file()
+    assert (folder / "d e-artifacts").is_dir()
+    assert stat.S_ISREG((folder / "d e.db").stat().st_mode)
+    with Store(f"sqlite:///{folder / 'd e.db'}", read_only=True) as store:
+        assert len(store.view().trials) == 1
+
+
+def test_distributions_hold_the_listed_values(make_spec: MakeSpec) -> None:
+    space = make_spec(space={"k": [8, 192, 16], "noise": ["uniform", "simplex"]}).space.search_space
+    for name, axis in distributions(space).items():
+        for value in getattr(space, name):
+            assert axis._contains(axis.to_internal_repr(value))
