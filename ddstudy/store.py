@@ -120,9 +120,11 @@ class Store:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # readers do not block the driver, nor it them
             connect_args = {"timeout": 60} if self.is_sqlite else {"connect_timeout": 10}
+            # whoever only looks may look for days: it keeps no connection between looks
+            pool = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
             storage = RDBStorage(
                 self._engine_url(read_only),
-                engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True},
+                engine_kwargs={"connect_args": connect_args, **pool},
                 skip_table_creation=read_only,
             )
             if not read_only:
@@ -193,34 +195,38 @@ class Store:
         Raises:
             UserError: the study exists with another spec or target; another driver has the SQLite file.
         """
-        if self.path is not None:
-            import filelock
-
-            lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-            try:
-                self._stack.enter_context(lock.acquire())
-            except filelock.Timeout:
-                raise UserError(
-                    f"{self.shown_url}: another ddstudy run is writing to this file",
-                    "Wait for it or stop it; several drivers at once need a PostgreSQL store.",
-                ) from None
-        study = optuna.create_study(
-            study_name=spec.name,
-            storage=self.storage,
-            sampler=sampler,
-            directions=self._directions(spec),
-            load_if_exists=True,
-        )
-        self._check_same(study, spec, target)
-        with warnings.catch_warnings():  # "experimental" since Optuna 3.2
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(spec.objectives))
-        driven = Driven(self, study, spec, target)
-        if self.is_sqlite:
-            driven.drop_claims()  # we hold the file, so whoever held these is dead
-        driven.close_abandoned()
-        self._stack.callback(driven.stop)
+        with contextlib.ExitStack() as stack:  # undone if anything below is refused
+            if self.path is not None:
+                stack.enter_context(self._file_lock(self.path))
+            study = optuna.create_study(
+                study_name=spec.name,
+                storage=self.storage,
+                sampler=sampler,
+                directions=self._directions(spec),
+                load_if_exists=True,
+            )
+            self._check_same(study, spec, target)
+            with warnings.catch_warnings():  # "experimental" since Optuna 3.2
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(spec.objectives))
+            driven = Driven(self, study, spec, target)
+            stack.callback(driven.stop)
+            if self.is_sqlite:
+                driven.drop_claims()  # we hold the file, so whoever held these is dead
+            driven.close_abandoned()
+            self._stack.push(stack.pop_all())
         return driven
+
+    def _file_lock(self, path: Path) -> contextlib.AbstractContextManager[object]:
+        import filelock
+
+        try:
+            return filelock.FileLock(f"{path}.lock", timeout=0).acquire()
+        except filelock.Timeout:
+            raise UserError(
+                f"{self.shown_url}: another ddstudy run is writing to this file",
+                "Wait for it or stop it; several drivers at once need a PostgreSQL store.",
+            ) from None
 
     def _directions(self, spec: StudySpec) -> list[Any]:
         for study in self.storage.get_all_studies():

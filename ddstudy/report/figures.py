@@ -44,13 +44,14 @@ DIGITS = {
 _BLUE, _VERMILLION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#b8609c"
 _COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, "#80868b", "#a87b00", "#3b8fc4")
 _BARS = ((_BLUE, ""), (_VERMILLION, "/"), (_GREEN, "x"))
+_ONE_TWO_FIVE = [digit * 10.0**power for power in range(-3, 9) for digit in (1, 2, 5)]
 _TEXT, _GRID, _CLEAR = "#7d848c", "rgba(125, 132, 140, 0.28)", "rgba(0, 0, 0, 0)"
 _AXIS = {
     "gridcolor": _GRID,
     "linecolor": _GRID,
     "zerolinecolor": _GRID,
     "automargin": True,
-    "title": {"standoff": 8},
+    "title": {"standoff": 8, "font": {"size": 13}},
     "fixedrange": True,  # else a finger that scrolls the page zooms the figure
 }
 _LAYOUT = {
@@ -71,36 +72,36 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figu
 
     Args:
         trials: measured trials, `tables.finished`.
-        front: those of them on the front of `x` and `y`.
+        front: those of them on the front of `x` and `y`, in the order in which they are joined.
         x: metric across.
         y: metric upwards.
     """
     figure = _figure(LABELS[x], LABELS[y], {"height": 460})
     stable = trials["stable"]
     for name, rows, marker in (
-        ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x-thin", "line": {"color": _VERMILLION}}),
-        ("stable", trials[stable], {"color": _BLUE, "opacity": 0.55}),
-        ("Pareto front", front.sort_values([x, y]), {"color": _GREEN, "symbol": "diamond", "size": 10}),
+        ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x", "size": 5, "opacity": 0.6}),
+        ("stable", trials[stable], {"color": _BLUE, "size": 6, "opacity": 0.6}),
+        ("Pareto front", front, {"color": _GREEN, "symbol": "diamond", "size": 10}),
     ):
         figure.add_scatter(
             name=name,
             x=rows[x].tolist(),
             y=rows[y].tolist(),
             text=_hover(rows),
-            mode="lines+markers" if name == "Pareto front" else "markers",
-            line={"color": _GREEN, "width": 1.5},
-            marker={"size": 6, "line": {"width": 1.2}} | marker,
+            mode="lines+markers" if rows is front else "markers",
+            marker=marker,
+            line={"width": 1.5},
             hovertemplate=f"%{{text}}<br>{LABELS[y]} %{{y:.{DIGITS[y]}f}}<br>{LABELS[x]} %{{x:.{DIGITS[x]}f}}",
         )
     for metric, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
         if metric in ("seconds", "parameters"):  # both span orders of magnitude
-            update(type="log", dtick="D2", minor={"showgrid": False})
+            update(type="log", tickvals=_ONE_TWO_FIVE, tickformat=",~r")
     return figure
 
 
 def importance(result: Importance) -> go.Figure:
-    """Shares of a metric's variance as bars, the largest on top."""
-    shares = result.shares
+    """The ten largest shares of a metric's variance as bars, and what is left over."""
+    shares = result.shares if len(result.shares) <= 11 else result.shares.iloc[[*range(10), -1]]
     figure = _figure("share of the variance", "", {"height": 110 + 22 * len(shares), "margin": {"t": 12}})
     figure.add_bar(
         orientation="h",
@@ -112,8 +113,8 @@ def importance(result: Importance) -> go.Figure:
         cliponaxis=False,
         hovertemplate="%{y}: %{x:.2%}<extra></extra>",
     )
-    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, tickangle=0)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=6)
     return figure.update_layout(margin_r=52)
 
 
@@ -139,10 +140,9 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
             q3=rows[f"{y}_q75"].tolist(),
             marker={"color": colour},
             showlegend=group is not None,
-            hoverinfo="y+name" if group else "y",
+            hoverinfo="skip",  # it would call the quartiles minimum and maximum
         )
     figure.update_xaxes(**_categories(table, x))
-    figure.update_yaxes(hoverformat=f".{DIGITS[y]}f")
     return figure if group else figure.update_layout(margin_t=12)
 
 
@@ -154,7 +154,7 @@ def unstable(table: pd.DataFrame) -> go.Figure:
             name=str(noise),
             x=rows["tiling"].tolist(),
             y=rows["share"].tolist(),
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
             customdata=rows[["above", "n"]].to_numpy().tolist(),
             hovertemplate="%{x}: %{y:.1%} (%{customdata[0]} of %{customdata[1]})",
         )
@@ -170,7 +170,7 @@ def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
             name=name,
             x=[table["tiling"].tolist(), table["noise"].tolist()],
             y=table[column].tolist(),
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
             hovertemplate="%{x}: %{y:.2f} dB",
         )
     return figure

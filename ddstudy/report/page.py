@@ -169,7 +169,8 @@ def _panel(tree: dict[str, Any], where: str) -> Panel:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt key that is required is also missing, which helps less
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         names = [part for part in first["loc"] if isinstance(part, str)]
         key = ".".join(names) or "x"  # what concerns the panel as a whole concerns its x
         raise UserError(f"{where}: {key}: {_reason(first)}", _valid(model, names or ["x"])) from None
@@ -222,14 +223,14 @@ def _pareto(view: StudyView, panel: Pareto) -> _Shown:
     trials = tables.finished(panel.filter(view.trials)).dropna(subset=[x, y])
     directions = BETTER | view.spec.objectives
     front = trials[tables.pareto_front(trials, {x: directions[x], y: directions[y]})].sort_values([x, y])
+    if trials.empty:
+        return _Shown("Every measured trial.", missing=f"Filled by measured trials with {LABELS[x]} and {LABELS[y]}.")
     sentence = (
-        f"Every measured trial; {len(front)} of {trials['stable'].sum()} stable ones form the front: "
+        f"Every measured trial; {len(front):,} of {trials['stable'].sum():,} stable ones form the front: "
         f"none is better in both {LABELS[x]} and {LABELS[y]}. A trial that was stopped stands where it stopped."
     )
     if "seconds" in (x, y) and (shared := int(trials["shared"].eq(True).sum())):
-        sentence += f" {shared} shared their device with another fit, so they look slower than they are."
-    if trials.empty:
-        return _Shown(sentence, missing=f"Filled by measured trials with {LABELS[x]} and {LABELS[y]}.")
+        sentence += f" {shared:,} shared their device with another fit and look slower than they are."
     columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
     return _Shown(sentence, figures.pareto(trials, front, x, y), _table(front, columns))
 
@@ -240,20 +241,21 @@ def _importance(view: StudyView, panel: Importance) -> _Shown:
     if result.shares.empty:
         return _Shown(f"{sentence}.", missing=result.reason)
     sentence += f", by {result.evaluator}. A trial that was stopped counts with the value at which it stopped."
+    if len(result.shares) > 11:
+        sentence += f" Drawn are the ten largest terms and the rest; the table has all {len(result.shares)}."
     return _Shown(sentence, figures.importance(result), _table(result.shares, {"term": "term", "share": "share"}))
 
 
 def _quartiles(view: StudyView, panel: Quartiles) -> _Shown:
     y, axes = panel.y, [panel.x, *([panel.group] if panel.group else [])]
     table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
-    who = "measured trials"
-    if y in tables.QUALITY:
-        who = "stable trials"
-    elif y == "seconds":
-        who = "trials that ran all their iterations on a device of their own, stable or not"
+    who = "stable trials" if y in tables.QUALITY else "measured trials"
+    needed = f"{who} with {LABELS[y]}"
+    if y == "seconds":
+        who = needed = "trials, stable or not, that ran all their iterations on a device of their own"
     sentence = f"Lower to upper quartile of {LABELS[y]} over {who}; the line is the median, the dashes are the mean."
     if not table[f"{y}_n"].sum():
-        return _Shown(sentence, missing=f"Filled by {who} with {LABELS[y]}.")
+        return _Shown(sentence, missing=f"Filled by {needed}.")
     names = {"mean": f"{y}_mean", "lower quartile": f"{y}_q25", "median": f"{y}_median", "upper quartile": f"{y}_q75"}
     columns = {axis: axis for axis in axes} | {"measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
     return _Shown(sentence, figures.quartiles(table, panel.x, y, panel.group), _table(table, columns | names))
@@ -263,7 +265,7 @@ def _unstable(view: StudyView, panel: Unstable) -> _Shown:
     threshold = view.spec.stability.cv_percent
     table = tables.unstable_share(panel.filter(view.trials), threshold)
     sentence = f"Share of measured settings whose members' PSNR has a coefficient of variation above {threshold:g} %."
-    if table.empty:
+    if table.empty or view.spec.fit.members == 1:
         return _Shown(sentence, missing="Filled by measured trials of at least two members.")
     columns = {
         "tiling": "tiling",
@@ -279,8 +281,8 @@ def _ensemble(view: StudyView, panel: Ensemble) -> _Shown:
     members = view.spec.fit.members
     table = tables.gain_of_ensemble(panel.filter(view.trials))
     sentence = f"Mean PSNR over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."
-    if table.empty:
-        return _Shown(sentence, missing="Filled by stable trials.")
+    if table.empty or members == 1:
+        return _Shown(sentence, missing="Filled by stable trials of at least two members.")
     columns = {"tiling": "tiling", "noise": "noise", "trials": "n"}
     columns |= {"1DD (dB)": "psnr_1dd", f"{members}DD (dB)": "psnr", "gain (dB)": "gain"}
     return _Shown(sentence, figures.ensemble(table, members), _table(table, columns))
@@ -359,13 +361,15 @@ def _facts(view: StudyView) -> str:
     measured = tables.finished(trials)
     states = ", ".join(f"{count:,} {state}" for state, count in trials["state"].value_counts().items())
     unstable = int((~measured["stable"]).sum())
-    share = f"{unstable / len(measured):.1%}" if len(measured) else "none"
+    share = (
+        f"{unstable / len(measured):.1%} ({unstable:,} of {len(measured):,} measured trials)" if len(measured) else ""
+    )
     facts = view.facts | {
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in view.spec.objectives.items()),
         "sampler": view.spec.search.sampler,
         "trials by state": states or "none yet",
         "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.space.search_space):,} settings",
-        "unstable": f"{share} ({unstable:,} of {len(measured):,} measured trials)",
+        "unstable": share or "no trial is measured yet",
     }
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
     best = tables.best_by_metric(trials)
@@ -402,8 +406,7 @@ def _section(panel: Panel, shown: _Shown, place: str) -> str:
     title = html.escape(panel.title)
     content = _missing(shown.missing) if shown.missing else shown.table
     if shown.figure is not None:
-        # JSON inside a script element ends at the first "</script", whatever stands around it
-        drawing = str(shown.figure.to_json()).replace("<", "\\u003c")
+        drawing = shown.figure.to_json()  # plotly writes "<" as an escape, so no text in it ends the script element
         content = (
             f'<div class="plot" role="img" aria-label="{title}. {sentence}"></div>'
             f'<script type="application/json">{drawing}</script>'
@@ -419,14 +422,20 @@ def _missing(words: str) -> str:
 
 def _table(frame: pd.DataFrame, columns: dict[str, str]) -> str:
     """A table of the frame's columns under other headings."""
+    frame = frame[list(columns.values())]
     formats = [_format(column) for column in columns.values()]
-    values = frame[list(columns.values())].itertuples(index=False)
-    return _rows(list(columns), [[form(v) for form, v in zip(formats, row, strict=True)] for row in values])
+    numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+    rows = [[form(value) for form, value in zip(formats, row, strict=True)] for row in frame.itertuples(index=False)]
+    return _rows(list(columns), rows, numbers)
 
 
-def _rows(headings: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+def _rows(headings: list[str], rows: list[list[str]], numbers: Iterable[bool] = ()) -> str:
+    """A table of cells that are HTML already; `numbers` says which columns stand to the right."""
+    sides = [' class="number"' if number else "" for number in numbers] or [""] * len(headings)
+    head = "".join(f"<th{side}>{html.escape(text)}</th>" for side, text in zip(sides, headings, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{side}>{cell}</td>' for side, cell in zip(sides, row, strict=True))}</tr>" for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -468,19 +477,21 @@ h2 { margin: 0; font-size: 1.05rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; vertical-align: top; }
-thead th { color: var(--soft); font-weight: 600; }
+.number { text-align: right; }
+thead th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 tbody tr { border-top: 1px solid var(--line); }
 .facts th { color: var(--soft); font-weight: 400; white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 details { margin-top: 0.75rem; }
 summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
 .plot { width: 100%; }
-.plot g:not(.hoverlayer) > text, .plot .legendtext, .plot .xtick text, .plot .ytick text, .plot .bartext
-  { fill: var(--ink) !important; }
+.plot text:not(.hoverlayer *) { fill: var(--ink) !important; }
 @media print {
   body { padding: 0; background: none; }
   .panels { display: block; }
-  .panel { break-inside: avoid; margin-bottom: 1rem; }
+  .panel { margin-bottom: 1rem; }
+  .plot, tr { break-inside: avoid; }
+  h2, .panel > p, summary { break-after: avoid; }
 }
 """
 

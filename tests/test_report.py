@@ -1,0 +1,522 @@
+"""The report: its numbers recomputed by other means, and its page as a browser sees it."""
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddstudy.errors import UserError
+from ddstudy.report import figures, tables
+from ddstudy.report.page import OVERVIEW, read_panels, render
+from ddstudy.settings import AXES, NOISES, TILINGS
+from ddstudy.spec import BETTER, parse_spec
+from ddstudy.store import StudyView, trials_table
+
+SPACE = {
+    "k": [8, 64, 128],
+    "s": [8, 16],
+    "l": [4, 6],
+    "iterations": [2000, 5000],
+    "noise": ["uniform", "blur3", "simplex"],
+    "tiling": ["1x1", "4x5"],
+}
+
+
+def view_of(psnr=None, space=SPACE, **changes):
+    """A study with one COMPLETE, stable trial per setting; `psnr` maps a setting to dB."""
+    random = np.random.default_rng(0)
+    spec = parse_spec({"name": "study", "space": space} | changes, "test")
+    rows = [
+        dataclasses.asdict(setting)
+        | {
+            "number": number,
+            "state": "COMPLETE",
+            "fit_id": setting.fit.id,
+            "psnr": random.uniform(20, 40) if psnr is None else psnr(setting),
+            "ssim": random.uniform(),
+            "ms_ssim": np.nan,
+            "vif": random.uniform(),
+            "psnr_foreground": random.uniform(15, 35),
+            "cv_percent": random.uniform(0, 4),
+            "seconds": random.uniform(0.5, 500),
+            "parameters": float(setting.l * (setting.k**2 + 2 * setting.k) + setting.k),
+            "stable": True,
+            "reason": "",
+            "shared": False,
+            "iterations_done": float(setting.iterations),
+        }
+        for number, setting in enumerate(spec.space.search_space)
+    ]
+    trials = pd.DataFrame(rows)
+    trials["psnr_1dd"] = trials["psnr"] - random.uniform(0.5, 2, len(trials))
+    return StudyView(spec.name, spec, {"target": "MNI152", "commit": "abc1234"}, trials)
+
+
+def with_trouble(view):
+    """Every 5th trial unstable and stopped half-way, every 7th unstable at the end, every 11th failed: no numbers."""
+    trials = view.trials.astype({"stable": object, "shared": object})
+    stopped, ended, failed = (trials["number"] % step == 0 for step in (5, 7, 11))
+    trials.loc[stopped | ended, ["state", "stable", "reason"]] = ["PRUNED", False, "CV above 5 %"]
+    trials.loc[stopped | ended, "cv_percent"] = 9.0
+    trials.loc[stopped, "iterations_done"] /= 2
+    numbers = [*BETTER, "psnr_1dd", "iterations_done"]
+    trials.loc[failed, ["state", "reason"]] = ["FAIL", "worker lost"]
+    trials.loc[failed, [*numbers, "stable", "shared"]] = np.nan
+    return dataclasses.replace(view, trials=trials)
+
+
+@pytest.fixture
+def view():
+    return with_trouble(view_of())
+
+
+def test_the_store_provides_every_column_that_is_used(view):
+    assert set(view.trials.columns) <= set(trials_table([]).columns)
+
+
+# --- tables
+
+
+def test_finished_trials_are_those_that_were_measured(view):
+    measured = tables.finished(view.trials)
+    assert set(measured["number"]) == {n for n in view.trials["number"] if n % 11}
+    assert measured["stable"].dtype == bool
+
+
+@pytest.mark.parametrize("objectives", [("psnr", "seconds"), ("psnr", "ssim", "parameters"), ("vif",)])
+def test_pareto_front_is_what_comparing_all_with_all_finds(view, objectives):
+    trials = view.trials.round({"psnr": 0, "seconds": -1, "ssim": 1})  # with ties
+    trials.loc[3, objectives[0]] = np.nan
+    signs = np.array([1 if BETTER[metric] == "minimize" else -1 for metric in objectives])
+    stable = trials[trials["stable"].eq(True)].dropna(subset=list(objectives))
+    costs = {
+        row.number: np.array([getattr(row, metric) for metric in objectives]) * signs for row in stable.itertuples()
+    }
+    expected = {
+        one
+        for one, cost in costs.items()
+        if not any((other <= cost).all() and (other < cost).any() for other in costs.values())
+    }
+    mask = tables.pareto_front(trials, {metric: BETTER[metric] for metric in objectives})
+    assert mask.index.equals(trials.index)
+    assert set(trials["number"][mask]) == expected
+
+
+def test_equal_trials_share_the_front():
+    trials = view_of(lambda setting: 30.0).trials.assign(seconds=1.0)
+    assert tables.pareto_front(trials, {"psnr": "maximize", "seconds": "minimize"}).all()
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_by_axis_describes_each_value_as_by_hand(view, axis):
+    table = tables.by_axis(view.trials, axis).set_index(axis)
+    order = {"noise": NOISES, "tiling": TILINGS}.get(axis, sorted(SPACE[axis]))
+    assert list(table.index) == [value for value in order if value in SPACE[axis]]
+    for value, row in table.iterrows():
+        rows = [r for r in view.trials.to_dict("records") if r[axis] == value and r["number"] % 11]
+        stable = [r["psnr"] for r in rows if r["stable"]]
+        seconds = [r["seconds"] for r in rows if r["iterations_done"] == r["iterations"]]
+        assert row["n"] == len(rows)
+        assert row["unstable_share"] == pytest.approx(1 - len(stable) / len(rows))
+        for metric, values in (("psnr", stable), ("seconds", seconds)):
+            assert row[f"{metric}_n"] == len(values)
+            assert row[f"{metric}_mean"] == pytest.approx(np.mean(values))
+            quartiles = [row[f"{metric}_{part}"] for part in ("q25", "median", "q75")]
+            assert quartiles == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
+
+
+def test_by_axis_of_several_axes_has_a_row_per_combination(view):
+    table = tables.by_axis(view.trials, *tables.PAIR, metrics=("vif",))
+    assert list(table[["tiling", "noise"]].itertuples(index=False, name=None)) == list(
+        itertools.product(SPACE["tiling"], NOISES)
+    )
+    assert "psnr_median" not in table
+
+
+def test_time_on_a_shared_device_is_not_compared(view):
+    shared = view.trials.assign(shared=True)
+    table = tables.by_axis(shared, "k")
+    assert (table["seconds_n"] == 0).all()
+    assert table["seconds_median"].isna().all()
+    assert (table["psnr_n"] > 0).all()
+
+
+def test_unstable_share_counts_a_cv_above_the_threshold(view):
+    table = tables.unstable_share(view.trials, 5.0)
+    assert len(table) == 6
+    for row in table.itertuples():
+        cvs = [
+            r["cv_percent"]
+            for r in view.trials.to_dict("records")
+            if (r["noise"], r["tiling"]) == (row.noise, row.tiling) and not np.isnan(r["cv_percent"])
+        ]
+        assert (row.n, row.above) == (len(cvs), sum(cv > 5 for cv in cvs))
+        assert row.share == pytest.approx(row.above / row.n)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("psnr", max), ("seconds", min)])
+def test_best_settings_are_the_extremes_of_stable_trials(view, metric, best):
+    table = tables.best_settings(view.trials, metric)
+    assert len(table) == 6
+    for row in table.to_dict("records"):
+        pair = view.trials.query("noise == @row['noise'] and tiling == @row['tiling'] and stable == True")
+        assert row[metric] == best(pair[metric])
+        trial = view.trials.set_index("number").loc[row["number"]]
+        assert all(trial[name] == row[name] for name in (*AXES, metric))
+
+
+def test_of_equal_trials_the_first_is_best():
+    trials = view_of(lambda setting: 30.0).trials.iloc[::-1]
+    firsts = trials.groupby(["tiling", "noise"])["number"].min()
+    table = tables.best_settings(trials, "psnr").set_index(["tiling", "noise"])
+    assert table["number"].to_dict() == firsts.to_dict()
+
+
+def test_best_by_metric_leaves_out_what_nobody_has(view):
+    table = tables.best_by_metric(view.trials).set_index("metric")
+    assert set(table.index) == set(BETTER) - {"ms_ssim"}
+    stable = view.trials[view.trials["stable"].eq(True)]
+    assert table.loc["psnr", "value"] == stable["psnr"].max()
+    assert table.loc["parameters", "value"] == stable["parameters"].min()
+
+
+def test_gain_of_ensemble_is_the_mean_over_stable_trials(view):
+    for row in tables.gain_of_ensemble(view.trials).itertuples():
+        pair = view.trials.query("noise == @row.noise and tiling == @row.tiling and stable == True")
+        assert (row.n, row.psnr, row.psnr_1dd) == pytest.approx(
+            (len(pair), pair["psnr"].mean(), pair["psnr_1dd"].mean())
+        )
+        assert row.gain == pytest.approx((pair["psnr"] - pair["psnr_1dd"]).mean())
+
+
+def test_tables_leave_the_trials_as_they_were(view):
+    before = view.trials.copy(deep=True)
+    render([view], read_panels())
+    pd.testing.assert_frame_equal(view.trials, before)
+
+
+# --- importance
+
+
+def shares(result):
+    return dict(result.shares.itertuples(index=False, name=None))
+
+
+def test_importance_of_an_additive_function_is_exact():
+    of_k = {8: 0.0, 64: 3.0, 128: 9.0}
+    of_noise = {"uniform": 0.0, "blur3": 1.0, "simplex": -1.0}
+    result = tables.importance(view_of(lambda setting: 30 + of_k[setting.k] + of_noise[setting.noise]))
+    k, noise = np.var(list(of_k.values())), np.var(list(of_noise.values()))
+    assert "exact" in result.evaluator
+    assert result.metric == "psnr"
+    assert shares(result)["k"] == pytest.approx(k / (k + noise))
+    assert shares(result)["noise"] == pytest.approx(noise / (k + noise))
+    assert sum(shares(result).values()) == pytest.approx(1)
+    assert list(result.shares["term"])[:2] == ["k", "noise"]
+
+
+def test_importance_of_a_pure_interaction_is_that_interaction():
+    result = tables.importance(view_of(lambda setting: 30 + (setting.s - 12) * (setting.l - 5)))
+    expected = dict.fromkeys(result.shares["term"], 0.0) | {"s \u00d7 l": 1.0}
+    assert shares(result) == pytest.approx(expected, abs=1e-9)
+
+
+def test_importance_of_three_axes_at_once_is_higher_order():
+    signs = lambda setting: (setting.s - 12) * (setting.l - 5) * (setting.iterations - 3500)  # noqa: E731
+    result = tables.importance(view_of(lambda setting: 30 + signs(setting) / 1000))
+    assert shares(result)["higher order"] == pytest.approx(1)
+    assert list(result.shares["term"])[-1] == "higher order"
+
+
+def test_importance_of_noise_is_the_analysis_of_variance_by_arrays():
+    view = view_of()
+    shape = [len(SPACE[axis]) for axis in AXES]
+    values = view.trials["psnr"].to_numpy().reshape(shape)  # the grid's order is the product of its axes
+    centred = values - values.mean()
+    rest = centred.copy()
+    explained = {}
+    for size in (1, 2):
+        for kept in itertools.combinations(range(6), size):
+            effect = rest.mean(axis=tuple(set(range(6)) - set(kept)), keepdims=True)
+            explained[" \u00d7 ".join(AXES[axis] for axis in kept)] = (effect**2).mean() / (centred**2).mean()
+            rest = rest - effect
+    explained["higher order"] = (rest**2).mean() / (centred**2).mean()
+    assert shares(tables.importance(view)) == pytest.approx(explained)
+
+
+def test_importance_without_the_whole_grid_asks_a_forest_and_agrees():
+    """Guards against k by size: 128 and 192 channels would then outweigh all smaller ones, and k would lose half."""
+    space = SPACE | {"k": [8, 16, 32, 64, 96, 128, 192]}
+    whole = view_of(lambda setting: 20 + 2 * np.log2(setting.k) + (setting.noise == "blur3") + 0.1 * setting.l, space)
+    partial = dataclasses.replace(whole, trials=whole.trials.drop(index=range(0, len(whole.trials), 9)))
+    exact, forest = tables.importance(whole), tables.importance(partial)
+    assert "FanovaImportanceEvaluator" in forest.evaluator
+    assert sum(shares(forest).values()) == pytest.approx(1)
+    for axis in ("k", "noise", "l"):
+        assert shares(forest)[axis] == pytest.approx(shares(exact)[axis], abs=0.05)
+    pd.testing.assert_frame_equal(forest.shares, tables.importance(partial).shares)
+
+
+@pytest.mark.parametrize(
+    ("trials", "reason"),
+    [
+        (view_of().trials.head(9), "9 measured trials"),
+        (pd.concat([view_of().trials.head(1)] * 12), "same setting"),
+        (view_of(lambda setting: 30.0).trials, "same value"),
+        (trials_table([]), "0 measured trials"),
+    ],
+)
+def test_importance_of_too_little_says_so(trials, reason):
+    result = tables.importance(dataclasses.replace(view_of(), trials=trials))
+    assert result.shares.empty
+    assert reason in result.reason
+
+
+# --- panels
+
+
+def test_the_overview_is_valid_and_shown_under_dashboards():
+    assert [panel.kind for panel in read_panels()].count("best") == 3
+    link = Path(__file__).parents[1] / "dashboards" / "overview.toml"
+    assert link.read_text() == OVERVIEW.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "valid"),
+    [
+        ("panel = 3", "names no panel", "[[panel]]"),
+        ("", "names no panel", "[[panel]]"),
+        ("panels = []", "panels: unknown key", "[[panel]]"),
+        ("[[panel]", "not valid TOML", "overview.toml"),
+        ("[[panel]]\ntitle = 'a'", "panel 1: kind: missing", "pareto, importance, quartiles"),
+        ("[[panel]]\nkind = 'pie'", "panel 1: kind: unknown, 'pie'", "pareto, importance, quartiles"),
+        ("[[panel]]\nkind = 'best'\ny = 'psnr'", "panel 1: title: missing", "heading of the panel"),
+        ("[[panel]]\nkind = 'best'\ntitle = 'a'\ny = 'PSNR'", "panel 1: y:", '"psnr", "ssim"'),
+        (
+            "[[panel]]\nkind = 'best'\ntitle = 'a'\ny = 'psnr'\nx = 'k'",
+            "panel 1: x: unknown key",
+            "title, filter, kind, y",
+        ),
+        ("[[panel]]\nkind = 'unstable'\ntitel = 'a'", "titel: unknown key", "Did you mean 'title'?"),
+        ("[[panel]]\nkind = 'pareto'\ntitle = 'a'\nx = 'vif'\ny = 'vif'", "x and y must differ", '"psnr"'),
+        (
+            "[[panel]]\nkind = 'quartiles'\ntitle = 'a'\nx = 'k'\ny = 'psnr'\ngroup = 'k'",
+            "x and group must differ",
+            '"k"',
+        ),
+        (
+            "[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfilter = {noise = ['pink']}",
+            "filter.noise:",
+            '"uniform", "blur3"',
+        ),
+        (
+            "[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfilter = {q = [1]}",
+            "filter.q: unknown key",
+            "k, s, l, iterations",
+        ),
+        ("[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfilter = 3", "filter:", "axis = [values]"),
+        (
+            "[[panel]]\nkind = 'importance'\ntitle = 'a'\ny = 'psnr'\nfilter = {k = [8]}",
+            "filter: unknown key",
+            "title, kind",
+        ),
+    ],
+)
+def test_a_wrong_panel_is_named_with_what_is_valid(tmp_path, text, wrong, valid):
+    path = tmp_path / "panels.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_panels(path)
+    first, second = str(error.value).splitlines()
+    assert first.startswith(str(path))
+    assert wrong in first
+    assert valid in second
+
+
+def test_the_number_of_a_wrong_panel_counts_from_one(tmp_path):
+    path = tmp_path / "panels.toml"
+    path.write_text("[[panel]]\nkind = 'unstable'\ntitle = 'a'\n[[panel]]\nkind = 'best'\ntitle = 'b'")
+    with pytest.raises(UserError, match="panel 2: y: missing"):
+        read_panels(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_panels(tmp_path / "none.toml")
+
+
+def panels_of(tmp_path, text):
+    path = tmp_path / "panels.toml"
+    path.write_text(text)
+    return read_panels(path)
+
+
+# --- figures
+
+
+def test_figures_draw_the_tables_numbers(view):
+    table = tables.by_axis(view.trials, "l", "s")
+    boxes = figures.quartiles(table, "l", "seconds", "s").data
+    assert [box.name for box in boxes] == ["s 8", "s 16"]
+    for box, s in zip(boxes, (8, 16), strict=True):
+        assert list(box.median) == table[table["s"] == s]["seconds_median"].tolist()
+    front = tables.finished(view.trials)[tables.pareto_front(tables.finished(view.trials), {"psnr": "maximize"})]
+    drawn = figures.pareto(tables.finished(view.trials), front, "seconds", "psnr").data
+    assert sum(len(points.x) for points in drawn) == len(tables.finished(view.trials)) + len(front)
+
+
+def test_importance_draws_ten_terms_and_the_rest():
+    bars = figures.importance(tables.importance(view_of())).data[0]
+    assert len(bars.y) == 11
+    assert bars.y[-1] == "higher order"
+
+
+# --- the page
+
+
+def test_no_text_of_a_study_is_markup(view, tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    trials = view.trials.assign(reason=evil)
+    spec = view.spec.model_copy(update={"description": evil})
+    page = render(
+        [dataclasses.replace(view, name=evil, spec=spec, facts={evil: evil}, trials=trials)],
+        panels_of(tmp_path, f"[[panel]]\nkind = 'pareto'\ntitle = '{evil}'\nx = 'seconds'\ny = 'psnr'"),
+    )
+    assert "<img" not in page
+    drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
+    assert all("<img" not in text for points in drawn["data"] for text in points["text"])  # plotly reads markup too
+    assert page.count("</script>") == page.count("<script")
+
+
+def test_a_page_refers_to_nothing_outside(view):
+    page = render([view], read_panels())
+    own = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
+    assert re.findall(r"(?:src|href)=\S*", own) == ['href="data:,">']
+    assert "@import" not in own
+    assert "url(" not in own
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        trials_table([]),
+        view_of().trials.assign(
+            state="FAIL", stable=False, reason="lost", **dict.fromkeys([*BETTER, "psnr_1dd"], np.nan)
+        ),
+    ],
+    ids=["empty", "only FAIL"],
+)
+def test_a_study_without_measurements_says_what_is_missing(trials):
+    page = render([dataclasses.replace(view_of(), trials=trials)], read_panels())
+    assert page.count("No data yet.") == len(read_panels()) + 1
+    assert "no trial is measured yet" in page
+
+
+def test_no_study_at_all_is_a_page_too():
+    assert "The store holds no study." in render([], read_panels())
+
+
+def test_single_valued_axes_and_one_member_are_shown():
+    space = {"k": [8], "s": [8], "l": [4], "iterations": [100]}
+    page = render([view_of(space=space, fit={"members": 1})], read_panels())
+    assert "1 of 1 settings" in page
+    assert "at least 10 are needed" in page
+    assert "at least two members" in page
+
+
+def test_metrics_that_a_study_lacks_leave_only_their_panels_empty(view, tmp_path):
+    panels = panels_of(
+        tmp_path, "".join(f"[[panel]]\nkind='best'\ntitle='{y}'\ny='{y}'\n" for y in ("ms_ssim", "psnr"))
+    )
+    page = render([view], panels)
+    assert page.count("No data yet. Filled by stable trials with MS-SSIM.") == 1
+
+
+def test_a_filter_narrows_a_panel_and_is_named(view, tmp_path):
+    text = "[[panel]]\nkind='quartiles'\ntitle='a'\nx='l'\ny='seconds'\nfilter={k=[8], noise=['uniform', 'blur3']}"
+    page = render([view], panels_of(tmp_path, text))
+    assert "Only k = 8, noise = uniform or blur3." in page
+    kept = view.trials.query("k == 8 and noise != 'simplex'")
+    drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
+    assert drawn["data"][0]["median"] == tables.by_axis(kept, "l")["seconds_median"].tolist()
+
+
+def test_a_thesis_sized_study_makes_a_page_below_ten_megabytes():
+    space = {
+        "k": [8, 16, 32, 64, 96, 128, 192],
+        "s": [8, 16, 32],
+        "l": [4, 5, 6],
+        "iterations": [2000, 5000, 7000],
+        "noise": list(NOISES),
+        "tiling": list(TILINGS),
+    }
+    page = render([view_of(space=space)], read_panels())
+    assert "2,268 of 2,268 settings" in page
+    assert len(page.encode()) < 10e6
+
+
+# --- in a browser
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(view, tmp_path):
+    pytest.importorskip("selenium", reason="needs selenium")
+    from browser import chromium, errors
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    other = dataclasses.replace(view, name="<b>empty</b>", trials=trials_table([]))
+    page = tmp_path / "report.html"
+    page.write_text(render([view, other], read_panels()), encoding="utf-8")
+    with chromium() as browser:
+        for scheme, ink in (("light", "rgb(28, 33, 38)"), ("dark", "rgb(228, 232, 236)")):
+            media = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+            browser.get(page.as_uri())
+            assert errors(browser) == []
+            assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+            drawn = browser.execute_script(
+                "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.main-svg').length)"
+            )
+            assert len(drawn) == sum(panel.kind != "best" for panel in read_panels())
+            assert all(drawn)
+            fills = browser.execute_script(
+                "return [...document.querySelectorAll('.plot .xtick text')].map(t => getComputedStyle(t).fill)"
+            )
+            assert set(fills) == {ink}
+
+        shown = browser.execute_script(
+            "return Object.fromEntries([...document.querySelectorAll('#study-1 .panel')].map(panel =>"
+            " [panel.querySelector('h2').textContent, [...panel.querySelectorAll('tbody tr')].map(row =>"
+            " [...row.querySelectorAll('td')].map(cell => cell.textContent))]))"
+        )
+        table = tables.by_axis(view.trials, "k")
+        assert shown["PSNR and channels"] == [
+            [str(row.k), str(row.n), f"{row.unstable_share:.1%}", str(row.psnr_n)]
+            + [f"{value:.2f}" for value in (row.psnr_mean, row.psnr_q25, row.psnr_median, row.psnr_q75)]
+            for row in table.itertuples()
+        ]
+        best = view.trials.query("stable == True and tiling == '1x1' and noise == 'blur3'").sort_values("vif").iloc[-1]
+        assert shown["Settings with the best VIF"][0][2] == (
+            f"{best['vif']:.3f}{{{best['k']}, {best['s']}, {best['l']}, {best['iterations']}}}"
+        )
+
+        for width in (1280, 800, 390):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            WebDriverWait(browser, 20).until(
+                lambda browser, width=width: (
+                    browser.execute_script(
+                        "return Math.max(...[...document.querySelectorAll('.main-svg')]"
+                        ".map(drawing => drawing.getBoundingClientRect().right))"
+                    )
+                    <= width
+                )
+            )
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        browser.execute_cdp_cmd("Page.printToPDF", {})
+        assert errors(browser) == []
