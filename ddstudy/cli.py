@@ -52,6 +52,7 @@ ArtifactsOption = Annotated[
 ]
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
 DEFAULT_STORE = "sqlite:///ddstudy.db"
+_SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
 
 
 @app.command(epilog="Example: ddstudy run studies/tpe.toml --target brain.nii.gz --trials 50")
@@ -158,7 +159,7 @@ def fit(
             result = event
     if "psnr" not in result.values:
         raise RuntimeError("the fit diverged; try a smaller learning rate or fewer channels")
-    for name in ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters"):
+    for name in _SHOWN:
         if name in result.values:
             console.print(f"{name:16s} {result.values[name]:.4g}")
     files = {".png": png_bytes(result.output)}
@@ -217,12 +218,13 @@ def report(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write one self-contained HTML page about one or more studies."""
-    from ddstudy.report.page import read_panels, render
+    from ddstudy.report.page import render
+    from ddstudy.report.panels import OVERVIEW, read_panels
     from ddstudy.store import Store
 
-    panels = read_panels(dashboard or _packaged("overview.toml"))
+    panels = read_panels(dashboard or OVERVIEW)
     with Store(store, read_only=True) as opened:
-        views = [opened.view(name) for name in studies or [None]]
+        views = [opened.view(name) for name in studies] if studies else [opened.view()]
     _write(out, render(views, panels).encode())
     typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
 
@@ -336,14 +338,10 @@ def _umask() -> int:
     return mask
 
 
-def _packaged(name: str) -> Path:
-    return Path(__file__).parent / "data" / name
-
-
 def _spec(path: Path | None) -> StudySpec:
     from ddstudy.spec import read_spec
 
-    return read_spec(path or _packaged("quick.toml"))
+    return read_spec(path or Path(__file__).parent / "data" / "quick.toml")
 
 
 def _override(

@@ -3,7 +3,7 @@
 optuna-dashboard has neither a login nor a read-only mode: whoever reaches its port can delete a study. Three layers
 keep a study as it is. A `_View` stands between the dashboard and the storage, answers reads and refuses writes; the
 WSGI application lets only GET and HEAD pass, and only under a name of this machine (a web page elsewhere that rebinds
-its own name to 127.0.0.1 stays outside); and `open_read_only` opens the database so that it refuses writes itself.
+its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself.
 
 The view also translates. Optuna 5 stores each constraint under a key of its own, the dashboard looks for one list, and
 would call every unstable trial feasible.
@@ -26,13 +26,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from ddstudy.errors import UserError
 
@@ -41,68 +37,12 @@ if TYPE_CHECKING:
 
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
-_URLS = "valid are sqlite:///FILE.db and postgresql://USER:PASSWORD@HOST/DATABASE"
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
-
-
-def read_only_url(url: str) -> str:
-    """The SQLAlchemy URL under which the database at `url` refuses every write.
-
-    Args:
-        url: `sqlite:///FILE.db`, `postgresql://...` or `postgresql+psycopg://...`. SQLAlchemy reads it, so that a
-            path means the same file here as where studies are written.
-
-    Returns:
-        The URL, with the password where there is one: not for display.
-
-    Raises:
-        UserError: another kind of URL, or no such SQLite file.
-    """
-    parsed = _parse(url)
-    if parsed.drivername == "sqlite":
-        path = Path(parsed.database or "").absolute()
-        if not path.is_file():
-            raise UserError(
-                f"no database at {path}", "make one with `ddstudy run`, or give the path of an existing one"
-            )
-        # As a URI the path survives spaces, '?', '%' and '#', and the braces that RDBStorage would fill in.
-        read_only = parsed.set(database=path.as_uri(), query={**parsed.query, "mode": "ro", "uri": "true"})
-    else:
-        options = " ".join((*parsed.normalized_query.get("options", ()), "-c default_transaction_read_only=on"))
-        read_only = parsed.set(drivername="postgresql+psycopg", query={**parsed.query, "options": options})
-    return read_only.render_as_string(hide_password=False)
-
-
-def open_read_only(url: str) -> RDBStorage:
-    """Open the database at `url` for reading only.
-
-    Beside an SQLite database in WAL mode, SQLite may leave its `-wal` and `-shm` files; the database is not touched.
-
-    Args:
-        url: see `read_only_url`.
-
-    Raises:
-        UserError: the URL is wrong, the database cannot be reached or is not one of this Optuna's.
-    """
-    # Creating tables would write. The check of the version stays: it only reads where the database is Optuna's.
-    target = read_only_url(url)
-    shown = _parse(url).set(query={}).render_as_string(hide_password=True)  # a query can hold a password as well
-    try:
-        # Without a pool no connection outlives its query: nothing to close, nothing that a restarted server breaks.
-        return RDBStorage(target, engine_kwargs={"poolclass": NullPool}, skip_table_creation=True)
-    except (StorageInternalError, SQLAlchemyError) as error:
-        cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", cause)).partition("\n")[0]
-        raise UserError(
-            f"cannot read studies from {shown}: {reason}", "give a database made by `ddstudy run`"
-        ) from error
-    except RuntimeError as error:  # the tables are of another version of Optuna; its message says what to do
-        raise UserError(f"cannot read studies from {shown}", str(error)) from error
 
 
 def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> WSGIApplication:
@@ -305,21 +245,6 @@ def _with_listed_constraints(trial: FrozenTrial) -> FrozenTrial:
     seen = copy.copy(trial)
     seen.system_attrs = {**others, "constraints": list(constraints.values())}
     return seen
-
-
-def _parse(url: str) -> URL:
-    """Parse and check the kind of `url`. The messages never repeat it: a badly written one shows its password."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        raise UserError("the storage is not a database URL", _URLS) from None
-    if parsed.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
-        raise UserError(f"no such kind of storage: {parsed.drivername}", _URLS)
-    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UserError("the storage's URL names no SQLite file", "write sqlite:///FILE.db, with three slashes")
-    if "@" in (parsed.host or ""):
-        raise UserError("the storage's URL has more than one '@'", "in a password, write %40 for '@'")
-    return parsed
 
 
 def _host_check(bound: str) -> Callable[[str], bool]:

@@ -34,7 +34,7 @@ class Geometry:
 
     @property
     def blocks(self) -> int:
-        """l."""
+        """L."""
         return len(self.sizes) - 1
 
     @property

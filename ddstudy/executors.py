@@ -162,7 +162,7 @@ class Ray:
         """See `Executor`."""
         while self._running:
             ready, _ = self._ray.wait(list(self._running), num_returns=1)
-            stream = ready[0]
+            stream: Any = ready[0]
             ticket = self._running[stream]
             try:
                 event: Event = self._ray.get(next(stream))

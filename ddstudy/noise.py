@@ -58,7 +58,7 @@ def _uniform(
 
         # sigma is given: for sigma = 0 OpenCV would not use Eq. 3.2 at small kernels but a table (1/4, 1/2, 1/4)
         sigma = gaussian_sigma(kernel)
-        images = np.stack([cv2.GaussianBlur(image, (kernel, kernel), sigma, sigma) for image in images])
+        images = np.stack([cv2.GaussianBlur(image, (kernel, kernel), sigma, sigmaY=sigma) for image in images])
     return images
 
 

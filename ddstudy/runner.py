@@ -7,6 +7,7 @@ executors, and a result is recorded the moment it arrives, so stopping at any mo
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.errors import UserError
+from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Executor, Failed, Finished
 from ddstudy.metrics import measurable
-from ddstudy.samplers import SpaceExhausted
+from ddstudy.samplers import SpaceExhaustedError
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
@@ -110,7 +111,7 @@ def operations(fit: Fit, target: Target) -> float:
     shape = job_geometry(fit, target)
     rows, columns = rows_and_columns(fit.tiling)
     pixels = [rows * columns * height * width for height, width in shape.sizes]
-    return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in zip(pixels, pixels[1:], strict=False)))
+    return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
 
 
 @dataclass
@@ -236,7 +237,7 @@ class _Run:
             return False
         try:
             trial, setting = self.study.ask()
-        except SpaceExhausted:
+        except SpaceExhaustedError:
             self.study.close_abandoned()
             return False
         if not self.study.claim(setting.fit):
@@ -312,6 +313,9 @@ class _Run:
         self.study.release(flight.fit.id)
         del self.in_flight[flight.fit.id]
         self.work_done += self._predicted(flight.fit, flight.budgets)
+        lost = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        if lost and flight.setting is None and flight.fit not in self.failures:
+            self.todo[flight.fit] = lost  # whoever took the claim will measure these, or die and leave them to us
 
     def abandon(self) -> None:
         """Closes what is in flight, when the run is stopped."""

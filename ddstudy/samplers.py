@@ -29,7 +29,7 @@ POPULATION = 20  # NSGA's; Optuna's 50 would make small studies all random
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
-class SpaceExhausted(Exception):
+class SpaceExhaustedError(Exception):
     """Every setting has a result or is being fitted."""
 
 
@@ -90,14 +90,14 @@ class Unseen(BaseSampler):
         """An unseen setting.
 
         Raises:
-            SpaceExhausted: there is none.
+            SpaceExhaustedError: there is none.
         """
         others = [t for t in study.get_trials(deepcopy=False, states=_STATES) if t.number != trial.number]
         seen = {setting_of(t) for t in others if set(AXES) <= t.params.keys()}
         fitted = {setting_of(t).fit for t in others if t.state == TrialState.RUNNING and set(AXES) <= t.params.keys()}
         unseen = [setting for setting in self._space if setting not in seen and setting.fit not in fitted]
         if not unseen:
-            raise SpaceExhausted
+            raise SpaceExhaustedError
         allowed = set(unseen)
         proposal = None
         for _ in range(self._redraws):
@@ -110,9 +110,7 @@ class Unseen(BaseSampler):
             chosen = proposal if proposal in allowed else self._nearest(proposal, unseen)
         return {name: getattr(chosen, name) for name in search_space}
 
-    def _propose(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> Setting | None:
+    def _propose(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Setting | None:
         """What the inner sampler wants, on listed values; None where it has no opinion."""
         if isinstance(self._inner, optuna.samplers.QMCSampler):
             # a sequence that fills the space evenly must fill the list evenly, whatever the values' spacing
@@ -147,8 +145,8 @@ class Unseen(BaseSampler):
                 for name, axis in ((name, getattr(self._space, name)) for name in AXES)
             )
 
-        order = self._rng.permutation(len(unseen))
-        return min((unseen[index] for index in order), key=steps)
+        shuffled = [unseen[index] for index in self._rng.permutation(len(unseen))]
+        return min(shuffled, key=steps)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -164,8 +162,6 @@ class Unseen(BaseSampler):
         """Passed on."""
         self._inner.before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Passed on."""
         self._inner.after_trial(study, trial, state, values)

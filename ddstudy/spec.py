@@ -38,7 +38,7 @@ _MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 
 
 class TargetSpec(BaseModel):
-    """`[target]`: which image is fitted (thesis sec. 3.2). Without `file`, the MNI152 T1 template packaged in nilearn."""
+    """`[target]`: which image is fitted (thesis sec. 3.2). Without `file`, nilearn's packaged MNI152 T1 template."""
 
     model_config = _MODEL
 
@@ -252,7 +252,7 @@ def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
         location = [part for part in first["loc"] if isinstance(part, int) or _is_key(part)]
         key = ".".join(f"[{part}]" if isinstance(part, int) else part for part in location).replace(".[", "[")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{source}: {key or 'study'}: {_reason(first)}{more}", _valid(location)) from None
+        raise UserError(f"{source}: {key or 'study'}: {reason_of(first)}{more}", _valid(location)) from None
 
 
 def known_keys() -> list[tuple[str, str, str]]:
@@ -286,7 +286,8 @@ def _is_key(part: str) -> bool:
     return part.isidentifier() or part in get_args(Metric)
 
 
-def _reason(error: Any) -> str:
+def reason_of(error: Any) -> str:
+    """What pydantic found wrong, as a clause in the user's words."""
     given = error.get("input")
     if error["type"] == "extra_forbidden":
         return "unknown key"
@@ -312,26 +313,26 @@ def _valid(location: list[Any]) -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation
             continue
-        return f"Valid: {_describe(field.annotation, field.metadata)} - {field.description}."
+        return f"Valid: {describe(field.annotation, field.metadata)} - {field.description}."
     return f"Valid tables and keys: {', '.join(StudySpec.model_fields)}."
 
 
-def _describe(annotation: Any, metadata: Any = ()) -> str:
+def describe(annotation: Any, metadata: Any = ()) -> str:
     """The values that a type allows, in words."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         limits = [limit for extra in args[1:] for limit in getattr(extra, "metadata", ())]
-        return _describe(args[0], limits)
+        return describe(args[0], limits)
     if origin is Literal:
         return ", ".join(json.dumps(value) for value in args)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in args if arg is not type(None))
+        return " or ".join(describe(arg) for arg in args if arg is not type(None))
     if origin is list:
-        return f"a list of {_describe(args[0])}"
+        return f"a list of {describe(args[0])}"
     if origin is tuple:
-        return f"[{', '.join(_describe(arg) for arg in args)}]"
+        return f"[{', '.join(describe(arg) for arg in args)}]"
     if origin is dict:
-        return f"{_describe(args[0])}, each = {_describe(args[1])}"
+        return f"{describe(args[0])}, each = {describe(args[1])}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[annotation]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [

@@ -510,12 +510,14 @@ def parse_url(url: str) -> URL:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise UserError("the store is not a database URL", URLS) from None
-    if parsed.drivername in ("postgresql", "postgres"):
+    if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise UserError(f"the store is a {parsed.drivername} URL", URLS)
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UserError("the store is a SQLite URL without a file", URLS)
+        raise UserError("the store's URL names no SQLite file", URLS)
+    if "@" in (parsed.host or ""):
+        raise UserError("the store's URL has more than one '@'", "In a password, write %40 for '@'.")
     return parsed
 
 
@@ -612,4 +614,3 @@ def environment() -> dict[str, str]:
 
 def _optional(value: float | int | str | None) -> float | None:
     return None if value is None else float(value)
-

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgres
 import pytest
 
-import postgres
 from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.target import Target, load_target
 

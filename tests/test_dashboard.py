@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,15 +31,16 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ddstudy import dashboard
 from ddstudy.errors import UserError
+from ddstudy.store import Store, parse_url
 
 PSNR = 31.25
 SPACE = {"k": IntDistribution(8, 64)}
 
 
-@pytest.fixture(params=["sqlite"])
-def dashboard_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of an empty database."""
-    return {"sqlite": f"sqlite:///{tmp_path / 'study.db'}"}[request.param]
+@pytest.fixture
+def dashboard_url(store_url: str) -> str:
+    """URL of an empty database of each kind."""
+    return parse_url(store_url).render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -48,6 +48,10 @@ def artifacts(tmp_path: Path) -> Path:
     folder = tmp_path / "artifacts"
     folder.mkdir()
     return folder
+
+
+def open_read_only(url: str) -> RDBStorage:
+    return Store(url, read_only=True).storage
 
 
 @contextmanager
@@ -298,8 +302,8 @@ def test_impossible_address(host, port):
 
 def test_ctrl_c_ends_cleanly_and_quietly(study, dashboard_url):
     code = (
-        "import sys; from ddstudy import dashboard\n"
-        "storage = dashboard.open_read_only(sys.argv[1])\n"
+        "import sys; from ddstudy import dashboard; from ddstudy.store import Store\n"
+        "storage = Store(sys.argv[1], read_only=True).storage\n"
         "dashboard.serve(storage, None, port=0, ready=lambda url: print(url, flush=True))\n"
         "print('ended')"
     )
@@ -362,7 +366,7 @@ def test_a_study_without_trials(storage):
 
 def test_new_trials_appear(study, storage, dashboard_url):
     """The cache of finished trials is no reason to miss one: the driver writes while the dashboard runs."""
-    with opened(dashboard.open_read_only, dashboard_url) as shown:
+    with opened(open_read_only, dashboard_url) as shown:
         view = dashboard._View(optuna.storages.get_storage(shown))
         running_trial = study.ask(SPACE)
         assert view.get_all_trials(study._study_id)[-1].state == TrialState.RUNNING
@@ -420,113 +424,13 @@ def test_artifacts_of_a_trial_added_whole(storage, artifacts):
     assert call(app, "GET", f"/artifacts/{study._study_id}/{trial['trial_id']}/00ff")[2] == b"pixels"
 
 
-# --- the database
-
-
-def test_opened_read_only_the_database_refuses(study, dashboard_url):
-    before = rows(dashboard_url)
-    with opened(dashboard.open_read_only, dashboard_url) as storage:
-        assert len(storage.get_all_trials(study._study_id)) == 4
-        for write in (
-            lambda: storage.delete_study(study._study_id),
-            lambda: storage.set_study_user_attr(study._study_id, "a", 1),
-            lambda: storage.create_new_trial(study._study_id),
-        ):
-            with pytest.raises(optuna.exceptions.StorageInternalError) as error:
-                write()
-            assert re.search("read-?only", str(error.value.__cause__))
-    assert rows(dashboard_url) == before
-
-
-@pytest.mark.parametrize("journal", ["delete", "wal"])
-@pytest.mark.parametrize("relative", [False, True])
-def test_sqlite_paths(tmp_path, monkeypatch, journal, relative):
-    monkeypatch.chdir(tmp_path)
-    folder = Path("a b?c%20#ü&mode=rw")
-    folder.mkdir()
-    file = folder / "study {1}.db"
-    url = sqlalchemy.URL.create("sqlite", database=str(file if relative else file.absolute())).render_as_string()
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute(f"PRAGMA journal_mode={journal}")
-    with opened(RDBStorage, url.replace("{", "{{").replace("}", "}}")) as storage:
-        optuna.create_study(storage=storage, study_name="here")
-    before = file.read_bytes()
-    with opened(dashboard.open_read_only, url) as storage:
-        assert [s.study_name for s in storage.get_all_studies()] == ["here"]
-        with pytest.raises(optuna.exceptions.StorageInternalError):
-            storage.create_new_study([optuna.study.StudyDirection.MINIMIZE])
-    assert file.read_bytes() == before
-
-
-def test_a_missing_file_is_not_created(tmp_path):
-    file = tmp_path / "none.db"
-    with pytest.raises(UserError) as error:
-        dashboard.open_read_only(f"sqlite:///{file}")
-    assert f"no database at {file}" in two_lines(error)
-    assert not file.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"text " * 999], ids=["empty", "text"])
-def test_a_file_that_is_no_study_database(tmp_path, content):
-    file = tmp_path / "other.db"
-    file.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        dashboard.open_read_only(f"sqlite:///{file}")
-    assert str(file) in two_lines(error)
-    assert file.read_bytes() == content
-
-
-def test_a_database_of_another_optuna(study, storage, dashboard_url):
-    with storage.engine.begin() as connection:
-        connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
-    with pytest.raises(UserError) as error:
-        dashboard.open_read_only(dashboard_url)
-    assert "optuna storage upgrade" in two_lines(error)
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("study.db", "not a database URL"),
-        ("sqlite://", "no SQLite file"),
-        ("sqlite://study.db", "no SQLite file"),
-        ("sqlite:///:memory:", "no SQLite file"),
-        ("mysql://root:geheim@localhost/db", "mysql"),
-        ("postgresql+psycopg2://root:geheim@localhost/db", "postgresql+psycopg2"),
-        ("postgresql://root:geh@eim@localhost/db", "%40"),
-        ("postgresql://root@geheim:geheim/db", "not a database URL"),
-    ],
-)
-def test_urls_that_are_refused(url, said):
-    with pytest.raises(UserError) as error:
-        dashboard.read_only_url(url)
-    assert said in two_lines(error)
-    assert "eim" not in str(error.value)
-
-
-def test_an_unreachable_server_is_named_without_passwords():
-    with closing(socket.create_server(("127.0.0.1", 0))) as closed:
-        port = closed.getsockname()[1]
-    with pytest.raises(UserError) as error:
-        dashboard.open_read_only(f"postgresql://me:geheim@127.0.0.1:{port}/db?sslpassword=geheim")
-    assert f"postgresql://me:***@127.0.0.1:{port}/db" in two_lines(error)
-    assert "geheim" not in str(error.value)
-
-
-def test_postgresql_url():
-    url = sqlalchemy.make_url(dashboard.read_only_url("postgresql://me:ge%40im@h:5433/db?options=-c%20geqo%3Doff"))
-    assert url.drivername == "postgresql+psycopg"
-    assert (url.username, url.password, url.host, url.port, url.database) == ("me", "ge@im", "h", 5433, "db")
-    assert url.query == {"options": "-c geqo=off -c default_transaction_read_only=on"}
-
-
 # --- in a browser
 
 
 @pytest.mark.slow
 def test_pages_in_chromium(study, dashboard_url, artifacts):
     with (
-        opened(dashboard.open_read_only, dashboard_url) as storage,
+        opened(open_read_only, dashboard_url) as storage,
         running(storage, artifacts) as server,
         chromium() as browser,
     ):

@@ -17,11 +17,12 @@ from ddstudy.stability import cv_percent
 from ddstudy.target import Target, join
 
 MakeSpec = Callable[..., StudySpec]
+FIT = Fit(4, 4, 2, "uniform", "1x1")
 
 
 @pytest.fixture
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
-    def make(fit: Fit = Fit(4, 4, 2, "uniform", "1x1"), budgets: tuple[int, ...] = (5, 10), **tables: Any) -> Job:
+    def make(fit: Fit = FIT, budgets: tuple[int, ...] = (5, 10), **tables: Any) -> Job:
         spec = make_spec(**tables)
         return Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability)
 

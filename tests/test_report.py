@@ -12,7 +12,8 @@ import pytest
 
 from ddstudy.errors import UserError
 from ddstudy.report import figures, tables
-from ddstudy.report.page import OVERVIEW, read_panels, render
+from ddstudy.report.page import render
+from ddstudy.report.panels import OVERVIEW, read_panels
 from ddstudy.settings import AXES, NOISES, TILINGS
 from ddstudy.spec import BETTER, parse_spec
 from ddstudy.store import StudyView, trials_table

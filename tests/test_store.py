@@ -1,7 +1,6 @@
 import contextlib
 import json
-import sqlite3
-import stat
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -9,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgres
 import pytest
+import sqlalchemy as sa
 from optuna.artifacts import get_all_artifact_meta
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-import postgres
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
 from ddstudy.samplers import sampler
-from ddstudy.settings import Fit, Setting
+from ddstudy.settings import AXES, Fit, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.store import Driven, Store, StudyView, distributions, parse_url
 from ddstudy.target import Target
@@ -51,9 +51,7 @@ def record(driven: Driven, result: Measurement, setting: Setting = SETTING) -> N
 
 
 @pytest.fixture
-def drive(
-    store_url: str, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
-) -> Iterator[Callable[..., Driven]]:
+def drive(store_url: str, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> Iterator[Callable[..., Driven]]:
     with contextlib.ExitStack() as stores:
 
         def start(spec: StudySpec | None = None, target: Target = tiny_target, **options: Any) -> Driven:
@@ -78,7 +76,7 @@ def test_result_comes_back_as_it_went_in(drive: Callable[..., Driven], store_url
     assert view.name == "tiny"
     assert view.spec.fingerprint() == driven.spec.fingerprint()
     assert view.facts["target"] == driven.target.name
-    assert (row["k"], row["s"], row["l"], row["iterations"], row["noise"], row["tiling"]) == (2, 4, 2, 5, "uniform", "1x1")
+    assert Setting(**{axis: row[axis] for axis in AXES}) == SETTING
     assert (row["psnr"], row["ssim"], row["vif"], row["cv_percent"], row["seconds"]) == (30.25, 0.9, 0.5, 2.5, 1.5)
     assert row["state"] == "COMPLETE"
     assert row["stable"] is True
@@ -259,53 +257,95 @@ def test_empty_store_and_unfinished_trials_have_the_same_columns(
 
 
 @pytest.mark.parametrize(
-    "url", ["brain.db", "mysql://a:hidden@b/c", "sqlite://", "sqlite:///:memory:", "postgresql://u:hidden@h:port/d", ""]
+    ("url", "said"),
+    [
+        ("study.db", "not a database URL"),
+        ("", "not a database URL"),
+        ("sqlite://", "no SQLite file"),
+        ("sqlite://study.db", "no SQLite file"),
+        ("sqlite:///:memory:", "no SQLite file"),
+        ("mysql://root:hidden@localhost/db", "mysql"),
+        ("postgresql+psycopg2://root:hidden@localhost/db", "postgresql+psycopg2"),
+        ("postgresql://root:hid@den@localhost/db", "%40"),
+        ("postgresql://root@hidden:hidden/db", "not a database URL"),
+    ],
 )
-def test_urls_that_are_none_of_ours(url: str) -> None:
+def test_urls_that_are_refused_without_repeating_them(url: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_url(url)
-    assert "hidden" not in str(caught.value)
-    assert "sqlite:///FILE.db" in str(caught.value).split("\n")[1]
+    assert said in str(caught.value)
+    assert "den" not in str(caught.value)
+    assert len(str(caught.value).split("\n")) == 2
 
 
 def test_passwords_are_never_shown(postgres_url: str) -> None:
     with Store(postgres_url) as store:
         assert postgres.PASSWORD not in store.shown_url
         assert "***" in store.shown_url
-    for wrong in (postgres_url.replace("@127", "xyz@127"), postgres_url + "_none", postgres_url.replace("127.0.0.1:", "127.0.0.1:1")):
+    for wrong in (postgres_url.replace("@", "xyz@"), f"{postgres_url}_none"):
         with pytest.raises(UserError) as caught:
             Store(wrong)
         assert postgres.PASSWORD not in str(caught.value)
         assert len(str(caught.value).split("\n")) == 2
 
 
-def test_files_that_are_no_database_of_ours(tmp_path: Path) -> None:
+def test_unreachable_server_is_named_without_passwords() -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as closed:
+        port = closed.getsockname()[1]
+    for read_only in (True, False):
+        with pytest.raises(UserError) as caught:
+            Store(f"postgresql://me:hidden@127.0.0.1:{port}/db?sslpassword=hidden", read_only=read_only)
+        assert f"postgresql+psycopg://me:***@127.0.0.1:{port}/db" in str(caught.value)
+        assert "hidden" not in str(caught.value)
+        assert len(str(caught.value).split("\n")) == 2
+
+
+def test_database_of_another_optuna(drive: Callable[..., Driven], store_url: str) -> None:
+    with drive()._store.storage.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+    with pytest.raises(UserError, match="optuna storage upgrade"):
+        Store(store_url, read_only=True)
+
+
+def test_missing_file_and_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such database"):
         Store(f"sqlite:///{tmp_path / 'none.db'}", read_only=True)
     with pytest.raises(UserError, match="no such folder"):
         Store(f"sqlite:///{tmp_path / 'none' / 'a.db'}")
-    (tmp_path / "text.db").write_text("this is no database, but it is long enough to look at" * 50)
-    for read_only in (True, False):
-        with pytest.raises(UserError, match="cannot be opened"):
-            Store(f"sqlite:///{tmp_path / 'text.db'}", read_only=read_only)
-    with sqlite3.connect(tmp_path / "other.db") as other:
-        other.execute("CREATE TABLE a (b)")
-    other.close()
-    with pytest.raises(UserError):
-        Store(f"sqlite:///{tmp_path / 'other.db'}", read_only=True).view()
+    assert not list(tmp_path.iterdir())
 
 
-def test_odd_paths(tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> None:
-    folder = tmp_path / "a b{c}"
+@pytest.mark.parametrize("content", [b"", b"text " * 999], ids=["empty", "text"])
+def test_file_that_is_no_database_of_ours(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "other.db"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"other\.db: cannot be opened"):
+        Store(f"sqlite:///{file}", read_only=True)
+    assert file.read_bytes() == content
+    if content:
+        with pytest.raises(UserError, match=r"other\.db: cannot be opened"):
+            Store(f"sqlite:///{file}")
+        assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_odd_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a b?c%20#ü&mode=rw")
     folder.mkdir()
+    file = folder / "study {1}.db"
+    # SQLAlchemy's own escaping: '?' would begin the options of a URL
+    url = sa.URL.create("sqlite", database=str(file if relative else file.absolute())).render_as_string()
     spec = make_spec()
-    with Store(f"sqlite:///{folder / 'd e.db'}") as store:
+    with Store(url) as store:
         record(store.drive(spec, tiny_target, sampler(spec)), measured())
-    assert (folder / "d e.db").is_file()
-    assert (folder / "d e-artifacts").is_dir()
-    assert stat.S_ISREG((folder / "d e.db").stat().st_mode)
-    with Store(f"sqlite:///{folder / 'd e.db'}", read_only=True) as store:
-        assert len(store.view().trials) == 1
+    assert sorted(path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm", ".lock"))) == [
+        "study {1}-artifacts",
+        "study {1}.db",
+    ]
+    assert len(look(url).trials) == 1
 
 
 def test_distributions_hold_the_listed_values(make_spec: MakeSpec) -> None:

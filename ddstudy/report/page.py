@@ -1,195 +1,37 @@
 """Studies -> one HTML page that needs nothing but itself: no network, no other file.
 
-Which panels the page shows, and in which order, is said by a TOML file, a list of `[[panel]]`; `OVERVIEW` is the one
-used where nobody says. The facts of a study always come first.
+Which panels it shows is said by `ddstudy.report.panels`; the facts of a study always come first.
 """
 
 from __future__ import annotations
 
-import difflib
 import html
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddstudy.errors import UserError
 from ddstudy.report import figures, tables
 from ddstudy.report.figures import DIGITS, LABELS
-from ddstudy.settings import AXES, NOISES, TILINGS, Noise, Tiling
-from ddstudy.spec import BETTER, Metric, _describe, _reason
+from ddstudy.report.panels import (
+    Best,
+    Ensemble,
+    Filtered,
+    Importance,
+    Panel,
+    Panels,
+    Pareto,
+    Quartiles,
+    Unstable,
+)
+from ddstudy.settings import AXES, NOISES, TILINGS
+from ddstudy.spec import BETTER
 
 if TYPE_CHECKING:
     from ddstudy.store import StudyView
-
-OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
-Axis = Literal["k", "s", "l", "iterations", "noise", "tiling"]
-_MODEL = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-# --- which panels
-
-
-class Filter(BaseModel):
-    """The trials that a panel shows: those with one of these values on every axis named."""
-
-    model_config = _MODEL
-
-    k: list[int] | None = Field(None, description="channels shown")
-    s: list[int] | None = Field(None, description="scale factors shown")
-    l: list[int] | None = Field(None, description="blocks shown")
-    iterations: list[int] | None = Field(None, description="budgets of iterations shown")
-    noise: list[Noise] | None = Field(None, description="input tensors shown")
-    tiling: list[Tiling] | None = Field(None, description="tilings shown")
-
-    def __call__(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """The trials that pass."""
-        for axis, values in self.model_dump(exclude_none=True).items():
-            trials = trials[trials[axis].isin(values)]
-        return trials
-
-    def __str__(self) -> str:
-        named = self.model_dump(exclude_none=True).items()
-        return ", ".join(f"{axis} = {' or '.join(map(str, values))}" for axis, values in named)
-
-
-class _Titled(BaseModel):
-    model_config = _MODEL
-
-    title: Annotated[str, Field(min_length=1)] = Field(..., description="heading of the panel")
-
-
-class _Filtered(_Titled):
-    filter: Filter = Field(Filter(), description="a table of axis = [values]: the trials shown")
-
-
-class Pareto(_Filtered):
-    """Every trial in the plane of two metrics, and its Pareto front."""
-
-    kind: Literal["pareto"]
-    x: Metric = Field(..., description="metric across")
-    y: Metric = Field(..., description="metric upwards")
-
-    @model_validator(mode="after")
-    def _plane(self) -> Self:
-        if self.x == self.y:
-            raise ValueError("x and y must differ")
-        return self
-
-
-class Importance(_Titled):
-    """Share of the variance of a metric that each axis explains; of the whole study, so without a filter."""
-
-    kind: Literal["importance"]
-    y: Metric = Field(..., description="metric whose variance is explained")
-
-
-class Quartiles(_Filtered):
-    """A metric per value of an axis (thesis Figs. 4.2 and 4.3, Tables 4.1 and 4.2)."""
-
-    kind: Literal["quartiles"]
-    x: Axis = Field(..., description="axis of the setting across")
-    y: Metric = Field(..., description="metric upwards")
-    group: Axis | None = Field(None, description="axis of the setting that splits each value of x")
-
-    @model_validator(mode="after")
-    def _two_axes(self) -> Self:
-        if self.group == self.x:
-            raise ValueError("x and group must differ")
-        return self
-
-
-class Unstable(_Filtered):
-    """Share of settings whose members disagree, per pair (thesis Fig. 4.4)."""
-
-    kind: Literal["unstable"]
-
-
-class Ensemble(_Filtered):
-    """PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6)."""
-
-    kind: Literal["ensemble"]
-
-
-class Best(_Filtered):
-    """The best setting of each pair (thesis Tables 4.3 to 4.5)."""
-
-    kind: Literal["best"]
-    y: Metric = Field(..., description="metric that is best")
-
-
-Panel = Pareto | Importance | Quartiles | Unstable | Ensemble | Best
-Panels = tuple[Panel, ...]
-KINDS: dict[str, type[Panel]] = {
-    "pareto": Pareto,
-    "importance": Importance,
-    "quartiles": Quartiles,
-    "unstable": Unstable,
-    "ensemble": Ensemble,
-    "best": Best,
-}
-
-
-def read_panels(path: Path = OVERVIEW) -> Panels:
-    """Reads and checks a list of panels.
-
-    Raises:
-        UserError: the file is missing, is no TOML, or a panel says something that is not valid.
-    """
-    example = "See dashboards/overview.toml for an example."
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", f"Give a TOML list of panels. {example}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}", example) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", "A list of panels is UTF-8 TOML.") from None
-    for key in tree:
-        if key != "panel":
-            raise UserError(f"{path}: {key}: unknown key", "Valid: [[panel]] tables only.")
-    listed = tree.get("panel")
-    if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
-        raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more. {example}")
-    return tuple(_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
-
-
-def _panel(tree: dict[str, Any], where: str) -> Panel:
-    kind = tree.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        wrong = "missing" if kind is None else f"unknown, {kind!r}"
-        raise UserError(f"{where}: kind: {wrong}", f"Valid: {', '.join(KINDS)}.")
-    model = KINDS[kind]
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        # a misspelt key that is required is also missing, which helps less
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        names = [part for part in first["loc"] if isinstance(part, str)]
-        key = ".".join(names) or "x"  # what concerns the panel as a whole concerns its x
-        raise UserError(f"{where}: {key}: {_reason(first)}", _valid(model, names or ["x"])) from None
-
-
-def _valid(model: type[BaseModel], names: list[str]) -> str:
-    """What a key may say; or, where there is no such key, which ones there are."""
-    owner = model if names[0] != "filter" or len(names) == 1 else Filter
-    key = names[-1]
-    if key in owner.model_fields:
-        field = owner.model_fields[key]
-        words = "" if key == "filter" else f"{_describe(field.annotation, field.metadata)} - "
-        return f"Valid: {words}{field.description}."
-    near = difflib.get_close_matches(key, list(owner.model_fields), 1)
-    hint = f"Did you mean '{near[0]}'? " if near else ""
-    return f"{hint}Valid here: {', '.join(owner.model_fields)}."
-
-
-# --- what a panel shows
 
 
 @dataclass(frozen=True)
@@ -401,7 +243,7 @@ def _reasons(trials: pd.DataFrame) -> str:
 
 
 def _section(panel: Panel, shown: _Shown, place: str) -> str:
-    narrowed = str(panel.filter) if isinstance(panel, _Filtered) else ""
+    narrowed = str(panel.filter) if isinstance(panel, Filtered) else ""
     sentence = html.escape(shown.sentence + (f" Only {narrowed}." if narrowed else ""))
     title = html.escape(panel.title)
     content = _missing(shown.missing) if shown.missing else shown.table

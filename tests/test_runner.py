@@ -1,0 +1,266 @@
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddstudy import runner
+from ddstudy.errors import UserError
+from ddstudy.evaluate import Job, Measurement
+from ddstudy.executors import Event, Failed, InProcess
+from ddstudy.runner import Progress
+from ddstudy.samplers import sampler
+from ddstudy.settings import Fit, Setting
+from ddstudy.spec import StudySpec
+from ddstudy.store import Driven, Store
+from ddstudy.target import Target
+
+MakeSpec = Callable[..., StudySpec]
+
+
+class Recording(InProcess):
+    """The real executor, which also tells what it was given, and can fail or be interrupted on demand."""
+
+    def __init__(self, failures: int = 0, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.jobs: list[tuple[Fit, tuple[int, ...]]] = []
+        self.failures = failures
+        self.stop_after = stop_after
+
+    def submit(self, ticket: str, job: Job) -> None:
+        self.jobs.append((job.fit, job.budgets))
+        super().submit(ticket, job)
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        while self._waiting:
+            if self.failures:
+                self.failures -= 1
+                yield self._waiting.popleft()[0], Failed("MemoryError: of the test")
+                continue
+            for ticket, event in super().events():
+                if isinstance(event, Measurement) and self.stop_after is not None:
+                    self.stop_after -= 1
+                    if self.stop_after < 0:
+                        raise KeyboardInterrupt
+                yield ticket, event
+
+
+def forecast() -> runner.Forecast:
+    known = runner.Forecast()
+    known.learn(1e6, 0.001)
+    return known
+
+
+@pytest.fixture
+def go(store_url: str, tmp_path: Path, tiny_target: Target) -> Callable[..., tuple[list[Progress], Driven]]:
+    def start(spec: StudySpec, executor: InProcess | None = None) -> tuple[list[Progress], list[Any]]:
+        with Store(store_url, tmp_path / "images", lease_seconds=2) as store:
+            driven = store.drive(spec, tiny_target, sampler(spec))
+            steps = list(runner.run(driven, executor or InProcess(), forecast()))
+            return steps, list(driven.trials())
+
+    return start  # type: ignore[return-value]
+
+
+def settings_of(trials: list[Any], *states: str) -> Counter[tuple[Any, ...]]:
+    wanted = states or ("COMPLETE", "PRUNED")
+    return Counter(tuple(sorted(t.params.items())) for t in trials if t.state.name in wanted)
+
+
+def results_of(trials: list[Any]) -> dict[tuple[Any, ...], float]:
+    return {tuple(sorted(t.params.items())): t.user_attrs["psnr"] for t in trials if t.state.name == "COMPLETE"}
+
+
+def test_grid_measures_every_setting_once_with_one_fit_for_all_budgets(go: Any, make_spec: MakeSpec) -> None:
+    executor = Recording()
+    steps, trials = go(make_spec(), executor)
+    assert settings_of(trials) == Counter(dict.fromkeys(settings_of(trials), 1))
+    assert len(trials) == 4
+    assert [budgets for _, budgets in executor.jobs] == [(5, 10)] * 2
+    assert [fit.k for fit, _ in executor.jobs] == [4, 2]  # the longest first
+    last = steps[-1]
+    assert (last.done, last.total, last.failed) == (4, 4, 0)
+    assert last.best is not None
+    assert last.best[1] == max(results_of(trials).values())
+    assert sum(bool(step.message) for step in steps) == 4
+    assert all(trial.datetime_complete > trial.datetime_start for trial in trials)
+
+
+def test_finished_study_does_nothing_more(go: Any, make_spec: MakeSpec) -> None:
+    go(make_spec())
+    executor = Recording()
+    steps, trials = go(make_spec(), executor)
+    assert executor.jobs == []
+    assert len(trials) == 4
+    assert steps[-1].done == 4
+
+
+def test_interrupted_grid_goes_on_where_it_was(go: Any, make_spec: MakeSpec, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go(make_spec(), Recording(stop_after=1))
+    executor = Recording()
+    _, trials = go(make_spec(), executor)
+    assert executor.jobs == [(Fit(4, 4, 2, "uniform", "1x1"), (10,)), (Fit(2, 4, 2, "uniform", "1x1"), (5, 10))]
+    assert set(settings_of(trials).values()) == {1}
+    assert len(trials) == 4
+    undisturbed = go(make_spec(name="undisturbed"))[1]
+    assert results_of(trials) == results_of(undisturbed)
+
+
+def test_interrupted_search_leaves_nothing_running(go: Any, make_spec: MakeSpec) -> None:
+    spec = make_spec(search={"sampler": "tpe", "trials": 4})
+    with pytest.raises(KeyboardInterrupt):
+        go(spec, Recording(stop_after=0))
+    _, trials = go(spec)
+    states = Counter(trial.state.name for trial in trials)
+    assert states == {"COMPLETE": 4, "FAIL": 1}
+    assert set(settings_of(trials).values()) == {1}
+    (failed,) = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert failed.user_attrs["reason"] == "stopped by the user"
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "nsga2"])
+def test_search_records_budgets_on_the_way_and_never_repeats(go: Any, make_spec: MakeSpec, name: str) -> None:
+    spec = make_spec(space={"l": [2, 3], "iterations": [3, 5, 10]}, search={"sampler": name, "trials": 9})
+    executor = Recording()
+    _, trials = go(spec, executor)
+    assert 9 <= len(settings_of(trials)) <= 11  # a fit that passes several budgets may end beyond
+    assert set(settings_of(trials).values()) == {1}
+    measured = [Setting(f.k, f.s, f.l, b, f.noise, f.tiling) for f, budgets in executor.jobs for b in budgets]
+    assert len(measured) == len(set(measured)) == len(trials)
+
+
+def test_search_ends_when_nothing_is_left(go: Any, make_spec: MakeSpec) -> None:
+    _, trials = go(make_spec(search={"sampler": "random", "trials": 500}))
+    assert len(settings_of(trials)) == 4
+
+
+def test_pareto_search(go: Any, make_spec: MakeSpec) -> None:
+    objectives = {"psnr": "maximize", "seconds": "minimize"}
+    _, trials = go(make_spec(search={"sampler": "tpe", "trials": 4}, objectives=objectives))
+    assert len(settings_of(trials)) == 4
+    assert all(t.values == [t.user_attrs["psnr"], t.user_attrs["seconds"]] for t in trials)
+
+
+def test_failures_are_retried(go: Any, make_spec: MakeSpec) -> None:
+    steps, trials = go(make_spec(), Recording(failures=runner.RETRIES))
+    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 4}
+    assert sum("trying again" in step.message for step in steps) == runner.RETRIES
+    assert steps[-1].failed == 0
+
+
+@pytest.mark.parametrize("search", [{}, {"sampler": "random", "trials": 4}])
+def test_failures_that_stay_are_reported_and_tried_again_by_the_next_run(
+    go: Any, make_spec: MakeSpec, search: dict[str, Any]
+) -> None:
+    spec = make_spec(space={"iterations": [5]}, search=search) if not search else make_spec(search=search)
+    steps, trials = go(spec, Recording(failures=runner.RETRIES + 1))
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert failed
+    assert all(trial.user_attrs["reason"] == "MemoryError: of the test" for trial in failed)
+    assert steps[-1].failed == len(failed)
+    _, trials = go(spec)
+    assert len(settings_of(trials)) == len(spec.space.search_space)
+    assert set(settings_of(trials).values()) == {1}
+
+
+def test_two_drivers_share_a_postgres_study(postgres_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+    spec = make_spec(space={"k": [2, 3, 4], "l": [2, 3]})
+    with Store(postgres_url) as one, Store(postgres_url) as two:
+        drivers = [store.drive(spec, tiny_target, sampler(spec)) for store in (one, two)]
+        runs = [runner.run(driven, InProcess(), forecast()) for driven in drivers]
+        shares = [0, 0]
+        active = [0, 1]
+        while active:  # turn by turn
+            for index in list(active):
+                step = next(runs[index], None)
+                if step is None:
+                    active.remove(index)
+                elif step.message:
+                    shares[index] += 1
+        trials = drivers[0].trials()
+    assert sum(shares) == 12
+    assert min(shares) > 0
+    assert set(settings_of(trials).values()) == {1}
+    assert len(trials) == 12
+
+
+def test_driver_that_lost_its_lease_records_nothing_before_it_holds_it_again(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(space={"k": [2]})
+    with Store(store_url) as store:
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        steps = runner.run(driven, InProcess(), forecast())
+        next(steps)  # the fit is claimed and waits
+        driven.drop_claims()  # as another driver would after this one slept too long
+        messages = [step.message for step in steps]
+        assert sum("not recorded" in message for message in messages) == 2
+        assert len(driven.trials()) == len(driven.measured()) == 2  # claimed again and fitted again
+
+
+def test_plan_counts_trials_and_fits(make_spec: MakeSpec, tiny_target: Target) -> None:
+    spec = make_spec()
+    done = {
+        Setting(2, 4, 2, 5, "uniform", "1x1"),
+        Setting(4, 4, 2, 5, "uniform", "1x1"),
+        Setting(4, 4, 2, 10, "uniform", "1x1"),
+    }
+    plan = runner.plan(spec, tiny_target, done)
+    assert (plan.settings, plan.fits, plan.done) == (4, 2, 3)
+    assert dict(plan.todo) == {Fit(2, 4, 2, "uniform", "1x1"): (10,)}
+    assert runner.plan(make_spec(search={"trials": 3}), tiny_target, set()).settings == 3
+    with pytest.raises(UserError, match=r"objective vif: cannot be measured on a target of 27x22"):
+        runner.plan(make_spec(objectives={"vif": "maximize"}), tiny_target, set())
+
+
+def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
+    known = runner.Forecast()
+    for cost in (1e6, 5e6, 2e7):
+        known.learn(cost, 0.002 + 3e-10 * cost)
+    assert known.seconds(1e7) == pytest.approx(0.005)
+    noisy = runner.Forecast()
+    noisy.learn(1e6, 0.005)
+    noisy.learn(2e6, 0.001)  # no sensible line goes through these
+    assert noisy.seconds(5e5) > 0
+    spec = make_spec()
+    fits = list(runner.plan(spec, tiny_target, set()).todo)
+    measured = runner.calibrate(spec, tiny_target, fits, InProcess())
+    plan = runner.plan(spec, tiny_target, set())
+    assert 0 < runner.forecast_seconds(spec, tiny_target, plan, measured, 1) < 60
+    two = runner.forecast_seconds(spec, tiny_target, plan, measured, 2)
+    assert two == pytest.approx(runner.forecast_seconds(spec, tiny_target, plan, measured, 1) / 2)
+
+
+def test_cost_grows_with_channels_blocks_and_smaller_scale(tiny_target: Target) -> None:
+    def cost(k: int, s: int, l: int) -> float:
+        return runner.operations(Fit(k, s, l, "uniform", "1x1"), tiny_target)
+
+    assert cost(8, 8, 2) < cost(16, 8, 2)
+    assert cost(8, 8, 2) < cost(8, 8, 3)
+    assert cost(8, 8, 2) < cost(8, 4, 2)
+
+
+def test_waiting_for_a_dead_drivers_lease(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+    spec = make_spec(space={"k": [2]})
+    with Store(store_url, lease_seconds=1.5) as store:
+        dead = store.drive(spec, tiny_target, sampler(spec))
+        dead.claim(Fit(2, 4, 2, "uniform", "1x1"))
+        dead._stopped.set()
+        dead._renewer.join()
+        began = time.monotonic()
+        living = Driven(store, dead.study, spec, tiny_target)
+        store.driver = "another"
+        list(runner.run(living, InProcess(), forecast()))
+        assert time.monotonic() - began > 1
+        assert len(living.measured()) == 2
+        living.stop()
+
+
+def test_started_is_when_the_fit_began(go: Any, make_spec: MakeSpec) -> None:
+    before = datetime.now()
+    _, trials = go(make_spec())
+    assert all(before <= trial.datetime_start <= datetime.now() for trial in trials)
