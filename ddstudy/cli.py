@@ -92,13 +92,15 @@ def run(
         the_plan = runner.plan(spec, image, set(so_far))
         with _executor(ray) as executor:
             forecast = _print_plan(console, spec, image, the_plan, executor)
-            if forecast is None:
-                last = None
-            else:
-                with _live(console) as show:
-                    for progress in runner.run(driven, executor, forecast):
-                        show(progress)
-                        last = progress
+            last = None
+            if forecast is not None:
+                try:
+                    with _live(console) as show:
+                        for progress in runner.run(driven, executor, forecast):
+                            show(progress)
+                            last = progress
+                except KeyboardInterrupt:
+                    _complain("Stopped. What was finished is kept; the same command goes on.", 130)
         view = opened.view(spec.name)
         _print_summary(console, view, opened.shown_url, store)
     if last is not None and last.failed:
@@ -285,8 +287,6 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _complain(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("Stopped. What was finished is kept; the same command goes on.", 130)
     except Exception as error:
         _unexpected(error)
 

@@ -145,7 +145,7 @@ class Unseen(BaseSampler):
                 for name, axis in ((name, getattr(self._space, name)) for name in AXES)
             )
 
-        shuffled = [unseen[index] for index in self._rng.permutation(len(unseen))]
+        shuffled: list[Setting] = [unseen[int(index)] for index in self._rng.permutation(len(unseen))]
         return min(shuffled, key=steps)
 
     def sample_independent(

@@ -287,8 +287,8 @@ def _canonical(
 
     if not (np.isfinite(affine).all() and np.linalg.cond(affine[:3, :3]) < 1e6):
         raise UserError(f"{where}: its affine does not place voxels in space", "Valid: an affine that can be inverted.")
-    image = nibabel.Nifti2Image(volume, affine)  # type: ignore[no-untyped-call]
-    image = nibabel.as_closest_canonical(image)  # type: ignore[no-untyped-call]
+    image = nibabel.Nifti2Image(volume, affine)
+    image = nibabel.as_closest_canonical(image)
     return np.asarray(image.dataobj), np.asarray(image.affine)
 
 

@@ -188,9 +188,7 @@ def test_two_drivers_share_a_postgres_study(postgres_url: str, make_spec: MakeSp
     assert len(trials) == 12
 
 
-def test_driver_that_lost_its_lease_records_nothing_before_it_holds_it_again(
-    store_url: str, make_spec: MakeSpec, tiny_target: Target
-) -> None:
+def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec(space={"k": [2]})
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))

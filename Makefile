@@ -1,0 +1,32 @@
+# `make run` and `make test` work on a bare machine with Python 3.11 or newer; the environment is made once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+
+.PHONY: run test check format clean
+
+run: $(STAMP)
+	$(BIN)/ddstudy run --grid
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# made anew when pyproject.toml changes
+$(STAMP):
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,68 @@
+"""Data flows one way: a module imports only from modules above it, and heavy libraries have one home."""
+
+import ast
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "ddstudy"
+ORDER = [
+    "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "metrics", "stability",
+    "evaluate", "store", "samplers", "executors", "runner", "report", "report.tables", "report.figures",
+    "report.panels", "report.page", "dashboard", "cli",
+]  # fmt: skip
+HOMES = {
+    "pydantic": {"spec", "report.panels"},
+    "nibabel": {"target"},
+    "cv2": {"target", "noise"},
+    "opensimplex": {"noise"},
+    "piq": {"metrics"},
+    "optuna": {"store", "samplers", "runner", "report.tables", "dashboard"},
+    "sqlalchemy": {"store"},
+    "ray": {"executors"},
+    "plotly": {"report.figures", "report.page"},
+    "optuna_dashboard": {"dashboard"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def modules() -> dict[str, Path]:
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports, wherever in it, unless for types only."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    guarded = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    skipped = {id(inner) for outer in guarded for inner in ast.walk(outer)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(ORDER)
+
+
+def test_modules_import_only_from_above() -> None:
+    for name, path in modules().items():
+        ours = {target.removeprefix("ddstudy.") for target in imports(path) if target.startswith("ddstudy.")}
+        for target in ours & set(ORDER):
+            # a package hands a call to its own modules below
+            below = ORDER.index(target) > ORDER.index(name) and not target.startswith(f"{name}.")
+            assert not below, f"{name} imports {target}, which is below it"
+
+
+def test_libraries_have_one_home() -> None:
+    for name, path in modules().items():
+        for target in imports(path):
+            library = target.partition(".")[0]
+            assert name in HOMES.get(library, {name}), f"{name} imports {library}"
+            assert library in sys.stdlib_module_names | {"ddstudy", "numpy", "torch", "pandas", "filelock"} | set(HOMES)

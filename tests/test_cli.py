@@ -1,0 +1,376 @@
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pandas as pd
+import postgres
+import pytest
+
+from ddstudy import cli
+from ddstudy.store import Store
+
+STUDIES = Path(__file__).parent.parent / "studies"
+STUDY = """
+[target]
+file = "{target}"
+
+[space]
+k = [2, 4]
+s = [4]
+l = [2]
+iterations = [5, 10]
+
+[fit]
+members = 2
+check_every = 5
+
+[stability]
+min_psnr = 0
+cv_percent = 50
+"""
+Result = tuple[int, str, str]
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Path) -> Path:
+    """A working folder with a study of tiny fits, `tiny.toml`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DDSTUDY_STORE", raising=False)
+    monkeypatch.delenv("DDSTUDY_ARTIFACTS", raising=False)
+    (tmp_path / "tiny.toml").write_text(STUDY.format(target=picture))
+    return tmp_path
+
+
+@pytest.fixture
+def ddstudy(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a command in this process: exit code, output, errors."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ddstudy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return call
+
+
+def start(*arguments: str, store: str, folder: Path) -> subprocess.Popen[str]:
+    """The real command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ddstudy.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "DDSTUDY_STORE": store, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = """
+import sys
+sys.argv = ["ddstudy", "--help"]
+from ddstudy.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+heavy = "torch ray plotly numba piq nilearn optuna pandas cv2 nibabel sqlalchemy pydantic numpy".split()
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().split("\n")[-1] == "[]"
+    assert "dashboard" in done.stdout
+
+
+def test_from_run_to_report_and_export(ddstudy: Cli, folder: Path) -> None:
+    code, out, err = ddstudy("run", "tiny.toml")
+    assert (code, err) == (0, "")
+    assert "4 trials, 2 fits of 2 members" in out
+    assert re.search(r"Forecast: about .* of fitting", out)
+    assert len(re.findall(r"COMPLETE \d+\.\d+ dB, CV \d", out)) == 4
+    assert "Best settings of tiny" in out
+    assert "4 settings measured, 0 unstable (0 %)" in out
+    assert "Next: ddstudy report tiny" in out
+
+    code, out, _ = ddstudy("status")
+    assert code == 0
+    assert re.search(r"tiny .* picture\.npy .* 4 .* 4 .* 0 .* 0", out)
+
+    assert ddstudy("export")[0] == 0
+    table, parquet = pd.read_csv("export-tiny.csv"), pd.read_parquet("export-tiny.parquet")
+    pd.testing.assert_frame_equal(
+        table[["k", "psnr", "seconds"]], parquet[["k", "psnr", "seconds"]], check_exact=False, rtol=1e-12
+    )
+    assert len(table) == 4
+
+    assert ddstudy("report", "--out", "page.html")[0] == 0
+    page = (folder / "page.html").read_text()
+    best = table.loc[table["psnr"].idxmax()]
+    assert f"{best['psnr']:.2f}" in page
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", markup)  # nothing to load
+
+    code, out, _ = ddstudy("run", "tiny.toml")
+    assert code == 0
+    assert "4 done" in out
+    assert "Nothing left to do." in out
+
+
+def test_modes_have_names_of_their_own(ddstudy: Cli) -> None:
+    assert ddstudy("run", "tiny.toml", "--grid", "--trials", 2)[0] == 0
+    assert ddstudy("run", "tiny.toml", "--tpe", "--trials", 4)[0] == 0
+    assert ddstudy("run", "tiny.toml", "--pareto", "--trials", 4)[0] == 0
+    with Store("sqlite:///ddstudy.db", read_only=True) as store:
+        views = {name: store.view(name) for name in store.names()}
+    assert set(views) == {"tiny", "tiny-tpe", "tiny-pareto"}
+    assert views["tiny-pareto"].spec.objectives == {"psnr": "maximize", "seconds": "minimize"}
+    assert [len(views[name].trials) for name in ("tiny", "tiny-tpe", "tiny-pareto")] == [2, 4, 4]
+    for view in views.values():
+        assert not view.trials.duplicated(["k", "s", "l", "iterations", "noise", "tiling"]).any()
+
+
+def test_dry_run_writes_nothing(ddstudy: Cli, folder: Path) -> None:
+    before = set(folder.iterdir())
+    code, out, _ = ddstudy("run", "tiny.toml", "--dry-run")
+    assert code == 0
+    assert "4 trials, 2 fits of 2 members" in out
+    assert set(folder.iterdir()) == before
+    assert ddstudy("run", "tiny.toml", "--trials", 2)[0] == 0
+    assert "2 done" in ddstudy("run", "tiny.toml", "--dry-run")[1]
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_thesis(ddstudy: Cli) -> None:
+    code, out, _ = ddstudy("run", STUDIES / "thesis.toml", "--dry-run")
+    assert code == 0
+    assert "2,268 trials, 756 fits of 5 members" in out
+    assert "MNI152 T1 axial 94, 256x320" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "none.toml"], "none.toml: no such study file"),
+        (["run", "tiny.toml", "--target", "none.nii.gz"], "none.nii.gz"),
+        (["run", "tiny.toml", "--target", "nan.npy"], "nan.npy"),
+        (["run", "tiny.toml", "--target", "constant.npy"], "constant.npy"),
+        (["run", "tiny.toml", "--target", "empty.nii"], "empty.nii"),
+        (["run", "tiny.toml", "--target", "cut.nii.gz"], "cut.nii.gz"),
+        (["run", "tiny.toml", "--target", "text.png"], "text.png"),
+        (["run", "tiny.toml", "--target", "line.npy"], "line.npy"),
+        (["run", "tiny.toml", "--tpe", "--pareto"], "Give one of them"),
+        (["run", "tiny.toml", "--name", "a b"], "ddstudy run: name"),
+        (["run", "tiny.toml", "--store", "mysql://me:hidden@localhost/db"], "sqlite:///FILE.db"),
+        (["run", "broken.toml"], "broken.toml: space.k: missing"),
+        (["validate", "tiny.toml", "broken.toml"], "broken.toml: space.k: missing"),
+        (["fit", "--noise", "white"], "noise"),
+        (["fit", "--slice", "middle"], "target.slice"),
+        (["fit", "nan.npy"], "nan.npy"),
+        (["fit", "--out", "none/a"], "no such folder"),
+        (["report"], "no such database"),
+        (["status"], "no such database"),
+        (["export", "--store", "sqlite:///text.png"], "cannot be opened"),
+        (["dashboard"], "no such database"),
+    ],
+)
+def test_mistakes_end_with_two_lines_and_code_2(ddstudy: Cli, folder: Path, arguments: list[str], said: str) -> None:
+    np.save("nan.npy", np.full((20, 20), np.nan))
+    np.save("constant.npy", np.ones((20, 20)))
+    np.save("line.npy", np.arange(20.0))
+    volume = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), "cut.nii.gz")
+    Path("cut.nii.gz").write_bytes(Path("cut.nii.gz").read_bytes()[:9000])
+    Path("empty.nii").write_bytes(b"")
+    Path("text.png").write_text("no image " * 100)
+    Path("broken.toml").write_text("[space]\ns = [4]\nl = [2]\niterations = [5]\n")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = ddstudy(*arguments)
+    assert code == 2
+    lines = err.strip().split("\n")
+    assert len(lines) == 2, err
+    assert lines[0].startswith("ddstudy: ")
+    assert said in err
+    assert "hidden" not in err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before  # nothing half-made is left
+
+
+def test_command_line_mistakes_are_code_2_without_traceback(ddstudy: Cli) -> None:
+    for arguments in (["run", "--nonsense"], ["nonsense"], ["fit", "--k", "many"], ["dashboard", "--port", "99999"]):
+        code, _, err = ddstudy(*arguments)
+        assert code == 2
+        assert "Traceback" not in err
+
+
+def test_changed_study_is_refused(ddstudy: Cli, folder: Path) -> None:
+    assert ddstudy("run", "tiny.toml", "--trials", 1)[0] == 0
+    text = (folder / "tiny.toml").read_text()
+    (folder / "tiny.toml").write_text(text.replace("members = 2", "members = 3"))
+    code, _, err = ddstudy("run", "tiny.toml")
+    assert code == 2
+    assert "fit.members: stored 2, now 3" in err
+    assert "--name" in err
+
+
+def test_unknown_study_and_read_only_folder(ddstudy: Cli, folder: Path) -> None:
+    assert ddstudy("run", "tiny.toml", "--trials", 1)[0] == 0
+    code, _, err = ddstudy("report", "other")
+    assert code == 2
+    assert "Valid: tiny." in err
+    assert ddstudy("report", "--dashboard", "tiny.toml")[0] == 2
+    assert ddstudy("report", "--out", "none/page.html")[0] == 2
+    (folder / "a-folder").mkdir()
+    code, _, err = ddstudy("report", "--out", "a-folder")
+    assert code == 2
+    assert "cannot be written" in err
+    assert not list(folder.glob("tmp*"))
+
+
+def test_validate(ddstudy: Cli) -> None:
+    code, out, _ = ddstudy("validate", "tiny.toml", STUDIES / "thesis.toml")
+    assert code == 0
+    assert "thesis.toml: valid, 2,268 settings, 756 fits" in out
+    assert "tiny.toml: valid, 4 settings, 2 fits" in out
+
+
+def test_fit_writes_png_and_nifti_in_place(ddstudy: Cli) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.random((4, 5, 6)).astype(np.float32)
+    volume = np.kron(coarse, np.ones((8, 8, 8), dtype=np.float32))
+    affine = np.array([[0, 2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, 2.0, -3], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), "volume.nii.gz")
+    code, out, err = ddstudy(
+        "fit", "volume.nii.gz", "--plane", "coronal", "--k", 16, "--s", 4, "--l", 3, "--iterations", 150,
+        "--members", 2, "--out", "result",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert re.search(r"psnr +\d", out)
+    written = nibabel.load("result.nii.gz")
+    png = cv2.imread("result.png", cv2.IMREAD_UNCHANGED)
+    assert written.shape == (*png.shape, 1)
+    np.testing.assert_allclose(written.get_fdata()[:, :, 0] * 255, png, atol=0.51)
+    # where the file says a pixel is, the volume has that value
+    index = np.stack(np.meshgrid(*map(np.arange, png.shape), [0], indexing="ij"), -1).reshape(-1, 3)
+    world = nibabel.affines.apply_affine(written.affine, index)
+    voxel = np.rint(nibabel.affines.apply_affine(np.linalg.inv(affine), world)).astype(int)
+    truth = volume[tuple(voxel.T)]
+    truth = (truth - truth.min()) / (truth.max() - truth.min())
+    assert np.corrcoef(truth, written.get_fdata().ravel())[0, 1] > 0.95
+
+
+def test_fit_of_a_colour_picture(ddstudy: Cli, folder: Path) -> None:
+    y, x = np.mgrid[0:40, 0:30]
+    picture = np.stack([x * 8, y * 6, 255 - x * 8], -1).astype(np.uint8)
+    cv2.imwrite("colour.png", picture)
+    code, _, _ = ddstudy("fit", "colour.png", "--k", 16, "--s", 4, "--l", 3, "--iterations", 200, "--members", 1)
+    assert code == 0
+    written = cv2.imread("reconstruction.png", cv2.IMREAD_UNCHANGED)
+    assert written.shape == (40, 30, 3)
+    assert np.abs(written.astype(float) - picture).mean() < 20  # the channels are in their places
+    assert not (folder / "reconstruction.nii.gz").exists()
+
+
+def test_dashboard_serves_until_ctrl_c(ddstudy: Cli, folder: Path) -> None:
+    assert ddstudy("run", "tiny.toml", "--trials", 1)[0] == 0
+    process = start("dashboard", "--port", "0", store="sqlite:///ddstudy.db", folder=folder)
+    assert process.stdout is not None
+    url = re.search(r"http://\S+", process.stdout.readline())
+    assert url is not None
+    with urllib.request.urlopen(f"{url[0].rstrip('/')}/api/studies") as answer:
+        assert json.load(answer)["study_summaries"][0]["study_name"] == "tiny"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+
+
+def slow_study(folder: Path) -> None:
+    """A study whose fits take about a second, so that there are moments to be killed at."""
+    text = (folder / "tiny.toml").read_text()
+    text = text.replace("k = [2, 4]", "k = [6, 8]").replace("l = [2]", "l = [2, 3]")
+    (folder / "slow.toml").write_text(text.replace("[5, 10]", "[100, 300]"))
+
+
+def wait_for_results(process: subprocess.Popen[str], count: int) -> None:
+    assert process.stdout is not None
+    while count:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        count -= " dB" in line
+
+
+@pytest.mark.slow
+def test_killed_three_times_the_result_is_that_of_an_undisturbed_run(folder: Path, store_url: str) -> None:
+    slow_study(folder)
+    undisturbed = start("run", "slow.toml", "--name", "undisturbed", store=store_url, folder=folder)
+    assert "8 settings measured" in undisturbed.communicate(timeout=200)[0]
+    moments = random.Random(os.getpid())
+    for _ in range(3):
+        process = start("run", "slow.toml", "--name", "killed", store=store_url, folder=folder)
+        wait_for_results(process, 1)
+        try:
+            process.wait(moments.uniform(0, 1.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+    last = start("run", "slow.toml", "--name", "killed", store=store_url, folder=folder)
+    out, err = last.communicate(timeout=200)
+    assert last.returncode == 0, err
+    assert "8 settings measured" in out
+    results = {}
+    with Store(store_url, read_only=True) as store:
+        for name in ("killed", "undisturbed"):
+            trials = store.view(name).trials
+            results[name] = Counter(zip(trials["fit_id"], trials["iterations"], trials["psnr"], strict=True))
+    assert results["killed"] == results["undisturbed"]
+    assert set(results["killed"].values()) == {1}
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished(folder: Path, store_url: str) -> None:
+    slow_study(folder)
+    for arguments in (["run", "slow.toml"], ["run", "slow.toml", "--tpe", "--trials", "6"]):
+        process = start(*arguments, store=store_url, folder=folder)
+        wait_for_results(process, 1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)  # within seconds
+        assert process.returncode == 130
+        assert err.startswith("ddstudy: Stopped.")
+        assert "Traceback" not in err
+    with Store(store_url, read_only=True) as store:
+        for name in store.names():
+            assert len(store.view(name).trials) >= 1
+        assert not any(
+            trial.state.name == "RUNNING"
+            for study in store.storage.get_all_studies()
+            for trial in store.storage.get_all_trials(study._study_id)
+        )
+
+
+def test_passwords_are_not_printed(ddstudy: Cli, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = ddstudy("run", "tiny.toml", "--trials", 1, "--store", postgres_url)
+    assert code == 0
+    assert "***" in out
+    assert postgres.PASSWORD not in out + err
+    monkeypatch.setenv("DDSTUDY_STORE", postgres_url)
+    code, out, err = ddstudy("status")
+    assert code == 0
+    assert "tiny" in out
+    assert postgres.PASSWORD not in out + err
+    for arguments in (["--help"], ["run", "--help"], ["run", "--nonsense"]):
+        out, err = ddstudy(*arguments)[1:]
+        assert postgres.PASSWORD not in out + err
