@@ -1,4 +1,5 @@
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,15 @@ import pytest
 
 from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.target import Target, load_target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Programs that tests start can be interrupted, even where the suite itself runs in the background of a shell.
+
+    Such a shell ignores SIGINT for its children, and children hand that on; Python then installs no handler.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
