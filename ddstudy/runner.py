@@ -218,13 +218,13 @@ class _Run:
 
     def _next_of_grid(self) -> bool:
         for fit in list(self.todo):
-            if fit in self.failures or fit.id in self.in_flight or not self.study.claim(fit):
+            if fit in self.failures or fit.id in self.in_flight or not self.study.claims.take(fit.id):
                 continue
             # the claim is ours: what another driver recorded before it gave the fit back is visible now
             measured = self.study.measured()
             budgets = tuple(b for b in self.todo.pop(fit) if _setting(fit, b) not in measured)
             if not budgets:
-                self.study.release(fit.id)
+                self.study.claims.release(fit.id)
                 self._refresh()
                 continue
             self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
@@ -240,7 +240,7 @@ class _Run:
         except SpaceExhaustedError:
             self.study.close_abandoned()
             return False
-        if not self.study.claim(setting.fit):
+        if not self.study.claims.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return True
         measured = self.study.measured()
@@ -273,7 +273,7 @@ class _Run:
 
     def _record(self, flight: _InFlight, event: Measurement) -> str:
         setting = _setting(flight.fit, event.budget)
-        if not self.study.holds(flight.fit):
+        if not self.study.claims.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         done = self.study.record(setting, event, shared=self.executor.shared, started=flight.started, trial=trial)
@@ -310,7 +310,7 @@ class _Run:
     def _forget(self, flight: _InFlight) -> None:
         if flight.trial is not None:  # not recorded, since the claim was lost
             self.study.fail(flight.trial, "the claim on this fit was lost")
-        self.study.release(flight.fit.id)
+        self.study.claims.release(flight.fit.id)
         del self.in_flight[flight.fit.id]
         self.work_done += self._predicted(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
@@ -322,7 +322,7 @@ class _Run:
         for flight in self.in_flight.values():
             if flight.trial is not None:
                 self.study.fail(flight.trial, "stopped by the user")
-            self.study.release(flight.fit.id)
+            self.study.claims.release(flight.fit.id)
 
     # telling
 

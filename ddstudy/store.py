@@ -1,9 +1,8 @@
 """The store: one database that holds every study, and a folder for the images of its trials.
 
-Optuna's tables hold the studies and trials. A table of our own, `ddstudy_claims`, says which driver is fitting what:
-a claim is a lease on the database's clock, renewed while the driver lives, so that the fits of a driver that died are
-free again after the lease. What is done is never read from claims, only from finished trials. A database is a SQLite
-file, which one driver at a time may write, or PostgreSQL, which many may share.
+Optuna's tables hold the studies and trials, `ddstudy.claims` says which driver is fitting what. A database is a SQLite
+file, which one driver at a time may write, or PostgreSQL, which many may share. A result is written in one
+transaction where it can be, and what is done is read from finished trials only.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import threading
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -38,9 +36,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
+from ddstudy.claims import Claims, create_table
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
-from ddstudy.settings import AXES, Fit, SearchSpace, Setting
+from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.stability import reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
@@ -48,16 +47,6 @@ from ddstudy.target import Target, error_png_bytes, png_bytes
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
 _DIVERGED = "diverged"
-
-_metadata = sa.MetaData()
-_claims = sa.Table(
-    "ddstudy_claims",
-    _metadata,
-    sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("fit", sa.String(100), primary_key=True),
-    sa.Column("driver", sa.String(200), nullable=False),
-    sa.Column("expires", sa.Float, nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ class Store:
         self, url: str, artifacts: Path | None = None, *, read_only: bool = False, lease_seconds: float = LEASE_SECONDS
     ) -> None:
         self._url = parse_url(url)
-        self._lease = lease_seconds
+        self.lease_seconds = lease_seconds
         self._stack = contextlib.ExitStack()
         self.driver = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self.is_sqlite = self._url.drivername == "sqlite"
@@ -128,7 +117,7 @@ class Store:
                 skip_table_creation=read_only,
             )
             if not read_only:
-                _metadata.create_all(storage.engine, checkfirst=True)
+                create_table(storage.engine)
             return storage
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             cause = error.__cause__ or error
@@ -210,9 +199,9 @@ class Store:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objectives))
             driven = Driven(self, study, spec, target)
-            stack.callback(driven.stop)
+            stack.callback(driven.claims.end)
             if self.is_sqlite:
-                driven.drop_claims()  # we hold the file, so whoever held these is dead
+                driven.claims.forget_all()  # we hold the file, so whoever held these is dead
             driven.close_abandoned()
             self._stack.push(stack.pop_all())
         return driven
@@ -261,7 +250,7 @@ class Store:
 
 
 class Driven:
-    """A study as its driver sees it: what is measured, claims on fits, asking, recording."""
+    """A study as its driver sees it: what is measured, `claims` on fits, asking, recording."""
 
     def __init__(self, store: Store, study: optuna.Study, spec: StudySpec, target: Target) -> None:
         self.study = study
@@ -269,23 +258,12 @@ class Driven:
         self.target = target
         self.space: SearchSpace = spec.space.search_space
         self._store = store
-        self._engine = store.storage.engine
         self._files = store.artifacts
-        self._held: set[str] = set()
-        self._stopped = threading.Event()
-        self._renewer = threading.Thread(target=self._renew_for_ever, daemon=True)
-        self._renewer.start()
+        self.claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
 
     @cached_property
     def _target_image(self) -> tuple[str, dict[str, str]]:
         return self._upload("target.png", png_bytes(self.target.image))
-
-    def stop(self) -> None:
-        """Ends the renewal of claims and frees those still held."""
-        self._stopped.set()
-        self._renewer.join()
-        for fit in list(self._held):
-            self.release(fit)
 
     # what is done
 
@@ -297,67 +275,6 @@ class Driven:
         """The settings that have a result, COMPLETE or PRUNED, and their trials."""
         return {setting_of(trial): trial for trial in self.trials() if _has_result(trial)}
 
-    # claims
-
-    def claim(self, fit: Fit) -> bool:
-        """Takes a fit for this driver, unless another driver that lives has it."""
-        insert = sa.text(
-            "INSERT INTO ddstudy_claims (study_id, fit, driver, expires) VALUES (:study, :fit, :driver, "
-            f"{self._clock} + :lease) ON CONFLICT (study_id, fit) DO UPDATE SET driver = excluded.driver, "
-            f"expires = excluded.expires WHERE ddstudy_claims.expires < {self._clock} RETURNING driver"
-        )
-        with self._engine.begin() as connection:
-            taken = connection.execute(insert, self._terms(fit.id)).first() is not None
-        if taken:
-            self._held.add(fit.id)
-        return taken
-
-    def holds(self, fit: Fit) -> bool:
-        """Whether this driver's claim is still its own, after a pause longer than the lease for example."""
-        query = sa.text(
-            f"SELECT 1 FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
-            f"AND expires >= {self._clock}"
-        )
-        with self._engine.connect() as connection:
-            return connection.execute(query, self._terms(fit.id)).first() is not None
-
-    def release(self, fit_id: str) -> None:
-        """Gives a fit back, finished or not."""
-        self._held.discard(fit_id)
-        delete = sa.text("DELETE FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver")
-        with self._engine.begin() as connection:
-            connection.execute(delete, self._terms(fit_id))
-
-    def drop_claims(self) -> None:
-        """Forgets all claims on this study."""
-        with self._engine.begin() as connection:
-            connection.execute(_claims.delete().where(_claims.c.study_id == self.study._study_id))
-
-    def _renew_for_ever(self) -> None:
-        renew = sa.text(
-            f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease "
-            "WHERE study_id = :study AND driver = :driver AND fit = :fit"
-        )
-        while not self._stopped.wait(self._store._lease / 3):
-            # a database that is away for a moment is tried again; if it stays away, recording says so
-            with contextlib.suppress(sa.exc.SQLAlchemyError), self._engine.begin() as connection:
-                for fit_id in list(self._held):
-                    connection.execute(renew, self._terms(fit_id))
-
-    @property
-    def _clock(self) -> str:
-        if self._store.is_sqlite:
-            return "((julianday('now') - 2440587.5) * 86400.0)"
-        return "extract(epoch from clock_timestamp())::double precision"
-
-    def _terms(self, fit_id: str) -> dict[str, Any]:
-        return {
-            "study": self.study._study_id,
-            "fit": fit_id,
-            "driver": self._store.driver,
-            "lease": self._store._lease,
-        }
-
     # searching
 
     def ask(self) -> tuple[optuna.Trial, Setting]:
@@ -367,16 +284,14 @@ class Driven:
 
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
-        with self._engine.connect() as connection:
-            living = sa.text(f"SELECT fit FROM ddstudy_claims WHERE study_id = :study AND expires >= {self._clock}")
-            claimed = {row.fit for row in connection.execute(living, {"study": self.study._study_id})}
+        claimed = self.claims.alive()
         for trial in self.trials():
             if trial.state != TrialState.RUNNING:
                 continue
             complete = set(AXES) <= trial.params.keys()
             age = datetime.now() - (trial.datetime_start or datetime.min)
             # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
-            young = not self._store.is_sqlite and age < timedelta(seconds=self._store._lease)
+            young = not self._store.is_sqlite and age < timedelta(seconds=self.claims.lease_seconds)
             if young or (complete and setting_of(trial).fit.id in claimed):
                 continue
             self._fail(trial._trial_id, "the driver of this trial died")

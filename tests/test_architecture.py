@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "metrics", "stability",
-    "evaluate", "store", "samplers", "executors", "runner", "report", "report.tables", "report.figures",
+    "evaluate", "claims", "store", "samplers", "executors", "runner", "report", "report.tables", "report.figures",
     "report.panels", "report.page", "dashboard", "cli",
 ]  # fmt: skip
 HOMES = {
@@ -17,7 +17,7 @@ HOMES = {
     "opensimplex": {"noise"},
     "piq": {"metrics"},
     "optuna": {"store", "samplers", "runner", "report.tables", "dashboard"},
-    "sqlalchemy": {"store"},
+    "sqlalchemy": {"claims", "store"},
     "ray": {"executors"},
     "plotly": {"report.figures", "report.page"},
     "optuna_dashboard": {"dashboard"},

@@ -194,7 +194,7 @@ def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec:
         driven = store.drive(spec, tiny_target, sampler(spec))
         steps = runner.run(driven, InProcess(), forecast())
         next(steps)  # the fit is claimed and waits
-        driven.drop_claims()  # as another driver would after this one slept too long
+        driven.claims.forget_all()  # as another driver would after this one slept too long
         messages = [step.message for step in steps]
         assert sum("not recorded" in message for message in messages) == 2
         assert len(driven.trials()) == len(driven.measured()) == 2  # claimed again and fitted again
@@ -246,16 +246,16 @@ def test_waiting_for_a_dead_drivers_lease(store_url: str, make_spec: MakeSpec, t
     spec = make_spec(space={"k": [2]})
     with Store(store_url, lease_seconds=1.5) as store:
         dead = store.drive(spec, tiny_target, sampler(spec))
-        dead.claim(Fit(2, 4, 2, "uniform", "1x1"))
-        dead._stopped.set()
-        dead._renewer.join()
+        dead.claims.take(Fit(2, 4, 2, "uniform", "1x1").id)
+        dead.claims._ended.set()
+        dead.claims._renewer.join()
         began = time.monotonic()
         living = Driven(store, dead.study, spec, tiny_target)
         store.driver = "another"
         list(runner.run(living, InProcess(), forecast()))
         assert time.monotonic() - began > 1
         assert len(living.measured()) == 2
-        living.stop()
+        living.claims.end()
 
 
 def test_started_is_when_the_fit_began(go: Any, make_spec: MakeSpec) -> None:

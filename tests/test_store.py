@@ -173,25 +173,25 @@ def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_t
     first_store = Store(store_url, lease_seconds=0.9)
     first = first_store.drive(spec, tiny_target, sampler(spec))
     second = Driven(second_store := Store(store_url, lease_seconds=0.9), first.study, spec, tiny_target)
-    assert first.claim(FIT)
-    assert not second.claim(FIT)
-    assert first.holds(FIT)
-    assert not second.holds(FIT)
-    assert second.claim(Fit(4, 4, 2, "uniform", "1x1"))
+    assert first.claims.take(FIT.id)
+    assert not second.claims.take(FIT.id)
+    assert first.claims.holds(FIT.id)
+    assert not second.claims.holds(FIT.id)
+    assert second.claims.take(Fit(4, 4, 2, "uniform", "1x1").id)
     time.sleep(1.5)  # longer than the lease: the claim is alive because its driver renews it
-    assert first.holds(FIT)
-    assert not second.claim(FIT)
-    first._stopped.set()  # as if it had died: nothing renews its claims any more
-    first._renewer.join()
+    assert first.claims.holds(FIT.id)
+    assert not second.claims.take(FIT.id)
+    first.claims._ended.set()  # as if it had died: nothing renews its claims any more
+    first.claims._renewer.join()
     deadline = time.monotonic() + 10
-    while not second.claim(FIT):
+    while not second.claims.take(FIT.id):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not first.holds(FIT)
-    first.release(FIT.id)  # must not free what is another's now
-    assert second.holds(FIT)
-    second.stop()
-    assert first.claim(FIT)
+    assert not first.claims.holds(FIT.id)
+    first.claims.release(FIT.id)  # must not free what is another's now
+    assert second.claims.holds(FIT.id)
+    second.claims.end()
+    assert first.claims.take(FIT.id)
     second_store.close()
     first_store.close()
 
@@ -202,9 +202,9 @@ def test_abandoned_trials_are_closed_with_the_reason(
     spec = make_spec(search={"sampler": "random"})
     dead = drive(spec, lease_seconds=0.2)
     _, setting = dead.ask()
-    dead.claim(setting.fit)
-    dead._stopped.set()
-    dead._renewer.join()
+    dead.claims.take(setting.fit.id)
+    dead.claims._ended.set()
+    dead.claims._renewer.join()
     dead._store._stack.pop_all()  # died without a word
     if store_url.startswith("sqlite"):
         Path(f"{store_url.removeprefix('sqlite:///')}.lock").unlink(missing_ok=True)
