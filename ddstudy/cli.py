@@ -314,7 +314,7 @@ def _console() -> Console:
     from rich.console import Console
 
     # piped output has no width of its own: lines are for programs then, and may not wrap
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -479,7 +479,7 @@ def _log_line(console: Console, progress: Progress) -> None:
     if progress.message:
         left = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
         stamp = time.strftime("%H:%M:%S")
-        console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", markup=False)
+        console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", soft_wrap=True)
 
 
 def _print_summary(console: Console, view: StudyView, shown_url: str, store: str) -> None:

@@ -21,7 +21,7 @@ from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Executor, Failed, Finished
 from ddstudy.metrics import measurable
-from ddstudy.samplers import SpaceExhaustedError
+from ddstudy.samplers import unseen
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
@@ -120,20 +120,23 @@ class Forecast:
 
     _points: list[tuple[float, float]] = field(default_factory=list)
 
+    _line: tuple[float, float] = (0.0, 0.0)
+
     def learn(self, cost: float, seconds: float) -> None:
         """Adds one measured cost of an iteration of all members."""
         self._points.append((cost, seconds))
+        costs, times = np.array(self._points).T
+        # relative errors count: a fit of a minute may not drown one of a second
+        matrix = np.stack([1 / times, costs / times], axis=1)
+        overhead, slope = np.linalg.lstsq(matrix, np.ones_like(times), rcond=None)[0]
+        if overhead < 0 or slope < 0:  # too few or too noisy for a line that makes sense
+            overhead, slope = 0.0, np.median(times / costs)
+        self._line = (float(overhead), float(slope))
 
     def seconds(self, cost: float) -> float:
         """Expected seconds of one iteration of all members."""
-        costs, seconds = np.array(self._points).T
-        # relative errors count: a fit of a minute may not drown one of a second
-        weights = 1 / seconds
-        matrix = np.stack([np.ones_like(costs), costs], axis=1) * weights[:, None]
-        overhead, slope = np.linalg.lstsq(matrix, seconds * weights, rcond=None)[0]
-        if overhead < 0 or slope < 0:
-            overhead, slope = 0.0, float(np.median(seconds / costs))
-        return float(overhead + slope * cost)
+        overhead, slope = self._line
+        return overhead + slope * cost
 
 
 def calibrate(spec: StudySpec, target: Target, fits: list[Fit], executor: Executor) -> Forecast:
@@ -235,11 +238,9 @@ class _Run:
         asked = sum(len(flight.budgets) for flight in self.in_flight.values())
         if len(self.results) + asked >= self.plan.settings:
             return False
-        try:
-            trial, setting = self.study.ask()
-        except SpaceExhaustedError:
-            self.study.close_abandoned()
+        if not unseen(self.study.trials(), self.study.space):
             return False
+        trial, setting = self.study.ask()
         if not self.study.claims.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return True

@@ -26,11 +26,18 @@ from ddstudy.store import setting_of
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
 POPULATION = 20  # NSGA's; Optuna's 50 would make small studies all random
-_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
 class SpaceExhaustedError(Exception):
     """Every setting has a result or is being fitted."""
+
+
+def unseen(trials: Sequence[FrozenTrial], space: SearchSpace) -> list[Setting]:
+    """The settings that have no result and whose fit is not running, in the order of the grid."""
+    known = [trial for trial in trials if set(AXES) <= trial.params.keys() and trial.state != TrialState.FAIL]
+    seen = {setting_of(trial) for trial in known}
+    running = {setting_of(trial).fit for trial in known if trial.state == TrialState.RUNNING}
+    return [setting for setting in space if setting not in seen and setting.fit not in running]
 
 
 def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
@@ -92,22 +99,19 @@ class Unseen(BaseSampler):
         Raises:
             SpaceExhaustedError: there is none.
         """
-        others = [t for t in study.get_trials(deepcopy=False, states=_STATES) if t.number != trial.number]
-        seen = {setting_of(t) for t in others if set(AXES) <= t.params.keys()}
-        fitted = {setting_of(t).fit for t in others if t.state == TrialState.RUNNING and set(AXES) <= t.params.keys()}
-        unseen = [setting for setting in self._space if setting not in seen and setting.fit not in fitted]
-        if not unseen:
+        free = unseen(study.get_trials(deepcopy=False), self._space)
+        if not free:
             raise SpaceExhaustedError
-        allowed = set(unseen)
+        allowed = set(free)
         proposal = None
         for _ in range(self._redraws):
             proposal = self._propose(study, trial, search_space)
             if proposal is None or proposal in allowed:
                 break
         if proposal is None:
-            chosen = unseen[self._rng.integers(len(unseen))]
+            chosen = free[self._rng.integers(len(free))]
         else:
-            chosen = proposal if proposal in allowed else self._nearest(proposal, unseen)
+            chosen = proposal if proposal in allowed else self._nearest(proposal, free)
         return {name: getattr(chosen, name) for name in search_space}
 
     def _propose(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Setting | None:
@@ -134,7 +138,7 @@ class Unseen(BaseSampler):
             return value
         return min(getattr(self._space, name), key=lambda allowed: abs(math.log(allowed / value)))
 
-    def _nearest(self, wanted: Setting, unseen: list[Setting]) -> Setting:
+    def _nearest(self, wanted: Setting, free: list[Setting]) -> Setting:
         """The unseen setting with the fewest steps along the listed values; another noise or tiling counts one."""
 
         def steps(setting: Setting) -> float:
@@ -145,7 +149,7 @@ class Unseen(BaseSampler):
                 for name, axis in ((name, getattr(self._space, name)) for name in AXES)
             )
 
-        shuffled: list[Setting] = [unseen[int(index)] for index in self._rng.permutation(len(unseen))]
+        shuffled: list[Setting] = [free[int(index)] for index in self._rng.permutation(len(free))]
         return min(shuffled, key=steps)
 
     def sample_independent(

@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -47,6 +47,7 @@ from ddstudy.target import Target, error_png_bytes, png_bytes
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
 _DIVERGED = "diverged"
+_STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,11 @@ class Store:
             connect_args = {"timeout": 60} if self.is_sqlite else {"connect_timeout": 10}
             # whoever only looks may look for days: it keeps no connection between looks
             pool = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
-            storage = RDBStorage(
-                self._engine_url(read_only),
-                engine_kwargs={"connect_args": connect_args, **pool},
-                skip_table_creation=read_only,
-            )
-            if not read_only:
+            url, options = self._engine_url(read_only), {"connect_args": connect_args, **pool}
+            if read_only:
+                return RDBStorage(url, engine_kwargs=options, skip_table_creation=True)
+            with self._alone():
+                storage = RDBStorage(url, engine_kwargs=options)
                 create_table(storage.engine)
             return storage
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -136,6 +136,17 @@ class Store:
             options = " ".join((*url.normalized_query.get("options", ()), "-c default_transaction_read_only=on"))
             url = url.set(query={**url.query, "options": options})
         return url.render_as_string(hide_password=False)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps the drivers that start together from making the same tables or the same study at once."""
+        if self.is_sqlite:
+            yield
+            return
+        engine = sa.create_engine(self._engine_url(read_only=False), poolclass=sa.NullPool)
+        with engine.connect() as connection:  # the lock ends with the connection, however that ends
+            connection.execute(sa.text(f"SELECT pg_advisory_lock({_STARTING})"))
+            yield
 
     def close(self) -> None:
         """Gives the driver's place back and closes all connections."""
@@ -187,14 +198,15 @@ class Store:
         with contextlib.ExitStack() as stack:  # undone if anything below is refused
             if self.path is not None:
                 stack.enter_context(self._file_lock(self.path))
-            study = optuna.create_study(
-                study_name=spec.name,
-                storage=self.storage,
-                sampler=sampler,
-                directions=self._directions(spec),
-                load_if_exists=True,
-            )
-            self._check_same(study, spec, target)
+            with self._alone():
+                study = optuna.create_study(
+                    study_name=spec.name,
+                    storage=self.storage,
+                    sampler=sampler,
+                    directions=self._directions(spec),
+                    load_if_exists=True,
+                )
+                self._check_same(study, spec, target)
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objectives))

@@ -138,6 +138,13 @@ def test_search_ends_when_nothing_is_left(go: Any, make_spec: MakeSpec) -> None:
     assert len(settings_of(trials)) == 4
 
 
+def test_search_with_more_settings_than_there_are_leaves_nothing_running(go: Any, make_spec: MakeSpec) -> None:
+    spec = make_spec(search={"sampler": "random", "trials": 3})
+    go(spec)
+    _, trials = go(spec.model_copy(update={"search": spec.search.model_copy(update={"trials": 99})}))
+    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 4}
+
+
 def test_pareto_search(go: Any, make_spec: MakeSpec) -> None:
     objectives = {"psnr": "maximize", "seconds": "minimize"}
     _, trials = go(make_spec(search={"sampler": "tpe", "trials": 4}, objectives=objectives))

@@ -3,6 +3,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,19 @@ def test_abandoned_trials_are_closed_with_the_reason(
     assert trial.state == TrialState.FAIL
     assert "died" in trial.user_attrs["reason"]
     assert not living.measured()
+
+
+def test_drivers_that_start_together_make_one_study(
+    postgres_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec()
+
+    def begin(_: int) -> int:
+        with Store(postgres_url) as store:
+            return int(store.drive(spec, tiny_target, sampler(spec)).study._study_id)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(begin, range(6))) == {1}
 
 
 def test_second_driver_of_a_sqlite_file_is_refused(tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> None:
