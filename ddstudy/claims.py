@@ -47,6 +47,10 @@ class Claims:
         self._engine = engine
         self._common = {"study": study_id, "driver": driver, "lease": lease_seconds}
         self._clock = _CLOCKS[engine.dialect.name]
+        self._renewal = (
+            f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease "
+            "WHERE study_id = :study AND fit = :fit AND driver = :driver RETURNING fit"
+        )
         self._held: set[str] = set()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
@@ -66,9 +70,8 @@ class Claims:
         return bool(taken)
 
     def holds(self, fit_id: str) -> bool:
-        """Whether a claim is still ours: after a pause longer than the lease it may be another's."""
-        query = "SELECT fit FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver"
-        return bool(self._rows(f"{query} AND expires >= {self._clock}", fit_id))
+        """Renews a claim; False if it is no longer ours, as after a pause longer than the lease."""
+        return bool(self._rows(self._renewal, fit_id))
 
     def release(self, fit_id: str) -> None:
         """Gives a fit back; nothing happens to another driver's claim."""
@@ -98,11 +101,7 @@ class Claims:
             # a database that is away for a moment is tried again; if it stays away, recording will say so
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 for fit_id in list(self._held):
-                    self._rows(
-                        f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease "
-                        "WHERE study_id = :study AND fit = :fit AND driver = :driver RETURNING fit",
-                        fit_id,
-                    )
+                    self._rows(self._renewal, fit_id)
 
     def _rows(self, statement: str, fit_id: str | None = None) -> set[str]:
         """The fits that a statement concerned."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,30 +81,30 @@ def run(
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
-        with _executor(ray) as executor:
+        with _executor(ray, spec) as executor:
             _print_plan(console, spec, image, the_plan, executor)
         return
+    runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
-        _exclusive_seconds(spec, ray)
         driven = opened.drive(spec, image, sampler(spec))
         so_far = driven.measured()
         driven.study.sampler = sampler(spec, len(so_far))
         the_plan = runner.plan(spec, image, set(so_far))
-        with _executor(ray) as executor:
-            forecast = _print_plan(console, spec, image, the_plan, executor)
+        with _executor(ray, spec) as executor:
             last = None
-            if forecast is not None:
-                try:
+            try:
+                forecast = _print_plan(console, spec, image, the_plan, executor)
+                if forecast is not None:
                     with _live(console) as show:
                         for progress in runner.run(driven, executor, forecast):
                             show(progress)
                             last = progress
-                except KeyboardInterrupt:
-                    _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+            except KeyboardInterrupt:
+                _complain("Stopped. What was finished is kept; the same command goes on.", 130)
         view = opened.view(spec.name)
         _print_summary(console, view, opened.shown_url, store)
     if last is not None and last.failed:
-        raise RuntimeError(f"{last.failed} settings failed; the same command tries them again")
+        raise WorkError(f"{last.failed} settings failed; the same command tries them again")
 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
@@ -146,8 +146,7 @@ def fit(
         },
         "ddstudy fit",
     )
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"{out.absolute().parent}: no such folder", "--out names files in a folder that exists.")
+    _check_stem(out)
     image = load_target(spec.target)
     what = Fit(k, s, l, spec.space.noise[0], spec.space.tiling[0])
     console = _console()
@@ -160,7 +159,7 @@ def fit(
         else:
             result = event
     if "psnr" not in result.values:
-        raise RuntimeError("the fit diverged; try a smaller learning rate or fewer channels")
+        raise WorkError("the fit diverged; try fewer channels or another seed")
     for name in _SHOWN:
         if name in result.values:
             console.print(f"{name:16s} {result.values[name]:.4g}")
@@ -201,7 +200,8 @@ def status(store: StoreOption = DEFAULT_STORE) -> None:
         for view in map(opened.view, names):
             states = view.trials["state"].value_counts()
             metric, direction = next(iter(view.spec.objectives.items()))
-            stable = view.trials[view.trials["stable"].eq(True)].dropna(subset=[metric])
+            measured_ones = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
+            stable = measured_ones[measured_ones["stable"].eq(True)].dropna(subset=[metric])
             best = ""
             if len(stable):
                 row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
@@ -245,6 +245,7 @@ def export(
     with Store(store, read_only=True) as opened:
         view = opened.view(study)
     stem = out or Path(f"export-{view.name}")
+    _check_stem(stem)
     parquet = io.BytesIO()
     view.trials.to_parquet(parquet, index=False)
     for suffix, content in {".csv": view.trials.to_csv(index=False).encode(), ".parquet": parquet.getvalue()}.items():
@@ -300,7 +301,7 @@ def _unexpected(error: Exception) -> None:
         cause = error.__cause__ or error
         line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
         _complain(f"the store failed: {line}\nWhat was finished is kept; the same command goes on.", 1)
-    if isinstance(error, OSError | RuntimeError):
+    if isinstance(error, OSError | WorkError):
         _complain(str(error), 1)
     raise error  # a fault of ours: whoever reports it needs the traceback
 
@@ -322,14 +323,22 @@ def _write(path: Path, content: bytes) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+    part = None
     try:
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            part = Path(file.name)
             file.write(content)
-        os.chmod(file.name, 0o666 & ~_umask())
-        os.replace(file.name, path)
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
     except OSError as error:
-        Path(file.name).unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
+
+
+def _check_stem(out: Path) -> None:
+    if not out.name or not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: no name of files in a folder that exists", "Valid: FOLDER/NAME, without suffix.")
 
 
 def _umask() -> int:
@@ -377,23 +386,17 @@ def _override(
     return parse_spec(tree, "ddstudy run")
 
 
-def _exclusive_seconds(spec: StudySpec, ray: str | None) -> None:
-    if ray is None or "seconds" not in spec.objectives:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "objective seconds: fits that share a processor cannot be timed", "Run it without --ray, one fit at a time."
-        )
-
-
 @contextmanager
-def _executor(ray: str | None) -> Iterator[Executor]:
+def _executor(ray: str | None, spec: StudySpec) -> Iterator[Executor]:
     from ddstudy.executors import InProcess, Ray
 
     executor: Executor = InProcess() if ray is None else Ray(ray)
     try:
+        if executor.shared and "seconds" in spec.objectives:
+            raise UserError(
+                "objective seconds: fits that share a processor cannot be timed",
+                "Run it without --ray, one fit at a time, or on a cluster of GPUs.",
+            )
         yield executor
     finally:
         executor.close()
@@ -402,17 +405,17 @@ def _executor(ray: str | None) -> Iterator[Executor]:
 def _measured_so_far(store: str, spec: StudySpec) -> set[Any]:
     """Settings of the study that have a result, without writing anything."""
     from ddstudy.settings import AXES, Setting
-    from ddstudy.store import Store, parse_url
+    from ddstudy.store import NoStudiesError, Store
 
-    url = parse_url(store)
-    if url.drivername == "sqlite" and not Path(url.database or "").is_file():
+    try:
+        with Store(store, read_only=True) as opened:
+            if spec.name not in opened.names():
+                return set()
+            trials = opened.view(spec.name).trials
+    except NoStudiesError:
         return set()
-    with Store(store, read_only=True) as opened:
-        if spec.name not in opened.names():
-            return set()
-        trials = opened.view(spec.name).trials
-        results = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
-        return {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
+    results = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
+    return {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
 
 
 def _duration(seconds: float) -> str:
@@ -435,7 +438,7 @@ def _print_plan(console: Console, spec: StudySpec, image: Target, the_plan: Plan
     most = "" if spec.search.sampler == "grid" else "at most "
     done = f", {the_plan.done:,} done" if the_plan.done else ""
     console.print(f"{the_plan.settings:,} trials, {most}{the_plan.fits:,} fits of {spec.fit.members} members{done}")
-    if the_plan.done >= the_plan.settings or (spec.search.sampler == "grid" and not the_plan.todo):
+    if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         console.print("Nothing left to do.")
         return None
     fits = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))

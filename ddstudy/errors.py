@@ -1,8 +1,7 @@
-"""The one error that a user can cause.
+"""What a user is told: mistakes in what was given, and work that could not be done.
 
-Everything that is wrong with what a person typed or gave us (a file, a study, a URL, a name) is raised as
-`UserError` with a message for that person. The command line prints it and exits with code 2; any other
-exception is our fault and exits with code 1.
+The command line prints a `UserError` and exits with code 2, a `WorkError` with code 1. Any other exception is a
+fault of ours and keeps its traceback.
 """
 
 
@@ -11,3 +10,7 @@ class UserError(Exception):
 
     def __init__(self, wrong: str, valid: str = "") -> None:
         super().__init__(f"{wrong}\n{valid}" if valid else wrong)
+
+
+class WorkError(Exception):
+    """What was asked for is valid and could not be done: fits that fail, a store that is away."""

@@ -119,11 +119,7 @@ def evaluate(job: Job, *, device: str, threads: int) -> Iterator[Check | Measure
         if finite:
             checks.append(check)
             yield check
-        stopped = not finite or (
-            job.stability.prune
-            and snapshot.iteration < last
-            and should_stop([c.iteration for c in checks], [c.psnr_members for c in checks], job.stability)
-        )
+        stopped = not finite or (job.stability.prune and snapshot.iteration < last and _unstable(checks, job))
         if stopped or snapshot.iteration in budgets:
             values = _values(job, work.shape, check, members, snapshot.outputs, work.tiles, device)
             for budget in sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration)):
@@ -132,6 +128,14 @@ def evaluate(job: Job, *, device: str, threads: int) -> Iterator[Check | Measure
                 yield Measurement(budget, values, members.mean(axis=0), _curve(checks), late)
         if stopped:
             return
+
+
+def _unstable(checks: list[Check], job: Job) -> bool:
+    """Whether to stop: judged at regular checks only, so that it does not depend on the budgets asked for."""
+    regular = [check for check in checks if check.iteration % job.options.check_every == 0]
+    if not regular or regular[-1] is not checks[-1]:
+        return False
+    return should_stop([c.iteration for c in regular], [c.psnr_members for c in regular], job.stability)
 
 
 def _values(

@@ -78,6 +78,8 @@ def foreground(target: Image) -> NDArray[np.bool_]:
     A black background flatters PSNR: it is easy to fit and often half of an MR slice.
     """
     grey = target.mean(axis=0)
+    if np.ptp(grey) < 1e-6:  # a colour picture of one brightness has no background
+        return np.ones(grey.shape, dtype=bool)
     counts, edges = np.histogram(grey, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1]

@@ -10,18 +10,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Executor, Failed, Finished
 from ddstudy.metrics import measurable
-from ddstudy.samplers import unseen
+from ddstudy.samplers import Unseen, unseen
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
@@ -96,8 +96,10 @@ def plan(spec: StudySpec, target: Target, done: set[Setting]) -> Plan:
     settings = list(space)
     if spec.search.sampler != "grid":
         return Plan(spec.trials, min(spec.trials, len(budgets_by_fit(settings))), len(done), {})
-    wanted = budgets_by_fit(settings[: spec.trials])
-    missing = budgets_by_fit(setting for setting in settings[: spec.trials] if setting not in done)
+    settings = settings[: spec.trials]
+    done = done & set(settings)
+    wanted = budgets_by_fit(settings)
+    missing = budgets_by_fit(setting for setting in settings if setting not in done)
     order = sorted(missing, key=lambda fit: -operations(fit, target) * max(missing[fit]))
     return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
 
@@ -146,7 +148,8 @@ def calibrate(spec: StudySpec, target: Target, fits: list[Fit], executor: Execut
     chosen = {order[0]: 12, order[len(order) // 2]: 6, order[-1]: 2}
     measured: dict[str, list[float]] = {}
     for fit, iterations in chosen.items():
-        executor.submit(fit.id, job(spec, target, fit, (1, 1 + iterations)))
+        work = job(spec, target, fit, (1, 1 + iterations))
+        executor.submit(fit.id, replace(work, stability=work.stability.model_copy(update={"prune": False})))
     failures = []
     for ticket, event in executor.events():
         if isinstance(event, Measurement):
@@ -157,8 +160,8 @@ def calibrate(spec: StudySpec, target: Target, fits: list[Fit], executor: Execut
         if len(measured.get(fit.id, ())) == 2:
             first, last = measured[fit.id]
             forecast.learn(operations(fit, target), max(last - first, 1e-6) / iterations)
-    if not measured:
-        raise RuntimeError(f"no fit works here: {failures[0]}")
+    if not any(len(seconds) == 2 for seconds in measured.values()):
+        raise WorkError(f"no fit works here: {failures[0]}")
     return forecast
 
 
@@ -187,6 +190,12 @@ class _InFlight:
     setting: Setting | None
     started: datetime
     failures: int = 0
+    reached: int = 0
+
+    @property
+    def share(self) -> float:
+        """How much of the fit is done."""
+        return self.reached / max(self.budgets)
 
 
 class _Run:
@@ -235,15 +244,23 @@ class _Run:
         return False
 
     def _next_of_search(self) -> bool:
-        asked = sum(len(flight.budgets) for flight in self.in_flight.values())
-        if len(self.results) + asked >= self.plan.settings:
+        self._refresh()
+        ours = [flight for flight in self.in_flight.values() if flight.trial is not None]
+        coming = sum(_setting(f.fit, b) not in self.results for f in self.in_flight.values() for b in f.budgets)
+        coming += sum(trial.state == TrialState.RUNNING for trial in self.study.trials()) - len(ours)
+        if len(self.results) + coming >= self.plan.settings:
             return False
-        if not unseen(self.study.trials(), self.study.space):
+        # also busy: fits whose last budget is on its way, fits of other drivers, and fits that fail
+        busy = {*self.in_flight, *self.study.claims.alive(), *(fit.id for fit in self.failures)}
+        if not unseen(self.study.trials(), self.study.space, busy):
             return False
+        sampler = self.study.study.sampler
+        assert isinstance(sampler, Unseen)
+        sampler.busy = busy
         trial, setting = self.study.ask()
         if not self.study.claims.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
-            return True
+            return False  # the next event tries again
         measured = self.study.measured()
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space.iterations if b <= setting.iterations]
@@ -263,6 +280,7 @@ class _Run:
         if isinstance(event, Check):
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
+            flight.reached = event.iteration
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
         elif isinstance(event, Measurement):
             return self._record(flight, event)
@@ -274,12 +292,14 @@ class _Run:
 
     def _record(self, flight: _InFlight, event: Measurement) -> str:
         setting = _setting(flight.fit, event.budget)
+        if setting in self.results:
+            return ""  # a fit that failed on its way and was done again
         if not self.study.claims.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         done = self.study.record(setting, event, shared=self.executor.shared, started=flight.started, trial=trial)
         self.results[setting] = done.state
-        self._consider(setting, done.state, event.values | {"stable": done.state == TrialState.COMPLETE})
+        self._consider(setting, done.state, done.user_attrs)
         if flight.setting == setting:
             flight.trial = None
         cost = operations(flight.fit, self.study.target)
@@ -290,15 +310,14 @@ class _Run:
         return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s"
 
     def _failed(self, flight: _InFlight, why: str) -> str:
-        if flight.failures < RETRIES:
+        missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        if flight.failures < RETRIES and missing:
             flight.failures += 1
-            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, flight.budgets))
+            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
             return f"{flight.fit.id}: failed ({why}), trying again"
         self.failures[flight.fit] = why
-        for budget in flight.budgets:
+        for budget in missing:
             setting = _setting(flight.fit, budget)
-            if setting in self.results:
-                continue
             self.failed_settings += 1
             if setting == flight.setting and flight.trial is not None:
                 self.study.fail(flight.trial, why)
@@ -347,11 +366,13 @@ class _Run:
     def progress(self, message: str = "") -> Progress:
         """Where the run stands."""
         remaining = sum(self._predicted(fit, budgets) for fit, budgets in self.todo.items())
-        remaining += sum(self._predicted(f.fit, f.budgets) for f in self.in_flight.values())
+        flying = [(self._predicted(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
+        remaining += sum(whole * (1 - share) for whole, share in flying)
+        spent = self.work_done + sum(whole * share for whole, share in flying)
         elapsed, eta = time.monotonic() - self.began, None
         if self.todo or self.in_flight:
             # what metrics, storage and early stops did to the forecast so far, they will do to the rest
-            ratio = elapsed * self.executor.slots / self.work_done if self.work_done else 1.0
+            ratio = elapsed * self.executor.slots / spent if spent else 1.0
             eta = remaining * ratio / self.executor.slots
         if self.study.spec.search.sampler != "grid":
             done = len(self.results) - self.plan.done
@@ -363,9 +384,10 @@ class _Run:
     @property
     def waiting_for_others(self) -> bool:
         """Whether all that is left is claimed by other drivers."""
-        if self.study.spec.search.sampler != "grid":
-            return False
-        return any(fit not in self.failures for fit in self.todo)
+        if self.study.spec.search.sampler == "grid":
+            return any(fit not in self.failures for fit in self.todo)
+        running = any(trial.state == TrialState.RUNNING for trial in self.study.trials())
+        return len(self.results) < self.plan.settings and (running or bool(self.study.claims.alive()))
 
 
 def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
@@ -391,6 +413,7 @@ def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progr
             if not state.waiting_for_others:
                 return
             time.sleep(POLL_SECONDS)  # other drivers finish their fits, or die and their leases end
+            study.close_abandoned()
     finally:
         state.abandon()
 

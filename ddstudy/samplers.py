@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,16 @@ class SpaceExhaustedError(Exception):
     """Every setting has a result or is being fitted."""
 
 
-def unseen(trials: Sequence[FrozenTrial], space: SearchSpace) -> list[Setting]:
-    """The settings that have no result and whose fit is not running, in the order of the grid."""
+def unseen(trials: Sequence[FrozenTrial], space: SearchSpace, busy: Collection[str] = ()) -> list[Setting]:
+    """The settings that have no result and whose fit is neither running nor among `busy`, in the order of the grid."""
     known = [trial for trial in trials if set(AXES) <= trial.params.keys() and trial.state != TrialState.FAIL]
     seen = {setting_of(trial) for trial in known}
     running = {setting_of(trial).fit for trial in known if trial.state == TrialState.RUNNING}
-    return [setting for setting in space if setting not in seen and setting.fit not in running]
+    return [
+        setting
+        for setting in space
+        if setting not in seen and setting.fit not in running and setting.fit.id not in busy
+    ]
 
 
 def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
@@ -77,9 +81,13 @@ class Unseen(BaseSampler):
         inner: the sampler that proposes.
         space: the listed values.
         seed: of the uniform draws and ties.
+
+    Attributes:
+        busy: identities of fits that must not be proposed now, beside those of RUNNING trials.
     """
 
     def __init__(self, inner: BaseSampler, space: SearchSpace, seed: int) -> None:
+        self.busy: Collection[str] = ()
         self._inner = inner
         self._space = space
         self._rng = np.random.default_rng(seed)
@@ -99,7 +107,7 @@ class Unseen(BaseSampler):
         Raises:
             SpaceExhaustedError: there is none.
         """
-        free = unseen(study.get_trials(deepcopy=False), self._space)
+        free = unseen(study.get_trials(deepcopy=False), self._space, self.busy)
         if not free:
             raise SpaceExhaustedError
         allowed = set(free)

@@ -67,6 +67,10 @@ class StudyView:
     trials: pd.DataFrame
 
 
+class NoStudiesError(UserError):
+    """There is nothing to look at yet."""
+
+
 class Store:
     """A database of studies.
 
@@ -102,7 +106,9 @@ class Store:
     def _open(self, read_only: bool) -> RDBStorage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.path is not None and read_only and not self.path.is_file():
-            raise UserError(f"{self.path}: no such database", "Make one with `ddstudy run`, or name one with --store.")
+            raise NoStudiesError(
+                f"{self.path}: no such database", "Make one with `ddstudy run`, or name one with --store."
+            )
         if self.path is not None and not self.path.parent.is_dir():
             raise UserError(f"{self.path.parent}: no such folder", "The folder of the database must exist.")
         try:
@@ -114,6 +120,8 @@ class Store:
             pool = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
             url, options = self._engine_url(read_only), {"connect_args": connect_args, **pool}
             if read_only:
+                if not sa.inspect(sa.create_engine(url, **options)).has_table("studies"):
+                    raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
                 return RDBStorage(url, engine_kwargs=options, skip_table_creation=True)
             with self._alone():
                 storage = RDBStorage(url, engine_kwargs=options)
@@ -175,7 +183,7 @@ class Store:
         """
         names = self.names()
         if not names:
-            raise UserError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+            raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
         if name is not None and name not in names:
             raise UserError(f"{self.shown_url}: no study '{name}'", f"Valid: {', '.join(names)}.")
         study = optuna.load_study(study_name=name or names[0], storage=self.storage)
@@ -230,10 +238,14 @@ class Store:
             ) from None
 
     def _directions(self, spec: StudySpec) -> list[Any]:
+        wanted = list(spec.objectives.values())
         for study in self.storage.get_all_studies():
-            if study.study_name == spec.name:  # Optuna would refuse other directions before we can say what differs
-                return [direction.name.lower() for direction in study.directions]
-        return list(spec.objectives.values())
+            stored = [direction.name.lower() for direction in study.directions]
+            if study.study_name == spec.name and stored != wanted:
+                if self.storage.get_n_trials(study._study_id):
+                    return stored  # Optuna would refuse others before we can say what differs
+                self.storage.delete_study(study._study_id)
+        return wanted
 
     def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
         ours = {**spec.fingerprint(), "target": target.digest}
@@ -242,23 +254,27 @@ class Store:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
             )
-        if stored is None:
+        if not study.get_trials(deepcopy=False):  # nothing depends on it yet: the study may still be changed
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
             study.set_user_attr("ddstudy:facts", json.dumps({**facts, "target digest": target.digest[:16]}))
             study.set_user_attr("ddstudy:spec", spec.model_dump_json())
             study.set_user_attr("ddstudy:fingerprint", json.dumps(ours))
             return
-        theirs = json.loads(stored)
+        theirs = json.loads(stored or "{}")
         differences = [
             f"{key}: stored {theirs.get(key)!r}, now {ours.get(key)!r}"
             for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
+            if ours.get(key) != theirs.get(key) and key != "target"
         ]
+        if ours["target"] != theirs.get("target"):
+            was = json.loads(study.user_attrs["ddstudy:facts"])["target"]
+            differences.append(f"target: stored {was}, now {target.name}{' with other pixels' * (was == target.name)}")
         if differences:
             raise UserError(
                 f"study '{spec.name}' in {self.shown_url} differs: {'; '.join(differences)}",
                 "Give the changed study another name with --name, or run it as it was stored.",
             )
+        study.set_user_attr("ddstudy:spec", spec.model_dump_json())  # the number of trials may have changed
 
 
 class Driven:
@@ -313,8 +329,10 @@ class Driven:
         self._fail(trial._trial_id, why)
 
     def _fail(self, trial_id: int, why: str) -> None:
-        self._store.storage.set_trial_user_attr(trial_id, "reason", why)
-        self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        # whoever thought this driver dead may have closed the trial meanwhile
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._store.storage.set_trial_user_attr(trial_id, "reason", why)
+            self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     # recording
 
@@ -360,7 +378,7 @@ class Driven:
         if len(self.spec.objectives) == 1 and objectives:
             steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
         images = self._images(result.output) if self.spec.images and not diverged else {}
-        if trial is not None:
+        if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
             return self._tell(trial, state, objectives, attrs, constraints, steps, images)
         frozen = create_trial(
             state=state,

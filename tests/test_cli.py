@@ -227,6 +227,36 @@ def test_changed_study_is_refused(ddstudy: Cli, folder: Path) -> None:
     assert "--name" in err
 
 
+def test_refused_first_run_leaves_the_study_free_to_change(ddstudy: Cli, folder: Path) -> None:
+    text = (folder / "tiny.toml").read_text()
+    (folder / "tiny.toml").write_text(text + '[objectives]\nvif = "maximize"\n')
+    code, _, err = ddstudy("run", "tiny.toml")
+    assert code == 2
+    assert "vif: cannot be measured on a target of 27x22" in err
+    (folder / "tiny.toml").write_text(text)
+    assert ddstudy("run", "tiny.toml")[0] == 0
+
+
+def test_first_look_at_an_empty_database(ddstudy: Cli, postgres_url: str) -> None:
+    code, out, _ = ddstudy("run", "tiny.toml", "--dry-run", "--store", postgres_url)
+    assert code == 0
+    assert "4 trials, 2 fits" in out
+    code, _, err = ddstudy("status", "--store", postgres_url)
+    assert code == 2
+    assert "no studies yet" in err
+
+
+def test_one_member_and_colours(ddstudy: Cli, folder: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+    cv2.imwrite("colour.png", picture)
+    text = (folder / "tiny.toml").read_text().replace("members = 2", "members = 1")
+    (folder / "tiny.toml").write_text(text)
+    code, out, _ = ddstudy("run", "tiny.toml", "--target", "colour.png")
+    assert code == 0
+    assert "24x20 RGB" in out
+    assert "4 settings measured" in out
+
+
 def test_unknown_study_and_read_only_folder(ddstudy: Cli, folder: Path) -> None:
     assert ddstudy("run", "tiny.toml", "--trials", 1)[0] == 0
     code, _, err = ddstudy("report", "other")

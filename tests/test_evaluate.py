@@ -108,9 +108,11 @@ def test_noise_is_made_once_for_the_slice_and_cut_like_it(make_job: Callable[...
 def test_unstable_fit_is_stopped_with_everything_measured(make_job: Callable[..., Job]) -> None:
     rule = {"cv_percent": 1e-6, "warmup": 4, "window": 1, "patience": 2}
     checks, results = run(make_job(budgets=(5, 10, 20), stability=rule))
-    assert [check.iteration for check in checks] == [2, 4, 5]
+    assert [check.iteration for check in checks] == [2, 4, 5, 6]
     assert [(result.budget, result.stopped) for result in results] == [(5, False), (10, True), (20, True)]
-    assert all(result.values["iterations_done"] == 5 for result in results)
+    assert [result.values["iterations_done"] for result in results] == [5, 6, 6]
+    _, (resumed,) = run(make_job(budgets=(20,), stability=rule))  # the stop does not depend on the budgets asked for
+    assert comparable(resumed) == comparable(results[2])
     _, unpruned = run(make_job(budgets=(5, 10, 20), stability={**rule, "prune": False}))
     assert [result.stopped for result in unpruned] == [False] * 3
 

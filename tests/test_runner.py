@@ -152,6 +152,69 @@ def test_pareto_search(go: Any, make_spec: MakeSpec) -> None:
     assert all(t.values == [t.user_attrs["psnr"], t.user_attrs["seconds"]] for t in trials)
 
 
+def test_search_with_several_slots_asks_for_each_fit_once(go: Any, make_spec: MakeSpec) -> None:
+    executor = Recording()
+    executor.slots = 3
+    spec = make_spec(space={"k": [2, 3, 4], "l": [2, 3]}, search={"sampler": "random", "trials": 12})
+    _, trials = go(spec, executor)
+    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 12}
+    assert set(settings_of(trials).values()) == {1}
+
+
+def test_failure_after_a_first_result_repeats_only_the_rest(go: Any, make_spec: MakeSpec) -> None:
+    class Late(Recording):
+        def events(self) -> Iterator[tuple[str, Event]]:
+            while self._waiting:
+                for ticket, event in InProcess.events(self):
+                    yield ticket, event
+                    if isinstance(event, Measurement) and self.failures:
+                        self.failures -= 1
+                        yield ticket, Failed("RayError: of the test")
+                        break
+
+    executor = Late(failures=1)
+    _, trials = go(make_spec(space={"k": [4]}), executor)
+    assert [budgets for _, budgets in executor.jobs] == [(5, 10), (10,)]
+    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 2}
+
+
+def test_best_is_stable_also_without_pruning(go: Any, make_spec: MakeSpec) -> None:
+    steps, trials = go(make_spec(stability={"prune": False, "min_psnr": 99.0}))
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    assert steps[-1].best is None
+
+
+def test_search_waits_for_a_dead_drivers_trial_and_does_it(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(search={"sampler": "random", "trials": 4})
+    with Store(store_url, lease_seconds=1) as store:
+        dead = store.drive(spec, tiny_target, sampler(spec))
+        _, setting = dead.ask()
+        dead.claims.take(setting.fit.id)
+        dead.claims._ended.set()
+        dead.claims._renewer.join()
+        store.driver = "another"
+        living = Driven(store, dead.study, spec, tiny_target)
+        list(runner.run(living, InProcess(), forecast()))
+        states = Counter(trial.state.name for trial in living.trials())
+        living.claims.end()
+    assert states == {"COMPLETE": 4, "FAIL": 1}
+
+
+def test_result_of_a_trial_that_was_closed_meanwhile_is_kept(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(search={"sampler": "random", "trials": 1}, space={"k": [2], "iterations": [5]})
+    with Store(store_url) as store:
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        steps = runner.run(driven, InProcess(), forecast())
+        next(steps)
+        driven._fail(driven.trials()[0]._trial_id, "thought dead")
+        list(steps)
+        assert Counter(trial.state.name for trial in driven.trials()) == {"FAIL": 1, "COMPLETE": 1}
+
+
 def test_failures_are_retried(go: Any, make_spec: MakeSpec) -> None:
     steps, trials = go(make_spec(), Recording(failures=runner.RETRIES))
     assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 4}

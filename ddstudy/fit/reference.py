@@ -7,6 +7,8 @@ a fit amplifies that. So a member's numbers depend neither on the members beside
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,16 +28,29 @@ def fit(problem: Problem, stops: Sequence[int], *, device: str, threads: int) ->
     tiles = torch.tensor(problem.tiles, device=device)
     members = [_Member(problem, index, tiles) for index in range(len(problem.weights))]
     done, seconds = 0, 0.0
-    with ThreadPoolExecutor(min(threads, len(members)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    left = threading.Event()
+    with (
+        ThreadPoolExecutor(min(threads, len(members)), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        _setting(left),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+    ):
         list(pool.map(_Member.gradient, members))  # sets up kernels and memory: not part of the fit's time
         for stop in stops:
             start = _now(device)
-            list(pool.map(partial(_Member.advance, iterations=stop - done), members))
+            list(pool.map(partial(_Member.advance, iterations=stop - done, left=left), members))
             seconds += _now(device) - start
             done = stop
             outputs = np.stack(list(pool.map(_Member.output, members)))
             errors = (outputs.astype(np.float64) - problem.tiles) ** 2
             yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
+
+
+@contextlib.contextmanager
+def _setting(event: threading.Event) -> Iterator[None]:
+    """Sets an event on the way out."""
+    try:
+        yield
+    finally:
+        event.set()
 
 
 class _Member:
@@ -54,8 +69,10 @@ class _Member:
         self.adam.zero_grad(set_to_none=True)
         nn.functional.mse_loss(self.net(self.input), self.tiles).backward()
 
-    def advance(self, iterations: int) -> None:
+    def advance(self, iterations: int, left: threading.Event) -> None:
         for _ in range(iterations):
+            if left.is_set():
+                return
             self.gradient()
             self.adam.step()
 
