@@ -167,7 +167,7 @@ def test_changed_study_is_refused_with_the_difference(
         drive(make_spec(space={"k": [2]}))
     with pytest.raises(UserError, match="objectives"):
         drive(make_spec(objectives={"seconds": "minimize"}))
-    with pytest.raises(UserError, match="target: stored .* with other pixels"):
+    with pytest.raises(UserError, match=r"target: stored .* with other pixels"):
         drive(target=Target(1 - tiny_target.image, tiny_target.name, tiny_target.affine))
 
 
