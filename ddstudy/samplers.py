@@ -36,12 +36,8 @@ def unseen(trials: Sequence[FrozenTrial], space: SearchSpace, busy: Collection[s
     """The settings that have no result and whose fit is neither running nor among `busy`, in the order of the grid."""
     known = [trial for trial in trials if set(AXES) <= trial.params.keys() and trial.state != TrialState.FAIL]
     seen = {setting_of(trial) for trial in known}
-    running = {setting_of(trial).fit for trial in known if trial.state == TrialState.RUNNING}
-    return [
-        setting
-        for setting in space
-        if setting not in seen and setting.fit not in running and setting.fit.id not in busy
-    ]
+    taken = {*busy, *(setting_of(trial).fit.id for trial in known if trial.state == TrialState.RUNNING)}
+    return [setting for setting in space if setting not in seen and setting.fit.id not in taken]
 
 
 def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
