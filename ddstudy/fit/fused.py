@@ -1,0 +1,213 @@
+"""The fused step: a Deep Decoder's loss and gradients by hand, in few passes over memory.
+
+Four facts make it fast.
+
+1. *Normalisation folds away.* It is a R + b per channel, so the convolution after it is R (diag(a) C) + b C: the
+   normalised tensor is never made. A constant passes unchanged through upsampling.
+2. *Products happen at low resolution*, before upsampling, and upsampling, ReLU and the sums that normalisation needs
+   are one pass.
+3. *The last block is never stored.* It is the largest by far; R is made again from its low-resolution product in each
+   of three passes: sums; output, loss and its slope g; gradients. There dL/dY = g v^T for the head's weights v.
+4. *Normalisation's backward needs no pass of its own.* With G = R^T dZ, which dC = diag(a) G + b (sum dZ) needs anyway,
+   sum dY R = (C * G) 1 and sum dY = C (sum dZ); then dR = a dY + alpha + beta R per channel with
+   sum dY xhat = (sum dY R - mean sum dY) / sd, beta = -a (sum dY xhat) / (N sd), alpha = -a (sum dY) / N - beta mean.
+
+`Step` is that step for any kernel module: `kernels_cpu` (numba) or `kernels_cuda` (Triton), which offer the same
+functions. Tiles share weights, not statistics; members are the leading axis of every array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddstudy.decoder import Geometry
+from ddstudy.fit import Problem, Snapshot
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Bilinear upsampling along one axis, align_corners=False.
+
+    Output x is (1 - fraction[x]) input[i] + fraction[x] input[i + 1] with start[i] <= x < start[i + 1]; the last
+    input stands alone.
+
+    Attributes:
+        start: int64 (inputs + 1,).
+        fraction: (outputs,), in [0, 1).
+    """
+
+    start: NDArray[np.int64]
+    fraction: NDArray[Any]
+
+
+def axis(inputs: int, outputs: int, dtype: str) -> Axis:
+    """The weights of upsampling `inputs` samples to as many or more `outputs`."""
+    source = np.maximum((np.arange(outputs) + 0.5) * inputs / outputs - 0.5, 0)
+    lower = np.floor(source).astype(np.int64)
+    fraction = np.where(lower < inputs - 1, source - lower, 0)
+    return Axis(np.searchsorted(lower, np.arange(inputs + 1)), fraction.astype(dtype))
+
+
+class Step:
+    """Work arrays and order of the fused step.
+
+    Args:
+        shape: geometry of the decoder.
+        tiles: (T, C, h, w), the target of `mse`.
+        members: decoders that are computed together.
+        kernels: the kernel module.
+        dtype: "float32", or "float64" for tests.
+
+    Attributes:
+        outputs: (M, T, C, h, w), written by `forward`.
+        losses: float64 (M,), mean squared errors, written by `mse`.
+    """
+
+    def __init__(
+        self, shape: Geometry, tiles: NDArray[Any], members: int, kernels: ModuleType, dtype: str = "float32"
+    ) -> None:
+        self.shape, self.kernels, self.dtype = shape, kernels, dtype
+        M, T, C, l, k = members, len(tiles), shape.channels, shape.blocks, shape.k
+        K = self.width = kernels.padded(k)
+        self.at = [i * (k * k + 2 * k) for i in range(l + 1)]
+        self.axes = [
+            (axis(h, H, dtype), axis(w, W, dtype))
+            for (h, w), (H, W) in zip(shape.sizes, shape.sizes[1:], strict=False)
+        ]
+        self.tiles = kernels.array(tiles[None], dtype)
+        self.r = [kernels.zeros((M, T, *size, K), dtype) for size in shape.sizes[1:-1]]
+        self.z = [
+            kernels.zeros((M, T, kernels.rows_kept(h, i == l - 1), w, K), dtype)
+            for i, (h, w) in enumerate(shape.sizes[:-1])
+        ]
+        # a block's gradients are used by the block before it only, so two arrays serve all blocks
+        room = [kernels.zeros((M * T * h * w * K,), dtype) for h, w in reversed(shape.sizes[max(0, l - 2) : l])]
+        self.d = [
+            room[(l - 1 - i) % 2][: M * T * h * w * K].reshape(M, T, h, w, K)
+            for i, (h, w) in enumerate(shape.sizes[:-1])
+        ]
+        # of each normalisation, float64 (M, T, 4, K): mean, 1 / sd, scale a and shift b; the input's is the identity
+        self.affine = [kernels.zeros((M, T, 4, K), "float64") for _ in range(l + 1)]
+        self.affine[0][:, :, 2] = 1
+        self.moments = kernels.zeros((M, T, 2, K), "float64")  # sum dY and sum dY R of the block to do next
+        self.head = kernels.zeros((M, T, C, K), dtype)
+        self.slopes = kernels.zeros((M, T, C, *shape.sizes[-1]), dtype)
+        self.outputs = kernels.zeros((M, T, C, *shape.sizes[-1]), dtype)
+        self.losses = kernels.zeros((M,), "float64")
+        self.scratch = kernels.Scratch(self)
+
+    def pad(self, inputs: NDArray[Any]) -> Any:
+        """Input tensors (M, T, k, h0, w0) as the step takes them: (M, T, h0, w0, channels)."""
+        missing = self.width - inputs.shape[2]
+        return self.kernels.array(np.pad(np.moveaxis(inputs, 2, -1), [(0, 0)] * 4 + [(0, missing)]), self.dtype)
+
+    def mse(self, inputs: Any, weights: Any, gradients: Any) -> Any:
+        """Loss (M,) of the members and its gradient by their weights, (M, parameters), both as `DeepDecoder` has them."""
+        self._blocks(inputs, weights)
+        self.kernels.head(self, weights, gradients, self.tiles, self.kernels.MSE)
+        self._back(inputs, weights, gradients)
+        return self.losses
+
+    def forward(self, inputs: Any, weights: Any) -> Any:
+        """The members' outputs (M, T, C, h, w)."""
+        self._blocks(inputs, weights)
+        self.kernels.head(self, weights, weights, self.tiles, self.kernels.OUTPUT)
+        return self.outputs
+
+    def backward(self, inputs: Any, weights: Any, slopes: Any, gradients: Any) -> None:
+        """The seam for any loss: dL/d output (M, T, C, h, w) after `forward`, to dL/d weights (M, parameters)."""
+        self.kernels.head(self, weights, gradients, slopes, self.kernels.GIVEN)
+        self._back(inputs, weights, gradients)
+
+    def _blocks(self, inputs: Any, weights: Any) -> None:
+        for i in range(self.shape.blocks):
+            self.kernels.forward(self, i, inputs, weights)
+
+    def _back(self, inputs: Any, weights: Any, gradients: Any) -> None:
+        for i in reversed(range(self.shape.blocks)):
+            self.kernels.backward(self, i, inputs, weights, gradients)
+
+
+def fit(problem: Problem, stops: Sequence[int], kernels: ModuleType, *, threads: int) -> Iterator[Snapshot]:
+    """See `ddstudy.fit.fit`. A member's numbers do not depend on `threads`, nor on the members beside it."""
+    M = len(problem.weights)
+    together = [slice(0, M)] if kernels.TOGETHER else [slice(m, m + 1) for m in range(M)]
+    steps = [
+        Step(problem.shape, problem.tiles, together[0].stop, kernels) for _ in range(min(threads, len(together)))
+    ]
+    groups = [_Group(problem, members, steps[0]) for members in together]
+    left = threading.Event()
+    with ThreadPoolExecutor(len(steps)) as pool, _setting(left):
+        for step in steps:  # compiles and touches everything: not part of the fit's time
+            _Group(problem, together[0], step).iterate(step)
+        done, seconds = 0, 0.0
+        for stop in stops:
+            start = time.perf_counter()
+            queue = _Queue(groups, stop - done, left)
+            list(pool.map(queue.work, steps))
+            seconds += time.perf_counter() - start
+            done = stop
+            outputs = np.concatenate([group.outputs(steps[0]) for group in groups])
+            errors = (outputs.astype(np.float64) - problem.tiles) ** 2
+            yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
+
+
+class _Group:
+    """Members that are computed together, and their optimiser."""
+
+    def __init__(self, problem: Problem, members: slice, step: Step) -> None:
+        self.kernels = step.kernels
+        self.inputs = step.pad(problem.inputs[members])
+        self.weights = step.kernels.array(problem.weights[members], step.dtype)
+        self.gradients = step.kernels.array(np.zeros_like(problem.weights[members]), step.dtype)
+        self.adam = step.kernels.Adam(self.weights, problem.learning_rate)
+        self.advance = step.kernels.captured(self.iterate, step)
+
+    def iterate(self, step: Step) -> None:
+        step.mse(self.inputs, self.weights, self.gradients)
+        self.adam.update(self.gradients)
+
+    def outputs(self, step: Step) -> NDArray[np.float32]:
+        outputs: NDArray[np.float32] = self.kernels.numbers(step.forward(self.inputs, self.weights))
+        return outputs
+
+
+class _Queue:
+    """Iterations still to do; threads take the group that is most behind, so that none is idle but at the very end."""
+
+    def __init__(self, groups: list[_Group], iterations: int, left: threading.Event) -> None:
+        self._lock = threading.Lock()
+        self._waiting = [(iterations, i, group) for i, group in enumerate(groups)]
+        self._left = left
+
+    def work(self, step: Step) -> None:
+        """Iterates until nothing waits."""
+        mine: tuple[int, int, _Group] | None = None
+        while not self._left.is_set():
+            with self._lock:
+                if mine and mine[0] > 1:
+                    self._waiting.append((mine[0] - 1, *mine[1:]))
+                if not self._waiting:
+                    return
+                mine = max(self._waiting, key=lambda entry: entry[:2])
+                self._waiting.remove(mine)
+            mine[2].advance(step)
+
+
+@contextlib.contextmanager
+def _setting(event: threading.Event) -> Iterator[None]:
+    """Sets an event on the way out."""
+    try:
+        yield
+    finally:
+        event.set()

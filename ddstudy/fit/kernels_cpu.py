@@ -1,0 +1,561 @@
+"""The kernels of the fused step on the processor: numba with explicit vectors.
+
+One thread computes one decoder at a time, so numbers depend neither on the number of threads nor on the other
+members. Work goes row by row, such that what one part writes is still in the cache when the next reads it: a row of
+low-resolution products is made, and the pixels between it and the row before are blended from it at once. Between
+four neighbouring low-resolution pixels lies a *cell*; all pixels of a cell share the four corners, which stay in
+registers in the forward pass, and so do the four sums of gradients in the backward pass.
+
+Arrays are contiguous, (members, tiles, rows, columns, channels), with channels padded by zeros to `padded(k)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+from llvmlite import binding
+from numpy.typing import NDArray
+
+from ddstudy.decoder import EPS
+from ddstudy.fit.simd import (
+    LANES_1,
+    LANES_8,
+    LANES_16,
+    exp,
+    fma,
+    load,
+    product,
+    relu,
+    same,
+    splat,
+    store,
+    total,
+    where_positive,
+)
+
+if TYPE_CHECKING:
+    from ddstudy.fit.fused import Step
+
+# the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
+ROWS, WIDE = (8, 2) if binding.get_host_cpu_features().get("avx512f") else (4, 1)
+BLOCK = 32  # pixels of a sum over pixels whose channels stay in the first-level cache together
+SEGMENT = 24_576  # bytes of activations that the head keeps in the first-level cache
+OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
+TOGETHER = False  # members are computed one by one, each by one thread
+
+
+def _compiled(function: Any) -> Any:
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # numba finds no directory that it may write to
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def padded(k: int) -> int:
+    """Channels that are computed for k: 8, or the next multiple of 16."""
+    return 8 if k <= 8 else -(-k // 16) * 16
+
+
+def zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """An array that starts at a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def array(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The same numbers where the kernels compute."""
+    made = zeros(values.shape, dtype)
+    made[...] = values
+    return made
+
+
+def numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy of the kernels' numbers for the rest of the program."""
+    return values.copy()
+
+
+def captured(advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
+    """A sequence of kernels that will be run many times on the same arrays."""
+    return advance
+
+
+_tile = product(ROWS, WIDE)
+_tile_narrow = product(ROWS, 1)
+_tile_flat = product(1, WIDE)
+_tile_flat_narrow = product(1, 1)
+
+
+@_compiled
+def _fold(weights, member, at, affine, panels, bias, k, lanes):  # type: ignore[no-untyped-def]
+    """Normalisation and convolution as one matrix: panels (input, WIDE * lanes) of diag(a) C, and bias b C."""
+    K, wide = bias.size, WIDE * len(lanes)
+    for out in range(K):
+        first = out // wide * wide
+        width = min(wide, K - first)
+        constant = 0.0
+        for channel in range(K):
+            weight = weights[member, at + out * k + channel] if out < k and channel < k else 0
+            panels[first * K + channel * width + out - first] = affine[2, channel] * weight
+            constant += affine[3, channel] * weight
+        bias[out] = constant
+
+
+@_compiled
+def _fold_back(weights, member, at, affine, panels, K, k, lanes):  # type: ignore[no-untyped-def]
+    """The transpose of `_fold`'s matrix, in panels (output, WIDE * lanes)."""
+    wide = WIDE * len(lanes)
+    for first in range(0, K, wide):
+        width = min(wide, K - first)
+        for out in range(K):
+            for channel in range(first, first + width):
+                weight = weights[member, at + out * k + channel] if out < k and channel < k else 0
+                panels[first * K + out * width + channel - first] = affine[2, channel] * weight
+
+
+@_compiled
+def _multiply(a, a0, panels, c, c0, n, bias, lanes):  # type: ignore[no-untyped-def]
+    """Rows of pixels times a matrix in panels: c (n, K) = a (n, K) @ panels + bias."""
+    K, lane = bias.size, len(lanes)
+    for j in range(0, K, WIDE * lane):
+        wide = K - j >= WIDE * lane
+        width = WIDE * lane if wide else lane
+        i = 0
+        while i < n:
+            if n >= ROWS:
+                i = min(i, n - ROWS)  # the last tile may do some rows again
+                if wide:
+                    _tile(a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes)
+                else:
+                    _tile_narrow(a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes)
+                i += ROWS
+            else:
+                if wide:
+                    _tile_flat(a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes)
+                else:
+                    _tile_flat_narrow(
+                        a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes
+                    )
+                i += 1
+
+
+@_compiled
+def _correlate(a, a0, b, b0, n, sums, lanes):  # type: ignore[no-untyped-def]
+    """Adds a^T b to sums (K, K), a and b being n pixels."""
+    K, lane = sums.shape[0], len(lanes)
+    for start in range(0, n, BLOCK):
+        size = min(BLOCK, n - start)
+        a1, b1 = a0 + start * K, b0 + start * K
+        for j in range(0, K, WIDE * lane):
+            if K - j >= WIDE * lane:
+                for i in range(0, K, ROWS):
+                    _tile(a, a1 + i, 1, K, b, b1 + j, K, sums, i * K + j, K, sums, i * K + j, K, size, lanes)
+            else:
+                for i in range(0, K, ROWS):
+                    _tile_narrow(a, a1 + i, 1, K, b, b1 + j, K, sums, i * K + j, K, sums, i * K + j, K, size, lanes)
+
+
+@_compiled
+def _add(partial, start, total):  # type: ignore[no-untyped-def]
+    """Adds a row's sums to the double-precision sums of the whole; clears them."""
+    for i in range(total.size):
+        total[i] += partial[start + i]
+        partial[start + i] = 0
+
+
+@_compiled
+def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, partial, lanes):  # type: ignore[no-untyped-def]
+    """Upsampling and ReLU of the pixels between two rows of products; adds up R and R^2 in `partial`."""
+    lane, W = len(lanes), xf.size
+    for c in range(0, K, lane):
+        first, second = same(0.0, z, lanes), same(0.0, z, lanes)
+        tl = load(z, top + c, lanes)
+        fall_left = load(z, bottom + c, lanes) - tl
+        for j in range(w):
+            right = min(j + 1, w - 1) * K + c
+            tr = load(z, top + right, lanes)
+            fall_right = load(z, bottom + right, lanes) - tr
+            for y in range(ys, ye):
+                fraction = splat(yf, y, lanes)
+                start = fma(fraction, fall_left, tl)
+                rise = fma(fraction, fall_right, tr) - start
+                for x in range(xs[j], xs[j + 1]):
+                    value = relu(fma(splat(xf, x, lanes), rise, start))
+                    if keep:
+                        store(r, r0 + (y * W + x) * K + c, value)
+                    first = first + value
+                    second = fma(value, value, second)
+            tl, fall_left = tr, fall_right
+        store(partial, c, first)
+        store(partial, K + c, second)
+
+
+@_compiled
+def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, panels, bias, partial, sums, k, lanes):  # type: ignore[no-untyped-def]
+    M, T, h, w, K = x.shape
+    H, W, ring = yf.size, xf.size, z.shape[2]
+    for unit in range(M * T):
+        m, t = unit // T, unit % T
+        _fold(weights, m, at, before[m, t], panels, bias, k, lanes)
+        x0, z0, r0 = unit * h * w * K, unit * ring * w * K, unit * H * W * K
+        sums[:] = 0
+        _multiply(x, x0, panels, z, z0, w, bias, lanes)
+        for i in range(h):
+            below = min(i + 1, h - 1)
+            if below > i:
+                _multiply(x, x0 + below * w * K, panels, z, z0 + below % ring * w * K, w, bias, lanes)
+            top, bottom = z0 + i % ring * w * K, z0 + below % ring * w * K
+            _blend(z, top, bottom, w, K, ys[i], ys[i + 1], yf, xs, xf, r, r0, keep, partial, lanes)
+            _add(partial, 0, sums[0])
+            _add(partial, K, sums[1])
+        norm = at + k * k
+        for c in range(K):
+            mean = sums[0, c] / (H * W)
+            inverse = 1 / np.sqrt(max(sums[1, c] / (H * W) - mean * mean, 0.0) + EPS)
+            scale = weights[m, norm + c] * inverse if c < k else 0.0
+            shift = weights[m, norm + k + c] - scale * mean if c < k else 0.0
+            after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c], after[m, t, 3, c] = mean, inverse, scale, shift
+
+
+@_compiled
+def _activate(sums, s0, constant, image, i0, slopes, p0, outputs, o0, scale, mode, lanes):  # type: ignore[no-untyped-def]
+    """The head's sigmoid for one vector of pixels; the squared errors of those pixels."""
+    one = same(1.0, sums, lanes)
+    output = one / (one + exp(same(0.0, sums, lanes) - (load(sums, s0, lanes) + same(constant, sums, lanes))))
+    store(outputs, o0, output)
+    slope = load(image, i0, lanes)
+    error = output - slope
+    if mode == MSE:
+        slope = same(scale, sums, lanes) * error
+    slope = slope * output * (one - output)
+    store(slopes, p0, slope)
+    store(sums, s0, slope)
+    return total(error * error), total(slope)
+
+
+@_compiled
+def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losses, moments, mode,
+          ys, yf, xs, xf, segment, pixels, partial, sums, k, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
+    M, T, h, w, K = z.shape
+    C, H, W = slopes.shape[2:]
+    lane, span = len(lanes), pixels.shape[1]
+    scale = 2 / (T * C * H * W)
+    for unit in range(M * T):
+        m, t = unit // T, unit % T
+        if t == 0:
+            losses[m] = 0
+            if mode != OUTPUT:
+                gradients[m, at : at + C * k] = 0
+        sums[:] = 0
+        constants = sums[C]
+        for o in range(C):
+            for c in range(k):
+                head[m, t, o, c] = affine[m, t, 2, c] * weights[m, at + o * k + c]
+                constants[o] += affine[m, t, 3, c] * weights[m, at + o * k + c]
+        v0 = unit * C * K
+        slope_sums = sums[C + 1]
+        picture = (unit if image.shape[0] == M else t) * C * H * W
+        for i in range(h):
+            top = (unit * h + i) * w * K
+            bottom = (unit * h + min(i + 1, h - 1)) * w * K
+            rows = ys[i + 1] - ys[i]
+            left = 0
+            while left < w:
+                # as many cells as fit the segment, one at least
+                right = left + 1
+                while right < w and rows * (xs[right + 1] - xs[left]) <= span:
+                    right += 1
+                x0, n = xs[left], xs[right] - xs[left]
+                for c in range(0, K, lane):
+                    tl = load(z, top + left * K + c, lanes)
+                    fall_left = load(z, bottom + left * K + c, lanes) - tl
+                    for j in range(left, right):
+                        beside = min(j + 1, w - 1) * K + c
+                        tr = load(z, top + beside, lanes)
+                        fall_right = load(z, bottom + beside, lanes) - tr
+                        for y in range(rows):
+                            fraction = splat(yf, ys[i] + y, lanes)
+                            start = fma(fraction, fall_left, tl)
+                            rise = fma(fraction, fall_right, tr) - start
+                            for x in range(xs[j], xs[j + 1]):
+                                value = relu(fma(splat(xf, x, lanes), rise, start))
+                                store(segment, (y * n + x - x0) * K + c, value)
+                        tl, fall_left = tr, fall_right
+                for o in range(C):
+                    for p in range(rows * n):
+                        dot = same(0.0, z, lanes)
+                        for c in range(0, K, lane):
+                            dot = fma(load(segment, p * K + c, lanes), load(head, v0 + o * K + c, lanes), dot)
+                        pixels[o, p] = total(dot)
+                    for y in range(rows):
+                        place = ((unit * C + o) * H + ys[i] + y) * W + x0
+                        there = picture + (o * H + ys[i] + y) * W + x0
+                        here = o * span + y * n
+                        x = 0
+                        while x + 16 <= n:
+                            error, slope = _activate(pixels, here + x, constants[o], image, there + x, slopes,
+                                                     place + x, outputs, place + x, scale, mode, LANES_16)  # fmt: skip
+                            losses[m] += error
+                            slope_sums[o] += slope
+                            x += 16
+                        while x < n:
+                            error, slope = _activate(pixels, here + x, constants[o], image, there + x, slopes,
+                                                     place + x, outputs, place + x, scale, mode, LANES_1)  # fmt: skip
+                            losses[m] += error
+                            slope_sums[o] += slope
+                            x += 1
+                    if mode != OUTPUT:
+                        for c in range(0, K, lane):
+                            # four sums, since one would wait for itself
+                            a, b = load(partial, o * K + c, lanes), same(0.0, z, lanes)
+                            d, e = same(0.0, z, lanes), same(0.0, z, lanes)
+                            here = o * span
+                            p = 0
+                            while p + 4 <= rows * n:
+                                q = p * K + c
+                                a = fma(splat(pixels, here + p, lanes), load(segment, q, lanes), a)
+                                b = fma(splat(pixels, here + p + 1, lanes), load(segment, q + K, lanes), b)
+                                d = fma(splat(pixels, here + p + 2, lanes), load(segment, q + 2 * K, lanes), d)
+                                e = fma(splat(pixels, here + p + 3, lanes), load(segment, q + 3 * K, lanes), e)
+                                p += 4
+                            while p < rows * n:
+                                a = fma(splat(pixels, here + p, lanes), load(segment, p * K + c, lanes), a)
+                                p += 1
+                            store(partial, o * K + c, a + b + (d + e))
+                left = right
+            if mode != OUTPUT:
+                for o in range(C):
+                    _add(partial, o * K, sums[o])
+        if mode == OUTPUT:
+            continue
+        moments[m, t] = 0
+        for o in range(C):
+            for c in range(k):
+                weight = weights[m, at + o * k + c]
+                gradients[m, at + o * k + c] += affine[m, t, 2, c] * sums[o, c] + affine[m, t, 3, c] * slope_sums[o]
+                moments[m, t, 0, c] += weight * slope_sums[o]
+                moments[m, t, 1, c] += weight * sums[o, c]
+    for m in range(M):
+        losses[m] /= T * C * H * W
+
+
+@_compiled
+def _mask(dy, r, r0, n, pulls, K, lanes):  # type: ignore[no-untyped-def]
+    """Gradients of n pixels past normalisation and ReLU, in place."""
+    for p in range(0, n * K, K):
+        for c in range(0, K, len(lanes)):
+            value = load(r, r0 + p + c, lanes)
+            pull = fma(load(pulls, K + c, lanes), value, load(pulls, c, lanes)) + load(dy, p + c, lanes)
+            store(dy, p + c, where_positive(value, pull))
+
+
+@_compiled
+def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first, last, pulls, w, K,
+            ys, ye, yf, xs, xf, partial, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Transposed upsampling: gradients of the pixels between two rows, summed into those rows.
+
+    In the last block (`z` given) they are made here, with R again from its corners and dL/dY `slopes` times the head;
+    in the others (`z` None) they are in `dy`.
+    """
+    lane, W = len(lanes), xf.size
+    zero = same(0.0, d, lanes)
+    for c in range(0, K, lane):
+        d_tl, d_bl, column_sum = zero, zero, load(partial, c, lanes)
+        if z is not None:
+            constant, slope, weight = load(pulls, c, lanes), load(pulls, K + c, lanes), load(head, v0 + c, lanes)
+            C, N = slopes.shape[2], yf.size * W
+            tl = load(z, top + c, lanes)
+            fall_left = load(z, bottom + c, lanes) - tl
+        for j in range(w):
+            d_tr, d_br = zero, zero
+            xj, xe = xs[j], xs[j + 1]
+            if z is not None:
+                right = min(j + 1, w - 1) * K + c
+                tr = load(z, top + right, lanes)
+                fall_right = load(z, bottom + right, lanes) - tr
+            for y in range(ys, ye):
+                fraction = splat(yf, y, lanes)
+                to_left, to_right = zero, zero
+                if z is not None:
+                    start = fma(fraction, fall_left, tl)
+                    rise = fma(fraction, fall_right, tr) - start
+                    g = g0 + y * W
+                else:
+                    q = (y - ys) * W * K + c
+                for x in range(xj, xe):
+                    f = splat(xf, x, lanes)
+                    if z is not None:
+                        value = fma(f, rise, start)
+                        pull = fma(splat(slopes, g + x, lanes), weight, fma(slope, value, constant))
+                        for o in range(1, C):
+                            more = load(head, v0 + o * K + c, lanes)
+                            pull = fma(splat(slopes, g + o * N + x, lanes), more, pull)
+                        pull = where_positive(value, pull)
+                    else:
+                        pull = load(dy, q + x * K, lanes)
+                    to_right = fma(f, pull, to_right)
+                    to_left = to_left + pull
+                to_left = to_left - to_right
+                d_bl = fma(fraction, to_left, d_bl)
+                d_tl = d_tl + to_left
+                d_br = fma(fraction, to_right, d_br)
+                d_tr = d_tr + to_right
+            here = j * K + c
+            above = d_tl - d_bl  # a pixel's weights are 1 - fraction above and fraction below
+            if not first:
+                above = above + load(d, d_top + here, lanes)
+            store(d, d_top + here, above)
+            column_sum = column_sum + above
+            if not last:
+                store(d, d_bottom + here, d_bl)
+            d_tl, d_bl = d_tr, d_br
+            if z is not None:
+                tl, fall_left = tr, fall_right
+        store(partial, c, column_sum)
+
+
+@_compiled
+def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
+              panels, bias, pulls, correlation, partial, sums, k, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
+    M, T, h, w, K = x.shape
+    H, W = yf.size, xf.size
+    N = H * W
+    norm, following = at + k * k, at + k * k + 2 * k
+    for unit in range(M * T):
+        m, t = unit // T, unit % T
+        if t == 0:
+            gradients[m, at : at + k * k + 2 * k] = 0
+        for c in range(K):
+            mean, inverse, scale = after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c]
+            whole = moments[m, t, 0, c]
+            along = (moments[m, t, 1, c] - mean * whole) * inverse
+            if c < k:
+                gradients[m, norm + c] += along
+                gradients[m, norm + k + c] += whole
+            pulls[1, c] = -scale * inverse * along / N
+            pulls[0, c] = -scale * whole / N + scale * inverse * along / N * mean
+            bias[c] = 0
+        if z is None:
+            _fold_back(weights, m, following, after[m, t], panels, K, k, lanes)
+        correlation[:] = 0
+        sums[0] = 0
+        x0 = unit * h * w * K
+        for i in range(h):
+            top = x0 + i * w * K
+            bottom = x0 + min(i + 1, h - 1) * w * K
+            g0, v0, r0 = unit * slopes.shape[2] * N, unit * head.shape[2] * K, unit * N * K
+            if z is None:
+                n = (ys[i + 1] - ys[i]) * W
+                _multiply(d_next, r0 + ys[i] * W * K, panels, dy, 0, n, bias, lanes)
+                _mask(dy, r, r0 + ys[i] * W * K, n, pulls, K, lanes)
+            _gather(z, top, bottom, slopes, g0, head, v0, dy, d, top, bottom, i == 0, i == h - 1, pulls, w, K,
+                    ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
+            _add(partial, 0, sums[0])
+            _correlate(x, top, d, top, w, correlation, lanes)
+        for out in range(k):
+            for channel in range(k):
+                gradients[m, at + out * k + channel] += (
+                    before[m, t, 2, channel] * correlation[channel, out] + before[m, t, 3, channel] * sums[0, out]
+                )
+        for channel in range(k):
+            whole, along = 0.0, 0.0
+            for out in range(k):
+                weight = weights[m, at + out * k + channel]
+                whole += weight * sums[0, out]
+                along += weight * correlation[channel, out]
+            moments[m, t, 0, channel], moments[m, t, 1, channel] = whole, along
+
+
+@_compiled
+def _adam(weights, gradients, first, second, rate, correction, beta1, beta2, eps):  # type: ignore[no-untyped-def]
+    one = weights.dtype.type(1)
+    for m in range(weights.shape[0]):
+        for i in range(weights.shape[1]):
+            slope = gradients[m, i]
+            first[m, i] += (one - beta1) * (slope - first[m, i])
+            second[m, i] += (one - beta2) * (slope * slope - second[m, i])
+            weights[m, i] -= rate * first[m, i] / (np.sqrt(second[m, i]) * correction + eps)
+
+
+class Scratch:
+    """Small work arrays of a step, and the arguments of its kernels, made once."""
+
+    def __init__(self, step: Step) -> None:
+        shape, dtype = step.shape, step.dtype
+        K, C = padded(shape.k), shape.channels
+        self.lanes = LANES_8 if K == 8 else LANES_16
+        self.panels = zeros((K * K,), dtype)
+        self.bias = zeros((K,), dtype)
+        self.pulls = zeros((2, K), dtype)
+        self.correlation = zeros((K, K), dtype)
+        self.partial = zeros((max(2, C) * K,), dtype)
+        self.sums = zeros((C + 2, max(K, C)), "float64")
+        tallest = [int(np.diff(rows.start).max()) for rows, _ in step.axes]
+        widest = [int(np.diff(columns.start).max()) for _, columns in step.axes]
+        self.dy = zeros((max([n * W * K for n, (_, W) in zip(tallest, shape.sizes[1:-1], strict=False)] or [K]),), dtype)
+        span = max(SEGMENT // (K * np.dtype(dtype).itemsize), tallest[-1] * widest[-1])
+        self.segment = zeros((span * K,), dtype)
+        self.pixels = zeros((C, span), dtype)
+
+
+def rows_kept(height: int, last: bool) -> int:
+    """Rows of a block's products that must exist at a time: two, but all of the last block's, used three times."""
+    return height if last else min(2, height)
+
+
+def forward(step: Step, i: int, inputs: Any, weights: Any) -> None:
+    """Block i: products, upsampling, ReLU, and the statistics of the normalisation that follows."""
+    own: Scratch = step.scratch
+    last = i == step.shape.blocks - 1
+    x = step.r[i - 1] if i else inputs
+    rows, columns = step.axes[i]
+    _forward(x, weights, step.at[i], step.affine[i], step.affine[i + 1], step.z[i], step.z[i] if last else step.r[i],
+             not last, rows.start, rows.fraction, columns.start, columns.fraction, own.panels, own.bias, own.partial,
+             own.sums, step.shape.k, own.lanes)  # fmt: skip
+
+
+def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> None:
+    """Convolution to the image and sigmoid.
+
+    `OUTPUT`: the outputs alone. `MSE`: `image` is the target; losses, and the gradient up to the last block.
+    `GIVEN`: `image` is the loss' gradient with respect to the outputs.
+    """
+    own: Scratch = step.scratch
+    rows, columns = step.axes[-1]
+    _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.slopes, step.outputs, step.head,
+          step.losses, step.moments, mode, rows.start, rows.fraction, columns.start, columns.fraction, own.segment,
+          own.pixels, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+
+
+def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> None:
+    """Block i: gradients of its normalisation and convolution, and what reaches the block before."""
+    own: Scratch = step.scratch
+    last = i == step.shape.blocks - 1
+    x = step.r[i - 1] if i else inputs
+    rows, columns = step.axes[i]
+    _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], step.moments, step.d[i],
+              rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
+              step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.panels, own.bias,
+              own.pulls, own.correlation, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+
+
+class Adam:
+    """Adam (Kingma and Ba, 2015) with torch's defaults, in place, for some members' weights (M, parameters)."""
+
+    def __init__(self, weights: NDArray[Any], learning_rate: float) -> None:
+        self.weights, self.learning_rate, self.steps = weights, learning_rate, 0
+        self.first, self.second = np.zeros_like(weights), np.zeros_like(weights)
+
+    def update(self, gradients: NDArray[Any]) -> None:
+        """One step."""
+        self.steps += 1
+        rate = self.learning_rate / (1 - 0.9**self.steps)
+        correction = (1 - 0.999**self.steps) ** -0.5
+        _adam(self.weights, gradients, self.first, self.second, *self._numbers(rate, correction, 0.9, 0.999, 1e-8))
+
+    def _numbers(self, *values: float) -> tuple[Any, ...]:
+        return tuple(self.weights.dtype.type(value) for value in values)

@@ -1,0 +1,289 @@
+"""Vectors for numba: values of a fixed number of lanes that stay in the processor's registers.
+
+numba vectorises simple loops only; the kernels of the fit blend four corners into a varying number of pixels and
+keep running sums, which it leaves scalar. Here a `Vector` is a numba type of its own, lowered to an LLVM vector, so
+that a kernel says what stays in registers. LLVM splits vectors that are wider than the processor's.
+
+The number of lanes is part of a type, so functions take it as a tuple of that length (`LANES_8`, `LANES_16`): numba
+compiles a version for each. Loads and stores do not check bounds and count elements from the start of a contiguous
+array of any shape.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES_1 = (0,)
+LANES_8 = (0,) * 8
+LANES_16 = (0,) * 16
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+
+
+class Vector(types.Type):  # type: ignore[misc]  # numba has no type information
+    """numba type: `lanes` numbers of `dtype`."""
+
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, ir.VectorType(_ELEMENTS[vector.dtype], vector.lanes))
+
+
+def _operator(symbol: Any, instruction: str) -> None:
+    @infer_global(symbol)
+    class _(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            same = len(args) == 2 and args[0] == args[1] and isinstance(args[0], Vector)
+            return signature(args[0], *args) if same else None
+
+    @lower_builtin(symbol, Vector, Vector)
+    def _(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args)
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
+
+
+class _Code:
+    """What the intrinsics below share: pieces of LLVM code around one builder."""
+
+    def __init__(self, context: Any, builder: Any, sig: Any) -> None:
+        self.context, self.builder, self.sig = context, builder, sig
+
+    def address(self, argument: int, args: Any, index: Any) -> Any:
+        """Of an element of the array that is argument number `argument`."""
+        array = self.context.make_array(self.sig.args[argument])(self.context, self.builder, args[argument])
+        return self.builder.gep(array.data, [index])
+
+    def load(self, address: Any, kind: ir.VectorType) -> Any:
+        value = self.builder.load(self.builder.bitcast(address, kind.as_pointer()))
+        value.align = _bytes(kind)
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        store = self.builder.store(value, self.builder.bitcast(address, value.type.as_pointer()))
+        store.align = _bytes(value.type)
+
+    def broadcast(self, value: Any, lanes: int) -> Any:
+        undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, value, _I32(0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        suffix = {"float": "f32", "double": "f64"}[str(a.type.element)]
+        kind = ir.FunctionType(a.type, [a.type] * 3)
+        name = f"llvm.fmuladd.v{a.type.count}{suffix}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+
+
+def _bytes(kind: ir.VectorType) -> int:
+    return 4 if isinstance(kind.element, ir.FloatType) else 8
+
+
+def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """As many consecutive elements as `lanes` is long."""
+    vector = Vector(array.dtype, lanes.count)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        this = _Code(context, builder, sig)
+        return this.load(this.address(0, args, args[1]), context.get_value_type(vector))
+
+    return vector(array, types.intp, lanes), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Writes a vector to consecutive elements."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        this = _Code(context, builder, sig)
+        this.store(args[2], this.address(0, args, args[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """One element of an array in all lanes."""
+    vector = Vector(array.dtype, lanes.count)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        this = _Code(context, builder, sig)
+        return this.broadcast(builder.load(this.address(0, args, args[1])), vector.lanes)
+
+    return vector(array, types.intp, lanes), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def same(typing: Any, value: Any, array: Any, lanes: Any) -> Any:
+    """A number in all lanes, as the array's type."""
+    vector = Vector(array.dtype, lanes.count)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        number = context.cast(builder, args[0], sig.args[0], array.dtype)
+        return _Code(context, builder, sig).broadcast(number, vector.lanes)
+
+    return vector(value, array, lanes), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """A * b + c, in one instruction where the processor has it."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _Code(context, builder, sig).fma(*args)
+
+    return a(a, b, c), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def relu(typing: Any, a: Any) -> Any:
+    """Max(a, 0); NaN stays NaN, so that a fit that diverged is seen."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", zero, args[0]), zero, args[0])
+
+    return a(a), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where_positive(typing: Any, a: Any, b: Any) -> Any:
+    """B where a > 0, else 0."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
+
+    return a(a, b), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(typing: Any, a: Any) -> Any:
+    """The sum of all lanes, by halves."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = args[0]
+        while value.type.count > 1:
+            half = value.type.count // 2
+            low, high = (
+                builder.shuffle_vector(
+                    value,
+                    ir.Constant(value.type, ir.Undefined),
+                    ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))),
+                )
+                for start in (0, half)
+            )
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, _I32(0))
+
+    return a.dtype(a), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exp(typing: Any, a: Any) -> Any:
+    """e^a to the last digit or two; a is held within what the type can express, NaN stays NaN.
+
+    a = n ln 2 + r with |r| <= ln 2 / 2: a Taylor polynomial in r, and n goes into the exponent's bits.
+    """
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        single = isinstance(kind.element, ir.FloatType)
+        limit, degree, shift, one = (87.0, 7, 23, 0x3F800000) if single else (700.0, 13, 52, 0x3FF0000000000000)
+        # adding 1.5 * 2^(bits of the mantissa) rounds to a whole number and leaves it in the lowest bits
+        magic = _constant(kind, 12582912.0 if single else 6755399441055744.0)
+        # ln 2 in two parts: n times the first is exact
+        high, low = (0.693359375, -2.12194440e-4) if single else (0.6931471803691238, 1.9082149292705877e-10)
+        integers = ir.VectorType(_I32 if single else _I64, kind.count)
+        fma = _Code(context, builder, sig).fma
+        x = args[0]
+        for bound, beyond in ((limit, ">"), (-limit, "<")):
+            x = builder.select(builder.fcmp_ordered(beyond, x, _constant(kind, bound)), _constant(kind, bound), x)
+        shifted = fma(x, _constant(kind, 1.4426950408889634), magic)
+        n = builder.fsub(shifted, magic)
+        r = fma(n, _constant(kind, -high), x)
+        r = fma(n, _constant(kind, -low), r)
+        factorial = 1.0
+        for i in range(2, degree + 1):
+            factorial *= i
+        value = _constant(kind, 1 / factorial)
+        for i in range(degree, 0, -1):
+            factorial /= i
+            value = fma(value, r, _constant(kind, 1 / factorial))
+        bits = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [shift] * kind.count))
+        scale = builder.add(bits, ir.Constant(integers, [one] * kind.count))
+        return builder.fmul(value, builder.bitcast(scale, kind))
+
+    return a(a), code
+
+
+def product(rows: int, columns: int) -> Any:
+    """Makes the inner part of a matrix product: a tile of the result that lives in registers.
+
+    The made intrinsic `(A, a, ar, ak, B, b, bk, S, s, sr, C, c, cr, n, lanes)` computes, for i < rows and as many j as
+    `columns` vectors have lanes,
+
+        C[c + i cr + j] = S[s + i sr + j] + sum over t < n of A[a + i ar + t ak] * B[b + t bk + j]
+
+    Terms are added in the order of t whatever the tile's size, so results do not depend on it.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(
+        typing: Any, A: Any, a: Any, ar: Any, ak: Any, B: Any, b: Any, bk: Any, S: Any, s: Any, sr: Any,
+        C: Any, c: Any, cr: Any, n: Any, lanes: Any,
+    ) -> Any:  # fmt: skip
+        vector = Vector(C.dtype, lanes.count)
+        grid = [(i, j) for i in range(rows) for j in range(columns)]
+
+        def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            this = _Code(context, builder, sig)
+            kind = context.get_value_type(vector)
+            _, a, ar, ak, _, b, bk, _, s, sr, _, c, cr, n, _ = args
+
+            def place(argument: int, start: Any, stride: Any, i: int, j: int) -> Any:
+                index = builder.add(builder.add(start, builder.mul(stride, _I64(i))), _I64(j * vector.lanes))
+                return this.address(argument, args, index)
+
+            sums = {}
+            for i, j in grid:
+                sums[i, j] = cgutils.alloca_once_value(builder, this.load(place(7, s, sr, i, j), kind))
+            with cgutils.for_range(builder, n) as loop:
+                start = builder.add(b, builder.mul(loop.index, bk))
+                right = [this.load(place(4, start, bk, 0, j), kind) for j in range(columns)]
+                start = builder.add(a, builder.mul(loop.index, ak))
+                for i in range(rows):
+                    left = this.broadcast(builder.load(place(0, start, ar, i, 0)), vector.lanes)
+                    for j in range(columns):
+                        builder.store(this.fma(left, right[j], builder.load(sums[i, j])), sums[i, j])
+            for i, j in grid:
+                this.store(builder.load(sums[i, j]), place(10, c, cr, i, j))
+            return context.get_dummy_value()
+
+        index = types.intp
+        given = (A, index, index, index, B, index, index, S, index, index, C, index, index, index, lanes)
+        return types.void(*given), code
+
+    return tile
