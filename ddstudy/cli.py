@@ -65,6 +65,9 @@ def run(
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try [all; 100 for a search].")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study in the store.")] = None,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on Ray: local, auto or HOST:PORT.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, fused or reference [the study's].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Fits at a time [as the cores allow].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a fit [one per member].")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and forecast only; writes nothing.")] = False,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
@@ -75,13 +78,15 @@ def run(
     from ddstudy.store import Store
     from ddstudy.target import load_target
 
-    spec = _override(_spec(study), grid=grid, tpe=tpe, pareto=pareto, target=target, trials=trials, name=name)
+    spec = _override(
+        _spec(study), grid=grid, tpe=tpe, pareto=pareto, target=target, trials=trials, name=name, engine=engine
+    )
     image = load_target(spec.target)
     console = _console()
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
-        with _executor(ray, spec) as executor:
+        with _executor(ray, spec, image, workers, threads) as executor:
             _print_plan(console, spec, image, the_plan, executor)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
@@ -90,7 +95,7 @@ def run(
         so_far = driven.measured()
         driven.study.sampler = sampler(spec, len(so_far))
         the_plan = runner.plan(spec, image, set(so_far))
-        with _executor(ray, spec) as executor:
+        with _executor(ray, spec, image, workers, threads) as executor:
             last = None
             try:
                 forecast = _print_plan(console, spec, image, the_plan, executor)
@@ -123,12 +128,15 @@ def fit(
     volume: Annotated[int | None, typer.Option(min=0, help="Volume of a 4-D series.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns to resize and pad to.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, fused or reference.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads [one per member, as cores allow].")] = None,
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
     from ddstudy import runner
     from ddstudy.evaluate import Check, evaluate
-    from ddstudy.executors import resolve_device, usable_cores
+    from ddstudy.executors import layout, resolve_device
     from ddstudy.settings import Fit
     from ddstudy.spec import parse_spec
     from ddstudy.target import load_target, nifti_bytes, png_bytes
@@ -141,7 +149,7 @@ def fit(
             | ({"volume": volume} if volume is not None else {})
             | ({"size": list(size)} if size else {}),
             "space": {"k": [k], "s": [s], "l": [l], "iterations": [iterations], "noise": [noise], "tiling": [tiling]},
-            "fit": {"members": members, "seed": seed, "device": device},
+            "fit": {"members": members, "seed": seed, "device": device, "engine": engine, "precision": precision},
             "stability": {"prune": False},
         },
         "ddstudy fit",
@@ -152,7 +160,9 @@ def fit(
     console = _console()
     console.print(f"Fitting {what.id} to {image.name}, {members} members, {iterations} iterations")
     job = runner.job(spec, image, what, (iterations,))
-    for event in evaluate(job, device=resolve_device(device), threads=usable_cores()):
+    device = resolve_device(device)
+    cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=0, threads=threads)
+    for event in evaluate(job, device=device, threads=cores.threads):
         if isinstance(event, Check):
             scores = event.psnr_members
             console.print(f"  {event.iteration}: {sum(scores) / len(scores):.2f} dB, {event.seconds:.1f} s")
@@ -362,6 +372,7 @@ def _override(
     target: Path | None,
     trials: int | None,
     name: str | None,
+    engine: str | None,
 ) -> StudySpec:
     """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
     from ddstudy.spec import parse_spec
@@ -383,14 +394,30 @@ def _override(
         tree["search"]["trials"] = trials
     if name is not None:
         tree["name"] = name
+    if engine is not None:
+        tree["fit"]["engine"] = engine
     return parse_spec(tree, "ddstudy run")
 
 
 @contextmanager
-def _executor(ray: str | None, spec: StudySpec) -> Iterator[Executor]:
-    from ddstudy.executors import InProcess, Ray
+def _executor(
+    ray: str | None, spec: StudySpec, image: Target, workers: int | None, threads: int | None
+) -> Iterator[Executor]:
+    from ddstudy.executors import InProcess, Ray, Threads, layout, resolve_device
+    from ddstudy.runner import bytes_of_largest_fit
 
-    executor: Executor = InProcess() if ray is None else Ray(ray)
+    if ray is None:
+        cores = layout(
+            spec.fit,
+            resolve_device(spec.fit.device),
+            exclusive="seconds" in spec.objectives,
+            bytes_per_fit=bytes_of_largest_fit(spec, image),
+            workers=workers,
+            threads=threads,
+        )
+    elif workers or threads:
+        raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
+    executor: Executor = Ray(ray) if ray else InProcess(cores.threads) if cores.workers == 1 else Threads(cores)
     try:
         if executor.shared and "seconds" in spec.objectives:
             raise UserError(

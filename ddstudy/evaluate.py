@@ -6,6 +6,7 @@ numbers on every worker. Checks tell how the members are doing; a measurement is
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.decoder import Geometry, geometry, initial_weights
-from ddstudy.fit import ENGINE, Problem
+from ddstudy.fit import Method, Problem, choose
 from ddstudy.fit import fit as run_fit
 from ddstudy.metrics import foreground, psnr, quality
 from ddstudy.noise import noise_volume
@@ -99,19 +100,22 @@ def problem(job: Job) -> Problem:
     return Problem(shape, tiles, np.stack(inputs), np.stack(weights), job.options.learning_rate)
 
 
-def evaluate(job: Job, *, device: str, threads: int) -> Iterator[Check | Measurement]:
+def evaluate(
+    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
+) -> Iterator[Check | Measurement]:
     """Runs the fit; yields a check every `check_every` iterations and a measurement at each budget.
 
     With pruning on, a fit that `should_stop` ends with a measurement of where it stands, `stopped` set. A fit
-    in which a member diverges ends so in any case: it cannot recover.
+    in which a member diverges ends so in any case: it cannot recover. Setting `stop` ends it without a result.
     """
     _, height, width = job.target.image.shape
     work = problem(job)
+    method = choose(device, job.options.engine, job.options.precision)
     budgets = set(job.budgets)
     last = max(budgets)
     stops = sorted(budgets | set(range(job.options.check_every, last, job.options.check_every)))
     checks: list[Check] = []
-    for snapshot in run_fit(work, stops, device=device, threads=threads):
+    for snapshot in run_fit(work, stops, device=device, threads=threads, method=method, stop=stop):
         members = np.clip(join(snapshot.outputs, job.fit.tiling, height, width), 0, 1)
         finite = bool(np.isfinite(members).all())
         scores = tuple(psnr(member, job.target.image) for member in members) if finite else ()
@@ -121,7 +125,7 @@ def evaluate(job: Job, *, device: str, threads: int) -> Iterator[Check | Measure
             yield check
         stopped = not finite or (job.stability.prune and snapshot.iteration < last and _unstable(checks, job))
         if stopped or snapshot.iteration in budgets:
-            values = _values(job, work.shape, check, members, snapshot.outputs, work.tiles, device)
+            values = _values(job, work.shape, check, members, snapshot.outputs, work.tiles, device, method)
             for budget in sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration)):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = stopped and (budget > check.iteration or not finite)
@@ -146,6 +150,7 @@ def _values(
     outputs: NDArray[np.float32],
     tiles: NDArray[np.float32],
     device: str,
+    method: Method,
 ) -> dict[str, float | int | str]:
     values: dict[str, float | int | str] = {
         "seconds": check.seconds,
@@ -153,7 +158,7 @@ def _values(
         "parameters": shape.parameters,
         "iterations_done": check.iteration,
         "device": device_name(device),
-        "engine": ENGINE,
+        "engine": str(method),
     }
     if not check.psnr_members:
         return values

@@ -1,20 +1,24 @@
 """Where fits run: in this process, or on a Ray cluster.
 
 An executor takes jobs, runs them and hands their events back; it knows nothing of Optuna or of what a job means to
-the study. The in-process executor is the default and runs one fit at a time on all cores.
+the study. `InProcess` is the default and runs one fit at a time on the cores that `layout` gives it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement, evaluate
+from ddstudy.spec import FitSpec
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,93 @@ class Executor(Protocol):
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: its affinity, or the share that its control group has, rounded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _control_group("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdecimal():
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
+
+
+def usable_memory() -> float:
+    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown."""
+    try:
+        with open("/proc/meminfo") as meminfo:
+            free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+    limit, used = _control_group("memory.max").strip(), _control_group("memory.current").strip()
+    return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
+
+
+def _control_group(file: str) -> str:
+    """A file of this process' control group (version 2), empty where there is none; the root is ours in a container."""
+    try:
+        with open("/proc/self/cgroup") as groups:
+            path = next(line.strip()[3:] for line in groups if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return ""
+    for folder in (f"/sys/fs/cgroup{path}", "/sys/fs/cgroup"):
+        try:
+            with open(f"{folder.rstrip('/')}/{file}") as found:
+                return found.read()
+        except OSError:
+            continue
+    return ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the cores of a machine are used.
+
+    Attributes:
+        workers: fits at the same time.
+        threads: threads of each; a member is computed by one thread, so more than there are members are of no use.
+    """
+
+    workers: int
+    threads: int
+
+
+def layout(
+    spec: FitSpec,
+    device: str,
+    *,
+    exclusive: bool,
+    bytes_per_fit: float,
+    workers: int | None = None,
+    threads: int | None = None,
+) -> Layout:
+    """Fills the cores: one fit on as many threads as it has members, then further fits beside it.
+
+    One fit at a time is as fast as several as long as every core has a member (`benchmarks/layout.py`), and its seconds
+    stay comparable; so several run only where cores are left over. A GPU takes one fit at a time, and so does the
+    reference engine, whose memory nobody has measured.
+
+    Args:
+        spec: of the study.
+        device: where fits run.
+        exclusive: seconds are an objective: never more than one fit at a time.
+        bytes_per_fit: memory of the largest fit; workers are fewer where memory is short.
+        workers: the user's wish.
+        threads: the user's wish.
+
+    Raises:
+        UserError: several fits at a time were asked for while seconds are an objective.
+    """
+    if exclusive and (workers or 1) > 1:
+        raise UserError(
+            "--workers: fits that share a processor cannot be timed, and seconds are an objective of this study",
+            "Valid: --workers 1.",
+        )
+    cores = usable_cores()
+    if threads is None:
+        threads = min(spec.members, max(1, cores // (workers or 1)))
+    if workers is None:
+        room = max(1, int(usable_memory() * 0.8 // max(bytes_per_fit, 1)))
+        alone = exclusive or device != "cpu" or spec.engine == "reference"
+        workers = 1 if alone else min(room, max(1, cores // threads))
+    return Layout(workers, threads)
 
 
 def resolve_device(wanted: str) -> str:
@@ -85,12 +172,17 @@ def _describe(error: BaseException) -> str:
 
 
 class InProcess:
-    """One fit at a time, in this process."""
+    """One fit at a time, in this thread: nothing else runs while a fit is timed.
+
+    Args:
+        threads: of a fit.
+    """
 
     slots = 1
     shared = False
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._waiting: deque[tuple[str, Job]] = deque()
 
     def submit(self, ticket: str, job: Job) -> None:
@@ -102,22 +194,76 @@ class InProcess:
         """See `Executor`."""
         while self._waiting:
             ticket, job = self._waiting.popleft()
-            work = evaluate(job, device=resolve_device(job.options.device), threads=usable_cores())
-            with contextlib.closing(work):  # type: ignore[type-var]  # a generator has close()
-                while True:
-                    try:
-                        event: Event | None = next(work, None)
-                    except UserError:
-                        raise
-                    except Exception as error:  # whatever a device or library raises, the study goes on
-                        event = Failed(_describe(error))
-                    yield ticket, event or Finished()
-                    if event is None or isinstance(event, Failed):
-                        break
+            for event in _events(job, self._threads):
+                if isinstance(event, UserError):
+                    raise event
+                yield ticket, event
 
     def close(self) -> None:
         """See `Executor`."""
         self._waiting.clear()
+
+
+class Threads:
+    """Several fits at a time, each in a thread: compiled kernels and torch leave Python's lock to the others.
+
+    Args:
+        layout: fits at a time, and threads of each.
+    """
+
+    shared = True
+
+    def __init__(self, layout: Layout) -> None:
+        self.slots = layout.workers
+        self._threads = layout.threads
+        self._pool = ThreadPoolExecutor(layout.workers)
+        self._queue: queue.SimpleQueue[tuple[str, Event | UserError]] = queue.SimpleQueue()
+        self._running = 0
+        self._stop = threading.Event()
+
+    def submit(self, ticket: str, job: Job) -> None:
+        """See `Executor`."""
+        resolve_device(job.options.device)
+        self._running += 1
+        self._pool.submit(self._fit, ticket, job)
+
+    def _fit(self, ticket: str, job: Job) -> None:
+        for event in _events(job, self._threads, self._stop):
+            self._queue.put((ticket, event))
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        """See `Executor`."""
+        while self._running:
+            ticket, event = self._queue.get()
+            if isinstance(event, UserError):
+                raise event
+            if isinstance(event, Finished | Failed):
+                self._running -= 1
+            yield ticket, event
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _events(job: Job, threads: int, stop: threading.Event | None = None) -> Iterator[Event | UserError]:
+    """A fit's events with its end or its failure; a mistake of the user's comes as the last."""
+    work = evaluate(job, device=resolve_device(job.options.device), threads=threads, stop=stop)
+    with contextlib.closing(work):  # type: ignore[type-var]  # a generator has close()
+        while True:
+            try:
+                event = next(work, None)
+            except UserError as error:
+                yield error
+                return
+            except Exception as error:  # whatever a device or library raises, the study goes on
+                yield Failed(_describe(error))
+                return
+            if event is None:
+                yield Finished()
+                return
+            yield event
 
 
 class Ray:

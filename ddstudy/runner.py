@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Executor, Failed, Finished
+from ddstudy.fit.fused import memory
 from ddstudy.metrics import measurable
 from ddstudy.samplers import Unseen, unseen
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
@@ -114,6 +115,17 @@ def operations(fit: Fit, target: Target) -> float:
     rows, columns = rows_and_columns(fit.tiling)
     pixels = [rows * columns * height * width for height, width in shape.sizes]
     return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
+
+
+def bytes_of_largest_fit(spec: StudySpec, target: Target) -> int:
+    """Memory of the largest fit of a study on the processor, all members in threads of their own."""
+    shapes = [
+        (job_geometry(fit, target), rows_and_columns(fit.tiling)) for fit in budgets_by_fit(spec.space.search_space)
+    ]
+    shape, (rows, columns) = max(
+        shapes, key=lambda it: it[0].k * sum(h * w for h, w in it[0].sizes) * it[1][0] * it[1][1]
+    )
+    return memory(shape, rows * columns, spec.fit.members, spec.fit.members)
 
 
 @dataclass

@@ -136,6 +136,8 @@ class FitSpec(BaseModel):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.01, description="of Adam")
     check_every: Annotated[int, Field(ge=1)] = Field(100, description="iterations between stability checks")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    engine: Literal["auto", "fused", "reference"] = Field("auto", description="'reference' is plain torch, slow")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the factors of matrix products")
 
 
 class StabilitySpec(BaseModel):
@@ -197,14 +199,14 @@ class StudySpec(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that may change a result or what a trial means, as plain JSON values, flat dotted keys.
 
-        Left out: name, description, whether images are kept, the number of trials (a study can be continued) and the
-        device (recorded per trial).
+        Left out: name, description, whether images are kept, the number of trials (a study can be continued), the
+        device and the engine (both recorded per trial).
         `target.file` is left out too, since the target's pixels are compared by their hash.
         """
         tree = self.model_dump(
             mode="json", exclude={"description": True, "name": True, "images": True, "target": {"file"}}
         )
-        del tree["search"]["trials"], tree["fit"]["device"]
+        del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
         tree["space"] = {axis: list(values) for axis, values in vars(self.space.search_space).items()}
         return {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
-    "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "metrics", "stability",
+    "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
+    "fit.kernels_cuda", "fit.fused", "metrics", "stability",
     "evaluate", "claims", "store", "samplers", "executors", "runner", "report", "report.tables", "report.figures",
     "report.panels", "report.page", "dashboard", "cli",
 ]  # fmt: skip
@@ -16,6 +17,9 @@ HOMES = {
     "cv2": {"target", "noise"},
     "opensimplex": {"noise"},
     "piq": {"metrics"},
+    "numba": {"fit.simd", "fit.kernels_cpu"},
+    "llvmlite": {"fit.simd", "fit.kernels_cpu"},
+    "triton": {"fit.kernels_cuda"},
     "optuna": {"store", "samplers", "runner", "report.tables", "dashboard"},
     "sqlalchemy": {"claims", "store"},
     "ray": {"executors"},

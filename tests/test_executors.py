@@ -28,7 +28,7 @@ def ray() -> Iterator[Ray]:
 
 @pytest.fixture(params=["in process", pytest.param("ray", marks=pytest.mark.slow)])
 def executor(request: pytest.FixtureRequest) -> Executor:
-    return InProcess() if request.param == "in process" else request.getfixturevalue("ray")
+    return InProcess(2) if request.param == "in process" else request.getfixturevalue("ray")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_ray_gives_the_same_study_as_this_process(
     ray: Ray, tmp_path: Any, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     results = []
-    for name, executor in (("here", InProcess()), ("ray", ray)):
+    for name, executor in (("here", InProcess(2)), ("ray", ray)):
         spec = make_spec(name=name, space={"l": [2, 3], "noise": ["uniform", "simplex"], "tiling": ["1x1", "3x3"]})
         with Store(f"sqlite:///{tmp_path / 'one.db'}") as store:
             driven = store.drive(spec, tiny_target, sampler(spec))

@@ -3,47 +3,44 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from problems import make_problem
 from torch import nn
 
-from ddstudy.decoder import DeepDecoder, geometry, initial_weights
-from ddstudy.fit import Problem, Snapshot, fit
+from ddstudy.decoder import DeepDecoder
+from ddstudy.fit import Method, Snapshot, choose, fit
 
 
-def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24) -> Problem:
-    shape = geometry(k, 4, 3, size, size - 3, channels)
-    target = np.random.default_rng(1).random((tiles, channels, size, size - 3), dtype=np.float32)
-    streams = [np.random.default_rng(100 + member) for member in range(members)]
-    inputs = np.stack([rng.random((tiles, k, *shape.sizes[0]), dtype=np.float32) for rng in streams])
-    weights = np.stack([initial_weights(shape, rng) for rng in streams])
-    return Problem(shape, target, inputs, weights, learning_rate=0.01)
+@pytest.fixture(params=["reference", "fused"])
+def method(request: pytest.FixtureRequest) -> Method:
+    return choose("cpu", request.param)
 
 
 def same(one: Snapshot, other: Snapshot) -> bool:
     return np.array_equal(one.outputs, other.outputs) and np.array_equal(one.losses, other.losses)
 
 
-def test_a_snapshot_on_the_way_equals_a_fit_that_was_asked_for_it() -> None:
+def test_a_snapshot_on_the_way_equals_a_fit_that_was_asked_for_it(method: Method) -> None:
     work = make_problem(k=16)
-    on_the_way, _ = fit(work, [200, 400])
-    (alone,) = fit(work, [200])
+    on_the_way, _ = fit(work, [200, 400], method=method)
+    (alone,) = fit(work, [200], method=method)
     assert on_the_way.iteration == alone.iteration == 200
     assert same(on_the_way, alone)
 
 
 @pytest.mark.parametrize("tiles", [1, 4])
-def test_members_neighbours_and_threads_change_no_bit(tiles: int) -> None:
+def test_members_neighbours_and_threads_change_no_bit(tiles: int, method: Method) -> None:
     work = make_problem(members=5, tiles=tiles)
-    (together,) = fit(work, [40], threads=2)
-    (one_thread,) = fit(work, [40], threads=1)
+    (together,) = fit(work, [40], method=method, threads=2)
+    (one_thread,) = fit(work, [40], method=method, threads=1)
     assert same(together, one_thread)
-    (alone,) = fit(replace(work, inputs=work.inputs[3:4], weights=work.weights[3:4]), [40])
+    (alone,) = fit(replace(work, inputs=work.inputs[3:4], weights=work.weights[3:4]), [40], method=method)
     assert np.array_equal(alone.outputs[0], together.outputs[3])
     assert alone.losses[0] == together.losses[3]
 
 
-def test_losses_belong_to_the_outputs_and_fall() -> None:
+def test_losses_belong_to_the_outputs_and_fall(method: Method) -> None:
     work = make_problem(tiles=2, channels=3)
-    snapshots = list(fit(work, [1, 50, 150]))
+    snapshots = list(fit(work, [1, 50, 150], method=method))
     for snapshot in snapshots:
         assert snapshot.outputs.shape == (2, 2, 3, 24, 21)
         expected = [np.mean((output.astype(float) - work.tiles) ** 2) for output in snapshot.outputs]
@@ -53,7 +50,7 @@ def test_losses_belong_to_the_outputs_and_fall() -> None:
     assert 0 < snapshots[0].seconds < snapshots[1].seconds < snapshots[2].seconds
 
 
-def test_three_updates_are_those_of_adam_in_float64() -> None:
+def test_three_updates_are_those_of_adam_in_float64(method: Method) -> None:
     work = make_problem(k=4, members=1, tiles=2)
     net = DeepDecoder(work.shape).double()
     nn.utils.vector_to_parameters(torch.tensor(work.weights[0], dtype=torch.float64), net.parameters())
@@ -68,20 +65,20 @@ def test_three_updates_are_those_of_adam_in_float64() -> None:
                 m.mul_(0.9).add_(0.1 * g)
                 v.mul_(0.999).add_(0.001 * g**2)
                 p -= 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-    (snapshot,) = fit(work, [3])
+    (snapshot,) = fit(work, [3], method=method)
     np.testing.assert_allclose(snapshot.outputs[0], net(x).detach().numpy(), atol=2e-5)
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_left_as_they_were(method: Method) -> None:
     work = make_problem()
     before = [array.copy() for array in (work.tiles, work.inputs, work.weights)]
-    list(fit(work, [3]))
+    list(fit(work, [3], method=method))
     assert all(map(np.array_equal, before, (work.tiles, work.inputs, work.weights)))
 
 
-def test_divergence_shows_as_nan() -> None:
+def test_divergence_shows_as_nan(method: Method) -> None:
     work = make_problem()
     work.weights[1, 0] = np.nan
-    (snapshot,) = fit(work, [2])
+    (snapshot,) = fit(work, [2], method=method)
     assert np.isfinite(snapshot.losses[0])
     assert np.isnan(snapshot.losses[1])

@@ -59,7 +59,7 @@ def go(store_url: str, tmp_path: Path, tiny_target: Target) -> Callable[..., tup
     def start(spec: StudySpec, executor: InProcess | None = None) -> tuple[list[Progress], list[Any]]:
         with Store(store_url, tmp_path / "images", lease_seconds=2) as store:
             driven = store.drive(spec, tiny_target, sampler(spec))
-            steps = list(runner.run(driven, executor or InProcess(), forecast()))
+            steps = list(runner.run(driven, executor or InProcess(2), forecast()))
             return steps, list(driven.trials())
 
     return start  # type: ignore[return-value]
@@ -196,7 +196,7 @@ def test_search_waits_for_a_dead_drivers_trial_and_does_it(
         dead.claims._renewer.join()
         store.driver = "another"
         living = Driven(store, dead.study, spec, tiny_target)
-        list(runner.run(living, InProcess(), forecast()))
+        list(runner.run(living, InProcess(2), forecast()))
         states = Counter(trial.state.name for trial in living.trials())
         living.claims.end()
     assert states == {"COMPLETE": 4, "FAIL": 1}
@@ -208,7 +208,7 @@ def test_result_of_a_trial_that_was_closed_meanwhile_is_kept(
     spec = make_spec(search={"sampler": "random", "trials": 1}, space={"k": [2], "iterations": [5]})
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
-        steps = runner.run(driven, InProcess(), forecast())
+        steps = runner.run(driven, InProcess(2), forecast())
         next(steps)
         driven._fail(driven.trials()[0]._trial_id, "thought dead")
         list(steps)
@@ -241,7 +241,7 @@ def test_two_drivers_share_a_postgres_study(postgres_url: str, make_spec: MakeSp
     spec = make_spec(space={"k": [2, 3, 4], "l": [2, 3]})
     with Store(postgres_url) as one, Store(postgres_url) as two:
         drivers = [store.drive(spec, tiny_target, sampler(spec)) for store in (one, two)]
-        runs = [runner.run(driven, InProcess(), forecast()) for driven in drivers]
+        runs = [runner.run(driven, InProcess(2), forecast()) for driven in drivers]
         shares = [0, 0]
         active = [0, 1]
         while active:  # turn by turn
@@ -262,7 +262,7 @@ def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec:
     spec = make_spec(space={"k": [2]})
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
-        steps = runner.run(driven, InProcess(), forecast())
+        steps = runner.run(driven, InProcess(2), forecast())
         next(steps)  # the fit is claimed and waits
         driven.claims.forget_all()  # as another driver would after this one slept too long
         messages = [step.message for step in steps]
@@ -296,7 +296,7 @@ def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
     assert noisy.seconds(5e5) > 0
     spec = make_spec()
     fits = list(runner.plan(spec, tiny_target, set()).todo)
-    measured = runner.calibrate(spec, tiny_target, fits, InProcess())
+    measured = runner.calibrate(spec, tiny_target, fits, InProcess(2))
     plan = runner.plan(spec, tiny_target, set())
     assert 0 < runner.forecast_seconds(spec, tiny_target, plan, measured, 1) < 60
     two = runner.forecast_seconds(spec, tiny_target, plan, measured, 2)
@@ -322,7 +322,7 @@ def test_waiting_for_a_dead_drivers_lease(store_url: str, make_spec: MakeSpec, t
         began = time.monotonic()
         living = Driven(store, dead.study, spec, tiny_target)
         store.driver = "another"
-        list(runner.run(living, InProcess(), forecast()))
+        list(runner.run(living, InProcess(2), forecast()))
         assert time.monotonic() - began > 1
         assert len(living.measured()) == 2
         living.claims.end()

@@ -19,19 +19,21 @@ functions. Tiles share weights, not statistics; members are the leading axis of 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.decoder import Geometry
-from ddstudy.fit import Problem, Snapshot
+from ddstudy.fit import Problem, Snapshot, setting
+
+_log = logging.getLogger("ddstudy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Step:
         tiles: (T, C, h, w), the target of `mse`.
         members: decoders that are computed together.
         kernels: the kernel module.
+        precision: of the factors of matrix products, "float32" or "bfloat16"; sums are float32.
         dtype: "float32", or "float64" for tests.
 
     Attributes:
@@ -74,15 +77,20 @@ class Step:
     """
 
     def __init__(
-        self, shape: Geometry, tiles: NDArray[Any], members: int, kernels: ModuleType, dtype: str = "float32"
+        self,
+        shape: Geometry,
+        tiles: NDArray[Any],
+        members: int,
+        kernels: Any,
+        precision: str = "float32",
+        dtype: str = "float32",
     ) -> None:
-        self.shape, self.kernels, self.dtype = shape, kernels, dtype
+        self.shape, self.kernels, self.precision, self.dtype = shape, kernels, precision, dtype
         M, T, C, l, k = members, len(tiles), shape.channels, shape.blocks, shape.k
         K = self.width = kernels.padded(k)
         self.at = [i * (k * k + 2 * k) for i in range(l + 1)]
         self.axes = [
-            (axis(h, H, dtype), axis(w, W, dtype))
-            for (h, w), (H, W) in zip(shape.sizes, shape.sizes[1:], strict=False)
+            (axis(h, H, dtype), axis(w, W, dtype)) for (h, w), (H, W) in zip(shape.sizes, shape.sizes[1:], strict=False)
         ]
         self.tiles = kernels.array(tiles[None], dtype)
         self.r = [kernels.zeros((M, T, *size, K), dtype) for size in shape.sizes[1:-1]]
@@ -106,13 +114,21 @@ class Step:
         self.losses = kernels.zeros((M,), "float64")
         self.scratch = kernels.Scratch(self)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the work arrays."""
+        arrays = [*vars(self).values(), *vars(self.scratch).values()]
+        flat = [a for value in arrays for a in (value if isinstance(value, list) else [value])]
+        owners = {id(owner): owner.nbytes for owner in map(_owner, flat) if owner is not None}
+        return sum(owners.values())
+
     def pad(self, inputs: NDArray[Any]) -> Any:
         """Input tensors (M, T, k, h0, w0) as the step takes them: (M, T, h0, w0, channels)."""
         missing = self.width - inputs.shape[2]
         return self.kernels.array(np.pad(np.moveaxis(inputs, 2, -1), [(0, 0)] * 4 + [(0, missing)]), self.dtype)
 
     def mse(self, inputs: Any, weights: Any, gradients: Any) -> Any:
-        """Loss (M,) of the members and its gradient by their weights, (M, parameters), both as `DeepDecoder` has them."""
+        """Loss (M,) of the members, and its gradient (M, parameters) in the order of `DeepDecoder.parameters()`."""
         self._blocks(inputs, weights)
         self.kernels.head(self, weights, gradients, self.tiles, self.kernels.MSE)
         self._back(inputs, weights, gradients)
@@ -138,28 +154,67 @@ class Step:
             self.kernels.backward(self, i, inputs, weights, gradients)
 
 
-def fit(problem: Problem, stops: Sequence[int], kernels: ModuleType, *, threads: int) -> Iterator[Snapshot]:
+def _owner(value: Any) -> Any:
+    """The array whose memory a view uses."""
+    while isinstance(getattr(value, "base", None), np.ndarray):
+        value = value.base
+    return value if hasattr(value, "nbytes") else None
+
+
+def kernels_for(device: str) -> Any:
+    """The kernels of a device."""
+    if device == "cpu":
+        from ddstudy.fit import kernels_cpu
+
+        return kernels_cpu
+    from ddstudy.fit.kernels_cuda import Kernels
+
+    return Kernels(device)
+
+
+def fit(
+    problem: Problem,
+    stops: Sequence[int],
+    kernels: Any,
+    *,
+    threads: int,
+    stop: threading.Event,
+    precision: str = "float32",
+) -> Iterator[Snapshot]:
     """See `ddstudy.fit.fit`. A member's numbers do not depend on `threads`, nor on the members beside it."""
     M = len(problem.weights)
     together = [slice(0, M)] if kernels.TOGETHER else [slice(m, m + 1) for m in range(M)]
     steps = [
-        Step(problem.shape, problem.tiles, together[0].stop, kernels) for _ in range(min(threads, len(together)))
+        Step(problem.shape, problem.tiles, together[0].stop, kernels, precision)
+        for _ in range(min(threads, len(together)))
     ]
     groups = [_Group(problem, members, steps[0]) for members in together]
-    left = threading.Event()
-    with ThreadPoolExecutor(len(steps)) as pool, _setting(left):
-        for step in steps:  # compiles and touches everything: not part of the fit's time
-            _Group(problem, together[0], step).iterate(step)
+    with ThreadPoolExecutor(len(steps)) as pool, setting(stop):
+        with _telling_of_compilation():
+            for step in steps:  # compiles and touches everything: not part of the fit's time
+                _Group(problem, together[0], step).iterate(step)
         done, seconds = 0, 0.0
-        for stop in stops:
+        for last in stops:
             start = time.perf_counter()
-            queue = _Queue(groups, stop - done, left)
+            queue = _Queue(groups, last - done, stop)
             list(pool.map(queue.work, steps))
+            if stop.is_set():
+                return
             seconds += time.perf_counter() - start
-            done = stop
+            done = last
             outputs = np.concatenate([group.outputs(steps[0]) for group in groups])
             errors = (outputs.astype(np.float64) - problem.tiles) ** 2
             yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
+
+
+def memory(shape: Geometry, tiles: int, members: int, threads: int) -> int:
+    """Bytes that `fit` needs on the processor: a step's work arrays per thread, and the members' weights and inputs."""
+    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels_for("cpu"))
+    (h, w), threads = shape.sizes[0], min(threads, members)
+    outputs: int = members * step.outputs.nbytes * 4  # a snapshot, and its errors in double precision
+    work: int = threads * step.nbytes
+    weights: int = members * 4 * (4 * shape.parameters + tiles * h * w * step.width)
+    return work + weights + outputs
 
 
 class _Group:
@@ -182,18 +237,31 @@ class _Group:
         return outputs
 
 
+@contextlib.contextmanager
+def _telling_of_compilation() -> Iterator[None]:
+    """Kernels that are on disk load within a second."""
+    text = "Compiling the kernels of the fit, once on this machine: up to half a minute."
+    timer = threading.Timer(2.0, _log.warning, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class _Queue:
     """Iterations still to do; threads take the group that is most behind, so that none is idle but at the very end."""
 
-    def __init__(self, groups: list[_Group], iterations: int, left: threading.Event) -> None:
+    def __init__(self, groups: list[_Group], iterations: int, stop: threading.Event) -> None:
         self._lock = threading.Lock()
         self._waiting = [(iterations, i, group) for i, group in enumerate(groups)]
-        self._left = left
+        self._stop = stop
 
     def work(self, step: Step) -> None:
         """Iterates until nothing waits."""
         mine: tuple[int, int, _Group] | None = None
-        while not self._left.is_set():
+        while not self._stop.is_set():
             with self._lock:
                 if mine and mine[0] > 1:
                     self._waiting.append((mine[0] - 1, *mine[1:]))
@@ -202,12 +270,3 @@ class _Queue:
                 mine = max(self._waiting, key=lambda entry: entry[:2])
                 self._waiting.remove(mine)
             mine[2].advance(step)
-
-
-@contextlib.contextmanager
-def _setting(event: threading.Event) -> Iterator[None]:
-    """Sets an event on the way out."""
-    try:
-        yield
-    finally:
-        event.set()

@@ -11,6 +11,8 @@ Arrays are contiguous, (members, tiles, rows, columns, channels), with channels 
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ from ddstudy.fit.simd import (
     exp,
     fma,
     load,
+    neighbours,
+    pair,
     product,
     relu,
     same,
@@ -40,7 +44,9 @@ if TYPE_CHECKING:
     from ddstudy.fit.fused import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
-ROWS, WIDE = (8, 2) if binding.get_host_cpu_features().get("avx512f") else (4, 1)
+_FEATURES = binding.get_host_cpu_features()
+ROWS, WIDE = (8, 2) if _FEATURES.get("avx512f") else (4, 1)
+HAS_BFLOAT16 = bool(_FEATURES.get("avx512bf16"))
 BLOCK = 32  # pixels of a sum over pixels whose channels stay in the first-level cache together
 SEGMENT = 24_576  # bytes of activations that the head keeps in the first-level cache
 OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
@@ -48,10 +54,18 @@ TOGETHER = False  # members are computed one by one, each by one thread
 
 
 def _compiled(function: Any) -> Any:
+    options: Any = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba finds no directory that it may write to
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        _tell_once()
+        return numba.njit(**options)(function)
+
+
+@functools.cache
+def _tell_once() -> None:
+    text = "No writable folder for compiled kernels: they are compiled anew in every process. Set NUMBA_CACHE_DIR."
+    logging.getLogger("ddstudy").warning(text)
 
 
 def padded(k: int) -> int:
@@ -91,7 +105,7 @@ _tile_flat_narrow = product(1, 1)
 
 
 @_compiled
-def _fold(weights, member, at, affine, panels, bias, k, lanes):  # type: ignore[no-untyped-def]
+def _fold(weights, member, at, affine, panels, bias, k, lanes):
     """Normalisation and convolution as one matrix: panels (input, WIDE * lanes) of diag(a) C, and bias b C."""
     K, wide = bias.size, WIDE * len(lanes)
     for out in range(K):
@@ -106,7 +120,7 @@ def _fold(weights, member, at, affine, panels, bias, k, lanes):  # type: ignore[
 
 
 @_compiled
-def _fold_back(weights, member, at, affine, panels, K, k, lanes):  # type: ignore[no-untyped-def]
+def _fold_back(weights, member, at, affine, panels, K, k, lanes):
     """The transpose of `_fold`'s matrix, in panels (output, WIDE * lanes)."""
     wide = WIDE * len(lanes)
     for first in range(0, K, wide):
@@ -118,49 +132,99 @@ def _fold_back(weights, member, at, affine, panels, K, k, lanes):  # type: ignor
 
 
 @_compiled
-def _multiply(a, a0, panels, c, c0, n, bias, lanes):  # type: ignore[no-untyped-def]
+def _pack(panels, packed, K, lanes):
+    """Panels as bfloat16: pairs of inputs."""
+    wide = WIDE * len(lanes)
+    for first in range(0, K, wide):
+        width = min(wide, K - first)
+        for t in range(0, K, 2):
+            for c in range(0, width, len(lanes)):
+                from_, to = first * K + t * width + c, (first * K + t * width) // 2 + c
+                store(packed, to, pair(load(panels, from_, lanes), load(panels, from_ + width, lanes)))
+
+
+@_compiled
+def _multiply(a, a0, panels, c, c0, n, bias, rounded, packed, lanes):
     """Rows of pixels times a matrix in panels: c (n, K) = a (n, K) @ panels + bias."""
+    K, lane = bias.size, len(lanes)
+    if packed is None:
+        _multiply_panels(a, a0, panels, K, c, c0, n, bias, lanes)
+    else:
+        for q in range(0, n * K, lane):
+            store(rounded, q // 2, neighbours(load(a, a0 + q, lanes)))
+        _multiply_panels(rounded, 0, packed, K // 2, c, c0, n, bias, lanes)
+
+
+@_compiled
+def _multiply_panels(a, a0, panels, depth, c, c0, n, bias, lanes):
     K, lane = bias.size, len(lanes)
     for j in range(0, K, WIDE * lane):
         wide = K - j >= WIDE * lane
         width = WIDE * lane if wide else lane
+        b = j * depth
         i = 0
         while i < n:
             if n >= ROWS:
                 i = min(i, n - ROWS)  # the last tile may do some rows again
                 if wide:
-                    _tile(a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes)
+                    _tile(a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes)
                 else:
-                    _tile_narrow(a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes)
+                    _tile_narrow(
+                        a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes
+                    )
                 i += ROWS
             else:
                 if wide:
-                    _tile_flat(a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes)
+                    _tile_flat(
+                        a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes
+                    )
                 else:
                     _tile_flat_narrow(
-                        a, a0 + i * K, K, 1, panels, j * K, width, bias, j, 0, c, c0 + i * K + j, K, K, lanes
+                        a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes
                     )
                 i += 1
 
 
 @_compiled
-def _correlate(a, a0, b, b0, n, sums, lanes):  # type: ignore[no-untyped-def]
+def _correlate(a, a0, b, b0, n, sums, a_pairs, b_pairs, lanes):
     """Adds a^T b to sums (K, K), a and b being n pixels."""
-    K, lane = sums.shape[0], len(lanes)
+    K = sums.shape[0]
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
         a1, b1 = a0 + start * K, b0 + start * K
-        for j in range(0, K, WIDE * lane):
-            if K - j >= WIDE * lane:
-                for i in range(0, K, ROWS):
-                    _tile(a, a1 + i, 1, K, b, b1 + j, K, sums, i * K + j, K, sums, i * K + j, K, size, lanes)
-            else:
-                for i in range(0, K, ROWS):
-                    _tile_narrow(a, a1 + i, 1, K, b, b1 + j, K, sums, i * K + j, K, sums, i * K + j, K, size, lanes)
+        if a_pairs is None:
+            _correlate_block(a, a1, b, b1, size, sums, lanes)
+        else:
+            _pair_pixels(a, a1, size, a_pairs, K, lanes)
+            _pair_pixels(b, b1, size, b_pairs, K, lanes)
+            _correlate_block(a_pairs, 0, b_pairs, 0, (size + 1) // 2, sums, lanes)
 
 
 @_compiled
-def _add(partial, start, total):  # type: ignore[no-untyped-def]
+def _pair_pixels(a, a0, n, pairs, K, lanes):
+    """Two pixels after each other as bfloat16 pairs; an odd last one is paired with zero."""
+    for p in range(0, n, 2):
+        for c in range(0, K, len(lanes)):
+            low, high = load(a, a0 + p * K + c, lanes), same(0.0, a, lanes)
+            if p + 1 < n:
+                high = load(a, a0 + (p + 1) * K + c, lanes)
+            store(pairs, p // 2 * K + c, pair(low, high))
+
+
+@_compiled
+def _correlate_block(a, a0, b, b0, n, sums, lanes):
+    K, lane = sums.shape[0], len(lanes)
+    for j in range(0, K, WIDE * lane):
+        if K - j >= WIDE * lane:
+            for i in range(0, K, ROWS):
+                _tile(a, a0 + i, 1, K, b, b0 + j, K, sums, i * K + j, K, sums, i * K + j, K, n, lanes)
+        else:
+            for i in range(0, K, ROWS):
+                _tile_narrow(a, a0 + i, 1, K, b, b0 + j, K, sums, i * K + j, K, sums, i * K + j, K, n, lanes)
+
+
+@_compiled
+def _add(partial, start, total):
     """Adds a row's sums to the double-precision sums of the whole; clears them."""
     for i in range(total.size):
         total[i] += partial[start + i]
@@ -168,11 +232,14 @@ def _add(partial, start, total):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, partial, lanes):  # type: ignore[no-untyped-def]
-    """Upsampling and ReLU of the pixels between two rows of products; adds up R and R^2 in `partial`."""
+def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, partial, lanes):
+    """Upsampling and ReLU of the pixels between two rows of products; adds up R and R^2 in `partial`.
+
+    R is counted from the channel's first value, or the variance of a nearly constant channel would drown in its mean.
+    """
     lane, W = len(lanes), xf.size
     for c in range(0, K, lane):
-        first, second = same(0.0, z, lanes), same(0.0, z, lanes)
+        first, second, origin = same(0.0, z, lanes), same(0.0, z, lanes), load(origins, c, lanes)
         tl = load(z, top + c, lanes)
         fall_left = load(z, bottom + c, lanes) - tl
         for j in range(w):
@@ -187,6 +254,7 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, partial, lanes
                     value = relu(fma(splat(xf, x, lanes), rise, start))
                     if keep:
                         store(r, r0 + (y * W + x) * K + c, value)
+                    value = value - origin
                     first = first + value
                     second = fma(value, value, second)
             tl, fall_left = tr, fall_right
@@ -195,34 +263,40 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, partial, lanes
 
 
 @_compiled
-def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, panels, bias, partial, sums, k, lanes):  # type: ignore[no-untyped-def]
+def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, panels, bias, rounded, packed,
+             origins, partial, sums, k, lanes):  # fmt: skip
     M, T, h, w, K = x.shape
     H, W, ring = yf.size, xf.size, z.shape[2]
     for unit in range(M * T):
         m, t = unit // T, unit % T
         _fold(weights, m, at, before[m, t], panels, bias, k, lanes)
+        if packed is not None:
+            _pack(panels, packed, K, lanes)
         x0, z0, r0 = unit * h * w * K, unit * ring * w * K, unit * H * W * K
         sums[:] = 0
-        _multiply(x, x0, panels, z, z0, w, bias, lanes)
+        _multiply(x, x0, panels, z, z0, w, bias, rounded, packed, lanes)
+        for c in range(0, K, len(lanes)):
+            store(origins, c, relu(load(z, z0 + c, lanes)))
         for i in range(h):
             below = min(i + 1, h - 1)
             if below > i:
-                _multiply(x, x0 + below * w * K, panels, z, z0 + below % ring * w * K, w, bias, lanes)
+                _multiply(x, x0 + below * w * K, panels, z, z0 + below % ring * w * K, w, bias, rounded, packed, lanes)
             top, bottom = z0 + i % ring * w * K, z0 + below % ring * w * K
-            _blend(z, top, bottom, w, K, ys[i], ys[i + 1], yf, xs, xf, r, r0, keep, partial, lanes)
+            _blend(z, top, bottom, w, K, ys[i], ys[i + 1], yf, xs, xf, r, r0, keep, origins, partial, lanes)
             _add(partial, 0, sums[0])
             _add(partial, K, sums[1])
         norm = at + k * k
         for c in range(K):
-            mean = sums[0, c] / (H * W)
-            inverse = 1 / np.sqrt(max(sums[1, c] / (H * W) - mean * mean, 0.0) + EPS)
+            offset = sums[0, c] / (H * W)
+            inverse = 1 / np.sqrt(max(sums[1, c] / (H * W) - offset * offset, 0.0) + EPS)
+            mean = origins[c] + offset
             scale = weights[m, norm + c] * inverse if c < k else 0.0
             shift = weights[m, norm + k + c] - scale * mean if c < k else 0.0
             after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c], after[m, t, 3, c] = mean, inverse, scale, shift
 
 
 @_compiled
-def _activate(sums, s0, constant, image, i0, slopes, p0, outputs, o0, scale, mode, lanes):  # type: ignore[no-untyped-def]
+def _activate(sums, s0, constant, image, i0, slopes, p0, outputs, o0, scale, mode, lanes):
     """The head's sigmoid for one vector of pixels; the squared errors of those pixels."""
     one = same(1.0, sums, lanes)
     output = one / (one + exp(same(0.0, sums, lanes) - (load(sums, s0, lanes) + same(constant, sums, lanes))))
@@ -239,7 +313,7 @@ def _activate(sums, s0, constant, image, i0, slopes, p0, outputs, o0, scale, mod
 
 @_compiled
 def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losses, moments, mode,
-          ys, yf, xs, xf, segment, pixels, partial, sums, k, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
+          ys, yf, xs, xf, segment, pixels, partial, sums, k, lanes):  # fmt: skip
     M, T, h, w, K = z.shape
     C, H, W = slopes.shape[2:]
     lane, span = len(lanes), pixels.shape[1]
@@ -344,7 +418,7 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
 
 
 @_compiled
-def _mask(dy, r, r0, n, pulls, K, lanes):  # type: ignore[no-untyped-def]
+def _mask(dy, r, r0, n, pulls, K, lanes):
     """Gradients of n pixels past normalisation and ReLU, in place."""
     for p in range(0, n * K, K):
         for c in range(0, K, len(lanes)):
@@ -355,7 +429,7 @@ def _mask(dy, r, r0, n, pulls, K, lanes):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first, last, pulls, w, K,
-            ys, ye, yf, xs, xf, partial, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
+            ys, ye, yf, xs, xf, partial, lanes):  # fmt: skip
     """Transposed upsampling: gradients of the pixels between two rows, summed into those rows.
 
     In the last block (`z` given) they are made here, with R again from its corners and dL/dY `slopes` times the head;
@@ -420,7 +494,7 @@ def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first,
 
 @_compiled
 def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
-              panels, bias, pulls, correlation, partial, sums, k, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
+              panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs, partial, sums, k, lanes):  # fmt: skip
     M, T, h, w, K = x.shape
     H, W = yf.size, xf.size
     N = H * W
@@ -441,6 +515,8 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             bias[c] = 0
         if z is None:
             _fold_back(weights, m, following, after[m, t], panels, K, k, lanes)
+            if packed is not None:
+                _pack(panels, packed, K, lanes)
         correlation[:] = 0
         sums[0] = 0
         x0 = unit * h * w * K
@@ -450,12 +526,12 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             g0, v0, r0 = unit * slopes.shape[2] * N, unit * head.shape[2] * K, unit * N * K
             if z is None:
                 n = (ys[i + 1] - ys[i]) * W
-                _multiply(d_next, r0 + ys[i] * W * K, panels, dy, 0, n, bias, lanes)
+                _multiply(d_next, r0 + ys[i] * W * K, panels, dy, 0, n, bias, rounded, packed, lanes)
                 _mask(dy, r, r0 + ys[i] * W * K, n, pulls, K, lanes)
             _gather(z, top, bottom, slopes, g0, head, v0, dy, d, top, bottom, i == 0, i == h - 1, pulls, w, K,
                     ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
             _add(partial, 0, sums[0])
-            _correlate(x, top, d, top, w, correlation, lanes)
+            _correlate(x, top, d, top, w, correlation, a_pairs, b_pairs, lanes)
         for out in range(k):
             for channel in range(k):
                 gradients[m, at + out * k + channel] += (
@@ -471,7 +547,7 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
 
 
 @_compiled
-def _adam(weights, gradients, first, second, rate, correction, beta1, beta2, eps):  # type: ignore[no-untyped-def]
+def _adam(weights, gradients, first, second, rate, correction, beta1, beta2, eps):
     one = weights.dtype.type(1)
     for m in range(weights.shape[0]):
         for i in range(weights.shape[1]):
@@ -493,10 +569,19 @@ class Scratch:
         self.pulls = zeros((2, K), dtype)
         self.correlation = zeros((K, K), dtype)
         self.partial = zeros((max(2, C) * K,), dtype)
+        self.origins = zeros((K,), dtype)
         self.sums = zeros((C + 2, max(K, C)), "float64")
         tallest = [int(np.diff(rows.start).max()) for rows, _ in step.axes]
         widest = [int(np.diff(columns.start).max()) for _, columns in step.axes]
-        self.dy = zeros((max([n * W * K for n, (_, W) in zip(tallest, shape.sizes[1:-1], strict=False)] or [K]),), dtype)
+        self.dy = zeros(
+            (max([n * W * K for n, (_, W) in zip(tallest, shape.sizes[1:-1], strict=False)] or [K]),), dtype
+        )
+        # for products in bfloat16: a row of pixels, a matrix, and two blocks of pixels for sums over pixels
+        self.rounded = self.packed = self.a_pairs = self.b_pairs = None
+        if step.precision == "bfloat16":
+            self.rounded = zeros((max(self.dy.size, *(w * K for _, w in shape.sizes[:-1])) // 2,), "int32")
+            self.packed = zeros((K * K // 2,), "int32")
+            self.a_pairs, self.b_pairs = zeros((BLOCK // 2, K), "int32"), zeros((BLOCK // 2, K), "int32")
         span = max(SEGMENT // (K * np.dtype(dtype).itemsize), tallest[-1] * widest[-1])
         self.segment = zeros((span * K,), dtype)
         self.pixels = zeros((C, span), dtype)
@@ -514,8 +599,8 @@ def forward(step: Step, i: int, inputs: Any, weights: Any) -> None:
     x = step.r[i - 1] if i else inputs
     rows, columns = step.axes[i]
     _forward(x, weights, step.at[i], step.affine[i], step.affine[i + 1], step.z[i], step.z[i] if last else step.r[i],
-             not last, rows.start, rows.fraction, columns.start, columns.fraction, own.panels, own.bias, own.partial,
-             own.sums, step.shape.k, own.lanes)  # fmt: skip
+             not last, rows.start, rows.fraction, columns.start, columns.fraction, own.panels, own.bias, own.rounded,
+             own.packed, own.origins, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 
 def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> None:
@@ -539,8 +624,9 @@ def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> N
     rows, columns = step.axes[i]
     _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], step.moments, step.d[i],
               rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
-              step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.panels, own.bias,
-              own.pulls, own.correlation, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+              step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.panels,
+              own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial,
+              own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 
 class Adam:

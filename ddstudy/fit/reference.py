@@ -7,7 +7,6 @@ a fit amplifies that. So a member's numbers depend neither on the members beside
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,37 +19,31 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddstudy.decoder import DeepDecoder
-from ddstudy.fit import Problem, Snapshot
+from ddstudy.fit import Problem, Snapshot, setting
 
 
-def fit(problem: Problem, stops: Sequence[int], *, device: str, threads: int) -> Iterator[Snapshot]:
+def fit(
+    problem: Problem, stops: Sequence[int], *, device: str, threads: int, stop: threading.Event
+) -> Iterator[Snapshot]:
     """See `ddstudy.fit.fit`."""
     tiles = torch.tensor(problem.tiles, device=device)
     members = [_Member(problem, index, tiles) for index in range(len(problem.weights))]
     done, seconds = 0, 0.0
-    left = threading.Event()
     with (
         ThreadPoolExecutor(min(threads, len(members)), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        _setting(left),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+        setting(stop),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
     ):
         list(pool.map(_Member.gradient, members))  # sets up kernels and memory: not part of the fit's time
-        for stop in stops:
+        for last in stops:
             start = _now(device)
-            list(pool.map(partial(_Member.advance, iterations=stop - done, left=left), members))
+            list(pool.map(partial(_Member.advance, iterations=last - done, stop=stop), members))
+            if stop.is_set():
+                return
             seconds += _now(device) - start
-            done = stop
+            done = last
             outputs = np.stack(list(pool.map(_Member.output, members)))
             errors = (outputs.astype(np.float64) - problem.tiles) ** 2
             yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
-
-
-@contextlib.contextmanager
-def _setting(event: threading.Event) -> Iterator[None]:
-    """Sets an event on the way out."""
-    try:
-        yield
-    finally:
-        event.set()
 
 
 class _Member:
@@ -69,9 +62,9 @@ class _Member:
         self.adam.zero_grad(set_to_none=True)
         nn.functional.mse_loss(self.net(self.input), self.tiles).backward()
 
-    def advance(self, iterations: int, left: threading.Event) -> None:
+    def advance(self, iterations: int, stop: threading.Event) -> None:
         for _ in range(iterations):
-            if left.is_set():
+            if stop.is_set():
                 return
             self.gradient()
             self.adam.step()

@@ -24,7 +24,11 @@ LANES_8 = (0,) * 8
 LANES_16 = (0,) * 16
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
+
+
+def _intrinsic(function: Any) -> Any:
+    return intrinsic(function)  # untyped, since numba's own type knows the typing context as an argument
 
 
 class Vector(types.Type):  # type: ignore[misc]  # numba has no type information
@@ -43,13 +47,13 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 def _operator(symbol: Any, instruction: str) -> None:
     @infer_global(symbol)
-    class _(AbstractTemplate):  # type: ignore[misc]
+    class OnVectors(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: Any, kws: Any) -> Any:
             same = len(args) == 2 and args[0] == args[1] and isinstance(args[0], Vector)
             return signature(args[0], *args) if same else None
 
     @lower_builtin(symbol, Vector, Vector)
-    def _(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return getattr(builder, instruction)(*args)
 
 
@@ -90,16 +94,54 @@ class _Code:
         name = f"llvm.fmuladd.v{a.type.count}{suffix}"
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
 
+    def multiply_pairs(self, left: Any, right: Any, sums: Any) -> Any:
+        """Sums + left[2 i] right[2 i] + left[2 i + 1] right[2 i + 1], pairs of bfloat16 in 32 bits."""
+        pairs = ir.VectorType(_BFloat16(), 2 * sums.type.count)
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * sums.type.count}"
+        kind = ir.FunctionType(sums.type, [sums.type, pairs, pairs])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(
+            function, [sums, self.builder.bitcast(left, pairs), self.builder.bitcast(right, pairs)]
+        )
+
+    def round(self, value: Any) -> Any:
+        """Bits of the nearest bfloat16 numbers, ties to even, in the upper halves; rubbish in the lower ones."""
+        kind = ir.VectorType(_I32, value.type.count)
+        bits = self.builder.bitcast(value, kind)
+        odd = self.builder.and_(self.builder.lshr(bits, _constant(kind, 16)), _constant(kind, 1))
+        return self.builder.add(self.builder.add(bits, _constant(kind, 0x7FFF)), odd)
+
+    def pair(self, low: Any, high: Any) -> Any:
+        """Joins the upper halves of two vectors of 32 bits."""
+        low = self.builder.lshr(low, _constant(low.type, 16))
+        return self.builder.or_(low, self.builder.and_(high, _constant(high.type, -0x10000)))
+
+    def pick(self, value: Any, places: list[int]) -> Any:
+        """Some of a vector's lanes."""
+        undefined = ir.Constant(value.type, ir.Undefined)
+        return self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(_I32, len(places)), places))
+
+
+class _BFloat16(ir.Type):  # type: ignore[misc]  # llvmlite does not name this type of LLVM's
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
 
 def _bytes(kind: ir.VectorType) -> int:
-    return 4 if isinstance(kind.element, ir.FloatType) else 8
+    return 8 if isinstance(kind.element, ir.DoubleType) else 4
 
 
 def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def load(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
     """As many consecutive elements as `lanes` is long."""
     vector = Vector(array.dtype, lanes.count)
@@ -111,7 +153,7 @@ def load(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
     return vector(array, types.intp, lanes), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes a vector to consecutive elements."""
 
@@ -123,7 +165,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, value), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def splat(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
     """One element of an array in all lanes."""
     vector = Vector(array.dtype, lanes.count)
@@ -135,7 +177,7 @@ def splat(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
     return vector(array, types.intp, lanes), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def same(typing: Any, value: Any, array: Any, lanes: Any) -> Any:
     """A number in all lanes, as the array's type."""
     vector = Vector(array.dtype, lanes.count)
@@ -147,7 +189,7 @@ def same(typing: Any, value: Any, array: Any, lanes: Any) -> Any:
     return vector(value, array, lanes), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """A * b + c, in one instruction where the processor has it."""
 
@@ -157,7 +199,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, b, c), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def relu(typing: Any, a: Any) -> Any:
     """Max(a, 0); NaN stays NaN, so that a fit that diverged is seen."""
 
@@ -168,7 +210,7 @@ def relu(typing: Any, a: Any) -> Any:
     return a(a), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def where_positive(typing: Any, a: Any, b: Any) -> Any:
     """B where a > 0, else 0."""
 
@@ -179,7 +221,7 @@ def where_positive(typing: Any, a: Any, b: Any) -> Any:
     return a(a, b), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def total(typing: Any, a: Any) -> Any:
     """The sum of all lanes, by halves."""
 
@@ -187,21 +229,14 @@ def total(typing: Any, a: Any) -> Any:
         value = args[0]
         while value.type.count > 1:
             half = value.type.count // 2
-            low, high = (
-                builder.shuffle_vector(
-                    value,
-                    ir.Constant(value.type, ir.Undefined),
-                    ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))),
-                )
-                for start in (0, half)
-            )
-            value = builder.fadd(low, high)
+            pick = _Code(context, builder, sig).pick
+            value = builder.fadd(pick(value, list(range(half))), pick(value, list(range(half, 2 * half))))
         return builder.extract_element(value, _I32(0))
 
     return a.dtype(a), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def exp(typing: Any, a: Any) -> Any:
     """e^a to the last digit or two; a is held within what the type can express, NaN stays NaN.
 
@@ -239,6 +274,31 @@ def exp(typing: Any, a: Any) -> Any:
     return a(a), code
 
 
+@_intrinsic
+def pair(typing: Any, low: Any, high: Any) -> Any:
+    """Two float32 vectors as bfloat16 pairs, one pair to a lane."""
+    vector = Vector(types.int32, low.lanes)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        this = _Code(context, builder, sig)
+        return this.pair(this.round(args[0]), this.round(args[1]))
+
+    return vector(low, high), code
+
+
+@_intrinsic
+def neighbours(typing: Any, a: Any) -> Any:
+    """One float32 vector as half as many bfloat16 pairs of neighbouring lanes."""
+    vector = Vector(types.int32, a.lanes // 2)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        this = _Code(context, builder, sig)
+        bits = this.round(args[0])
+        return this.pair(this.pick(bits, list(range(0, a.lanes, 2))), this.pick(bits, list(range(1, a.lanes, 2))))
+
+    return vector(a), code
+
+
 def product(rows: int, columns: int) -> Any:
     """Makes the inner part of a matrix product: a tile of the result that lives in registers.
 
@@ -247,10 +307,11 @@ def product(rows: int, columns: int) -> Any:
 
         C[c + i cr + j] = S[s + i sr + j] + sum over t < n of A[a + i ar + t ak] * B[b + t bk + j]
 
-    Terms are added in the order of t whatever the tile's size, so results do not depend on it.
+    Terms are added in the order of t whatever the tile's size, so results do not depend on it. Where A and B are int32
+    arrays, their elements are pairs of bfloat16 numbers, and both products of a pair are added.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_intrinsic
     def tile(
         typing: Any, A: Any, a: Any, ar: Any, ak: Any, B: Any, b: Any, bk: Any, S: Any, s: Any, sr: Any,
         C: Any, c: Any, cr: Any, n: Any, lanes: Any,
@@ -267,17 +328,20 @@ def product(rows: int, columns: int) -> Any:
                 index = builder.add(builder.add(start, builder.mul(stride, _I64(i))), _I64(j * vector.lanes))
                 return this.address(argument, args, index)
 
+            pairs = A.dtype == types.int32
+            add = this.multiply_pairs if pairs else this.fma
+            factors = ir.VectorType(_I32, vector.lanes) if pairs else kind
             sums = {}
             for i, j in grid:
                 sums[i, j] = cgutils.alloca_once_value(builder, this.load(place(7, s, sr, i, j), kind))
             with cgutils.for_range(builder, n) as loop:
                 start = builder.add(b, builder.mul(loop.index, bk))
-                right = [this.load(place(4, start, bk, 0, j), kind) for j in range(columns)]
+                right = [this.load(place(4, start, bk, 0, j), factors) for j in range(columns)]
                 start = builder.add(a, builder.mul(loop.index, ak))
                 for i in range(rows):
                     left = this.broadcast(builder.load(place(0, start, ar, i, 0)), vector.lanes)
                     for j in range(columns):
-                        builder.store(this.fma(left, right[j], builder.load(sums[i, j])), sums[i, j])
+                        builder.store(add(left, right[j], builder.load(sums[i, j])), sums[i, j])
             for i, j in grid:
                 this.store(builder.load(sums[i, j]), place(10, c, cr, i, j))
             return context.get_dummy_value()

@@ -1,0 +1,235 @@
+"""The fused engine against autograd in double precision."""
+
+import copy
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from problems import make_problem
+
+from ddstudy.decoder import DeepDecoder, Geometry, geometry, initial_weights
+from ddstudy.errors import UserError
+from ddstudy.fit import choose, fit, fused, kernels_cpu
+from ddstudy.fit.fused import Step
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+NO_BFLOAT16 = pytest.mark.skipif(not kernels_cpu.HAS_BFLOAT16, reason="this processor does not multiply bfloat16")
+
+
+class Case:
+    """A decoder with weights far from the start's identity normalisations, and data to fit."""
+
+    def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        k = shape.k
+        self.shape = shape
+        self.tiles = rng.random((tiles, shape.channels, *shape.sizes[-1]))
+        self.inputs = rng.random((members, tiles, k, *shape.sizes[0]))
+        self.weights = np.stack([initial_weights(shape, rng).astype(float) for _ in range(members)])
+        for block in range(shape.blocks):
+            start = block * (k * k + 2 * k) + k * k
+            self.weights[:, start : start + 2 * k] += rng.normal(scale=0.2, size=(members, 2 * k))
+
+    def step(self, dtype: str, precision: str = "float32") -> Step:
+        return Step(self.shape, self.tiles, len(self.weights), kernels_cpu, precision, dtype)
+
+    def fused(self, dtype: str, precision: str = "float32") -> tuple[NDArray[Any], NDArray[Any]]:
+        step, weights = self.step(dtype, precision), self.weights.astype(dtype)
+        gradients = np.full_like(weights, np.nan)
+        losses = step.mse(step.pad(self.inputs), weights, gradients).copy()
+        return losses, gradients
+
+    def autograd(self, loss: Loss | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        loss = loss or (lambda output: ((output - torch.tensor(self.tiles)) ** 2).mean())
+        net = DeepDecoder(self.shape).double()
+        losses, gradients = [], []
+        for inputs, weights in zip(self.inputs, self.weights, strict=True):
+            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
+            value = loss(net(torch.tensor(inputs)))
+            gradient = torch.autograd.grad(value, list(net.parameters()))
+            losses.append(value.item())
+            gradients.append(torch.cat([part.ravel() for part in gradient]).numpy())
+        return np.array(losses), np.array(gradients)
+
+    def sensitivity(self, size: float) -> float:
+        """How much the gradient answers to rounding errors of a size in the weights: a thin channel amplifies them."""
+        near = copy.copy(self)
+        near.weights = self.weights * (1 + size * np.random.default_rng(1).choice([-1, 1], self.weights.shape))
+        return error(near.autograd()[1], self.autograd()[1])
+
+    def bound(self) -> float:
+        """How far single precision may be off: a pixel near a ReLU's kink may fall on its other side."""
+        net = DeepDecoder(self.shape).double()
+        nearest = np.inf
+        for inputs, weights in zip(self.inputs, self.weights, strict=True):
+            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
+            x = torch.tensor(inputs)
+            for block in net.blocks:
+                up = torch.nn.functional.interpolate(block.conv(x), block.size, mode="bilinear", align_corners=False)
+                nearest = min(nearest, up.abs().min().item())
+                x = block.norm(torch.relu(up))
+        return max(1e-3 if nearest > 1e-5 else 1e-2, 10 * self.sensitivity(1e-7))
+
+
+def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest relative error of a member's whole gradient."""
+    return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    s = draw(st.integers(1, 8))
+    # at least 2 by 2 inputs: the statistics of one pixel are degenerate
+    height, width = (draw(st.integers(2 * s, 2 * s + 23)) for _ in range(2))
+    shape = geometry(draw(st.integers(1, 40)), s, draw(st.integers(1, 7)), height, width, draw(st.sampled_from([1, 3])))
+    return Case(shape, draw(st.integers(1, 20)), draw(st.integers(1, 6)), draw(st.integers(0, 99)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+@example(Case(geometry(40, 8, 7, 31, 23, 3), tiles=20, members=6))
+@example(Case(geometry(1, 1, 1, 2, 2), tiles=1, members=1))
+@example(Case(geometry(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
+def test_gradients_are_those_of_autograd(case: Case) -> None:
+    losses, gradients = case.autograd()
+    found, exact = case.fused("float64")
+    np.testing.assert_allclose(found, losses, rtol=1e-9)
+    assert error(exact, gradients) < max(1e-9, 100 * case.sensitivity(1e-15))
+    found, single = case.fused("float32")
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    assert error(single, gradients) < case.bound()
+
+
+@pytest.mark.parametrize("k", [64, 96])
+def test_gradients_at_the_thesis_sizes(k: int) -> None:
+    case = Case(geometry(k, 16, 5, 128, 96), tiles=1, members=1)
+    _, gradients = case.autograd()
+    assert error(case.fused("float64")[1], gradients) < 1e-9
+    assert error(case.fused("float32")[1], gradients) < 1e-2  # some of a million pixels are near a kink
+
+
+def test_any_loss_enters_through_its_slope_at_the_outputs() -> None:
+    case = Case(geometry(12, 4, 3, 24, 21, 3), tiles=2, members=3)
+    known = torch.tensor(np.random.default_rng(5).random(case.tiles.shape) < 0.5)
+
+    def inpainting(output: torch.Tensor) -> torch.Tensor:  # absolute errors where the image is known
+        return (output - torch.tensor(case.tiles)).abs()[known].mean()
+
+    losses, gradients = case.autograd(inpainting)
+    step = case.step("float64")
+    inputs, found = step.pad(case.inputs), np.full_like(case.weights, np.nan)
+    outputs = torch.tensor(step.forward(inputs, case.weights), requires_grad=True)
+    values = torch.stack([inpainting(output) for output in outputs])
+    np.testing.assert_allclose(values.detach().numpy(), losses, rtol=1e-12)
+    (slopes,) = torch.autograd.grad(values.sum(), outputs)
+    step.backward(inputs, case.weights, slopes.numpy(), found)
+    assert error(found, gradients) < 1e-9
+
+
+def test_mse_is_the_seam_with_the_slope_of_mse() -> None:
+    case = Case(geometry(20, 4, 2, 17, 24), tiles=3, members=2)
+    step = case.step("float64")
+    inputs, through = step.pad(case.inputs), np.empty_like(case.weights)
+    outputs = step.forward(inputs, case.weights)
+    step.backward(inputs, case.weights, 2 / case.tiles.size * (outputs - case.tiles), through)
+    assert error(case.fused("float64")[1], through) < 1e-12
+
+
+def test_torch_optimisers_work_on_the_flat_weights() -> None:
+    case = Case(geometry(8, 4, 2, 16, 20), tiles=1, members=2)
+    step = case.step("float64")
+    inputs, weights, gradients = step.pad(case.inputs), case.weights.copy(), np.empty_like(case.weights)
+    flat = torch.nn.Parameter(torch.from_numpy(weights))
+    flat.grad = torch.from_numpy(gradients)
+    optimiser = torch.optim.RMSprop([flat], lr=1e-3)
+    losses = []
+    for _ in range(30):
+        losses.append(step.mse(inputs, weights, gradients).copy())
+        optimiser.step()
+    assert (losses[-1] < losses[0]).all()
+    case.weights = weights
+    np.testing.assert_allclose(step.mse(inputs, weights, gradients), case.autograd()[0], rtol=1e-12)
+
+
+def test_adam_is_torchs() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(2, 50))
+    theirs = torch.nn.Parameter(torch.tensor(weights))
+    reference = torch.optim.Adam([theirs], lr=0.01)
+    ours = kernels_cpu.Adam(weights, 0.01)
+    for _ in range(20):
+        gradients = rng.normal(size=weights.shape) * 10.0 ** rng.integers(-9, 3, weights.shape)
+        theirs.grad = torch.tensor(gradients)
+        reference.step()
+        ours.update(gradients)
+    np.testing.assert_allclose(weights, theirs.detach().numpy(), rtol=1e-12)
+
+
+def test_the_first_iterations_are_those_of_the_reference() -> None:
+    work = make_problem(k=16, members=3, tiles=2, channels=3)
+    stops = [1, 5, 10]
+    for ours, theirs in zip(
+        fit(work, stops, method=choose("cpu", "fused")),
+        fit(work, stops, method=choose("cpu", "reference")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-3)
+
+
+@NO_BFLOAT16
+@pytest.mark.parametrize("k", [8, 24, 64])
+def test_bfloat16_products_point_the_same_way(k: int) -> None:
+    case = Case(geometry(k, 4, 3, 40, 33), tiles=2, members=2)
+    losses, gradients = case.autograd()
+    found, rounded = case.fused("float32", "bfloat16")
+    np.testing.assert_allclose(found, losses, rtol=0.01)
+    assert 1e-4 < error(rounded, gradients) < 0.3  # other numbers than float32, in the same direction
+    work = make_problem(k=k)
+    (rounded_end,) = fit(work, [150], method=choose("cpu", precision="bfloat16"))
+    (end,) = fit(work, [150])
+    np.testing.assert_allclose(rounded_end.losses.mean(), end.losses.mean(), rtol=0.5)
+
+
+def test_a_step_allocates_nothing() -> None:
+    case = Case(geometry(32, 4, 3, 64, 48), tiles=2, members=1)
+    step, weights = case.step("float32"), case.weights.astype(np.float32)
+    inputs, gradients = step.pad(case.inputs), np.empty_like(weights)
+    adam = kernels_cpu.Adam(weights, 0.01)
+
+    def iterate() -> None:
+        step.mse(inputs, weights, gradients)
+        adam.update(gradients)
+
+    iterate()
+    tracemalloc.start()
+    iterate()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4096  # Python's own small objects; the smallest activation has 24,576 bytes
+
+
+def test_the_largest_case_of_the_thesis_needs_less_than_1500_megabytes() -> None:
+    shape = geometry(192, 8, 6, 256, 320)
+    assert fused.memory(shape, tiles=1, members=5, threads=5) < 1.5e9
+    step = Step(shape, np.zeros((1, 1, 256, 320)), 1, kernels_cpu)
+    # outputs of all blocks but the last, products of the last, and gradients of two neighbouring blocks, once each
+    pixels = [h * w for h, w in shape.sizes]
+    activations = 4 * 192 * (sum(pixels[1:-1]) + pixels[-2] + pixels[-2] + pixels[-3])
+    assert activations < step.nbytes < 1.05 * activations
+
+
+def test_what_a_device_cannot_do_is_refused() -> None:
+    assert str(choose("cpu")) == "fused float32"
+    assert str(choose("mps")) == "reference float32"
+    with pytest.raises(UserError) as no_kernels:
+        choose("mps", "fused")
+    assert "no fused kernels for mps" in str(no_kernels.value)
+    with pytest.raises(UserError) as no_products:
+        choose("cpu", "reference", "bfloat16")
+    assert "bfloat16 needs the fused engine" in str(no_products.value)
