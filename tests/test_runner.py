@@ -25,7 +25,7 @@ class Recording(InProcess):
     """The real executor, which also tells what it was given, and can fail or be interrupted on demand."""
 
     def __init__(self, failures: int = 0, stop_after: int | None = None) -> None:
-        super().__init__()
+        super().__init__(threads=2)
         self.jobs: list[tuple[Fit, tuple[int, ...]]] = []
         self.failures = failures
         self.stop_after = stop_after

@@ -22,7 +22,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -189,14 +189,15 @@ def fit(
         for _ in range(min(threads, len(together)))
     ]
     groups = [_Group(problem, members, steps[0]) for members in together]
-    with ThreadPoolExecutor(len(steps)) as pool, setting(stop):
+    left = threading.Event()
+    with ThreadPoolExecutor(len(steps)) as pool, setting(left):
         with _telling_of_compilation():
             for step in steps:  # compiles and touches everything: not part of the fit's time
                 _Group(problem, together[0], step).iterate(step)
         done, seconds = 0, 0.0
         for last in stops:
             start = time.perf_counter()
-            queue = _Queue(groups, last - done, stop)
+            queue = _Queue(groups, last - done, lambda: left.is_set() or stop.is_set())
             list(pool.map(queue.work, steps))
             if stop.is_set():
                 return
@@ -253,15 +254,15 @@ def _telling_of_compilation() -> Iterator[None]:
 class _Queue:
     """Iterations still to do; threads take the group that is most behind, so that none is idle but at the very end."""
 
-    def __init__(self, groups: list[_Group], iterations: int, stop: threading.Event) -> None:
+    def __init__(self, groups: list[_Group], iterations: int, ended: Callable[[], bool]) -> None:
         self._lock = threading.Lock()
         self._waiting = [(iterations, i, group) for i, group in enumerate(groups)]
-        self._stop = stop
+        self._ended = ended
 
     def work(self, step: Step) -> None:
         """Iterates until nothing waits."""
         mine: tuple[int, int, _Group] | None = None
-        while not self._stop.is_set():
+        while not self._ended():
             with self._lock:
                 if mine and mine[0] > 1:
                     self._waiting.append((mine[0] - 1, *mine[1:]))

@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from triton.runtime.jit import JITFunction
 
 from ddstudy.decoder import EPS
 
@@ -76,7 +75,7 @@ def _fold(weights, partial, affine, folded, constants, parts, pixels, parameters
         partial += unit * parts * 2 * K
         mean = _total(partial, parts, 2 * K, c, c < K, ROWS, CHANNELS) / pixels
         variance = _total(partial + K, parts, 2 * K, c, c < K, ROWS, CHANNELS) / pixels - mean * mean
-        variance = tl.where(0 > variance, 0.0, variance)  # in this order: NaN stays
+        variance = tl.where(variance < 0, 0.0, variance)  # which NaN is not
         inverse = 1.0 / tl.sqrt(variance + _EPS)
         scale = tl.load(weights + norm + c, c < k, other=0.0) * inverse
         shift = tl.load(weights + norm + k + c, c < k, other=0.0) - scale * mean
@@ -110,7 +109,7 @@ def _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h
     start = top_left + down * (bottom_left - top_left)
     end = top_right + down * (bottom_right - top_right)
     value = start + along[:, None] * (end - start) + constant[None, :]
-    return tl.where(here, tl.where(0 > value, 0.0, value), 0.0)  # in this order: NaN stays
+    return tl.where(here, tl.where(value < 0, 0.0, value), 0.0)  # NaN is not below zero, and stays
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -254,15 +253,16 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
     `r` and `dy`, which has the normalisation's scale already.
     """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    alpha = tl.load(pulls + unit * 2 * K + c, c < K, other=0.0)
-    beta = tl.load(pulls + unit * 2 * K + K + c, c < K, other=0.0)
+    c = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
+    own = c < K
+    alpha = tl.load(pulls + unit * 2 * K + c, own, other=0.0)
+    beta = tl.load(pulls + unit * 2 * K + K + c, own, other=0.0)
     d += unit * h * w * K
     if LAST:
         z += unit * h * w * K
         slopes += unit * C * H * W
         head += unit * C * K
-        constant = tl.load(constants + unit * K + c, c < K, other=0.0)
+        constant = tl.load(constants + unit * K + c, own, other=0.0)
     else:
         r += unit * H * W * K
         dy += unit * H * W * K
@@ -270,8 +270,8 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
     blocks = tl.cdiv(w, PIXELS)
     for item in range(part * per, tl.minimum((part + 1) * per, h * blocks)):
         i = item // blocks
-        j = item % blocks * PIXELS + tl.arange(0, PIXELS)
-        here = (j < w)[:, None] & (c < K)[None, :]
+        j = (item % blocks * PIXELS + tl.arange(0, PIXELS))[:, None]
+        here = (j < w) & own
         before, after = tl.maximum(j - 1, 0), tl.minimum(j + 1, w - 1)
         # the cell on the left begins at `left`, the cell on the right at `middle`
         left = tl.load(x_start + before, j < w, other=0)
@@ -281,12 +281,12 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
         for below in tl.static_range(2):
             top, bottom = tl.maximum(i - 1 + below, 0), tl.minimum(i + below, h - 1)
             if LAST:
-                top_left = tl.load(z + (top * w + before[:, None]) * K + c[None, :], here, other=0.0)
-                top_middle = tl.load(z + (top * w + j[:, None]) * K + c[None, :], here, other=0.0)
-                top_right = tl.load(z + (top * w + after[:, None]) * K + c[None, :], here, other=0.0)
-                fall_left = tl.load(z + (bottom * w + before[:, None]) * K + c[None, :], here, other=0.0) - top_left
-                fall_middle = tl.load(z + (bottom * w + j[:, None]) * K + c[None, :], here, other=0.0) - top_middle
-                fall_right = tl.load(z + (bottom * w + after[:, None]) * K + c[None, :], here, other=0.0) - top_right
+                top_left = tl.load(z + (top * w + before) * K + c, here, other=0.0)
+                top_middle = tl.load(z + (top * w + j) * K + c, here, other=0.0)
+                top_right = tl.load(z + (top * w + after) * K + c, here, other=0.0)
+                fall_left = tl.load(z + (bottom * w + before) * K + c, here, other=0.0) - top_left
+                fall_middle = tl.load(z + (bottom * w + j) * K + c, here, other=0.0) - top_middle
+                fall_right = tl.load(z + (bottom * w + after) * K + c, here, other=0.0) - top_right
             for y in range(tl.load(y_start + top), tl.load(y_start + i + below)):
                 down = tl.load(y_fraction + y)
                 if LAST:
@@ -301,21 +301,21 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
                         share = (1.0 - down if below else down) * (1.0 - along if beside else along)
                         if LAST:
                             start, end = (at_middle, at_right) if beside else (at_left, at_middle)
-                            value = start + along[:, None] * (end - start) + constant[None, :]
-                            pull = alpha[None, :] + beta[None, :] * value
+                            value = start + along * (end - start) + constant
+                            pull = alpha + beta * value
                             for o in tl.static_range(C):
-                                weight = tl.load(head + o * K + c, c < K, other=0.0)
+                                weight = tl.load(head + o * K + c, own, other=0.0)
                                 slope = tl.load(slopes + (o * H + y) * W + x, inside, other=0.0)
-                                pull += slope[:, None] * weight[None, :]
+                                pull += slope * weight
                         else:
-                            place = (y * W + x[:, None]) * K + c[None, :]
-                            there = inside[:, None] & (c < K)[None, :]
+                            place = (y * W + x) * K + c
+                            there = inside & own
                             value = tl.load(r + place, there, other=0.0)
-                            pull = alpha[None, :] + beta[None, :] * value + tl.load(dy + place, there, other=0.0)
-                        result += tl.where(inside[:, None] & (value > 0), pull * share[:, None], 0.0)
-        tl.store(d + (i * w + j[:, None]) * K + c[None, :], result, here)
+                            pull = alpha + beta * value + tl.load(dy + place, there, other=0.0)
+                        result += tl.where(inside & (value > 0), pull * share, 0.0)
+        tl.store(d + (i * w + j) * K + c, result, here)
         total += result
-    tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0), c < K)
+    tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0)[None, :], own)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -383,7 +383,7 @@ def _block(size: int, smallest: int, largest: int) -> int:
     """The power of two between two that splits `size` with the least left over; the larger of equals."""
     largest = max(1, min(largest, _power(size)))
     smallest = min(smallest, largest)
-    choices = [2**i for i in range(smallest.bit_length() - 1, largest.bit_length())]
+    choices = [1 << i for i in range(smallest.bit_length() - 1, largest.bit_length())]
     return min(reversed(choices), key=lambda block: -(-size // block) * block)
 
 
@@ -448,7 +448,7 @@ class _Scratch:
         self.blends = [_split(H, W, some, _BLEND, programs) for H, W in sizes[1:]]
         self.gathers = [_split(h, w, some, _GATHER, programs) for h, w in sizes[:-1]]
         self.head = _split(*sizes[-1], self.channels, _BLEND // self.colours, max(1, kernels.programs // T))
-        products = kernels.products / (T * (K / 64) ** 2)
+        products = kernels.products / (T * max(1, K / 64) ** 2)
         self.chunks = [_chunks(h * w, products) for h, w in sizes[:-1]]
         # of each convolution, the head being the last: diag(a) C as (outputs, inputs), and b C
         self.folded = [kernels.zeros((units, K, K), dtype) for _ in range(l)] + [step.head]
@@ -468,9 +468,9 @@ class _Scratch:
     @staticmethod
     def _tables(axis: Axis, kernels: Kernels) -> _Tables:
         outputs = np.diff(axis.start)
-        lower = np.repeat(np.arange(len(outputs)), outputs)
-        start, lower = kernels.array(axis.start, "int32"), kernels.array(lower, "int32")
-        return _Tables(start, lower, kernels.array(axis.fraction, str(axis.fraction.dtype)), int(outputs.max()))
+        start = kernels.array(axis.start, "int32")
+        lower = kernels.array(np.repeat(np.arange(len(outputs)), outputs), "int32")
+        return _Tables(start, lower, kernels.array(axis.fraction, axis.fraction.dtype.name), int(outputs.max()))
 
     def upsampling(self, i: int) -> tuple[torch.Tensor, ...]:
         """What block i's upsampling reads at an output."""
@@ -478,7 +478,10 @@ class _Scratch:
         return rows.lower, rows.fraction, columns.lower, columns.fraction
 
     def multiply(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, turned: str) -> None:
-        """A batch of products; `turned`: which factor, "a" or "b" or neither, enters as its transpose."""
+        """A batch of products; `turned` says which factor, "a" or "b" or neither, enters as its transpose.
+
+        Float32 products are true ones unless the program has allowed torch to use TF32.
+        """
         if self.rounded:
             a, b = (
                 room[: factor.numel()].view(factor.shape).copy_(factor)
@@ -526,7 +529,9 @@ class Kernels:
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
-        if self.device.type == "cpu" and isinstance(_adam, JITFunction):
+        if self.device == torch.device("cuda"):  # the caller's current one, for other threads too
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        if self.device.type == "cpu" and isinstance(_adam, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
         # per member, and enough for the largest GPUs at a few members; the interpreter takes its time for each
         self.programs, self.products = (256, 64) if self.device.type == "cuda" else (3, 3)
@@ -624,15 +629,16 @@ class Kernels:
                 return
             channels = min(16, own.channels)
             _head_gradient[(triton.cdiv(K, channels), len(step.losses))](
-                weights, gradients, step.affine[i], own.head_partial, own.head_sums, step.losses, own.pulls, split.parts,
-                weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, own.tiles, K=K, C=C, COLOURS=own.colours,
-                CHANNELS=channels, ROWS=_TABLE // (own.colours * channels), ERRORS=mode == self.MSE,
+                weights, gradients, step.affine[i], own.head_partial, own.head_sums, step.losses, own.pulls,
+                split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, own.tiles, K=K, C=C,
+                COLOURS=own.colours, CHANNELS=channels, ROWS=_TABLE // (own.colours * channels),
+                ERRORS=mode == self.MSE,
             )  # fmt: skip
 
     def backward(
         self, step: Step, i: int, inputs: torch.Tensor, weights: torch.Tensor, gradients: torch.Tensor
     ) -> None:
-        """Block i: gradients of its convolution and of the normalisation before it, and what reaches the block before."""
+        """Block i: gradients of its convolution and of the normalisation before it, and what reaches that."""
         own: _Scratch = step.scratch
         shape, K, split, k, chunks = step.shape, step.width, own.gathers[i], step.shape.k, own.chunks[i]
         (h, w), (H, W) = shape.sizes[i], shape.sizes[i + 1]
@@ -644,9 +650,9 @@ class Kernels:
                 dy = own.dy[: own.units * H * W * K].view(own.units, H * W, K)
                 own.multiply(_pixels(step.d[i + 1]), own.folded[i + 1], dy, turned="")
             _gather[(split.parts, own.units, triton.cdiv(K, split.channels))](
-                z, own.constants[i], step.head, step.slopes, z if last else step.r[i], own.dy, own.pulls, d, own.partial,
-                rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.per, columns.most, K=K,
-                C=shape.channels, CHANNELS=split.channels, PIXELS=split.pixels, LAST=last,
+                z, own.constants[i], step.head, step.slopes, z if last else step.r[i], own.dy, own.pulls, d,
+                own.partial, rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.per,
+                columns.most, K=K, C=shape.channels, CHANNELS=split.channels, PIXELS=split.pixels, LAST=last,
             )  # fmt: skip
             x = (step.r[i - 1] if i else inputs).view(own.units * chunks, h * w // chunks, K)
             correlation = own.correlation[: len(x) * K * K].view(-1, K, K)
@@ -655,8 +661,8 @@ class Kernels:
             together = min(_power(chunks), max(1, _TABLE // (channels * outs)))
             _block_gradient[(triton.cdiv(K, channels), len(weights))](
                 weights, gradients, step.affine[i], correlation, own.partial, own.pulls, chunks, split.parts,
-                weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, own.tiles, K=K, OUTS=outs, CHANNELS=channels,
-                CHUNKS=together, ROWS=_TABLE // outs, INPUT=i == 0,
+                weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, own.tiles, K=K, OUTS=outs,
+                CHANNELS=channels, CHUNKS=together, ROWS=_TABLE // outs, INPUT=i == 0,
             )  # fmt: skip
 
     def _fold(self, step: Step, i: int, weights: torch.Tensor) -> None:

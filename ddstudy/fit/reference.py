@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -29,14 +29,20 @@ def fit(
     tiles = torch.tensor(problem.tiles, device=device)
     members = [_Member(problem, index, tiles) for index in range(len(problem.weights))]
     done, seconds = 0, 0.0
+    left = threading.Event()
     with (
         ThreadPoolExecutor(min(threads, len(members)), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        setting(stop),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+        setting(left),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
     ):
         list(pool.map(_Member.gradient, members))  # sets up kernels and memory: not part of the fit's time
         for last in stops:
             start = _now(device)
-            list(pool.map(partial(_Member.advance, iterations=last - done, stop=stop), members))
+            list(
+                pool.map(
+                    partial(_Member.advance, iterations=last - done, ended=lambda: left.is_set() or stop.is_set()),
+                    members,
+                )
+            )
             if stop.is_set():
                 return
             seconds += _now(device) - start
@@ -62,9 +68,9 @@ class _Member:
         self.adam.zero_grad(set_to_none=True)
         nn.functional.mse_loss(self.net(self.input), self.tiles).backward()
 
-    def advance(self, iterations: int, stop: threading.Event) -> None:
+    def advance(self, iterations: int, ended: Callable[[], bool]) -> None:
         for _ in range(iterations):
-            if stop.is_set():
+            if ended():
                 return
             self.gradient()
             self.adam.step()

@@ -1,0 +1,309 @@
+"""The Triton kernels against autograd in double precision: in Triton's interpreter, and on a GPU where there is one.
+
+Triton decides at its import whether it interprets, and torch may import it. So this file is a program, too: as
+`python test_kernels_cuda.py interpret FILE` it does all the jobs below in the interpreter and keeps their numbers.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from problems import make_problem
+from test_fused import Case, error
+
+from ddstudy.decoder import geometry
+from ddstudy.fit import fused, reference
+from ddstudy.fit.fused import Step
+
+pytest.importorskip("triton", reason="Triton is not available for this platform")
+pytestmark = pytest.mark.slow
+
+Numbers = dict[str, NDArray[Any]]
+Job = Callable[[str], Numbers]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+
+# k, s, l, height, width, colours; tiles; members
+CASES = {
+    "one channel": ((1, 4, 2, 13, 8), 2, 2),
+    "odd sizes": ((5, 2, 3, 9, 7), 1, 3),
+    "colours": ((8, 3, 2, 11, 9, 3), 2, 2),
+    "many tiles": ((5, 4, 1, 8, 9), 9, 2),
+    "deep": ((16, 4, 5, 13, 10), 1, 2),
+    "padded channels": ((24, 2, 4, 9, 12), 2, 1),
+    "three blocks of channels": ((40, 4, 2, 12, 9), 1, 1),
+    "a scale of 8 at once": ((8, 8, 1, 17, 24, 3), 1, 1),
+    "no upsampling": ((6, 1, 2, 5, 4), 1, 2),
+    "wider than a block": ((4, 2, 1, 5, 270), 1, 1),
+}
+LEARNING_RATE = 0.02
+
+
+def case_of(name: str) -> Case:
+    shape, tiles, members = CASES[name]
+    return Case(geometry(*shape), tiles, members)
+
+
+def gradients_of(name: str, dtype: str, precision: str, device: str) -> Numbers:
+    case, kernels = case_of(name), kernels_on(device)
+    step = Step(case.shape, case.tiles, len(case.weights), kernels, precision, dtype)
+    weights = kernels.array(case.weights, dtype)
+    gradients = torch.full_like(weights, torch.nan)
+    inputs = step.pad(case.inputs)
+    again = torch.full_like(weights, torch.nan)
+    step.mse(inputs, weights, again)
+    losses = step.mse(inputs, weights, gradients)
+    assert torch.equal(again, gradients)
+    return {
+        "losses": kernels.numbers(losses),
+        "gradients": kernels.numbers(gradients),
+        "outputs": kernels.numbers(step.outputs),
+    }
+
+
+def slopes_of(case: Case) -> NDArray[Any]:
+    return np.random.default_rng(7).normal(size=(len(case.weights), *case.tiles.shape))
+
+
+def seam_of(name: str, device: str) -> Numbers:
+    case, kernels = case_of(name), kernels_on(device)
+    step = Step(case.shape, case.tiles, len(case.weights), kernels, dtype="float64")
+    weights, inputs = kernels.array(case.weights, "float64"), step.pad(case.inputs)
+    gradients = torch.full_like(weights, torch.nan)
+    outputs = kernels.numbers(step.forward(inputs, weights))
+    step.backward(inputs, weights, kernels.array(slopes_of(case), "float64"), gradients)
+    return {"outputs": outputs, "gradients": kernels.numbers(gradients)}
+
+
+def diverged(device: str) -> Numbers:
+    case, kernels = case_of("odd sizes"), kernels_on(device)
+    case.weights[1, 3] = np.nan
+    step = Step(case.shape, case.tiles, len(case.weights), kernels)
+    weights = kernels.array(case.weights, "float32")
+    losses = step.mse(step.pad(case.inputs), weights, torch.zeros_like(weights))
+    return {"losses": kernels.numbers(losses), "outputs": kernels.numbers(step.outputs)}
+
+
+def slopes_of_adam() -> NDArray[Any]:
+    return np.random.default_rng(8).normal(size=(4, 3, 500))
+
+
+def adam(dtype: str, device: str) -> Numbers:
+    kernels = kernels_on(device)
+    weights = kernels.array(np.ones((3, 500)), dtype)
+    optimiser = kernels.Adam(weights, LEARNING_RATE)
+    for slopes in slopes_of_adam():
+        optimiser.update(kernels.array(slopes, dtype))
+    return {"weights": kernels.numbers(weights)}
+
+
+def short_fit(device: str) -> Numbers:
+    (end,) = fused.fit(make_problem(k=4, size=9), [5], kernels_on(device), threads=1, stop=threading.Event())
+    return {"losses": end.losses, "outputs": end.outputs}
+
+
+JOBS: dict[str, Job] = {
+    **{
+        f"gradients {name} {dtype}": partial(gradients_of, name, dtype, "float32")
+        for name in CASES
+        for dtype in ("float64", "float32")
+    },
+    **{f"seam {name}": partial(seam_of, name) for name in ("odd sizes", "colours")},
+    **{f"adam {dtype}": partial(adam, dtype) for dtype in ("float64", "float32")},
+    "bfloat16": partial(gradients_of, "padded channels", "float32", "bfloat16"),
+    "diverged": diverged,
+    "fit": short_fit,
+}
+
+
+def kernels_on(device: str) -> Any:
+    from ddstudy.fit.kernels_cuda import Kernels  # not above: the program below sets up Triton first
+
+    return Kernels(device)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Numbers | str]:
+    file = tmp_path_factory.mktemp("interpreted") / "numbers.npz"
+    program([__file__, "interpret", str(file)], TRITON_INTERPRET="1")
+    found: dict[str, Any] = {}
+    with np.load(file) as numbers:
+        for key in numbers.files:
+            job, _, what = key.partition("/")
+            found.setdefault(job, {})[what] = numbers[key]
+    return found
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=NEEDS_GPU)])
+def does(request: pytest.FixtureRequest) -> Callable[[str], Numbers]:
+    """The numbers of a job."""
+    if request.param == "cuda":
+        return lambda job: JOBS[job]("cuda")
+
+    def look_up(job: str) -> Numbers:
+        numbers: Numbers = request.getfixturevalue("interpreted")[job]
+        if "failure" in numbers:
+            pytest.fail(str(numbers["failure"]), pytrace=False)
+        return numbers
+
+    return look_up
+
+
+def program(arguments: list[str], **environment: str) -> str:
+    """What a Python program prints; its failure fails the test."""
+    done = subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=280
+    )
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_autograd(name: str, does: Callable[[str], Numbers]) -> None:
+    case = case_of(name)
+    losses, gradients = case.autograd()
+    exact = does(f"gradients {name} float64")
+    np.testing.assert_allclose(exact["losses"], losses, rtol=1e-12)
+    np.testing.assert_allclose(((exact["outputs"] - case.tiles) ** 2).mean((1, 2, 3, 4)), losses, rtol=1e-12)
+    assert error(exact["gradients"], gradients) < 1e-9
+    single = does(f"gradients {name} float32")
+    np.testing.assert_allclose(single["losses"], losses, rtol=1e-4)
+    np.testing.assert_allclose(single["outputs"], exact["outputs"], atol=1e-4)
+    assert error(single["gradients"], gradients) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["odd sizes", "colours"])
+def test_any_loss_enters_through_its_slope_at_the_outputs(name: str, does: Callable[[str], Numbers]) -> None:
+    case, found = case_of(name), does(f"seam {name}")
+    slopes = iter(torch.tensor(slopes_of(case)))
+    losses, gradients = case.autograd(lambda output: (output * next(slopes)).sum())
+    np.testing.assert_allclose((found["outputs"] * slopes_of(case)).sum((1, 2, 3, 4)), losses, rtol=1e-10)
+    assert error(found["gradients"], gradients) < 1e-9
+
+
+def test_factors_in_bfloat16_give_about_the_same(does: Callable[[str], Numbers]) -> None:
+    losses, gradients = case_of("padded channels").autograd()
+    found = does("bfloat16")
+    np.testing.assert_allclose(found["losses"], losses, rtol=2e-2)
+    assert 1e-4 < error(found["gradients"], gradients) < 0.1
+
+
+def test_divergence_shows_as_nan_in_its_member_alone(does: Callable[[str], Numbers]) -> None:
+    found = does("diverged")
+    assert np.isnan(found["losses"]).tolist() == [False, True, False]
+    assert np.isnan(found["outputs"]).any((1, 2, 3, 4)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_adam_is_that_of_torch(dtype: str, tolerance: float, does: Callable[[str], Numbers]) -> None:
+    weights = torch.ones((3, 500), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([weights], lr=LEARNING_RATE)
+    for slopes in slopes_of_adam():
+        weights.grad = torch.tensor(slopes)
+        optimiser.step()
+    np.testing.assert_allclose(does(f"adam {dtype}")["weights"], weights.detach().numpy(), rtol=tolerance)
+
+
+def test_a_fit_follows_the_reference(does: Callable[[str], Numbers]) -> None:
+    work = make_problem(k=4, size=9)
+    (end,) = reference.fit(work, [5], device="cpu", threads=1, stop=threading.Event())
+    found = does("fit")
+    np.testing.assert_allclose(found["losses"], end.losses, rtol=1e-4)
+    np.testing.assert_allclose(found["outputs"], end.outputs, atol=1e-3)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize(("k", "tiles", "channels"), [(8, 1, 1), (40, 4, 3)])
+def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles: int, channels: int) -> None:
+    work = make_problem(k=k, members=3, tiles=tiles, channels=channels, size=40)
+
+    def ends() -> list[Any]:
+        return list(fused.fit(work, [7, 20], kernels_on("cuda"), threads=1, stop=threading.Event()))
+
+    once, again = ends(), ends()
+    (expected,) = reference.fit(work, [20], device="cpu", threads=1, stop=threading.Event())
+    for one, other in zip(once, again, strict=True):
+        assert np.array_equal(one.outputs, other.outputs)
+        assert np.array_equal(one.losses, other.losses)
+    np.testing.assert_allclose(once[-1].losses, expected.losses, rtol=1e-2)
+
+
+def test_a_processor_needs_the_interpreter() -> None:
+    text = "from ddstudy.fit.kernels_cuda import Kernels; Kernels('cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", text], env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True
+    )
+    assert "TRITON_INTERPRET=1" in done.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_gpus_that_are_not_here(capability: int, tmp_path: Path) -> None:
+    # the interpreter takes more than the compiler does
+    printed = program(
+        [__file__, "compile", str(capability)], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path / "cache")
+    )
+    assert sorted(set(printed.split())) == sorted(
+        ["_fold", "_blend", "_head", "_head_gradient", "_gather", "_block_gradient", "_adam"]
+    )
+
+
+def interpret(file: str) -> None:
+    numbers: Numbers = {}
+    for name, job in JOBS.items():
+        try:
+            numbers |= {f"{name}/{what}": values for what, values in job("cpu").items()}
+        except Exception:
+            numbers[f"{name}/failure"] = np.array(traceback.format_exc())
+    np.savez(file, **numbers)  # type: ignore[arg-type]
+
+
+def compile_for(capability: int) -> None:
+    """Compiles what one iteration launches, and prints the kernels' names."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from ddstudy.fit.kernels_cuda import Kernels
+
+    class Absent:
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", capability, 32))
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    def compiled(kernel: Any, grid: Any) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            assert kernel.warmup(*arguments, grid=grid, **constants).asm["cubin"]
+            print(kernel.fn.__name__)
+
+        return launch
+
+    class Here(Kernels):
+        def __init__(self) -> None:
+            self.device, self.programs, self.products = torch.device("cpu"), 256, 64
+
+    driver.set_active(Absent())
+    JITFunction.__getitem__ = compiled
+    case = Case(geometry(24, 4, 2, 40, 36, 3), tiles=2, members=2)
+    for dtype in ("float32", "float64"):
+        step = Step(case.shape, case.tiles, 2, Here(), dtype=dtype)
+        weights, inputs = step.kernels.array(case.weights, dtype), step.pad(case.inputs)
+        step.mse(inputs, weights, torch.zeros_like(weights))
+        step.kernels.Adam(weights, LEARNING_RATE).update(torch.zeros_like(weights))
+        step.forward(inputs, weights)
+        step.backward(inputs, weights, step.outputs, torch.zeros_like(weights))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    interpret(sys.argv[2]) if sys.argv[1] == "interpret" else compile_for(int(sys.argv[2]))
