@@ -181,7 +181,11 @@ def fit(
     stop: threading.Event,
     precision: str = "float32",
 ) -> Iterator[Snapshot]:
-    """See `ddstudy.fit.fit`. A member's numbers do not depend on `threads`, nor on the members beside it."""
+    """See `ddstudy.fit.fit`.
+
+    On the processor a member's numbers do not depend on `threads`, nor on the members beside it; on CUDA, cuBLAS may
+    add up in another order for another number of members.
+    """
     M = len(problem.weights)
     together = [slice(0, M)] if kernels.TOGETHER else [slice(m, m + 1) for m in range(M)]
     steps = [
@@ -194,11 +198,13 @@ def fit(
         with _telling_of_compilation():
             for step in steps:  # compiles and touches everything: not part of the fit's time
                 _Group(problem, together[0], step).iterate(step)
+        kernels.wait()
         done, seconds = 0, 0.0
         for last in stops:
             start = time.perf_counter()
             queue = _Queue(groups, last - done, lambda: left.is_set() or stop.is_set())
             list(pool.map(queue.work, steps))
+            kernels.wait()
             if stop.is_set():
                 return
             seconds += time.perf_counter() - start

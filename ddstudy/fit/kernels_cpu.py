@@ -93,6 +93,10 @@ def numbers(values: NDArray[Any]) -> NDArray[Any]:
     return values.copy()
 
 
+def wait() -> None:
+    """Until what was started is done: at once, since kernels return when they are done."""
+
+
 def captured(advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
     """A sequence of kernels that will be run many times on the same arrays."""
     return advance
@@ -494,7 +498,8 @@ def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first,
 
 @_compiled
 def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
-              panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs, partial, sums, k, lanes):  # fmt: skip
+              panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs,
+              partial, sums, k, lanes):  # fmt: skip
     M, T, h, w, K = x.shape
     H, W = yf.size, xf.size
     N = H * W

@@ -94,7 +94,7 @@ def _fold(weights, partial, affine, folded, constants, parts, pixels, parameters
 
 @triton.jit
 def _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h, w, W, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """R of some pixels (x) of the row y of a unit, zero past the row's end."""
+    """R of some pixels x of the row y of a unit, zero past the row's end."""
     here = (x < W)[:, None] & (c < K)[None, :]
     top = tl.load(y_lower + y)
     bottom = tl.minimum(top + 1, h - 1)
@@ -102,10 +102,11 @@ def _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h
     right = tl.minimum(left + 1, w - 1)
     down = tl.load(y_fraction + y)
     along = tl.load(x_fraction + x, x < W, other=0.0)
-    top_left = tl.load(z + (top * w + left[:, None]) * K + c[None, :], here, other=0.0)
-    top_right = tl.load(z + (top * w + right[:, None]) * K + c[None, :], here, other=0.0)
-    bottom_left = tl.load(z + (bottom * w + left[:, None]) * K + c[None, :], here, other=0.0)
-    bottom_right = tl.load(z + (bottom * w + right[:, None]) * K + c[None, :], here, other=0.0)
+    to_left, to_right = left[:, None] * K + c[None, :], right[:, None] * K + c[None, :]
+    top_left = tl.load(z + top * w * K + to_left, here, other=0.0)
+    top_right = tl.load(z + top * w * K + to_right, here, other=0.0)
+    bottom_left = tl.load(z + bottom * w * K + to_left, here, other=0.0)
+    bottom_right = tl.load(z + bottom * w * K + to_right, here, other=0.0)
     start = top_left + down * (bottom_left - top_left)
     end = top_right + down * (bottom_right - top_right)
     value = start + along[:, None] * (end - start) + constant[None, :]
@@ -129,8 +130,7 @@ def _blend(z, constants, r, partial, y_lower, y_fraction, x_lower, x_fraction, h
         x = item % blocks * PIXELS + tl.arange(0, PIXELS)
         value = _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h, w, W, K)
         if KEEP:
-            here = (x < W)[:, None] & (c < K)[None, :]
-            tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, here)
+            tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, (x < W)[:, None] & (c < K)[None, :])
         first += value
         second += value * value
     partial += (unit * tl.num_programs(0) + part) * 2 * K
@@ -253,16 +253,16 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
     `r` and `dy`, which has the normalisation's scale already.
     """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
-    own = c < K
-    alpha = tl.load(pulls + unit * 2 * K + c, own, other=0.0)
-    beta = tl.load(pulls + unit * 2 * K + K + c, own, other=0.0)
+    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    own, to_c = (c < K)[None, :], c[None, :]
+    alpha = tl.load(pulls + unit * 2 * K + c, c < K, other=0.0)[None, :]
+    beta = tl.load(pulls + unit * 2 * K + K + c, c < K, other=0.0)[None, :]
     d += unit * h * w * K
     if LAST:
         z += unit * h * w * K
         slopes += unit * C * H * W
         head += unit * C * K
-        constant = tl.load(constants + unit * K + c, own, other=0.0)
+        constant = tl.load(constants + unit * K + c, c < K, other=0.0)[None, :]
     else:
         r += unit * H * W * K
         dy += unit * H * W * K
@@ -270,8 +270,8 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
     blocks = tl.cdiv(w, PIXELS)
     for item in range(part * per, tl.minimum((part + 1) * per, h * blocks)):
         i = item // blocks
-        j = (item % blocks * PIXELS + tl.arange(0, PIXELS))[:, None]
-        here = (j < w) & own
+        j = item % blocks * PIXELS + tl.arange(0, PIXELS)
+        here = (j < w)[:, None] & own
         before, after = tl.maximum(j - 1, 0), tl.minimum(j + 1, w - 1)
         # the cell on the left begins at `left`, the cell on the right at `middle`
         left = tl.load(x_start + before, j < w, other=0)
@@ -281,12 +281,12 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
         for below in tl.static_range(2):
             top, bottom = tl.maximum(i - 1 + below, 0), tl.minimum(i + below, h - 1)
             if LAST:
-                top_left = tl.load(z + (top * w + before) * K + c, here, other=0.0)
-                top_middle = tl.load(z + (top * w + j) * K + c, here, other=0.0)
-                top_right = tl.load(z + (top * w + after) * K + c, here, other=0.0)
-                fall_left = tl.load(z + (bottom * w + before) * K + c, here, other=0.0) - top_left
-                fall_middle = tl.load(z + (bottom * w + j) * K + c, here, other=0.0) - top_middle
-                fall_right = tl.load(z + (bottom * w + after) * K + c, here, other=0.0) - top_right
+                top_left = tl.load(z + (top * w + before[:, None]) * K + to_c, here, other=0.0)
+                top_middle = tl.load(z + (top * w + j[:, None]) * K + to_c, here, other=0.0)
+                top_right = tl.load(z + (top * w + after[:, None]) * K + to_c, here, other=0.0)
+                fall_left = tl.load(z + (bottom * w + before[:, None]) * K + to_c, here, other=0.0) - top_left
+                fall_middle = tl.load(z + (bottom * w + j[:, None]) * K + to_c, here, other=0.0) - top_middle
+                fall_right = tl.load(z + (bottom * w + after[:, None]) * K + to_c, here, other=0.0) - top_right
             for y in range(tl.load(y_start + top), tl.load(y_start + i + below)):
                 down = tl.load(y_fraction + y)
                 if LAST:
@@ -301,21 +301,21 @@ def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fra
                         share = (1.0 - down if below else down) * (1.0 - along if beside else along)
                         if LAST:
                             start, end = (at_middle, at_right) if beside else (at_left, at_middle)
-                            value = start + along * (end - start) + constant
+                            value = start + along[:, None] * (end - start) + constant
                             pull = alpha + beta * value
                             for o in tl.static_range(C):
-                                weight = tl.load(head + o * K + c, own, other=0.0)
+                                weight = tl.load(head + o * K + c, c < K, other=0.0)
                                 slope = tl.load(slopes + (o * H + y) * W + x, inside, other=0.0)
-                                pull += slope * weight
+                                pull += slope[:, None] * weight[None, :]
                         else:
-                            place = (y * W + x) * K + c
-                            there = inside & own
+                            place = (y * W + x[:, None]) * K + to_c
+                            there = inside[:, None] & own
                             value = tl.load(r + place, there, other=0.0)
                             pull = alpha + beta * value + tl.load(dy + place, there, other=0.0)
-                        result += tl.where(inside & (value > 0), pull * share, 0.0)
-        tl.store(d + (i * w + j) * K + c, result, here)
+                        result += tl.where(inside[:, None] & (value > 0), pull * share[:, None], 0.0)
+        tl.store(d + (i * w + j[:, None]) * K + to_c, result, here)
         total += result
-    tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0)[None, :], own)
+    tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0), c < K)
 
 
 @triton.jit(do_not_specialize=_SIZES)

@@ -7,6 +7,9 @@ that a kernel says what stays in registers. LLVM splits vectors that are wider t
 The number of lanes is part of a type, so functions take it as a tuple of that length (`LANES_8`, `LANES_16`): numba
 compiles a version for each. Loads and stores do not check bounds and count elements from the start of a contiguous
 array of any shape.
+
+numba keeps compiled functions on disk under the date of the file that they are in: after a change here, touch
+`kernels_cpu.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def _intrinsic(function: Any) -> Any:
     return intrinsic(function)  # untyped, since numba's own type knows the typing context as an argument
 
 
-class Vector(types.Type):  # type: ignore[misc]  # numba has no type information
+class Vector(types.Type):
     """numba type: `lanes` numbers of `dtype`."""
 
     def __init__(self, dtype: Any, lanes: int) -> None:
@@ -40,19 +43,19 @@ class Vector(types.Type):  # type: ignore[misc]  # numba has no type information
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
         super().__init__(manager, vector, ir.VectorType(_ELEMENTS[vector.dtype], vector.lanes))
 
 
 def _operator(symbol: Any, instruction: str) -> None:
     @infer_global(symbol)
-    class OnVectors(AbstractTemplate):  # type: ignore[misc]
+    class OnVectors(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             same = len(args) == 2 and args[0] == args[1] and isinstance(args[0], Vector)
             return signature(args[0], *args) if same else None
 
-    @lower_builtin(symbol, Vector, Vector)
+    @lower_builtin(symbol, Vector, Vector)  # type: ignore[untyped-decorator]
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return getattr(builder, instruction)(*args)
 
