@@ -117,7 +117,7 @@ def layout(
 ) -> Layout:
     """Fills the cores: one fit on as many threads as it has members, then further fits beside it.
 
-    One fit at a time is as fast as several as long as every core has a member (`benchmarks/layout.py`), and its seconds
+    Threads take the member that is most behind, so one fit keeps as many cores busy as it has members, and its seconds
     stay comparable; so several run only where cores are left over. A GPU takes one fit at a time, and so does the
     reference engine, whose memory nobody has measured.
 
