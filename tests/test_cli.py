@@ -333,6 +333,8 @@ def slow_study(folder: Path) -> None:
     """A study whose fits take about a second, so that there are moments to be killed at."""
     text = (folder / "tiny.toml").read_text()
     text = text.replace("k = [2, 4]", "k = [6, 8]").replace("l = [2]", "l = [2, 3]")
+    assert "[fit]\n" in text
+    text = text.replace("[fit]\n", '[fit]\nengine = "reference"\n')
     (folder / "slow.toml").write_text(text.replace("[5, 10]", "[100, 300]"))
 
 
