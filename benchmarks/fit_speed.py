@@ -128,13 +128,13 @@ def measured_rates(device: str, threads: int) -> tuple[float, float]:
     a, b = torch.rand(4096, 1024, device=device), torch.rand(1024, 1024, device=device)
     c, d = torch.rand(2**25, device=device), torch.empty(2**25, device=device)
     out = torch.empty(4096, 1024, device=device)
-    product = best(lambda: torch.mm(a, b, out=out))
-    copy = best(lambda: d.copy_(c))
+    product = median_seconds(lambda: torch.mm(a, b, out=out))
+    copy = median_seconds(lambda: d.copy_(c))
     torch.set_num_threads(before)
     return 2 * a.numel() * 1024 / product, 2 * c.numel() * 4 / copy
 
 
-def best(call: Callable[[], object]) -> float:
+def median_seconds(call: Callable[[], object]) -> float:
     call()
     seconds = []
     for _ in range(15):

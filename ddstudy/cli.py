@@ -161,7 +161,7 @@ def fit(
     console.print(f"Fitting {what.id} to {image.name}, {members} members, {iterations} iterations")
     job = runner.job(spec, image, what, (iterations,))
     device = resolve_device(device)
-    cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=0, threads=threads)
+    cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
     for event in evaluate(job, device=device, threads=cores.threads):
         if isinstance(event, Check):
             scores = event.psnr_members
@@ -298,7 +298,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _complain(str(error), 2)
-    except Exception as error:
+    except Exception as error:  # the last resort: parser's and database's mistakes in words, ours re-raised
         _unexpected(error)
 
 
@@ -411,7 +411,7 @@ def _executor(
             spec.fit,
             resolve_device(spec.fit.device),
             exclusive="seconds" in spec.objectives,
-            bytes_per_fit=bytes_of_largest_fit(spec, image),
+            bytes_per_fit=lambda: bytes_of_largest_fit(spec, image),
             workers=workers,
             threads=threads,
         )

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -111,7 +111,7 @@ def layout(
     device: str,
     *,
     exclusive: bool,
-    bytes_per_fit: float,
+    bytes_per_fit: Callable[[], float],
     workers: int | None = None,
     threads: int | None = None,
 ) -> Layout:
@@ -125,7 +125,7 @@ def layout(
         spec: of the study.
         device: where fits run.
         exclusive: seconds are an objective: never more than one fit at a time.
-        bytes_per_fit: memory of the largest fit; workers are fewer where memory is short.
+        bytes_per_fit: memory of the largest fit, asked for where it decides; workers are fewer where memory is short.
         workers: the user's wish.
         threads: the user's wish.
 
@@ -141,9 +141,10 @@ def layout(
     if threads is None:
         threads = min(spec.members, max(1, cores // (workers or 1)))
     if workers is None:
-        room = max(1, int(usable_memory() * 0.8 // max(bytes_per_fit, 1)))
         alone = exclusive or device != "cpu" or spec.engine == "reference"
-        workers = 1 if alone else min(room, max(1, cores // threads))
+        workers = 1 if alone else max(1, cores // threads)
+        if workers > 1:
+            workers = max(1, min(workers, int(usable_memory() * 0.8 // bytes_per_fit())))
     return Layout(workers, threads)
 
 

@@ -1,9 +1,17 @@
-"""Small fits for tests."""
+"""Small fits for tests, and one step of a fit by autograd in double precision."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from ddstudy.decoder import geometry, initial_weights
+from ddstudy.decoder import DeepDecoder, Geometry, geometry, initial_weights
 from ddstudy.fit import Problem
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24) -> Problem:
@@ -13,3 +21,59 @@ def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 
     inputs = np.stack([rng.random((tiles, k, *shape.sizes[0]), dtype=np.float32) for rng in streams])
     weights = np.stack([initial_weights(shape, rng) for rng in streams])
     return Problem(shape, target, inputs, weights, learning_rate=0.01)
+
+
+class Case:
+    """A decoder with weights far from the start's identity normalisations, and data to fit."""
+
+    def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        k = shape.k
+        self.shape = shape
+        self.tiles = rng.random((tiles, shape.channels, *shape.sizes[-1]))
+        self.inputs = rng.random((members, tiles, k, *shape.sizes[0]))
+        self.weights = np.stack([initial_weights(shape, rng).astype(float) for _ in range(members)])
+        for block in range(shape.blocks):
+            start = block * (k * k + 2 * k) + k * k
+            self.weights[:, start : start + 2 * k] += rng.normal(scale=0.2, size=(members, 2 * k))
+
+    def autograd(self, loss: Loss | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        loss = loss or (lambda output: ((output - torch.tensor(self.tiles)) ** 2).mean())
+        net = DeepDecoder(self.shape).double()
+        losses, gradients = [], []
+        for inputs, weights in zip(self.inputs, self.weights, strict=True):
+            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
+            value = loss(net(torch.tensor(inputs)))
+            gradient = torch.autograd.grad(value, list(net.parameters()))
+            losses.append(value.item())
+            gradients.append(torch.cat([part.ravel() for part in gradient]).numpy())
+        return np.array(losses), np.array(gradients)
+
+    def sensitivity(self, size: float) -> float:
+        """How much the gradient answers to rounding errors of a size in the weights: a thin channel amplifies them."""
+        near = copy.copy(self)
+        near.weights = self.weights * (1 + size * np.random.default_rng(1).choice([-1, 1], self.weights.shape))
+        return error(near.autograd()[1], self.autograd()[1])
+
+    def bound(self) -> float:
+        """How far single precision may be off.
+
+        A pixel near a ReLU's kink may fall on its other side, and with a few channels only the normalisations make the
+        loss all but independent of the weights: their gradients are small differences of large numbers.
+        """
+        net = DeepDecoder(self.shape).double()
+        nearest = np.inf
+        for inputs, weights in zip(self.inputs, self.weights, strict=True):
+            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
+            x = torch.tensor(inputs)
+            for block in net.blocks:
+                up = torch.nn.functional.interpolate(block.conv(x), block.size, mode="bilinear", align_corners=False)
+                nearest = min(nearest, up.abs().min().item())
+                x = block.norm(torch.relu(up))
+        smooth = nearest > 1e-4 and self.shape.k >= 4
+        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6))
+
+
+def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest relative error of a member's whole gradient."""
+    return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))

@@ -149,7 +149,7 @@ def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         (8, {}, (1, 5)),  # a thread per member; the rest would not fill a second fit
         (16, {}, (3, 5)),
         (16, {"exclusive": True}, (1, 5)),  # seconds are an objective
-        (16, {"bytes_per_fit": 1e18}, (1, 5)),  # memory for one at most
+        (16, {"bytes_per_fit": lambda: 1e18}, (1, 5)),  # memory for one at most
         (16, {"workers": 8}, (8, 2)),
         (16, {"threads": 2}, (8, 2)),
         (16, {"workers": 2, "threads": 3}, (2, 3)),
@@ -160,13 +160,13 @@ def test_layout_fills_the_cores(
     monkeypatch: pytest.MonkeyPatch, count: int, wishes: dict[str, Any], expected: tuple[int, int], make_spec: MakeSpec
 ) -> None:
     cores(monkeypatch, count)
-    given = {"device": "cpu", "exclusive": False, "bytes_per_fit": 1.0} | wishes
+    given = {"device": "cpu", "exclusive": False, "bytes_per_fit": lambda: 1.0} | wishes
     assert layout(make_spec(fit={"members": 5}).fit, **given) == Layout(*expected)
 
 
 def test_several_workers_are_refused_where_seconds_count(make_spec: MakeSpec) -> None:
     with pytest.raises(UserError) as refused:
-        layout(make_spec().fit, "cpu", exclusive=True, bytes_per_fit=1, workers=2)
+        layout(make_spec().fit, "cpu", exclusive=True, bytes_per_fit=lambda: 1, workers=2)
     assert "cannot be timed" in str(refused.value)
 
 

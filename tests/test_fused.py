@@ -1,8 +1,6 @@
 """The fused engine against autograd in double precision."""
 
-import copy
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,80 +9,25 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from problems import make_problem
+from problems import Case, error, make_problem
 
-from ddstudy.decoder import DeepDecoder, Geometry, geometry, initial_weights
+from ddstudy.decoder import geometry
 from ddstudy.errors import UserError
 from ddstudy.fit import choose, fit, fused, kernels_cpu
 from ddstudy.fit.fused import Step
 
-Loss = Callable[[torch.Tensor], torch.Tensor]
 NO_BFLOAT16 = pytest.mark.skipif(not kernels_cpu.HAS_BFLOAT16, reason="this processor does not multiply bfloat16")
 
 
-class Case:
-    """A decoder with weights far from the start's identity normalisations, and data to fit."""
-
-    def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        k = shape.k
-        self.shape = shape
-        self.tiles = rng.random((tiles, shape.channels, *shape.sizes[-1]))
-        self.inputs = rng.random((members, tiles, k, *shape.sizes[0]))
-        self.weights = np.stack([initial_weights(shape, rng).astype(float) for _ in range(members)])
-        for block in range(shape.blocks):
-            start = block * (k * k + 2 * k) + k * k
-            self.weights[:, start : start + 2 * k] += rng.normal(scale=0.2, size=(members, 2 * k))
-
-    def step(self, dtype: str, precision: str = "float32") -> Step:
-        return Step(self.shape, self.tiles, len(self.weights), kernels_cpu, precision, dtype)
-
-    def fused(self, dtype: str, precision: str = "float32") -> tuple[NDArray[Any], NDArray[Any]]:
-        step, weights = self.step(dtype, precision), self.weights.astype(dtype)
-        gradients = np.full_like(weights, np.nan)
-        losses = step.mse(step.pad(self.inputs), weights, gradients).copy()
-        return losses, gradients
-
-    def autograd(self, loss: Loss | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        loss = loss or (lambda output: ((output - torch.tensor(self.tiles)) ** 2).mean())
-        net = DeepDecoder(self.shape).double()
-        losses, gradients = [], []
-        for inputs, weights in zip(self.inputs, self.weights, strict=True):
-            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
-            value = loss(net(torch.tensor(inputs)))
-            gradient = torch.autograd.grad(value, list(net.parameters()))
-            losses.append(value.item())
-            gradients.append(torch.cat([part.ravel() for part in gradient]).numpy())
-        return np.array(losses), np.array(gradients)
-
-    def sensitivity(self, size: float) -> float:
-        """How much the gradient answers to rounding errors of a size in the weights: a thin channel amplifies them."""
-        near = copy.copy(self)
-        near.weights = self.weights * (1 + size * np.random.default_rng(1).choice([-1, 1], self.weights.shape))
-        return error(near.autograd()[1], self.autograd()[1])
-
-    def bound(self) -> float:
-        """How far single precision may be off.
-
-        A pixel near a ReLU's kink may fall on its other side, and with a few channels only the normalisations make the
-        loss all but independent of the weights: their gradients are small differences of large numbers.
-        """
-        net = DeepDecoder(self.shape).double()
-        nearest = np.inf
-        for inputs, weights in zip(self.inputs, self.weights, strict=True):
-            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
-            x = torch.tensor(inputs)
-            for block in net.blocks:
-                up = torch.nn.functional.interpolate(block.conv(x), block.size, mode="bilinear", align_corners=False)
-                nearest = min(nearest, up.abs().min().item())
-                x = block.norm(torch.relu(up))
-        smooth = nearest > 1e-4 and self.shape.k >= 4
-        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6))
+def step_of(case: Case, dtype: str, precision: str = "float32") -> Step:
+    return Step(case.shape, case.tiles, len(case.weights), kernels_cpu, precision, dtype)
 
 
-def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest relative error of a member's whole gradient."""
-    return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
+def fused_step(case: Case, dtype: str, precision: str = "float32") -> tuple[NDArray[Any], NDArray[Any]]:
+    step, weights = step_of(case, dtype, precision), case.weights.astype(dtype)
+    gradients = np.full_like(weights, np.nan)
+    losses = step.mse(step.pad(case.inputs), weights, gradients).copy()
+    return losses, gradients
 
 
 @st.composite
@@ -103,10 +46,10 @@ def cases(draw: st.DrawFn) -> Case:
 @example(Case(geometry(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
 def test_gradients_are_those_of_autograd(case: Case) -> None:
     losses, gradients = case.autograd()
-    found, exact = case.fused("float64")
+    found, exact = fused_step(case, "float64")
     np.testing.assert_allclose(found, losses, rtol=1e-7)  # a thin decoder amplifies rounding errors
     assert error(exact, gradients) < max(1e-9, 100 * case.sensitivity(1e-15))
-    found, single = case.fused("float32")
+    found, single = fused_step(case, "float32")
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     assert error(single, gradients) < case.bound()
 
@@ -115,8 +58,8 @@ def test_gradients_are_those_of_autograd(case: Case) -> None:
 def test_gradients_at_the_thesis_sizes(k: int) -> None:
     case = Case(geometry(k, 16, 5, 128, 96), tiles=1, members=1)
     _, gradients = case.autograd()
-    assert error(case.fused("float64")[1], gradients) < 1e-9
-    assert error(case.fused("float32")[1], gradients) < 1e-2  # some of a million pixels are near a kink
+    assert error(fused_step(case, "float64")[1], gradients) < 1e-9
+    assert error(fused_step(case, "float32")[1], gradients) < 1e-2  # some of a million pixels are near a kink
 
 
 def test_any_loss_enters_through_its_slope_at_the_outputs() -> None:
@@ -127,7 +70,7 @@ def test_any_loss_enters_through_its_slope_at_the_outputs() -> None:
         return (output - torch.tensor(case.tiles)).abs()[known].mean()
 
     losses, gradients = case.autograd(inpainting)
-    step = case.step("float64")
+    step = step_of(case, "float64")
     inputs, found = step.pad(case.inputs), np.full_like(case.weights, np.nan)
     outputs = torch.tensor(step.forward(inputs, case.weights), requires_grad=True)
     values = torch.stack([inpainting(output) for output in outputs])
@@ -139,16 +82,16 @@ def test_any_loss_enters_through_its_slope_at_the_outputs() -> None:
 
 def test_mse_is_the_seam_with_the_slope_of_mse() -> None:
     case = Case(geometry(20, 4, 2, 17, 24), tiles=3, members=2)
-    step = case.step("float64")
+    step = step_of(case, "float64")
     inputs, through = step.pad(case.inputs), np.empty_like(case.weights)
     outputs = step.forward(inputs, case.weights)
     step.backward(inputs, case.weights, 2 / case.tiles.size * (outputs - case.tiles), through)
-    assert error(case.fused("float64")[1], through) < 1e-12
+    assert error(fused_step(case, "float64")[1], through) < 1e-12
 
 
 def test_torch_optimisers_work_on_the_flat_weights() -> None:
     case = Case(geometry(8, 4, 2, 16, 20), tiles=1, members=2)
-    step = case.step("float64")
+    step = step_of(case, "float64")
     inputs, weights, gradients = step.pad(case.inputs), case.weights.copy(), np.empty_like(case.weights)
     flat = torch.nn.Parameter(torch.from_numpy(weights))
     flat.grad = torch.from_numpy(gradients)
@@ -192,7 +135,7 @@ def test_the_first_iterations_are_those_of_the_reference() -> None:
 def test_bfloat16_products_point_the_same_way(k: int) -> None:
     case = Case(geometry(k, 4, 3, 40, 33), tiles=2, members=2)
     losses, gradients = case.autograd()
-    found, rounded = case.fused("float32", "bfloat16")
+    found, rounded = fused_step(case, "float32", "bfloat16")
     np.testing.assert_allclose(found, losses, rtol=0.01)
     assert 1e-4 < error(rounded, gradients) < 0.3  # other numbers than float32, in the same direction
     work = make_problem(k=k)
@@ -203,7 +146,7 @@ def test_bfloat16_products_point_the_same_way(k: int) -> None:
 
 def test_a_step_allocates_nothing() -> None:
     case = Case(geometry(32, 4, 3, 64, 48), tiles=2, members=1)
-    step, weights = case.step("float32"), case.weights.astype(np.float32)
+    step, weights = step_of(case, "float32"), case.weights.astype(np.float32)
     inputs, gradients = step.pad(case.inputs), np.empty_like(weights)
     adam = kernels_cpu.Adam(weights, 0.01)
 

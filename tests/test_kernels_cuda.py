@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from problems import make_problem
-from test_fused import Case, error
+from problems import Case, error, make_problem
 
 from ddstudy.decoder import geometry
 from ddstudy.fit import Problem, fused, reference
@@ -285,7 +284,7 @@ def interpret(file: str, *names: str) -> None:
     for name in names:
         try:
             numbers |= {f"{name}/{what}": values for what, values in JOBS[name]("cpu").items()}
-        except Exception:
+        except Exception:  # the test of this job shows it; the other jobs go on
             numbers[f"{name}/failure"] = np.array(traceback.format_exc())
     np.savez(file, **numbers)  # type: ignore[arg-type]
 

@@ -107,7 +107,6 @@ class Step:
         # of each normalisation, float64 (M, T, 4, K): mean, 1 / sd, scale a and shift b; the input's is the identity
         self.affine = [kernels.zeros((M, T, 4, K), "float64") for _ in range(l + 1)]
         self.affine[0][:, :, 2] = 1
-        self.moments = kernels.zeros((M, T, 2, K), "float64")  # sum dY and sum dY R of the block to do next
         self.head = kernels.zeros((M, T, C, K), dtype)
         self.slopes = kernels.zeros((M, T, C, *shape.sizes[-1]), dtype)
         self.outputs = kernels.zeros((M, T, C, *shape.sizes[-1]), dtype)

@@ -569,6 +569,7 @@ class Scratch:
         shape, dtype = step.shape, step.dtype
         K, C = padded(shape.k), shape.channels
         self.lanes = LANES_8 if K == 8 else LANES_16
+        self.moments = zeros((*step.losses.shape, step.tiles.shape[1], 2, K), "float64")  # sum dY, sum dY R of a block
         self.panels = zeros((K * K,), dtype)
         self.bias = zeros((K,), dtype)
         self.pulls = zeros((2, K), dtype)
@@ -617,7 +618,7 @@ def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> Non
     own: Scratch = step.scratch
     rows, columns = step.axes[-1]
     _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.slopes, step.outputs, step.head,
-          step.losses, step.moments, mode, rows.start, rows.fraction, columns.start, columns.fraction, own.segment,
+          step.losses, own.moments, mode, rows.start, rows.fraction, columns.start, columns.fraction, own.segment,
           own.pixels, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 
@@ -627,7 +628,7 @@ def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> N
     last = i == step.shape.blocks - 1
     x = step.r[i - 1] if i else inputs
     rows, columns = step.axes[i]
-    _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], step.moments, step.d[i],
+    _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], own.moments, step.d[i],
               rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
               step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.panels,
               own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial,
