@@ -2,6 +2,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,6 +372,60 @@ def test_killed_three_times_the_result_is_that_of_an_undisturbed_run(folder: Pat
             results[name] = Counter(zip(trials["fit_id"], trials["iterations"], trials["psnr"], strict=True))
     assert results["killed"] == results["undisturbed"]
     assert set(results["killed"].values()) == {1}
+
+
+@pytest.mark.parametrize("options", [[], ["--engine", "reference"], ["--engine", "fused", "--threads", "1"]])
+def test_the_engine_is_recorded(ddstudy: Cli, options: list[str]) -> None:
+    code, _, err = ddstudy("run", "tiny.toml", *options)
+    assert code == 0, err
+    with Store(cli.DEFAULT_STORE, read_only=True) as store:
+        engines = set(store.view("tiny").trials["engine"])
+    assert engines == {"reference float32" if "reference" in options else "fused float32"}
+
+
+def test_workers_side_by_side_measure_the_same_and_say_that_they_shared(ddstudy: Cli) -> None:
+    assert ddstudy("run", "tiny.toml", "--name", "alone", "--workers", 1)[0] == 0
+    assert ddstudy("run", "tiny.toml", "--name", "beside", "--workers", 2, "--threads", 1)[0] == 0
+    with Store(cli.DEFAULT_STORE, read_only=True) as store:
+        trials = [store.view(name).trials.set_index(["fit_id", "iterations"]) for name in ("alone", "beside")]
+    alone, beside = (each["psnr"].sort_index() for each in trials)
+    assert alone.equals(beside)
+    assert [set(each["shared"]) for each in trials] == [{False}, {True}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--pareto", "--workers", 2], "cannot be timed"),
+        (["--ray", "local", "--threads", 2], "are for this machine"),
+        (["--engine", "magic"], "fit.engine"),
+    ],
+)
+def test_impossible_ways_to_run_are_refused(ddstudy: Cli, arguments: list[object], complaint: str) -> None:
+    code, _, err = ddstudy("run", "tiny.toml", *arguments)
+    assert code == 2
+    assert complaint in err
+    assert len(err.splitlines()) <= 2
+
+
+@pytest.mark.slow
+def test_without_a_folder_for_compiled_kernels_a_fit_works_and_says_so(folder: Path, picture: Path) -> None:
+    """A copy of the package whose cache folders are files: not even root can write there."""
+    package = folder / "copy" / "ddstudy"
+    shutil.copytree(Path(cli.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "fit" / "__pycache__").write_text("")
+    (folder / "file").write_text("")
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment |= {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"HOME": str(folder / "file"), "XDG_CACHE_HOME": str(folder / "file")}
+    run = "import sys; from ddstudy.cli import main; sys.argv[0] = 'ddstudy'; main()"
+    command = [sys.executable, "-c", run, "fit", str(picture), "--k", "4", "--s", "4", "--l", "2", "--iterations", "3"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("No writable folder for compiled kernels") == 1
+    assert "Compiling the kernels of the fit" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "reconstruction.png").exists()
 
 
 @pytest.mark.slow
