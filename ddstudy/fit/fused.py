@@ -93,15 +93,15 @@ class Step:
             (axis(h, H, dtype), axis(w, W, dtype)) for (h, w), (H, W) in zip(shape.sizes, shape.sizes[1:], strict=False)
         ]
         self.tiles = kernels.array(tiles[None], dtype)
-        self.r = [kernels.zeros((M, T, *size, K), dtype) for size in shape.sizes[1:-1]]
+        self.r = [kernels.zeros((M, T, *kernels.plane(*size, K)), dtype) for size in shape.sizes[1:-1]]
         self.z = [
-            kernels.zeros((M, T, kernels.rows_kept(h, i == l - 1), w, K), dtype)
+            kernels.zeros((M, T, *kernels.plane(kernels.rows_kept(h, i == l - 1), w, K)), dtype)
             for i, (h, w) in enumerate(shape.sizes[:-1])
         ]
         # a block's gradients are used by the block before it only, so two arrays serve all blocks
         room = [kernels.zeros((M * T * h * w * K,), dtype) for h, w in reversed(shape.sizes[max(0, l - 2) : l])]
         self.d = [
-            room[(l - 1 - i) % 2][: M * T * h * w * K].reshape(M, T, h, w, K)
+            room[(l - 1 - i) % 2][: M * T * h * w * K].reshape(M, T, *kernels.plane(h, w, K))
             for i, (h, w) in enumerate(shape.sizes[:-1])
         ]
         # of each normalisation, float64 (M, T, 4, K): mean, 1 / sd, scale a and shift b; the input's is the identity
@@ -122,9 +122,10 @@ class Step:
         return sum(owners.values())
 
     def pad(self, inputs: NDArray[Any]) -> Any:
-        """Input tensors (M, T, k, h0, w0) as the step takes them: (M, T, h0, w0, channels)."""
+        """Input tensors (M, T, k, h0, w0) as the step takes them."""
         missing = self.width - inputs.shape[2]
-        return self.kernels.array(np.pad(np.moveaxis(inputs, 2, -1), [(0, 0)] * 4 + [(0, missing)]), self.dtype)
+        padded = np.pad(inputs, [(0, 0), (0, 0), (0, missing), (0, 0), (0, 0)])
+        return self.kernels.array(self.kernels.arranged(padded), self.dtype)
 
     def mse(self, inputs: Any, weights: Any, gradients: Any) -> Any:
         """Loss (M,) of the members, and its gradient (M, parameters) in the order of `DeepDecoder.parameters()`."""

@@ -73,6 +73,19 @@ def padded(k: int) -> int:
     return 8 if k <= 8 else -(-k // 16) * 16
 
 
+def plane(height: int, width: int, channels: int) -> tuple[int, ...]:
+    """The shape of one tile's feature maps: rows of chunks of channels."""
+    lane = min(channels, 16)
+    return height, channels // lane, width, lane
+
+
+def arranged(values: NDArray[Any]) -> NDArray[Any]:
+    """Feature maps (..., channels, rows, columns) as `plane` orders them."""
+    *outer, channels, height, width = values.shape
+    _, chunks, _, lane = plane(height, width, channels)
+    return np.moveaxis(values.reshape(*outer, chunks, lane, height, width), (-2, -4, -1, -3), (-4, -3, -2, -1))
+
+
 def zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """An array that starts at a cache line."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -149,82 +162,83 @@ def _pack(panels, packed, K, lanes):
 
 @_compiled
 def _multiply(a, a0, panels, c, c0, n, bias, rounded, packed, lanes):
-    """Rows of pixels times a matrix in panels: c (n, K) = a (n, K) @ panels + bias."""
+    """A row of n pixels times a matrix in panels: c = a @ panels + bias."""
     K, lane = bias.size, len(lanes)
     if packed is None:
-        _multiply_panels(a, a0, panels, K, c, c0, n, bias, lanes)
+        _multiply_panels(a, a0, panels, lane, c, c0, n, bias, lanes)
     else:
         for q in range(0, n * K, lane):
             store(rounded, q // 2, neighbours(load(a, a0 + q, lanes)))
-        _multiply_panels(rounded, 0, packed, K // 2, c, c0, n, bias, lanes)
+        _multiply_panels(rounded, 0, packed, lane // 2, c, c0, n, bias, lanes)
 
 
 @_compiled
-def _multiply_panels(a, a0, panels, depth, c, c0, n, bias, lanes):
+def _multiply_panels(a, a0, panels, inner, c, c0, n, bias, lanes):
     K, lane = bias.size, len(lanes)
-    for j in range(0, K, WIDE * lane):
-        wide = K - j >= WIDE * lane
+    chunks = K // lane
+    for q in range(0, chunks, WIDE):
+        wide = chunks - q >= WIDE
         width = WIDE * lane if wide else lane
-        b = j * depth
-        i = 0
+        right = (q * lane * chunks * inner, lane, inner * width, width)
+        start, i = (q * lane, 0, lane), 0
         while i < n:
             if n >= ROWS:
-                i = min(i, n - ROWS)  # the last tile may do some rows again
+                i = min(i, n - ROWS)  # the last tile may do some pixels again
+            left = (a0 + i * inner, inner, n * inner, 1)
+            to = (c0 + (q * n + i) * lane, lane, n * lane)
+            if n >= ROWS:
                 if wide:
-                    _tile(a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes)
+                    _tile(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
                 else:
-                    _tile_narrow(
-                        a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes
-                    )
+                    _tile_narrow(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
                 i += ROWS
             else:
                 if wide:
-                    _tile_flat(
-                        a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes
-                    )
+                    _tile_flat(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
                 else:
-                    _tile_flat_narrow(
-                        a, a0 + i * depth, depth, 1, panels, b, width, bias, j, 0, c, c0 + i * K + j, K, depth, lanes
-                    )
+                    _tile_flat_narrow(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
                 i += 1
 
 
 @_compiled
 def _correlate(a, a0, b, b0, n, sums, a_pairs, b_pairs, lanes):
-    """Adds a^T b to sums (K, K), a and b being n pixels."""
-    K = sums.shape[0]
+    """Adds a^T b to sums (K, K), a and b being rows of n pixels."""
+    lane = len(lanes)
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
-        a1, b1 = a0 + start * K, b0 + start * K
+        a1, b1 = a0 + start * lane, b0 + start * lane
         if a_pairs is None:
-            _correlate_block(a, a1, b, b1, size, sums, lanes)
+            _correlate_block(a, a1, n, b, b1, n, size, sums, lanes)
         else:
-            _pair_pixels(a, a1, size, a_pairs, K, lanes)
-            _pair_pixels(b, b1, size, b_pairs, K, lanes)
-            _correlate_block(a_pairs, 0, b_pairs, 0, (size + 1) // 2, sums, lanes)
+            _pair_pixels(a, a1, n, size, a_pairs, lanes)
+            _pair_pixels(b, b1, n, size, b_pairs, lanes)
+            _correlate_block(a_pairs, 0, BLOCK // 2, b_pairs, 0, BLOCK // 2, (size + 1) // 2, sums, lanes)
 
 
 @_compiled
-def _pair_pixels(a, a0, n, pairs, K, lanes):
+def _pair_pixels(a, a0, n, size, pairs, lanes):
     """Two pixels after each other as bfloat16 pairs; an odd last one is paired with zero."""
-    for p in range(0, n, 2):
-        for c in range(0, K, len(lanes)):
-            low, high = load(a, a0 + p * K + c, lanes), same(0.0, a, lanes)
-            if p + 1 < n:
-                high = load(a, a0 + (p + 1) * K + c, lanes)
-            store(pairs, p // 2 * K + c, pair(low, high))
+    lane = len(lanes)
+    for q in range(pairs.shape[0]):
+        for p in range(0, size, 2):
+            low, high = load(a, a0 + (q * n + p) * lane, lanes), same(0.0, a, lanes)
+            if p + 1 < size:
+                high = load(a, a0 + (q * n + p + 1) * lane, lanes)
+            store(pairs, (q * BLOCK + p) // 2 * lane, pair(low, high))
 
 
 @_compiled
-def _correlate_block(a, a0, b, b0, n, sums, lanes):
+def _correlate_block(a, a0, a_row, b, b0, b_row, n, sums, lanes):
     K, lane = sums.shape[0], len(lanes)
     for j in range(0, K, WIDE * lane):
-        if K - j >= WIDE * lane:
-            for i in range(0, K, ROWS):
-                _tile(a, a0 + i, 1, K, b, b0 + j, K, sums, i * K + j, K, sums, i * K + j, K, n, lanes)
-        else:
-            for i in range(0, K, ROWS):
-                _tile_narrow(a, a0 + i, 1, K, b, b0 + j, K, sums, i * K + j, K, sums, i * K + j, K, n, lanes)
+        right = (b0 + j * b_row, b_row * lane, 0, lane)
+        for i in range(0, K, ROWS):
+            left = (a0 + i // lane * lane * a_row + i % lane, 1, 0, lane)
+            to = (i * K + j, K, lane)
+            if K - j >= WIDE * lane:
+                _tile(a, left, b, right, sums, to, sums, to, 1, n, lanes)
+            else:
+                _tile_narrow(a, left, b, right, sums, to, sums, to, 1, n, lanes)
 
 
 @_compiled
@@ -243,13 +257,14 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, parti
     """
     lane, W = len(lanes), xf.size
     for c in range(0, K, lane):
+        above, below = top + c * w, bottom + c * w
         first, second, origin = same(0.0, z, lanes), same(0.0, z, lanes), load(origins, c, lanes)
-        tl = load(z, top + c, lanes)
-        fall_left = load(z, bottom + c, lanes) - tl
+        tl = load(z, above, lanes)
+        fall_left = load(z, below, lanes) - tl
         for j in range(w):
-            right = min(j + 1, w - 1) * K + c
-            tr = load(z, top + right, lanes)
-            fall_right = load(z, bottom + right, lanes) - tr
+            right = min(j + 1, w - 1) * lane
+            tr = load(z, above + right, lanes)
+            fall_right = load(z, below + right, lanes) - tr
             for y in range(ys, ye):
                 fraction = splat(yf, y, lanes)
                 start = fma(fraction, fall_left, tl)
@@ -257,7 +272,7 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, parti
                 for x in range(xs[j], xs[j + 1]):
                     value = relu(fma(splat(xf, x, lanes), rise, start))
                     if keep:
-                        store(r, r0 + (y * W + x) * K + c, value)
+                        store(r, r0 + (y * K + c) * W + x * lane, value)
                     value = value - origin
                     first = first + value
                     second = fma(value, value, second)
@@ -269,8 +284,8 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, parti
 @_compiled
 def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, panels, bias, rounded, packed,
              origins, partial, sums, k, lanes):  # fmt: skip
-    M, T, h, w, K = x.shape
-    H, W, ring = yf.size, xf.size, z.shape[2]
+    M, T, h, _, w, _ = x.shape
+    H, W, ring, K = yf.size, xf.size, z.shape[2], bias.size
     for unit in range(M * T):
         m, t = unit // T, unit % T
         _fold(weights, m, at, before[m, t], panels, bias, k, lanes)
@@ -280,7 +295,7 @@ def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, panels, 
         sums[:] = 0
         _multiply(x, x0, panels, z, z0, w, bias, rounded, packed, lanes)
         for c in range(0, K, len(lanes)):
-            store(origins, c, relu(load(z, z0 + c, lanes)))
+            store(origins, c, relu(load(z, z0 + c * w, lanes)))
         for i in range(h):
             below = min(i + 1, h - 1)
             if below > i:
@@ -318,8 +333,9 @@ def _activate(sums, s0, constant, image, i0, slopes, p0, outputs, o0, scale, mod
 @_compiled
 def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losses, moments, mode,
           ys, yf, xs, xf, segment, pixels, partial, sums, k, lanes):  # fmt: skip
-    M, T, h, w, K = z.shape
+    M, T, h, _, w, _ = z.shape
     C, H, W = slopes.shape[2:]
+    K = head.shape[-1]
     lane, span = len(lanes), pixels.shape[1]
     scale = 2 / (T * C * H * W)
     for unit in range(M * T):
@@ -349,12 +365,13 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                     right += 1
                 x0, n = xs[left], xs[right] - xs[left]
                 for c in range(0, K, lane):
-                    tl = load(z, top + left * K + c, lanes)
-                    fall_left = load(z, bottom + left * K + c, lanes) - tl
+                    above, below = top + c * w, bottom + c * w
+                    tl = load(z, above + left * lane, lanes)
+                    fall_left = load(z, below + left * lane, lanes) - tl
                     for j in range(left, right):
-                        beside = min(j + 1, w - 1) * K + c
-                        tr = load(z, top + beside, lanes)
-                        fall_right = load(z, bottom + beside, lanes) - tr
+                        beside = min(j + 1, w - 1) * lane
+                        tr = load(z, above + beside, lanes)
+                        fall_right = load(z, below + beside, lanes) - tr
                         for y in range(rows):
                             fraction = splat(yf, ys[i] + y, lanes)
                             start = fma(fraction, fall_left, tl)
@@ -422,39 +439,30 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
 
 
 @_compiled
-def _mask(dy, r, r0, n, pulls, K, lanes):
-    """Gradients of n pixels past normalisation and ReLU, in place."""
-    for p in range(0, n * K, K):
-        for c in range(0, K, len(lanes)):
-            value = load(r, r0 + p + c, lanes)
-            pull = fma(load(pulls, K + c, lanes), value, load(pulls, c, lanes)) + load(dy, p + c, lanes)
-            store(dy, p + c, where_positive(value, pull))
-
-
-@_compiled
-def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first, last, pulls, w, K,
+def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, first, last, pulls, w, K,
             ys, ye, yf, xs, xf, partial, lanes):  # fmt: skip
-    """Transposed upsampling: gradients of the pixels between two rows, summed into those rows.
+    """Gradients of the pixels between two rows, past normalisation, ReLU and upsampling, summed into those rows.
 
-    In the last block (`z` given) they are made here, with R again from its corners and dL/dY `slopes` times the head;
-    in the others (`z` None) they are in `dy`.
+    In the last block (`z` given) R is made again from its corners, and dL/dY is `slopes` times the head; in the others
+    (`z` None) R is in `r`, dL/dY in `dy`.
     """
     lane, W = len(lanes), xf.size
+    C, N = slopes.shape[2], yf.size * W
     zero = same(0.0, d, lanes)
     for c in range(0, K, lane):
+        above, below = top + c * w, bottom + c * w
         d_tl, d_bl, column_sum = zero, zero, load(partial, c, lanes)
+        constant, slope = load(pulls, c, lanes), load(pulls, K + c, lanes)
         if z is not None:
-            constant, slope, weight = load(pulls, c, lanes), load(pulls, K + c, lanes), load(head, v0 + c, lanes)
-            C, N = slopes.shape[2], yf.size * W
-            tl = load(z, top + c, lanes)
-            fall_left = load(z, bottom + c, lanes) - tl
+            weight = load(head, v0 + c, lanes)
+            tl = load(z, above, lanes)
+            fall_left = load(z, below, lanes) - tl
         for j in range(w):
             d_tr, d_br = zero, zero
-            xj, xe = xs[j], xs[j + 1]
             if z is not None:
-                right = min(j + 1, w - 1) * K + c
-                tr = load(z, top + right, lanes)
-                fall_right = load(z, bottom + right, lanes) - tr
+                right = min(j + 1, w - 1) * lane
+                tr = load(z, above + right, lanes)
+                fall_right = load(z, below + right, lanes) - tr
             for y in range(ys, ye):
                 fraction = splat(yf, y, lanes)
                 to_left, to_right = zero, zero
@@ -463,8 +471,8 @@ def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first,
                     rise = fma(fraction, fall_right, tr) - start
                     g = g0 + y * W
                 else:
-                    q = (y - ys) * W * K + c
-                for x in range(xj, xe):
+                    kept, made = r0 + (y * K + c) * W, ((y - ys) * K + c) * W
+                for x in range(xs[j], xs[j + 1]):
                     f = splat(xf, x, lanes)
                     if z is not None:
                         value = fma(f, rise, start)
@@ -472,9 +480,10 @@ def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first,
                         for o in range(1, C):
                             more = load(head, v0 + o * K + c, lanes)
                             pull = fma(splat(slopes, g + o * N + x, lanes), more, pull)
-                        pull = where_positive(value, pull)
                     else:
-                        pull = load(dy, q + x * K, lanes)
+                        value = load(r, kept + x * lane, lanes)
+                        pull = fma(slope, value, constant) + load(dy, made + x * lane, lanes)
+                    pull = where_positive(value, pull)
                     to_right = fma(f, pull, to_right)
                     to_left = to_left + pull
                 to_left = to_left - to_right
@@ -482,14 +491,14 @@ def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first,
                 d_tl = d_tl + to_left
                 d_br = fma(fraction, to_right, d_br)
                 d_tr = d_tr + to_right
-            here = j * K + c
-            above = d_tl - d_bl  # a pixel's weights are 1 - fraction above and fraction below
+            here = j * lane
+            upper = d_tl - d_bl  # a pixel's weights are 1 - fraction above and fraction below
             if not first:
-                above = above + load(d, d_top + here, lanes)
-            store(d, d_top + here, above)
-            column_sum = column_sum + above
+                upper = upper + load(d, above + here, lanes)
+            store(d, above + here, upper)
+            column_sum = column_sum + upper
             if not last:
-                store(d, d_bottom + here, d_bl)
+                store(d, below + here, d_bl)
             d_tl, d_bl = d_tr, d_br
             if z is not None:
                 tl, fall_left = tr, fall_right
@@ -500,8 +509,8 @@ def _gather(z, top, bottom, slopes, g0, head, v0, dy, d, d_top, d_bottom, first,
 def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
               panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs,
               partial, sums, k, lanes):  # fmt: skip
-    M, T, h, w, K = x.shape
-    H, W = yf.size, xf.size
+    M, T, h, _, w, _ = x.shape
+    H, W, K = yf.size, xf.size, bias.size
     N = H * W
     norm, following = at + k * k, at + k * k + 2 * k
     for unit in range(M * T):
@@ -530,10 +539,10 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             bottom = x0 + min(i + 1, h - 1) * w * K
             g0, v0, r0 = unit * slopes.shape[2] * N, unit * head.shape[2] * K, unit * N * K
             if z is None:
-                n = (ys[i + 1] - ys[i]) * W
-                _multiply(d_next, r0 + ys[i] * W * K, panels, dy, 0, n, bias, rounded, packed, lanes)
-                _mask(dy, r, r0 + ys[i] * W * K, n, pulls, K, lanes)
-            _gather(z, top, bottom, slopes, g0, head, v0, dy, d, top, bottom, i == 0, i == h - 1, pulls, w, K,
+                for y in range(ys[i], ys[i + 1]):
+                    made = (y - ys[i]) * W * K
+                    _multiply(d_next, r0 + y * W * K, panels, dy, made, W, bias, rounded, packed, lanes)
+            _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, i == 0, i == h - 1, pulls, w, K,
                     ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
             _add(partial, 0, sums[0])
             _correlate(x, top, d, top, w, correlation, a_pairs, b_pairs, lanes)
@@ -585,9 +594,10 @@ class Scratch:
         # for products in bfloat16: a row of pixels, a matrix, and two blocks of pixels for sums over pixels
         self.rounded = self.packed = self.a_pairs = self.b_pairs = None
         if step.precision == "bfloat16":
-            self.rounded = zeros((max(self.dy.size, *(w * K for _, w in shape.sizes[:-1])) // 2,), "int32")
+            self.rounded = zeros((max(w for _, w in shape.sizes[:-1]) * K // 2,), "int32")
             self.packed = zeros((K * K // 2,), "int32")
-            self.a_pairs, self.b_pairs = zeros((BLOCK // 2, K), "int32"), zeros((BLOCK // 2, K), "int32")
+            blocks = (K // len(self.lanes), BLOCK // 2, len(self.lanes))
+            self.a_pairs, self.b_pairs = zeros(blocks, "int32"), zeros(blocks, "int32")
         span = max(SEGMENT // (K * np.dtype(dtype).itemsize), tallest[-1] * widest[-1])
         self.segment = zeros((span * K,), dtype)
         self.pixels = zeros((C, span), dtype)

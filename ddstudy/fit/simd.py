@@ -305,52 +305,54 @@ def neighbours(typing: Any, a: Any) -> Any:
 def product(rows: int, columns: int) -> Any:
     """Makes the inner part of a matrix product: a tile of the result that lives in registers.
 
-    The made intrinsic `(A, a, ar, ak, B, b, bk, S, s, sr, C, c, cr, n, lanes)` computes, for i < rows and as many j as
-    `columns` vectors have lanes,
+    The made intrinsic `(A, (a, ai, aq, at), B, (b, bj, bq, bt), S, (s, si, sj), C, (c, ci, cj), depth, inner, lanes)`
+    computes, for i < rows, j < columns, and vectors of as many lanes as `lanes` is long,
 
-        C[c + i cr + j] = S[s + i sr + j] + sum over t < n of A[a + i ar + t ak] * B[b + t bk + j]
+        C[c + i ci + j cj] = S[s + i si + j sj]
+                             + sum over q < depth and t < inner of A[a + i ai + q aq + t at] * B[b + j bj + q bq + t bt]
 
-    Terms are added in the order of t whatever the tile's size, so results do not depend on it. Where A and B are int32
-    arrays, their elements are pairs of bfloat16 numbers, and both products of a pair are added.
+    with vectors of B, C and S, single elements of A. Terms are added in the order of q, then t, whatever the tile's
+    size, so results do not depend on it. Where A and B are int32 arrays, their elements are pairs of bfloat16 numbers,
+    and both products of a pair are added.
     """
 
     @_intrinsic
     def tile(
-        typing: Any, A: Any, a: Any, ar: Any, ak: Any, B: Any, b: Any, bk: Any, S: Any, s: Any, sr: Any,
-        C: Any, c: Any, cr: Any, n: Any, lanes: Any,
-    ) -> Any:  # fmt: skip
+        typing: Any, A: Any, a: Any, B: Any, b: Any, S: Any, s: Any, C: Any, c: Any, depth: Any, inner: Any, lanes: Any
+    ) -> Any:
         vector = Vector(C.dtype, lanes.count)
         grid = [(i, j) for i in range(rows) for j in range(columns)]
 
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             this = _Code(context, builder, sig)
             kind = context.get_value_type(vector)
-            _, a, ar, ak, _, b, bk, _, s, sr, _, c, cr, n, _ = args
+            depth, inner = args[8], args[9]
 
-            def place(argument: int, start: Any, stride: Any, i: int, j: int) -> Any:
-                index = builder.add(builder.add(start, builder.mul(stride, _I64(i))), _I64(j * vector.lanes))
-                return this.address(argument, args, index)
+            def address(array: int, *steps: Any) -> Any:
+                """Of the element at the start that follows the array's argument, plus steps times its strides."""
+                start, *strides = cgutils.unpack_tuple(builder, args[array + 1])
+                for step, stride in zip(steps, strides, strict=True):
+                    start = builder.add(start, builder.mul(stride, _I64(step) if isinstance(step, int) else step))
+                return this.address(array, args, start)
 
             pairs = A.dtype == types.int32
             add = this.multiply_pairs if pairs else this.fma
             factors = ir.VectorType(_I32, vector.lanes) if pairs else kind
             sums = {}
             for i, j in grid:
-                sums[i, j] = cgutils.alloca_once_value(builder, this.load(place(7, s, sr, i, j), kind))
-            with cgutils.for_range(builder, n) as loop:
-                start = builder.add(b, builder.mul(loop.index, bk))
-                right = [this.load(place(4, start, bk, 0, j), factors) for j in range(columns)]
-                start = builder.add(a, builder.mul(loop.index, ak))
+                sums[i, j] = cgutils.alloca_once_value(builder, this.load(address(4, i, j), kind))
+            with cgutils.for_range(builder, depth) as outer, cgutils.for_range(builder, inner) as loop:
+                right = [this.load(address(2, j, outer.index, loop.index), factors) for j in range(columns)]
                 for i in range(rows):
-                    left = this.broadcast(builder.load(place(0, start, ar, i, 0)), vector.lanes)
+                    left = this.broadcast(builder.load(address(0, i, outer.index, loop.index)), vector.lanes)
                     for j in range(columns):
                         builder.store(add(left, right[j], builder.load(sums[i, j])), sums[i, j])
             for i, j in grid:
-                this.store(builder.load(sums[i, j]), place(10, c, cr, i, j))
+                this.store(builder.load(sums[i, j]), address(6, i, j))
             return context.get_dummy_value()
 
         index = types.intp
-        given = (A, index, index, index, B, index, index, S, index, index, C, index, index, index, lanes)
-        return types.void(*given), code
+        four, three = types.UniTuple(index, 4), types.UniTuple(index, 3)
+        return types.void(A, four, B, four, S, three, C, three, index, index, lanes), code
 
     return tile
