@@ -28,6 +28,7 @@ class Case:
 
     def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
+        self.seed = seed
         k = shape.k
         self.shape = shape
         self.tiles = rng.random((tiles, shape.channels, *shape.sizes[-1]))
@@ -37,13 +38,18 @@ class Case:
             start = block * (k * k + 2 * k) + k * k
             self.weights[:, start : start + 2 * k] += rng.normal(scale=0.2, size=(members, 2 * k))
 
-    def autograd(self, loss: Loss | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        loss = loss or (lambda output: ((output - torch.tensor(self.tiles)) ** 2).mean())
-        net = DeepDecoder(self.shape).double()
+    def __repr__(self) -> str:
+        return f"Case({self.shape}, tiles={len(self.tiles)}, members={len(self.weights)}, seed={self.seed})"
+
+    def autograd(
+        self, loss: Loss | None = None, dtype: torch.dtype = torch.float64
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        loss = loss or (lambda output: ((output - torch.tensor(self.tiles, dtype=dtype)) ** 2).mean())
+        net = DeepDecoder(self.shape).to(dtype)
         losses, gradients = [], []
         for inputs, weights in zip(self.inputs, self.weights, strict=True):
-            torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
-            value = loss(net(torch.tensor(inputs)))
+            torch.nn.utils.vector_to_parameters(torch.tensor(weights, dtype=dtype), net.parameters())
+            value = loss(net(torch.tensor(inputs, dtype=dtype)))
             gradient = torch.autograd.grad(value, list(net.parameters()))
             losses.append(value.item())
             gradients.append(torch.cat([part.ravel() for part in gradient]).numpy())
@@ -59,7 +65,8 @@ class Case:
         """How far single precision may be off.
 
         A pixel near a ReLU's kink may fall on its other side, and with a few channels only the normalisations make the
-        loss all but independent of the weights: their gradients are small differences of large numbers.
+        loss all but independent of the weights: their gradients are small differences of large numbers, which torch in
+        single precision has no better.
         """
         net = DeepDecoder(self.shape).double()
         nearest = np.inf
@@ -71,7 +78,8 @@ class Case:
                 nearest = min(nearest, up.abs().min().item())
                 x = block.norm(torch.relu(up))
         smooth = nearest > 1e-4 and self.shape.k >= 4
-        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6))
+        torchs_own = error(self.autograd(dtype=torch.float32)[1], self.autograd()[1])
+        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6), 3 * torchs_own)
 
 
 def error(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -6,7 +6,8 @@ low-resolution products is made, and the pixels between it and the row before ar
 four neighbouring low-resolution pixels lies a *cell*; all pixels of a cell share the four corners, which stay in
 registers in the forward pass, and so do the four sums of gradients in the backward pass.
 
-Arrays are contiguous, (members, tiles, rows, columns, channels), with channels padded by zeros to `padded(k)`.
+Feature maps are contiguous arrays (members, tiles, rows, chunks, columns, lanes): a row's channels, padded by zeros to
+`padded(k)`, are cut into chunks of one vector, so that a pass over a row reads and writes one address after the other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ddstudy.fit.simd import (
     LANES_1,
     LANES_8,
     LANES_16,
+    dots,
     exp,
     fma,
     load,
@@ -336,7 +338,9 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
     M, T, h, _, w, _ = z.shape
     C, H, W = slopes.shape[2:]
     K = head.shape[-1]
-    lane, span = len(lanes), pixels.shape[1]
+    lane = len(lanes)
+    room = pixels.shape[1]
+    span = room - lane  # the last pixels are computed by vectors that reach beyond
     scale = 2 / (T * C * H * W)
     for unit in range(M * T):
         m, t = unit // T, unit % T
@@ -378,18 +382,16 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                             rise = fma(fraction, fall_right, tr) - start
                             for x in range(xs[j], xs[j + 1]):
                                 value = relu(fma(splat(xf, x, lanes), rise, start))
-                                store(segment, (y * n + x - x0) * K + c, value)
+                                store(segment, c * room + (y * n + x - x0) * lane, value)
                         tl, fall_left = tr, fall_right
                 for o in range(C):
-                    for p in range(rows * n):
-                        dot = same(0.0, z, lanes)
-                        for c in range(0, K, lane):
-                            dot = fma(load(segment, p * K + c, lanes), load(head, v0 + o * K + c, lanes), dot)
-                        pixels[o, p] = total(dot)
+                    for p in range(0, rows * n, lane):
+                        dot = dots(segment, (p * lane, room * lane), head, v0 + o * K, K // lane, lanes)
+                        store(pixels, o * room + p, dot)
                     for y in range(rows):
                         place = ((unit * C + o) * H + ys[i] + y) * W + x0
                         there = picture + (o * H + ys[i] + y) * W + x0
-                        here = o * span + y * n
+                        here = o * room + y * n
                         x = 0
                         while x + 16 <= n:
                             error, slope = _activate(pixels, here + x, constants[o], image, there + x, slopes,
@@ -408,18 +410,17 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                             # four sums, since one would wait for itself
                             a, b = load(partial, o * K + c, lanes), same(0.0, z, lanes)
                             d, e = same(0.0, z, lanes), same(0.0, z, lanes)
-                            here = o * span
+                            here, q = o * room, c * room
                             p = 0
                             while p + 4 <= rows * n:
-                                q = p * K + c
                                 a = fma(splat(pixels, here + p, lanes), load(segment, q, lanes), a)
-                                b = fma(splat(pixels, here + p + 1, lanes), load(segment, q + K, lanes), b)
-                                d = fma(splat(pixels, here + p + 2, lanes), load(segment, q + 2 * K, lanes), d)
-                                e = fma(splat(pixels, here + p + 3, lanes), load(segment, q + 3 * K, lanes), e)
-                                p += 4
+                                b = fma(splat(pixels, here + p + 1, lanes), load(segment, q + lane, lanes), b)
+                                d = fma(splat(pixels, here + p + 2, lanes), load(segment, q + 2 * lane, lanes), d)
+                                e = fma(splat(pixels, here + p + 3, lanes), load(segment, q + 3 * lane, lanes), e)
+                                p, q = p + 4, q + 4 * lane
                             while p < rows * n:
-                                a = fma(splat(pixels, here + p, lanes), load(segment, p * K + c, lanes), a)
-                                p += 1
+                                a = fma(splat(pixels, here + p, lanes), load(segment, q, lanes), a)
+                                p, q = p + 1, q + lane
                             store(partial, o * K + c, a + b + (d + e))
                 left = right
             if mode != OUTPUT:
@@ -599,8 +600,9 @@ class Scratch:
             blocks = (K // len(self.lanes), BLOCK // 2, len(self.lanes))
             self.a_pairs, self.b_pairs = zeros(blocks, "int32"), zeros(blocks, "int32")
         span = max(SEGMENT // (K * np.dtype(dtype).itemsize), tallest[-1] * widest[-1])
-        self.segment = zeros((span * K,), dtype)
-        self.pixels = zeros((C, span), dtype)
+        room = span + len(self.lanes)
+        self.segment = zeros((K // len(self.lanes), room, len(self.lanes)), dtype)
+        self.pixels = zeros((C, room), dtype)
 
 
 def rows_kept(height: int, last: bool) -> int:

@@ -540,6 +540,14 @@ class Kernels:
         """Channels that are computed for k: the next multiple of 8, which keeps loads of whole sectors."""
         return -(-k // 8) * 8
 
+    def plane(self, height: int, width: int, channels: int) -> tuple[int, ...]:
+        """The shape of one tile's feature maps."""
+        return height, width, channels
+
+    def arranged(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Feature maps (..., channels, rows, columns) as `plane` orders them."""
+        return np.moveaxis(values, -3, -1)
+
     def zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         """An array on the device."""
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)

@@ -119,10 +119,10 @@ class _Code:
         low = self.builder.lshr(low, _constant(low.type, 16))
         return self.builder.or_(low, self.builder.and_(high, _constant(high.type, -0x10000)))
 
-    def pick(self, value: Any, places: list[int]) -> Any:
-        """Some of a vector's lanes."""
-        undefined = ir.Constant(value.type, ir.Undefined)
-        return self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(_I32, len(places)), places))
+    def pick(self, value: Any, places: list[int], more: Any = None) -> Any:
+        """Some of the lanes of a vector, or of two after each other."""
+        more = ir.Constant(value.type, ir.Undefined) if more is None else more
+        return self.builder.shuffle_vector(value, more, ir.Constant(ir.VectorType(_I32, len(places)), places))
 
 
 class _BFloat16(ir.Type):  # type: ignore[misc]  # llvmlite does not name this type of LLVM's
@@ -300,6 +300,44 @@ def neighbours(typing: Any, a: Any) -> Any:
         return this.pair(this.pick(bits, list(range(0, a.lanes, 2))), this.pick(bits, list(range(1, a.lanes, 2))))
 
     return vector(a), code
+
+
+@_intrinsic
+def dots(typing: Any, A: Any, a: Any, B: Any, b: Any, depth: Any, lanes: Any) -> Any:
+    """As many dot products as a vector has lanes: `dots(A, (a, aq), B, b, depth, lanes)` has in lane i:
+
+        sum over q < depth and t < lanes of A[a + i lanes + q aq + t] * B[b + q lanes + t]
+
+    The vectors of partial sums are added to each other by halves, such that each addition serves several i.
+    """
+    vector = Vector(A.dtype, lanes.count)
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        this = _Code(context, builder, sig)
+        kind, n = context.get_value_type(vector), vector.lanes
+        start, step = cgutils.unpack_tuple(builder, args[1])
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for _ in range(n)]
+        with cgutils.for_range(builder, args[4]) as loop:
+            right = this.load(this.address(2, args, builder.add(args[3], builder.mul(loop.index, _I64(n)))), kind)
+            first = builder.add(start, builder.mul(loop.index, step))
+            for i in range(n):
+                left = this.load(this.address(0, args, builder.add(first, _I64(i * n))), kind)
+                builder.store(this.fma(left, right, builder.load(sums[i])), sums[i])
+        # blocks of `size` lanes belong to one i each; lane i of the last vector is i if i and i + n / 2 meet first
+        parts, size = [builder.load(one) for one in sums], n
+        order = [int(f"{i:0{n.bit_length() - 1}b}"[::-1], 2) for i in range(n)] if n > 1 else [0]
+        parts = [parts[i] for i in order]
+        while size > 1:
+            half = size // 2
+            firsts = [lane + offset for lane in range(0, n, size) for offset in (*range(half), *range(n, n + half))]
+            seconds = [lane + half for lane in firsts]
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [builder.fadd(this.pick(u, firsts, v), this.pick(u, seconds, v)) for u, v in pairs]
+            size = half
+        return parts[0]
+
+    index = types.intp
+    return vector(A, types.UniTuple(index, 2), B, index, index, lanes), code
 
 
 def product(rows: int, columns: int) -> Any:
