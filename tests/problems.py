@@ -79,7 +79,7 @@ class Case:
                 x = block.norm(torch.relu(up))
         smooth = nearest > 1e-4 and self.shape.k >= 4
         torchs_own = error(self.autograd(dtype=torch.float32)[1], self.autograd()[1])
-        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6), 3 * torchs_own)
+        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6), 10 * torchs_own)
 
 
 def error(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -304,7 +304,9 @@ def neighbours(typing: Any, a: Any) -> Any:
 
 @_intrinsic
 def dots(typing: Any, A: Any, a: Any, B: Any, b: Any, depth: Any, lanes: Any) -> Any:
-    """As many dot products as a vector has lanes: `dots(A, (a, aq), B, b, depth, lanes)` has in lane i:
+    """As many dot products as a vector has lanes.
+
+    `dots(A, (a, aq), B, b, depth, lanes)` has in lane i
 
         sum over q < depth and t < lanes of A[a + i lanes + q aq + t] * B[b + q lanes + t]
 
