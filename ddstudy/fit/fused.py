@@ -99,11 +99,14 @@ class Step:
             for i, (h, w) in enumerate(shape.sizes[:-1])
         ]
         # a block's gradients are used by the block before it only, so two arrays serve all blocks
-        room = [kernels.zeros((M * T * h * w * K,), dtype) for h, w in reversed(shape.sizes[max(0, l - 2) : l])]
+        stored = shape.sizes[: l - 1] if kernels.IN_PLACE else shape.sizes[:l]
+        room = [kernels.zeros((M * T * h * w * K,), dtype) for h, w in stored[-2:]]
         self.d = [
-            room[(l - 1 - i) % 2][: M * T * h * w * K].reshape(M, T, *kernels.plane(h, w, K))
-            for i, (h, w) in enumerate(shape.sizes[:-1])
+            room[(i - len(stored)) % len(room)][: M * T * h * w * K].reshape(M, T, *kernels.plane(h, w, K))
+            for i, (h, w) in enumerate(stored)
         ]
+        if kernels.IN_PLACE:
+            self.d.append(self.z[-1])
         # of each normalisation, float64 (M, T, 4, K): mean, 1 / sd, scale a and shift b; the input's is the identity
         self.affine = [kernels.zeros((M, T, 4, K), "float64") for _ in range(l + 1)]
         self.affine[0][:, :, 2] = 1
@@ -141,7 +144,10 @@ class Step:
         return self.outputs
 
     def backward(self, inputs: Any, weights: Any, slopes: Any, gradients: Any) -> None:
-        """The seam for any loss: dL/d output (M, T, C, h, w) after `forward`, to dL/d weights (M, parameters)."""
+        """The seam for any loss: dL/d output (M, T, C, h, w) to dL/d weights (M, parameters).
+
+        Once after each `forward`, whose work arrays it uses up.
+        """
         self.kernels.head(self, weights, gradients, slopes, self.kernels.GIVEN)
         self._back(inputs, weights, gradients)
 

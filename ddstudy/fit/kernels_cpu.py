@@ -53,6 +53,7 @@ BLOCK = 32  # pixels of a sum over pixels whose channels stay in the first-level
 SEGMENT = 24_576  # bytes of activations that the head keeps in the first-level cache
 OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
 TOGETHER = False  # members are computed one by one, each by one thread
+IN_PLACE = True  # the last block's gradients replace its products
 
 
 def _compiled(function: Any) -> Any:
@@ -440,12 +441,14 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
 
 
 @_compiled
-def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, first, last, pulls, w, K,
+def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w, K,
             ys, ye, yf, xs, xf, partial, lanes):  # fmt: skip
     """Gradients of the pixels between two rows, past normalisation, ReLU and upsampling, summed into those rows.
 
-    In the last block (`z` given) R is made again from its corners, and dL/dY is `slopes` times the head; in the others
-    (`z` None) R is in `r`, dL/dY in `dy`.
+    The upper row is complete with what the pixels above it left in `carry`, which then holds what goes to the lower one.
+
+    In the last block (`z` given) R is made again from its corners, and dL/dY is `slopes` times the head; `d` may be `z`
+    itself. In the others (`z` None) R is in `r`, dL/dY in `dy`.
     """
     lane, W = len(lanes), xf.size
     C, N = slopes.shape[2], yf.size * W
@@ -492,14 +495,12 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, first, last, pul
                 d_tl = d_tl + to_left
                 d_br = fma(fraction, to_right, d_br)
                 d_tr = d_tr + to_right
-            here = j * lane
-            upper = d_tl - d_bl  # a pixel's weights are 1 - fraction above and fraction below
-            if not first:
-                upper = upper + load(d, above + here, lanes)
-            store(d, above + here, upper)
+            here = c * w + j * lane
+            # a pixel's weights are 1 - fraction above and fraction below
+            upper = d_tl - d_bl + load(carry, here, lanes)
+            store(carry, here, d_bl)
+            store(d, above + j * lane, upper)
             column_sum = column_sum + upper
-            if not last:
-                store(d, below + here, d_bl)
             d_tl, d_bl = d_tr, d_br
             if z is not None:
                 tl, fall_left = tr, fall_right
@@ -507,7 +508,7 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, first, last, pul
 
 
 @_compiled
-def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
+def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy, carry,
               panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs,
               partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
@@ -533,6 +534,7 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             if packed is not None:
                 _pack(panels, packed, K, lanes)
         correlation[:] = 0
+        carry[:] = 0
         sums[0] = 0
         x0 = unit * h * w * K
         for i in range(h):
@@ -543,7 +545,7 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
                 for y in range(ys[i], ys[i + 1]):
                     made = (y - ys[i]) * W * K
                     _multiply(d_next, r0 + y * W * K, panels, dy, made, W, bias, rounded, packed, lanes)
-            _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, i == 0, i == h - 1, pulls, w, K,
+            _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w, K,
                     ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
             _add(partial, 0, sums[0])
             _correlate(x, top, d, top, w, correlation, a_pairs, b_pairs, lanes)
@@ -592,6 +594,7 @@ class Scratch:
         self.dy = zeros(
             (max([n * W * K for n, (_, W) in zip(tallest, shape.sizes[1:-1], strict=False)] or [K]),), dtype
         )
+        self.carry = zeros((max(w for _, w in shape.sizes[:-1]) * K,), dtype)
         # for products in bfloat16: a row of pixels, a matrix, and two blocks of pixels for sums over pixels
         self.rounded = self.packed = self.a_pairs = self.b_pairs = None
         if step.precision == "bfloat16":
@@ -642,8 +645,8 @@ def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> N
     rows, columns = step.axes[i]
     _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], own.moments, step.d[i],
               rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
-              step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.panels,
-              own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial,
+              step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.carry,
+              own.panels, own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial,
               own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 

@@ -524,6 +524,7 @@ class Kernels:
 
     OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
     TOGETHER = True  # all members in one step
+    IN_PLACE = False  # the last block's gradients have an array of their own
     Scratch = _Scratch
     Adam = _Adam
 
