@@ -75,9 +75,9 @@ def compare(
 ) -> dict[str, object]:
     job = Job(what, (1,), target, FitSpec(), NoiseSpec(), StabilitySpec())
     work = problem(job)
-    # about a second of the reference engine to a stretch, two iterations at least
+    # about two seconds of the reference engine to a stretch, four iterations at least
     (one,) = fit(work, [1], device=device, threads=threads, method=choose(device, "reference"))
-    length = max(2, min(50, round(1.0 / max(one.seconds, 1e-3))))
+    length = max(4, min(60, round(2.0 / max(one.seconds, 1e-3))))
     stops = [length * (i + 1) for i in range(STRETCHES)]
     methods = {"reference": choose(device, "reference"), "fused": choose(device, "fused", precision)}
     runs = {name: fit(work, stops, device=device, threads=threads, method=method) for name, method in methods.items()}
