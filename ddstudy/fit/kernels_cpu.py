@@ -445,7 +445,7 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w,
             ys, ye, yf, xs, xf, partial, lanes):  # fmt: skip
     """Gradients of the pixels between two rows, past normalisation, ReLU and upsampling, summed into those rows.
 
-    The upper row is complete with what the pixels above it left in `carry`, which then holds what goes to the lower one.
+    The upper row is complete with what the pixels above it left in `carry`, which then holds the lower one's part.
 
     In the last block (`z` given) R is made again from its corners, and dL/dY is `slopes` times the head; `d` may be `z`
     itself. In the others (`z` None) R is in `r`, dL/dY in `dy`.
@@ -508,8 +508,8 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w,
 
 
 @_compiled
-def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy, carry,
-              panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs,
+def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
+              carry, panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs,
               partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, K = yf.size, xf.size, bias.size
@@ -646,8 +646,8 @@ def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> N
     _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], own.moments, step.d[i],
               rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
               step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.carry,
-              own.panels, own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial,
-              own.sums, step.shape.k, own.lanes)  # fmt: skip
+              own.panels, own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs,
+              own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 
 class Adam:
