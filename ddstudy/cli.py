@@ -258,10 +258,62 @@ def export(
     _check_stem(stem)
     parquet = io.BytesIO()
     view.trials.to_parquet(parquet, index=False)
-    for suffix, content in {".csv": view.trials.to_csv(index=False).encode(), ".parquet": parquet.getvalue()}.items():
+    table, checks = (rows.to_csv(index=False).encode() for rows in (view.trials, view.checks))
+    files = {".csv": table, ".parquet": parquet.getvalue(), "-checks.csv": checks}
+    for suffix, content in files.items():
         path = stem.with_name(stem.name + suffix)
         _write(path, content)
-        typer.echo(f"Wrote {path} ({len(view.trials)} trials)")
+        rows = f"{len(view.checks)} checks of members" if "checks" in suffix else f"{len(view.trials)} trials"
+        typer.echo(f"Wrote {path} ({rows})")
+
+
+@app.command(name="prune-audit", epilog="Example: ddstudy prune-audit audit --warmup 300 --warmup 1000 --patience 3")
+def prune_audit(
+    study: Annotated[str | None, typer.Argument(help="Name of a study that ran without pruning [the latest].")] = None,
+    cv: Annotated[list[float] | None, typer.Option(min=0.01, help="Thresholds in percent [the study's].")] = None,
+    warmup: Annotated[list[int] | None, typer.Option(min=0, help="Warm-ups in iterations [tenths of a fit].")] = None,
+    window: Annotated[list[int] | None, typer.Option(min=1, help="Windows in checks [the study's].")] = None,
+    patience: Annotated[list[int] | None, typer.Option(min=1, help="Patiences in checks [1, 3, 5, 8].")] = None,
+    release: Annotated[list[float] | None, typer.Option(min=0.01, max=1, help="Releases [the study's].")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Replay the stop rule on a finished study: what it would have saved, caught and wrongly stopped."""
+    from itertools import product
+
+    from rich.table import Table
+
+    from ddstudy.report.tables import recorded
+    from ddstudy.stability import audit
+    from ddstudy.store import Store
+
+    with Store(store, read_only=True) as opened:
+        view = opened.view(study)
+    fits = recorded(view)
+    if not fits:
+        raise UserError(
+            f"study '{view.name}' has no fit that ran to its end", "Run one with [stability] prune = false."
+        )
+    rule, longest = view.spec.stability, max(view.spec.space.iterations)
+    warmups = warmup or sorted({longest * tenths // 10 for tenths in (0, 1, 2, 3, 5)})
+    axes = (cv or [rule.cv_percent], warmups, window or [rule.window], patience or [1, 3, 5, 8])
+    table = Table(title=f"The stop rule on {len(fits)} fits of {view.name} that ran to their end")
+    for column in ("CV %", "warm-up", "window", "patience", "release", "saved", "caught", "wronged", "best lost"):
+        table.add_column(column, justify="right")
+    for limit, start, width, wait, free in product(*axes, release or [rule.release]):
+        changes = {"cv_percent": limit, "warmup": start, "window": width, "patience": wait, "release": free}
+        found = audit(fits, rule.model_copy(update=changes))
+        table.add_row(
+            *(f"{value:g}" for value in changes.values()),
+            f"{100 * found.saved:.0f} %",
+            f"{found.caught} of {found.unstable}",
+            f"{found.wronged} of {found.stable}",
+            f"{found.best_lost:.2f} dB",
+        )
+    _console().print(table)
+    typer.echo(
+        "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
+        "stable."
+    )
 
 
 @app.command(epilog="Example: ddstudy dashboard --port 8080")

@@ -20,7 +20,7 @@ from ddstudy.metrics import foreground, psnr, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import Fit, rows_and_columns
 from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec
-from ddstudy.stability import cv_percent, should_stop
+from ddstudy.stability import cv_percent, dead_members, stops_at
 from ddstudy.target import Target, join, split, tile_shape
 
 
@@ -97,7 +97,7 @@ def problem(job: Job) -> Problem:
         inputs.append(split(volume, job.fit.tiling))
         weights.append(initial_weights(shape, weight_rng))
     tiles = split(job.target.image, job.fit.tiling)
-    return Problem(shape, tiles, np.stack(inputs), np.stack(weights), job.options.learning_rate)
+    return Problem(shape, tiles, np.stack(inputs), np.stack(weights), job.options.learning_rate, job.options.keep)
 
 
 def evaluate(
@@ -105,8 +105,9 @@ def evaluate(
 ) -> Iterator[Check | Measurement]:
     """Runs the fit; yields a check every `check_every` iterations and a measurement at each budget.
 
-    With pruning on, a fit that `should_stop` ends with a measurement of where it stands, `stopped` set. A fit
-    in which a member diverges ends so in any case: it cannot recover. Setting `stop` ends it without a result.
+    With pruning on, a fit that the rule stops, or that has a dead member, ends with a measurement of where it stands,
+    `stopped` set. A fit in which a member diverges ends so in any case: it cannot recover. Setting `stop` ends it
+    without a result.
     """
     _, height, width = job.target.image.shape
     work = problem(job)
@@ -123,9 +124,12 @@ def evaluate(
         if finite:
             checks.append(check)
             yield check
-        stopped = not finite or (job.stability.prune and snapshot.iteration < last and _unstable(checks, job))
+        dead = int(dead_members(snapshot.outputs).sum())
+        hopeless = job.stability.prune and snapshot.iteration < last and (dead > 0 or _unstable(checks, job))
+        stopped = not finite or hopeless
         if stopped or snapshot.iteration in budgets:
             values = _values(job, work.shape, check, members, snapshot.outputs, work.tiles, device, method)
+            values["dead_members"] = dead
             for budget in sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration)):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = stopped and (budget > check.iteration or not finite)
@@ -139,7 +143,7 @@ def _unstable(checks: list[Check], job: Job) -> bool:
     regular = [check for check in checks if check.iteration % job.options.check_every == 0]
     if not regular or regular[-1] is not checks[-1]:
         return False
-    return should_stop([c.iteration for c in regular], [c.psnr_members for c in regular], job.stability)
+    return stops_at([c.iteration for c in regular], [c.psnr_members for c in regular], job.stability) is not None
 
 
 def _values(

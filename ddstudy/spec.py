@@ -134,6 +134,9 @@ class FitSpec(BaseModel):
     members: Annotated[int, Field(ge=1, le=100)] = Field(5, description="random initialisations per fit (5DD)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random number derives from it")
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.01, description="of Adam")
+    keep: Literal["last", "best", "average"] = Field(
+        "last", description="which iterate counts: the last, the best (least loss so far) or a running average"
+    )
     check_every: Annotated[int, Field(ge=1)] = Field(100, description="iterations between stability checks")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = Field("auto", description="'reference' is plain torch, slow")
@@ -149,6 +152,9 @@ class StabilitySpec(BaseModel):
     cv_percent: Annotated[float, Field(gt=0)] = Field(5.0, description="stable means CV of the members' PSNR <= this")
     min_psnr: float = Field(15.0, description="stable means PSNR >= this, in dB")
     max_vif: Annotated[float, Field(gt=0)] = Field(1.0, description="stable means VIF <= this")
+    release: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="a run of unstable checks ends when the CV falls to this share of the threshold"
+    )
     warmup: Annotated[int, Field(ge=0)] = Field(1000, description="iterations before a fit may be stopped")
     window: Annotated[int, Field(ge=1)] = Field(5, description="checks in the median that hides passing spikes")
     patience: Annotated[int, Field(ge=1)] = Field(5, description="checks in a row above the threshold that stop a fit")

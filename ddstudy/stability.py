@@ -1,15 +1,19 @@
 """Stability of an ensemble: the coefficient of variation, the thesis' filter, and the rule that stops a fit early.
 
 Pure functions of numbers. A spike of Adam's loss passes within some hundred iterations, a member that stays behind
-does not: the stop rule therefore looks at the median of each member's PSNR over a window of checks.
+does not: the stop rule therefore looks at the median of each member's PSNR over a window of checks. `audit` says what
+a rule would have done to fits that ran without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ddstudy.spec import StabilitySpec
 
@@ -49,20 +53,92 @@ def reason(cv: float, psnr: float, vif: float | None, limits: StabilitySpec) -> 
     return ", ".join(words[name] for name, excess in beyond.items() if excess > 0)
 
 
-def should_stop(iterations: Sequence[int], psnr: Sequence[Sequence[float]], limits: StabilitySpec) -> bool:
-    """Whether a fit has been unstable for long enough to be stopped.
+def dead_members(outputs: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Members (M,) whose outputs (M, T, C, h, w) are constant in every tile: all paths to the input are clipped.
 
-    True when, at each of the last `patience` checks, all from `warmup` on, the CV of the members' windowed medians
-    is above the limit. The median runs over the last `window` checks, so a spike shorter than half of it is not seen.
+    No gradient reaches past a clipped ReLU, so a dead member stays dead.
+    """
+    dead: NDArray[np.bool_] = (np.ptp(outputs, axis=(2, 3, 4)) < 1e-4).all(axis=1)
+    return dead
+
+
+def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], limits: StabilitySpec) -> int | None:
+    """The iteration at which the rule stops a fit; None while it does not.
+
+    From `warmup` on, each check judges the CV of the members' windowed medians: the median of a member's PSNR over the
+    last `window` checks, which a spike shorter than half of the window does not move. A check above `cv_percent` begins
+    a run of unstable checks; one at or below `release` times `cv_percent` ends it. The fit stops when the run has
+    `patience` checks.
 
     Args:
         iterations: of the checks, ascending.
         psnr: of every member at each check, dB.
-        limits: threshold, warm-up, window, patience.
+        limits: threshold, release, warm-up, window, patience.
     """
-    judged = [index for index, iteration in enumerate(iterations) if iteration >= limits.warmup][-limits.patience :]
-    if len(judged) < limits.patience:
-        return False
     curves = np.asarray(psnr, dtype=np.float64)
-    medians = (np.median(curves[max(0, index + 1 - limits.window) : index + 1], axis=0) for index in judged)
-    return all(cv_percent(members) > limits.cv_percent for members in medians)
+    run = 0
+    for index, iteration in enumerate(iterations):
+        if iteration < limits.warmup:
+            continue
+        cv = cv_percent(np.median(curves[max(0, index + 1 - limits.window) : index + 1], axis=0))
+        calm = limits.cv_percent * (limits.release if run else 1)
+        run = run + 1 if cv > calm else 0
+        if run >= limits.patience:
+            return iteration
+    return None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A fit that ran to its end, for replays of the rule.
+
+    Attributes:
+        iterations: of its regular checks, ascending.
+        psnr: of every member at each check, dB.
+        results: budget -> PSNR of the ensemble and whether it was stable.
+    """
+
+    iterations: Sequence[int]
+    psnr: Sequence[Sequence[float]]
+    results: Mapping[int, tuple[float, bool]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a rule would have done to recorded fits.
+
+    Attributes:
+        saved: share of all iterations that would not have been run.
+        unstable: fits that ended unstable.
+        caught: of these, stopped before their end.
+        stable: fits that ended stable.
+        wronged: of these, stopped before their end.
+        best_lost: dB between the best stable result of all and the best one that would have been reached.
+    """
+
+    saved: float
+    unstable: int
+    caught: int
+    stable: int
+    wronged: int
+    best_lost: float
+
+
+def audit(fits: Sequence[Recorded], limits: StabilitySpec) -> Audit:
+    """Replays the rule on fits that ran without it."""
+    ran = kept = unstable = caught = stable = wronged = 0
+    best, reached = -math.inf, -math.inf
+    for fit in fits:
+        end = max(fit.results)
+        judged = [index for index, iteration in enumerate(fit.iterations) if iteration < end]
+        stop = stops_at([fit.iterations[i] for i in judged], [fit.psnr[i] for i in judged], limits)
+        ran, kept = ran + end, kept + (stop or end)
+        if fit.results[end][1]:
+            stable, wronged = stable + 1, wronged + (stop is not None)
+        else:
+            unstable, caught = unstable + 1, caught + (stop is not None)
+        for budget, (score, fine) in fit.results.items():
+            if fine:
+                best = max(best, score)
+                reached = max(reached, score) if budget <= (stop or end) else reached
+    return Audit(1 - kept / ran if ran else 0.0, unstable, caught, stable, wronged, best - reached if fits else 0.0)

@@ -17,7 +17,7 @@ import subprocess
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.metadata import version
@@ -59,12 +59,19 @@ class StudyView:
         spec: its study file.
         facts: target, versions, commit and creation time, name -> text.
         trials: one row per finished trial, see `trials_table`.
+        checks: one row per member and check of every fit, see `checks_table`.
     """
 
     name: str
     spec: StudySpec
     facts: dict[str, str]
     trials: pd.DataFrame
+    _recorded: Sequence[FrozenTrial] = field(repr=False)
+
+    @cached_property
+    def checks(self) -> pd.DataFrame:
+        """Made when asked for: it is long."""
+        return checks_table(self._recorded)
 
 
 class NoStudiesError(UserError):
@@ -188,11 +195,13 @@ class Store:
             raise UserError(f"{self.shown_url}: no study '{name}'", f"Valid: {', '.join(names)}.")
         study = optuna.load_study(study_name=name or names[0], storage=self.storage)
         attrs = study.user_attrs
+        trials = study.get_trials(deepcopy=False)
         return StudyView(
             study.study_name,
             StudySpec.model_validate_json(attrs["ddstudy:spec"]),
             dict(json.loads(attrs["ddstudy:facts"])),
-            trials_table(study.get_trials(deepcopy=False)),
+            trials_table(trials),
+            trials,
         )
 
     # driving
@@ -366,6 +375,8 @@ class Driven:
             why = reason(*scores)
             if result.stopped:
                 why = f"stopped at {values['iterations_done']}: {why or 'unstable for too long'}"
+            if values.get("dead_members"):
+                why += f"{', ' * bool(why)}{values['dead_members']} dead members"
             attrs |= {"stable": not why, "reason": why}
             constraints = violations(*scores)
             if result.stopped:
@@ -518,6 +529,26 @@ def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(_NUMBERS, "float64"))
 
 
+def checks_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """The checks of every fit, from the trial of it that went furthest.
+
+    Columns: `fit_id`, `iteration`, `seconds`, `member` and `psnr` (dB); one row per member and check.
+    """
+    curves: dict[str, dict[str, list[Any]]] = {}
+    for trial in trials:
+        if "curve" in trial.user_attrs:
+            curve, fit = json.loads(trial.user_attrs["curve"]), trial.user_attrs["fit_id"]
+            if len(curve["iterations"]) > len(curves.get(fit, {"iterations": []})["iterations"]):
+                curves[fit] = curve
+    rows = [
+        (fit, iteration, seconds, member, score)
+        for fit, curve in curves.items()
+        for iteration, seconds, scores in zip(curve["iterations"], curve["seconds"], curve["psnr_members"], strict=True)
+        for member, score in enumerate(scores)
+    ]
+    return pd.DataFrame(rows, columns=["fit_id", "iteration", "seconds", "member", "psnr"])
+
+
 _QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
 _NUMBERS = (
     *_QUALITY,
@@ -529,6 +560,7 @@ _NUMBERS = (
     "seconds_per_member",
     "parameters",
     "iterations_done",
+    "dead_members",
 )
 _COLUMNS = (
     "number",

@@ -85,3 +85,11 @@ class Case:
 def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest relative error of a member's whole gradient."""
     return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
+
+
+def average_of(walk: NDArray[Any]) -> NDArray[Any]:
+    """The mean of the first hundred weights, which then gives way to later ones by a hundredth each."""
+    later = range(100, len(walk))
+    return 0.99 ** len(later) * walk[:100].mean(axis=0) + sum(
+        0.01 * 0.99 ** (len(walk) - 1 - i) * walk[i] for i in later
+    )

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -50,21 +51,27 @@ def test_losses_belong_to_the_outputs_and_fall(method: Method) -> None:
     assert 0 < snapshots[0].seconds < snapshots[1].seconds < snapshots[2].seconds
 
 
-def test_three_updates_are_those_of_adam_in_float64(method: Method) -> None:
-    work = make_problem(k=4, members=1, tiles=2)
+@pytest.mark.parametrize("keep", ["last", "average"])
+def test_three_updates_are_those_of_adam_in_float64(keep: Literal["last", "average"], method: Method) -> None:
+    work = replace(make_problem(k=4, members=1, tiles=2), keep=keep)
     net = DeepDecoder(work.shape).double()
     nn.utils.vector_to_parameters(torch.tensor(work.weights[0], dtype=torch.float64), net.parameters())
     x, y = torch.tensor(work.inputs[0]).double(), torch.tensor(work.tiles).double()
     parameters = list(net.parameters())
     first = [torch.zeros_like(p) for p in parameters]
     second = [torch.zeros_like(p) for p in parameters]
+    seen: list[list[torch.Tensor]] = []
     for step in range(1, 4):  # Kingma and Ba 2015, algorithm 1
+        seen.append([p.detach().clone() for p in parameters])
         gradients = torch.autograd.grad(((net(x) - y) ** 2).mean(), parameters)
         with torch.no_grad():
             for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
                 m.mul_(0.9).add_(0.1 * g)
                 v.mul_(0.999).add_(0.001 * g**2)
                 p -= 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    if keep == "average":  # of those whose loss was seen
+        for p, *values in zip(parameters, *seen, strict=True):
+            p.data = torch.stack(values).mean(dim=0)
     (snapshot,) = fit(work, [3], method=method)
     np.testing.assert_allclose(snapshot.outputs[0], net(x).detach().numpy(), atol=2e-5)
 
@@ -76,8 +83,18 @@ def test_inputs_are_left_as_they_were(method: Method) -> None:
     assert all(map(np.array_equal, before, (work.tiles, work.inputs, work.weights)))
 
 
-def test_divergence_shows_as_nan(method: Method) -> None:
-    work = make_problem()
+def test_the_best_has_the_least_loss_of_all_that_were_seen(method: Method) -> None:
+    work = replace(make_problem(k=8), learning_rate=0.05)  # fast enough to spike
+    losses = np.array([snapshot.losses for snapshot in fit(work, range(1, 81), method=method)])
+    least = np.minimum.accumulate(losses)
+    assert (least < losses).any()
+    best = [snapshot.losses for snapshot in fit(replace(work, keep="best"), range(2, 82), method=method)]
+    np.testing.assert_allclose(best, least, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["last", "best", "average"])
+def test_divergence_shows_as_nan(keep: Literal["last", "best", "average"], method: Method) -> None:
+    work = replace(make_problem(), keep=keep)
     work.weights[1, 0] = np.nan
     (snapshot,) = fit(work, [2], method=method)
     assert np.isfinite(snapshot.losses[0])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from problems import Case, error, make_problem
+from problems import Case, average_of, error, make_problem
 
 from ddstudy.decoder import geometry
 from ddstudy.errors import UserError
@@ -166,9 +166,10 @@ def test_the_largest_case_of_the_thesis_needs_less_than_1500_megabytes() -> None
     shape = geometry(192, 8, 6, 256, 320)
     assert fused.memory(shape, tiles=1, members=5, threads=5) < 1.5e9
     step = Step(shape, np.zeros((1, 1, 256, 320)), 1, kernels_cpu)
-    # outputs of all blocks but the last, products of the last, and gradients of two neighbouring blocks, once each
+    # once each: outputs of all blocks but the last, products of the last (later its gradients), and gradients of two
+    # neighbouring blocks before it
     pixels = [h * w for h, w in shape.sizes]
-    activations = 4 * 192 * (sum(pixels[1:-1]) + pixels[-2] + pixels[-2] + pixels[-3])
+    activations = 4 * 192 * (sum(pixels[1:-1]) + pixels[-2] + pixels[-3] + pixels[-4])
     assert activations < step.nbytes < 1.05 * activations
 
 
@@ -181,3 +182,11 @@ def test_what_a_device_cannot_do_is_refused() -> None:
     with pytest.raises(UserError) as no_products:
         choose("cpu", "reference", "bfloat16")
     assert "bfloat16 needs the fused engine" in str(no_products.value)
+
+
+def test_the_average_forgets() -> None:
+    walk = np.random.default_rng(0).normal(size=(250, 2, 40)).cumsum(axis=0)
+    kept = kernels_cpu.Kept(walk[0], "average")
+    for weights in walk:
+        kept.see(np.zeros(2), weights)
+    np.testing.assert_allclose(kept.weights, average_of(walk), rtol=1e-12)

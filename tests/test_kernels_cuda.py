@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from problems import Case, error, make_problem
+from problems import Case, average_of, error, make_problem
 
 from ddstudy.decoder import geometry
 from ddstudy.fit import Problem, fused, reference
@@ -114,6 +114,20 @@ def adam(dtype: str, device: str) -> Numbers:
     return {"weights": kernels.numbers(weights)}
 
 
+def walk_of_weights() -> NDArray[Any]:
+    return np.random.default_rng(9).normal(size=(130, 3, 50)).cumsum(axis=0)
+
+
+def kept(keep: str, device: str) -> Numbers:
+    """With the squared norm as loss; the last member diverges."""
+    kernels, walk = kernels_on(device), walk_of_weights()
+    walk[70:, 2] = np.nan
+    found = kernels.Kept(kernels.array(walk[0], "float64"), keep)
+    for weights in walk:
+        found.see(kernels.array((weights**2).sum(axis=1), "float64"), kernels.array(weights, "float64"))
+    return {"weights": kernels.numbers(found.weights)}
+
+
 def fit_problem() -> Problem:
     return make_problem(k=8, members=1, size=8)
 
@@ -131,6 +145,7 @@ JOBS: dict[str, Job] = {
     },
     **{f"seam {name}": partial(seam_of, name) for name in ("odd sizes", "colours")},
     **{f"adam {dtype}": partial(adam, dtype) for dtype in ("float64", "float32")},
+    **{f"kept {keep}": partial(kept, keep) for keep in ("best", "average")},
     "bfloat16": partial(gradients_of, "odd sizes", "float32", "bfloat16"),
     "repeated": repeated,
     "diverged": diverged,
@@ -222,6 +237,16 @@ def test_factors_in_bfloat16_give_about_the_same(does: Callable[[str], Numbers])
 def test_a_step_repeats_exactly(does: Callable[[str], Numbers]) -> None:
     one, other = does("repeated")["gradients"]
     assert np.array_equal(one, other)
+
+
+def test_the_best_and_the_average_are_kept(does: Callable[[str], Numbers]) -> None:
+    walk = walk_of_weights()
+    best, average = does("kept best")["weights"], does("kept average")["weights"]
+    for m in range(2):
+        np.testing.assert_array_equal(best[m], walk[np.argmin((walk[:, m] ** 2).sum(axis=1)), m])
+    np.testing.assert_allclose(average[:2], average_of(walk)[:2], rtol=1e-12)
+    assert np.isnan(best[2]).all()
+    assert np.isnan(average[2]).all()
 
 
 def test_divergence_shows_as_nan_in_its_member_alone(does: Callable[[str], Numbers]) -> None:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from ddstudy.decoder import Geometry
 from ddstudy.errors import UserError
 
+AVERAGED = 100  # iterations that the running average reaches back
+
 
 @dataclass(frozen=True)
 class Method:
@@ -84,6 +86,9 @@ class Problem:
         inputs: float32 (M, T, k, h0, w0), the fixed input tensors of M members.
         weights: float32 (M, parameters), the members' random starts.
         learning_rate: of Adam.
+        keep: which parameters of a member a snapshot shows: the `last`; the `best`, those with the least loss of all
+            whose loss the fit has seen; or the `average`, with weights that fall by 1 / e in `AVERAGED` iterations.
+            Adam goes the same way in any case.
     """
 
     shape: Geometry
@@ -91,6 +96,7 @@ class Problem:
     inputs: NDArray[np.float32]
     weights: NDArray[np.float32]
     learning_rate: float
+    keep: Literal["last", "best", "average"] = "last"
 
 
 @dataclass(frozen=True, eq=False)

@@ -226,7 +226,7 @@ def memory(shape: Geometry, tiles: int, members: int, threads: int) -> int:
     (h, w), threads = shape.sizes[0], min(threads, members)
     outputs: int = members * step.outputs.nbytes * 4  # a snapshot, and its errors in double precision
     work: int = threads * step.nbytes
-    weights: int = members * 4 * (4 * shape.parameters + tiles * h * w * step.width)
+    weights: int = members * 4 * (5 * shape.parameters + tiles * h * w * step.width)
     return work + weights + outputs
 
 
@@ -239,14 +239,16 @@ class _Group:
         self.weights = step.kernels.array(problem.weights[members], step.dtype)
         self.gradients = step.kernels.array(np.zeros_like(problem.weights[members]), step.dtype)
         self.adam = step.kernels.Adam(self.weights, problem.learning_rate)
+        self.kept = step.kernels.Kept(self.weights, problem.keep)
         self.advance = step.kernels.captured(self.iterate, step)
 
     def iterate(self, step: Step) -> None:
-        step.mse(self.inputs, self.weights, self.gradients)
+        losses = step.mse(self.inputs, self.weights, self.gradients)
+        self.kept.see(losses, self.weights)
         self.adam.update(self.gradients)
 
     def outputs(self, step: Step) -> NDArray[np.float32]:
-        outputs: NDArray[np.float32] = self.kernels.numbers(step.forward(self.inputs, self.weights))
+        outputs: NDArray[np.float32] = self.kernels.numbers(step.forward(self.inputs, self.kept.weights))
         return outputs
 
 

@@ -23,6 +23,7 @@ from llvmlite import binding
 from numpy.typing import NDArray
 
 from ddstudy.decoder import EPS
+from ddstudy.fit import AVERAGED
 from ddstudy.fit.simd import (
     LANES_1,
     LANES_8,
@@ -574,6 +575,13 @@ def _adam(weights, gradients, first, second, rate, correction, beta1, beta2, eps
             weights[m, i] -= rate * first[m, i] / (np.sqrt(second[m, i]) * correction + eps)
 
 
+@_compiled
+def _average(mean, weights, share):
+    for m in range(weights.shape[0]):
+        for i in range(weights.shape[1]):
+            mean[m, i] += share * (weights[m, i] - mean[m, i])
+
+
 class Scratch:
     """Small work arrays of a step, and the arguments of its kernels, made once."""
 
@@ -666,3 +674,22 @@ class Adam:
 
     def _numbers(self, *values: float) -> tuple[Any, ...]:
         return tuple(self.weights.dtype.type(value) for value in values)
+
+
+class Kept:
+    """The weights (M, parameters) that count, by `Problem.keep`; a member that diverged shows it."""
+
+    def __init__(self, weights: NDArray[Any], keep: str) -> None:
+        self.keep, self.seen = keep, 0
+        self.weights = weights if keep == "last" else array(weights, weights.dtype.name)
+        self.least = np.full(len(weights), np.inf)
+
+    def see(self, losses: NDArray[np.float64], weights: NDArray[Any]) -> None:
+        """Weights and their losses, before they change."""
+        if self.keep == "best":
+            for m in range(len(losses)):
+                if not losses[m] >= self.least[m]:  # NaN is kept
+                    self.least[m], self.weights[m] = losses[m], weights[m]
+        elif self.keep == "average":
+            self.seen += 1
+            _average(self.weights, weights, weights.dtype.type(1 / min(self.seen, AVERAGED)))

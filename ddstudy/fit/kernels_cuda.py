@@ -30,6 +30,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.decoder import EPS
+from ddstudy.fit import AVERAGED
 
 if TYPE_CHECKING:
     from ddstudy.fit.fused import Axis, Step
@@ -433,6 +434,26 @@ class _Adam:
             )
 
 
+class _Kept:
+    """The weights (M, parameters) that count, by `Problem.keep`; a member that diverged shows it."""
+
+    def __init__(self, weights: torch.Tensor, keep: str) -> None:
+        self.keep = keep
+        self.weights = weights if keep == "last" else weights.clone()
+        self.least = torch.full((len(weights), 1), torch.inf, dtype=torch.float64, device=weights.device)
+        self.seen = torch.zeros((), dtype=torch.float64, device=weights.device)
+
+    def see(self, losses: torch.Tensor, weights: torch.Tensor) -> None:
+        """Weights and their losses, before they change."""
+        if self.keep == "best":
+            better = ~(losses[:, None] >= self.least)  # NaN is kept
+            self.least.copy_(torch.where(better, losses[:, None], self.least))
+            self.weights.copy_(torch.where(better, weights, self.weights))
+        elif self.keep == "average":
+            self.seen += 1
+            self.weights.lerp_(weights, (1 / self.seen.clamp(max=AVERAGED)).to(weights.dtype))
+
+
 class _Scratch:
     """What the kernels of a step need beside its arrays."""
 
@@ -527,6 +548,7 @@ class Kernels:
     IN_PLACE = False  # the last block's gradients have an array of their own
     Scratch = _Scratch
     Adam = _Adam
+    Kept = _Kept
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)

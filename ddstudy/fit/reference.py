@@ -7,6 +7,7 @@ a fit amplifies that. So a member's numbers depend neither on the members beside
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddstudy.decoder import DeepDecoder
-from ddstudy.fit import Problem, Snapshot, setting
+from ddstudy.fit import AVERAGED, Problem, Snapshot, setting
 
 
 def fit(
@@ -61,23 +62,39 @@ class _Member:
         self.net = DeepDecoder(problem.shape)
         nn.utils.vector_to_parameters(torch.tensor(problem.weights[index]), self.net.parameters())
         self.net.to(tiles.device)
+        self.keep, self.least, self.seen = problem.keep, torch.tensor(torch.inf, device=tiles.device), 0
+        self.kept = self.net if self.keep == "last" else copy.deepcopy(self.net)
         # fused: one call for all parameters instead of a dozen small ones for each
         self.adam = torch.optim.Adam(self.net.parameters(), lr=problem.learning_rate, fused=tiles.device.type != "mps")
 
     def gradient(self) -> None:
         self.adam.zero_grad(set_to_none=True)
-        nn.functional.mse_loss(self.net(self.input), self.tiles).backward()
+        loss = nn.functional.mse_loss(self.net(self.input), self.tiles)
+        loss.backward()
+        self.loss = loss.detach()
 
     def advance(self, iterations: int, ended: Callable[[], bool]) -> None:
         for _ in range(iterations):
             if ended():
                 return
             self.gradient()
+            self.see()
             self.adam.step()
 
     @torch.no_grad()
+    def see(self) -> None:
+        """Keeps the parameters that count, before they change."""
+        if self.keep == "best" and not self.loss >= self.least:  # NaN is kept
+            self.least = self.loss
+            nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(self.net.parameters()), self.kept.parameters())
+        elif self.keep == "average":
+            self.seen += 1
+            for mean, parameter in zip(self.kept.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(parameter, 1 / min(self.seen, AVERAGED))
+
+    @torch.no_grad()
     def output(self) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = self.net(self.input).cpu().numpy()
+        output: NDArray[np.float32] = self.kept(self.input).cpu().numpy()
         return output
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ddstudy.settings import AXES, NOISES, TILINGS
 from ddstudy.spec import BETTER, Direction
+from ddstudy.stability import Recorded
 
 if TYPE_CHECKING:
     from ddstudy.store import StudyView
@@ -61,6 +62,21 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric == "seconds":
         return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]
     return rows
+
+
+def recorded(view: StudyView) -> list[Recorded]:
+    """The fits of a study that ran to their last budget, for replays of the stop rule."""
+    every, fits = view.spec.fit.check_every, []
+    checks = dict(iter(view.checks[view.checks["iteration"] % every == 0].groupby("fit_id")))
+    whole = finished(view.trials)
+    whole = whole[whole["iterations_done"].ge(whole["iterations"])]
+    for fit, rows in whole.groupby("fit_id", sort=False):
+        if rows["iterations"].max() == max(view.spec.space.iterations) and fit in checks:
+            curve = checks[fit].pivot(index="iteration", columns="member", values="psnr")
+            scores = zip(rows["psnr"].astype(float), rows["stable"].astype(bool), strict=True)
+            results = dict(zip(rows["iterations"].astype(int), scores, strict=True))
+            fits.append(Recorded(curve.index.tolist(), curve.to_numpy().tolist(), results))
+    return fits
 
 
 def pareto_front(trials: pd.DataFrame, objectives: Mapping[str, Direction]) -> pd.Series[bool]:
