@@ -247,7 +247,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Files to write, without suffix [the study's name].")] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Write all trials of a study as CSV and Parquet, one row a trial."""
+    """Write all trials of a study as CSV and Parquet, one row a trial, and the members' curves as CSV."""
     import io
 
     from ddstudy.store import Store
@@ -269,7 +269,7 @@ def export(
 
 @app.command(name="prune-audit", epilog="Example: ddstudy prune-audit audit --warmup 300 --warmup 1000 --patience 3")
 def prune_audit(
-    study: Annotated[str | None, typer.Argument(help="Name of a study that ran without pruning [the latest].")] = None,
+    studies: Annotated[list[str] | None, typer.Argument(help="Studies that ran without pruning [the latest].")] = None,
     cv: Annotated[list[float] | None, typer.Option(min=0.01, help="Thresholds in percent [the study's].")] = None,
     warmup: Annotated[list[int] | None, typer.Option(min=0, help="Warm-ups in iterations [tenths of a fit].")] = None,
     window: Annotated[list[int] | None, typer.Option(min=1, help="Windows in checks [the study's].")] = None,
@@ -277,7 +277,7 @@ def prune_audit(
     release: Annotated[list[float] | None, typer.Option(min=0.01, max=1, help="Releases [the study's].")] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Replay the stop rule on a finished study: what it would have saved, caught and wrongly stopped."""
+    """Replay the stop rule on finished studies: what it would have saved, caught and wrongly stopped."""
     from itertools import product
 
     from rich.table import Table
@@ -287,16 +287,15 @@ def prune_audit(
     from ddstudy.store import Store
 
     with Store(store, read_only=True) as opened:
-        view = opened.view(study)
-    fits = recorded(view)
+        views = [opened.view(name) for name in studies] if studies else [opened.view()]
+        fits = [fit for view in views for fit in recorded(view)]
+    names = ", ".join(view.name for view in views)
     if not fits:
-        raise UserError(
-            f"study '{view.name}' has no fit that ran to its end", "Run one with [stability] prune = false."
-        )
-    rule, longest = view.spec.stability, max(view.spec.space.iterations)
+        raise UserError(f"{names}: no fit ran to its end", "Run one with [stability] prune = false.")
+    rule, longest = views[0].spec.stability, max(max(fit.results) for fit in fits)
     warmups = warmup or sorted({longest * tenths // 10 for tenths in (0, 1, 2, 3, 5)})
     axes = (cv or [rule.cv_percent], warmups, window or [rule.window], patience or [1, 3, 5, 8])
-    table = Table(title=f"The stop rule on {len(fits)} fits of {view.name} that ran to their end")
+    table = Table(title=f"The stop rule on {len(fits)} fits of {names} that ran to their end")
     for column in ("CV %", "warm-up", "window", "patience", "release", "saved", "caught", "wronged", "best lost"):
         table.add_column(column, justify="right")
     for limit, start, width, wait, free in product(*axes, release or [rule.release]):

@@ -66,7 +66,7 @@ class StudyView:
     spec: StudySpec
     facts: dict[str, str]
     trials: pd.DataFrame
-    _recorded: Sequence[FrozenTrial] = field(repr=False)
+    _recorded: Sequence[FrozenTrial] = field(default=(), repr=False)
 
     @cached_property
     def checks(self) -> pd.DataFrame:

@@ -82,6 +82,24 @@ def start(*arguments: str, store: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def test_prune_audit_replays_the_rule(ddstudy: Cli, folder: Path) -> None:
+    assert ddstudy("run", "tiny.toml")[0] == 0
+    code, out, _ = ddstudy("prune-audit", "--cv", "0.0001", "--cv", "90", "--warmup", 0, "--patience", 1)
+    assert code == 0
+    assert "2 fits of tiny" in out
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
+    # the study calls all fits stable: to stop them at the first of two checks is wrong, and saves half
+    assert [[cell.strip() for cell in row[5:8]] for row in rows] == [
+        ["50 %", "0 of 0", "2 of 2"],
+        ["0 %", "0 of 0", "0 of 2"],
+    ]
+    (folder / "one.toml").write_text((folder / "tiny.toml").read_text() + "prune = true\nwarmup = 0\npatience = 1\n")
+    assert ddstudy("run", "one.toml", "--name", "other")[0] == 0
+    code, out, _ = ddstudy("prune-audit", "tiny", "other", "--cv", 90)
+    assert "4 fits of tiny, other" in out
+    assert ddstudy("prune-audit", "nothing")[0] == 2
+
+
 def test_help_imports_no_heavy_library() -> None:
     code = """
 import sys
@@ -119,6 +137,11 @@ def test_from_run_to_report_and_export(ddstudy: Cli, folder: Path) -> None:
         table[["k", "psnr", "seconds"]], parquet[["k", "psnr", "seconds"]], check_exact=False, rtol=1e-12
     )
     assert len(table) == 4
+    checks = pd.read_csv("export-tiny-checks.csv")
+    assert checks.groupby("fit_id").size().tolist() == [4, 4]  # two checks of two members
+    at_the_end = checks[checks["iteration"] == 10].groupby("fit_id")["psnr"].mean()
+    expected = table[table["iterations"] == 10].set_index("fit_id")["psnr_1dd"]
+    np.testing.assert_allclose(at_the_end.sort_index(), expected.sort_index(), atol=1e-3)
 
     assert ddstudy("report", "--out", "page.html")[0] == 0
     page = (folder / "page.html").read_text()

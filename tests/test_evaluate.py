@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ddstudy import evaluate as module
+from ddstudy.decoder import Geometry
 from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
 from ddstudy.fit import Problem, Snapshot
 from ddstudy.metrics import psnr
@@ -131,6 +133,23 @@ def test_diverged_member_ends_the_fit(make_job: Callable[..., Job], monkeypatch:
     assert [(result.budget, result.stopped) for result in results] == [(5, False), (10, True)]
     assert "psnr" in results[0].values
     assert "psnr" not in results[1].values
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_dead_member_ends_the_fit_where_pruning_is_on(
+    prune: bool, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = module.initial_weights
+
+    def second_is_dead(shape: Geometry, rng: np.random.Generator) -> NDArray[np.float32]:
+        made.append(starts(shape, rng))
+        return made[-1] * (len(made) % 2)  # no weights, no gradient
+
+    made: list[NDArray[np.float32]] = []
+    monkeypatch.setattr(module, "initial_weights", second_is_dead)
+    _, results = run(make_job(budgets=(5, 10), stability={"prune": prune}))
+    assert [(result.stopped, result.values["dead_members"]) for result in results] == [(prune, 1)] * 2
+    assert [result.values["iterations_done"] for result in results] == ([2, 2] if prune else [5, 10])
 
 
 def test_jobs_and_events_travel(make_job: Callable[..., Job]) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddstudy.spec import StabilitySpec
-from ddstudy.stability import cv_percent, reason, should_stop, violations
+from ddstudy.stability import Audit, Recorded, audit, cv_percent, dead_members, reason, stops_at, violations
 
 RULE = StabilitySpec(warmup=300, window=3, patience=2)
 
@@ -47,29 +47,76 @@ def curve(*cvs: float) -> tuple[list[int], list[list[float]]]:
 
 def test_rule_waits_for_warm_up_and_patience() -> None:
     iterations, psnr = curve(9, 9, 9, 9, 9)
-    stops = [should_stop(iterations[:n], psnr[:n], RULE) for n in range(1, 6)]
-    assert stops == [False, False, False, True, True]  # the checks at 300 and 400 are the first two that count
+    stops = [stops_at(iterations[:n], psnr[:n], RULE) for n in range(1, 6)]
+    assert stops == [None, None, None, 400, 400]  # the checks at 300 and 400 are the first two that count
 
 
 def test_rule_lets_spikes_pass_and_catches_members_that_stay_behind() -> None:
-    spike = curve(1, 1, 1, 1, 20, 1, 1, 20, 1)
-    behind = curve(1, 1, 1, 1, 20, 20, 20)
-    assert not any(should_stop(spike[0][:n], spike[1][:n], RULE) for n in range(1, 10))
-    assert should_stop(*behind, RULE)
+    assert stops_at(*curve(1, 1, 1, 1, 20, 1, 1, 20, 1), RULE) is None
+    assert stops_at(*curve(1, 1, 1, 1, 20, 20, 20), RULE) == 700
 
 
 def test_rule_counts_only_checks_in_a_row() -> None:
     rule = StabilitySpec(warmup=0, window=1, patience=3)
-    assert not should_stop(*curve(9, 9, 1, 9, 9), rule)
-    assert should_stop(*curve(1, 9, 9, 9), rule)
+    assert stops_at(*curve(9, 9, 1, 9, 9), rule) is None
+    assert stops_at(*curve(1, 9, 9, 9), rule) == 400
+
+
+def test_a_run_that_began_above_the_threshold_ends_below_the_release() -> None:
+    rule = StabilitySpec(warmup=0, window=1, patience=3, cv_percent=5, release=0.8)
+    assert stops_at(*curve(6, 4.5, 4.1), rule) == 300
+    assert stops_at(*curve(4.5, 4.5, 4.5), rule) is None  # it begins above the threshold only
+    assert stops_at(*curve(6, 3.9, 4.5, 4.5, 4.5), rule) is None
+    assert stops_at(*curve(6, 4.5, 4.1), rule.model_copy(update={"release": 1.0})) is None
+
+
+@given(st.lists(st.floats(0, 12), max_size=12), st.integers(1, 4), st.integers(1, 4), st.floats(0.3, 1))
+def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int, release: float) -> None:
+    limits = StabilitySpec(warmup=200, window=window, patience=patience, release=release)
+    iterations, psnr = curve(*cvs)
+    expected, length = None, 0
+    for n in range(1, len(cvs) + 1):
+        if iterations[n - 1] < 200:
+            continue
+        members = [sorted(check[m] for check in psnr[max(0, n - window) : n]) for m in range(2)]
+        medians = [(m[(len(m) - 1) // 2] + m[len(m) // 2]) / 2 for m in members]
+        cv = 100 * abs(medians[1] - medians[0]) / 2 / ((medians[0] + medians[1]) / 2)
+        length = length + 1 if cv > 5 * (release if length else 1) else 0
+        if length == patience and expected is None:
+            expected = iterations[n - 1]
+    assert stops_at(iterations, psnr, limits) == expected
 
 
 @given(st.lists(st.lists(st.floats(20, 20.9), min_size=3, max_size=3), min_size=1, max_size=12))
 def test_rule_never_stops_a_fit_that_is_always_stable(psnr: list[list[float]]) -> None:
     assert max(map(cv_percent, psnr)) <= 5
-    assert not should_stop(list(range(100, 100 * len(psnr) + 1, 100)), psnr, StabilitySpec(warmup=0, patience=1))
+    assert stops_at(list(range(100, 100 * len(psnr) + 1, 100)), psnr, StabilitySpec(warmup=0, patience=1)) is None
 
 
 def test_empty_curve() -> None:
-    assert not should_stop([], [], RULE)
+    assert stops_at([], [], RULE) is None
     assert np.isfinite(cv_percent([1.0, 2.0]))
+
+
+def test_dead_members_are_constant_in_every_tile() -> None:
+    outputs = np.random.default_rng(0).random((3, 2, 1, 4, 5))
+    outputs[1] = 0.5
+    outputs[2, 0] = 0.25  # a tile of background may be constant
+    assert dead_members(outputs).tolist() == [False, True, False]
+
+
+def test_audit_says_what_a_rule_would_have_done() -> None:
+    iterations, behind = curve(1, 9, 9, 9)
+    calm, late = curve(1, 1, 1, 1)[1], curve(1, 9, 9, 1)[1]
+    fits = [
+        Recorded(iterations, behind, {200: (31.0, True), 400: (33.0, False)}),
+        Recorded(iterations, calm, {200: (30.0, True), 400: (32.0, True)}),
+        Recorded(iterations, late, {200: (30.0, False), 400: (34.0, True)}),
+    ]
+    rule = StabilitySpec(warmup=0, window=1, patience=2)
+    # the first and the last are stopped at 300 of 400, the last wrongly, and with it goes the best result
+    assert audit(fits, rule) == Audit(pytest.approx(200 / 1200), 1, 1, 2, 1, pytest.approx(2.0))
+    assert audit(fits, rule.model_copy(update={"patience": 4})) == Audit(0.0, 1, 0, 2, 0, 0.0)
+    assert audit(fits, rule.model_copy(update={"patience": 3})) == Audit(
+        0.0, 1, 0, 2, 0, 0.0
+    )  # a stop at the end saves nothing
