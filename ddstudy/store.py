@@ -36,7 +36,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import Claims, create_table
+from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
@@ -222,6 +222,7 @@ class Store:
             stack.callback(driven.claims.end)
             if self.is_sqlite:
                 driven.claims.forget_all()  # we hold the file, so whoever held these is dead
+            driven.claims.forgive()
             driven.close_abandoned()
             self._stack.push(stack.pop_all())
         return driven
@@ -297,7 +298,7 @@ class Driven:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, without copies: not to be changed."""
-        return self.study.get_trials(deepcopy=False)
+        return self.claims.patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def measured(self) -> dict[Setting, FrozenTrial]:
         """The settings that have a result, COMPLETE or PRUNED, and their trials."""
@@ -307,7 +308,7 @@ class Driven:
 
     def ask(self) -> tuple[optuna.Trial, Setting]:
         """A new trial from the study's sampler, RUNNING until it is recorded."""
-        trial = self.study.ask(fixed_distributions=distributions(self.space))
+        trial = self.claims.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
         return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
 
     def close_abandoned(self) -> None:
@@ -324,15 +325,19 @@ class Driven:
                 continue
             self._fail(trial._trial_id, "the driver of this trial died")
 
-    def fail(self, trial: optuna.Trial, why: str) -> None:
-        """Closes a trial that was asked for and could not be measured."""
-        self._fail(trial._trial_id, why)
+    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False) -> None:
+        """Closes a trial that was asked for and not measured; its setting is free again, if not `given_up`."""
+        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}))
 
-    def _fail(self, trial_id: int, why: str) -> None:
+    def _fail(self, trial_id: int, why: str, **marks: bool) -> None:
+        def close() -> None:
+            for key, value in {"reason": why, **marks}.items():
+                self._store.storage.set_trial_user_attr(trial_id, key, value)
+            self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
         # whoever thought this driver dead may have closed the trial meanwhile
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._store.storage.set_trial_user_attr(trial_id, "reason", why)
-            self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            self.claims.patiently(close)
 
     # recording
 
@@ -344,8 +349,11 @@ class Driven:
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
-    ) -> FrozenTrial:
+    ) -> FrozenTrial | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
+
+        A setting has one result, whoever records at the same time: the database refuses another. Images that cannot
+        be written are left out, and the trial says so in its attribute `images`.
 
         Args:
             setting: what was measured.
@@ -353,6 +361,9 @@ class Driven:
             shared: the fit shared its device, so its seconds are not comparable.
             started: when its fit began.
             trial: the asked trial that this is the answer to; else a new trial is added, in one transaction.
+
+        Returns:
+            The trial; None if the setting has a result already.
         """
         limits, values = self.spec.stability, result.values
         diverged = "psnr" not in values
@@ -377,54 +388,60 @@ class Driven:
         steps = {}
         if len(self.spec.objectives) == 1 and objectives:
             steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
-        images = self._images(result.output) if self.spec.images and not diverged else {}
-        if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
-            return self._tell(trial, state, objectives, attrs, constraints, steps, images)
+        result_of = f"{self.study._study_id}/{setting.id}"
+        system_attrs: dict[str, Any] = {RESULT_OF: result_of}
+        if self.spec.images and not diverged:
+            try:
+                system_attrs |= self._images(result.output)
+            except OSError as error:  # a full disk, a folder that is gone: the numbers are kept
+                attrs["images"] = f"not kept: {error}"
         frozen = create_trial(
             state=state,
             values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
             params={axis: getattr(setting, axis) for axis in AXES},
             distributions=distributions(self.space),
             user_attrs=attrs,
-            system_attrs=images,
+            system_attrs=system_attrs,
             intermediate_values=steps,
             constraints=constraints,
         )
         frozen.datetime_start = started
-        self.study.add_trial(frozen)
-        return frozen
+
+        def write() -> FrozenTrial:
+            if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
+                # whoever thinks this driver dead may close the trial between two of these steps
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    return self._tell(trial, frozen, objectives)
+            self.study.add_trial(frozen)
+            return frozen
+
+        try:
+            return self.claims.patiently(write)
+        except sa.exc.IntegrityError:
+            freed = self.claims.patiently(lambda: free_result(self._store.storage.engine, json.dumps(result_of)))
+            return self.claims.patiently(write) if freed else None
 
     def record_failure(self, setting: Setting, why: str) -> None:
-        """Adds a FAIL trial: its fit could not be done."""
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.FAIL,
-                params={axis: getattr(setting, axis) for axis in AXES},
-                distributions=distributions(self.space),
-                user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False},
-            )
+        """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
+        frozen = create_trial(
+            state=TrialState.FAIL,
+            params={axis: getattr(setting, axis) for axis in AXES},
+            distributions=distributions(self.space),
+            user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, "given_up": True},
         )
+        self.claims.patiently(lambda: self.study.add_trial(frozen))
 
-    def _tell(
-        self,
-        trial: optuna.Trial,
-        state: TrialState,
-        objectives: list[float] | None,
-        attrs: dict[str, Any],
-        constraints: dict[str, float],
-        steps: dict[int, float],
-        images: dict[str, Any],
-    ) -> FrozenTrial:
+    def _tell(self, trial: optuna.Trial, frozen: FrozenTrial, objectives: list[float] | None) -> FrozenTrial:
+        """Makes an asked trial what `frozen` says; may be called again where it broke off."""
         storage = self._store.storage
-        for key, value in attrs.items():
+        for key, value in frozen.system_attrs.items():  # first what it is a result of: another driver may have it
+            storage.set_trial_system_attr(trial._trial_id, key, value)
+        for key, value in frozen.user_attrs.items():
             storage.set_trial_user_attr(trial._trial_id, key, value)
-        for key, meta in images.items():
-            storage.set_trial_system_attr(trial._trial_id, key, meta)
-        for key, value in constraints.items():
-            trial.set_constraint(key, value)
-        for step, value in steps.items():
-            trial.report(value, step)
-        return self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
+        for step, value in frozen.intermediate_values.items():
+            storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        complete = frozen.state == TrialState.COMPLETE
+        return self.study.tell(trial, objectives if complete else None, state=frozen.state)
 
     def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
@@ -440,7 +457,11 @@ class Driven:
 
         self._files.mkdir(parents=True, exist_ok=True)
         artifact = str(uuid.uuid4())
-        FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
+        try:
+            FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
+        except OSError:
+            (self._files / artifact).unlink(missing_ok=True)  # half of an image is worth nothing, least on a full disk
+            raise
         meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
         return artifact, vars(meta)
 
@@ -516,6 +537,16 @@ def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     order = [*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)]
     table = table[order]
     return table.astype(dict.fromkeys(_NUMBERS, "float64"))
+
+
+def failed_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `trials_table` whose settings were given up and have no result: the last of each."""
+    if "given_up" not in trials:
+        return trials.iloc[:0]
+    results = set(trials.loc[trials["state"] != "FAIL", list(AXES)].itertuples(index=False, name=None))
+    given_up = trials[trials["given_up"].eq(True)].drop_duplicates(list(AXES), keep="last")
+    missing = [row not in results for row in given_up[list(AXES)].itertuples(index=False, name=None)]
+    return given_up[missing]
 
 
 _QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")

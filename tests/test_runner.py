@@ -119,7 +119,7 @@ def test_interrupted_search_leaves_nothing_running(go: Any, make_spec: MakeSpec)
     assert states == {"COMPLETE": 4, "FAIL": 1}
     assert set(settings_of(trials).values()) == {1}
     (failed,) = [trial for trial in trials if trial.state.name == "FAIL"]
-    assert failed.user_attrs["reason"] == "stopped by the user"
+    assert failed.user_attrs["reason"] == "its run was stopped"
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "nsga2"])
