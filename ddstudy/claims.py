@@ -48,6 +48,20 @@ def create_table(engine: sa.Engine) -> None:
         )
 
 
+def take_result(engine: sa.Engine, trial_id: int, value_json: str) -> None:
+    """Makes a RUNNING trial the one that a setting's result will be of. Optuna would not say if another trial is.
+
+    Raises:
+        IntegrityError: another trial is.
+    """
+    statement = (
+        "INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT :trial, :key, :value "
+        "WHERE NOT EXISTS (SELECT 1 FROM trial_system_attributes WHERE trial_id = :trial AND key = :key)"
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text(statement), {"trial": trial_id, "key": RESULT_OF, "value": value_json})
+
+
 def free_result(engine: sa.Engine, value_json: str) -> bool:
     """Frees a setting that a trial was about to be the result of when it was closed as FAIL; False if it was not so."""
     statement = (

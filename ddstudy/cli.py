@@ -198,7 +198,7 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
 
 
 @app.command(epilog="Example: ddstudy status --store sqlite:///ddstudy.db")
-def status(store: StoreOption = DEFAULT_STORE) -> None:
+def status(store: StoreOption = DEFAULT_STORE, artifacts: ArtifactsOption = None) -> None:
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
     from rich.table import Table
 
@@ -207,7 +207,7 @@ def status(store: StoreOption = DEFAULT_STORE) -> None:
     table, notes = Table(), []
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
-    with Store(store, read_only=True) as opened:
+    with Store(store, artifacts, read_only=True) as opened:
         names = opened.names()
         if not names:
             raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
@@ -221,6 +221,8 @@ def status(store: StoreOption = DEFAULT_STORE) -> None:
                 row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
                 best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
             measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
+            if lost := opened.lost_images(view.name):
+                notes.append(f"{view.name}: {lost}; the numbers are complete")
             failed = failed_settings(view.trials)
             counts = (measured, view.spec.trials, states.get("PRUNED", 0), len(failed))
             table.add_row(view.name, view.facts["target"], *map(str, counts), best)
@@ -294,6 +296,9 @@ def dashboard(
 
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
+        for name in opened.names():
+            if lost := opened.lost_images(name):
+                typer.echo(f"{name}: {lost}", err=True)
         serve(
             opened.storage,
             files,

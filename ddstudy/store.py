@@ -36,7 +36,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
+from ddstudy.claims import RESULT_OF, Claims, create_table, free_result, take_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
@@ -139,6 +139,8 @@ class Store:
         if self.path is not None:
             # as a URI, a path survives spaces, '?' and '%', and the braces that RDBStorage would fill in
             mode = {"mode": "ro" if read_only else "rwc", "uri": "true"}
+            if read_only and not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists():
+                mode["immutable"] = "1"  # SQLite would want to make files beside it, which no driver does either
             url = url.set(database=self.path.as_uri(), query={**url.query, **mode})
         elif read_only:
             options = " ".join((*url.normalized_query.get("options", ()), "-c default_transaction_read_only=on"))
@@ -194,6 +196,16 @@ class Store:
             dict(json.loads(attrs["ddstudy:facts"])),
             trials_table(study.get_trials(deepcopy=False)),
         )
+
+    def lost_images(self, name: str) -> str:
+        """How many images of a study are missing or damaged, in words; empty if all are there."""
+        (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
+        trials = self.storage.get_all_trials(study._study_id, deepcopy=False)
+        keys = {key for trial in trials for key in trial.system_attrs if key.startswith(ARTIFACTS_ATTR_PREFIX)}
+        lost = [key for key in keys if not is_whole(self.artifacts / key.removeprefix(ARTIFACTS_ATTR_PREFIX))]
+        kept = f"{len(lost)} of {len(keys)} images are missing or damaged in {self.artifacts}" if lost else ""
+        never = sum("images" in trial.user_attrs for trial in trials)
+        return ", ".join(filter(None, [kept, f"{never} trials never had theirs kept" * bool(never)]))
 
     # driving
 
@@ -434,7 +446,8 @@ class Driven:
     def _tell(self, trial: optuna.Trial, frozen: FrozenTrial, objectives: list[float] | None) -> FrozenTrial:
         """Makes an asked trial what `frozen` says; may be called again where it broke off."""
         storage = self._store.storage
-        for key, value in frozen.system_attrs.items():  # first what it is a result of: another driver may have it
+        take_result(storage.engine, trial._trial_id, json.dumps(frozen.system_attrs[RESULT_OF]))
+        for key, value in frozen.system_attrs.items():
             storage.set_trial_system_attr(trial._trial_id, key, value)
         for key, value in frozen.user_attrs.items():
             storage.set_trial_user_attr(trial._trial_id, key, value)
@@ -464,6 +477,17 @@ class Driven:
             raise
         meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
         return artifact, vars(meta)
+
+
+def is_whole(image: Path) -> bool:
+    """Whether a file is there with the beginning and the end of a PNG."""
+    try:
+        with image.open("rb") as file:
+            begins = file.read(8) == b"\x89PNG\r\n\x1a\n"
+            file.seek(-8, os.SEEK_END)
+            return begins and file.read(4) == b"IEND"
+    except OSError:
+        return False
 
 
 def parse_url(url: str) -> URL:
