@@ -55,11 +55,11 @@ def take_result(engine: sa.Engine, trial_id: int, value_json: str) -> None:
         IntegrityError: another trial is.
     """
     statement = (
-        "INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT :trial, :key, :value "
-        "WHERE NOT EXISTS (SELECT 1 FROM trial_system_attributes WHERE trial_id = :trial AND key = :key)"
+        f"INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT :trial, '{RESULT_OF}', :value "
+        f"WHERE NOT EXISTS (SELECT 1 FROM trial_system_attributes WHERE trial_id = :trial AND key = '{RESULT_OF}')"
     )
     with engine.begin() as connection:
-        connection.execute(sa.text(statement), {"trial": trial_id, "key": RESULT_OF, "value": value_json})
+        connection.execute(sa.text(statement), {"trial": trial_id, "value": value_json})
 
 
 def free_result(engine: sa.Engine, value_json: str) -> bool:
