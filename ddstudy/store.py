@@ -480,12 +480,14 @@ class Driven:
 
 
 def is_whole(image: Path) -> bool:
-    """Whether a file is there with the beginning and the end of a PNG."""
+    """Whether a file is there and not empty and, where it begins as a PNG, ends as one."""
     try:
         with image.open("rb") as file:
-            begins = file.read(8) == b"\x89PNG\r\n\x1a\n"
+            begins = file.read(8)
+            if begins != b"\x89PNG\r\n\x1a\n":
+                return bool(begins)
             file.seek(-8, os.SEEK_END)
-            return begins and file.read(4) == b"IEND"
+            return file.read(4) == b"IEND"
     except OSError:
         return False
 

@@ -23,6 +23,7 @@ from ddstudy.settings import AXES
 from ddstudy.store import Store
 
 LEASE_SECONDS = 2.0
+SERVER_AWAY = ("connection failed", "closed the connection", "terminating connection")
 STUDY = """
 [target]
 file = "picture.npy"
@@ -42,7 +43,20 @@ check_every = 20
 min_psnr = 0
 cv_percent = 50
 """
-PRELOADED = ["torch", "piq", "optuna", "rich.live", "drivers", "ddstudy.cli", "ddstudy.runner", "ddstudy.fit.reference"]
+PRELOADED = [
+    *(
+        "torch",
+        "torch._dynamo",
+        "piq",
+        "optuna",
+        "rich.live",
+        "alembic.command",
+        "sqlalchemy.orm",
+        "psycopg",
+        "nibabel",
+    ),
+    *("sqlalchemy.dialects.sqlite", "scipy.stats", "drivers", "ddstudy.cli", "ddstudy.runner", "ddstudy.fit.reference"),
+]
 Key = tuple[object, ...]
 
 
@@ -185,7 +199,8 @@ def kill_and_restart(
             running.append(Driver(folder, *arguments))
         while running:
             driver = running.pop()
-            if driver.wait() and "connection failed" in driver.output:  # it met a server that was away
+            # whoever begins or ends while the server is away says so; what runs between waits for it
+            if driver.wait() in (1, 2) and any(words in driver.output for words in SERVER_AWAY):
                 running.append(Driver(folder, *arguments))
             else:
                 assert driver.wait() == 0, driver.output
