@@ -2,17 +2,22 @@
 
 A claim is a lease on the database's clock. It is renewed while its driver lives, so that the fits of a driver that died
 are free again when the lease ends. A claim only keeps others from doing the same work meanwhile; what is done is
-told by finished trials alone.
+told by finished trials alone, and the database itself keeps a setting from having two: what a result is of is one
+more attribute of its trial, in an index that takes each value once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+RESULT_OF = "ddstudy:result"  # system attribute of a trial with a result: "STUDY/SETTING"
+T = TypeVar("T")
 _table = sa.Table(
     "ddstudy_claims",
     sa.MetaData(),
@@ -20,6 +25,7 @@ _table = sa.Table(
     sa.Column("fit", sa.String(100), primary_key=True),
     sa.Column("driver", sa.String(200), nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
+    sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # of drivers that had it and died
 )
 _CLOCKS = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
@@ -28,8 +34,78 @@ _CLOCKS = {
 
 
 def create_table(engine: sa.Engine) -> None:
-    """Makes the table where it is missing."""
+    """Makes the table, and the index that takes one result per setting, where they are missing."""
     _table.create(engine, checkfirst=True)
+    columns = {column["name"] for column in sa.inspect(engine).get_columns(_table.name)}
+    with engine.begin() as connection:
+        if "deaths" not in columns:  # made before deaths were counted
+            connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0"))
+        connection.execute(
+            sa.text(
+                "CREATE UNIQUE INDEX IF NOT EXISTS ddstudy_results ON trial_system_attributes (value_json) "
+                f"WHERE key = '{RESULT_OF}'"
+            )
+        )
+
+
+def take_result(engine: sa.Engine, trial_id: int, value_json: str) -> None:
+    """Makes a RUNNING trial the one that a setting's result will be of. Optuna would not say if another trial is.
+
+    Raises:
+        IntegrityError: another trial is.
+    """
+    statement = (
+        f"INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT :trial, '{RESULT_OF}', :value "
+        f"WHERE NOT EXISTS (SELECT 1 FROM trial_system_attributes WHERE trial_id = :trial AND key = '{RESULT_OF}')"
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text(statement), {"trial": trial_id, "value": value_json})
+
+
+def free_result(engine: sa.Engine, value_json: str) -> bool:
+    """Frees a setting that a trial was about to be the result of when it was closed as FAIL; False if it was not so."""
+    statement = (
+        "DELETE FROM trial_system_attributes WHERE key = :key AND value_json = :value "
+        "AND trial_id IN (SELECT trial_id FROM trials WHERE state = 'FAIL')"
+    )
+    with engine.begin() as connection:
+        return connection.execute(sa.text(statement), {"key": RESULT_OF, "value": value_json}).rowcount > 0
+
+
+class Patience:
+    """Tries again while the database's server is away, so that its restart costs no fit.
+
+    Args:
+        seconds: for how long, counted from its first silence; then the error is passed on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._silent_since: float | None = None
+
+    def __call__(self, call: Callable[[], T]) -> T:
+        """Calls something that may be called twice."""
+        while True:
+            try:
+                result = call()
+            except Exception as error:
+                now = time.monotonic()
+                self._silent_since = self._silent_since or now
+                if not _is_away(error) or now - self._silent_since > self._seconds:
+                    raise
+                time.sleep(min(0.5, self._seconds / 10))
+            else:
+                self._silent_since = None
+                return result
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether an error, or its cause where a library wrapped it, says that a server is shut down or not reached."""
+    cause = error if isinstance(error, sa.exc.DBAPIError) else error.__cause__
+    if not isinstance(cause, sa.exc.OperationalError):
+        return False
+    state = getattr(cause.orig, "sqlstate", "")  # SQLite's errors have none, a broken connection's is None
+    return state is None or state[:2] == "08" or state[:3] == "57P"
 
 
 class Claims:
@@ -40,6 +116,10 @@ class Claims:
         study_id: Optuna's.
         driver: name of this driver, unique.
         lease_seconds: how long a claim outlives its driver; it is renewed three times as often.
+
+    Attributes:
+        deaths: of the fits taken, how many drivers died with each since a run was begun last.
+        patiently: calls something again while the database's server is away, for as long as a lease.
     """
 
     def __init__(self, engine: sa.Engine, study_id: int, driver: str, lease_seconds: float) -> None:
@@ -49,8 +129,10 @@ class Claims:
         self._clock = _CLOCKS[engine.dialect.name]
         self._renewal = (
             f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease "
-            "WHERE study_id = :study AND fit = :fit AND driver = :driver RETURNING fit"
+            "WHERE study_id = :study AND fit = :fit AND driver = :driver RETURNING fit, deaths"
         )
+        self.deaths: dict[str, int] = {}
+        self.patiently = Patience(lease_seconds)
         self._held: set[str] = set()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
@@ -58,36 +140,47 @@ class Claims:
 
     def take(self, fit_id: str) -> bool:
         """Takes a fit, unless a driver that lives has it."""
-        taken = self._rows(
+        taken = self._patient_rows(
             "INSERT INTO ddstudy_claims (study_id, fit, driver, expires) "
             f"VALUES (:study, :fit, :driver, {self._clock} + :lease) "
-            "ON CONFLICT (study_id, fit) DO UPDATE SET driver = excluded.driver, expires = excluded.expires "
-            f"WHERE ddstudy_claims.expires < {self._clock} RETURNING fit",
+            "ON CONFLICT (study_id, fit) DO UPDATE SET driver = excluded.driver, expires = excluded.expires, "
+            "deaths = ddstudy_claims.deaths + CASE WHEN ddstudy_claims.driver = excluded.driver THEN 0 ELSE 1 END "
+            f"WHERE ddstudy_claims.expires < {self._clock} RETURNING fit, deaths",
             fit_id,
         )
         if taken:
             self._held.add(fit_id)
+            self.deaths.update(taken)
         return bool(taken)
 
     def holds(self, fit_id: str) -> bool:
         """Renews a claim; False if it is no longer ours, as after a pause longer than the lease."""
-        return bool(self._rows(self._renewal, fit_id))
+        return bool(self._patient_rows(self._renewal, fit_id))
 
     def release(self, fit_id: str) -> None:
         """Gives a fit back; nothing happens to another driver's claim."""
         self._held.discard(fit_id)
-        self._rows(
-            "DELETE FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver RETURNING fit",
+        self._patient_rows(
+            "DELETE FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
+            "RETURNING fit, deaths",
             fit_id,
         )
 
     def alive(self) -> set[str]:
         """Fits of the study that any living driver has."""
-        return self._rows(f"SELECT fit FROM ddstudy_claims WHERE study_id = :study AND expires >= {self._clock}")
+        return set(
+            self._patient_rows(
+                f"SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND expires >= {self._clock}"
+            )
+        )
 
     def forget_all(self) -> None:
         """Drops every driver's claims on the study."""
-        self._rows("DELETE FROM ddstudy_claims WHERE study_id = :study RETURNING fit")
+        self._rows("DELETE FROM ddstudy_claims WHERE study_id = :study RETURNING fit, deaths")
+
+    def forgive(self) -> None:
+        """Counts deaths anew: whoever begins a run asks for another try of the fits that drivers died with."""
+        self._rows("UPDATE ddstudy_claims SET deaths = -1 WHERE study_id = :study RETURNING fit, deaths")
 
     def end(self) -> None:
         """Stops renewing and gives back what is held."""
@@ -103,9 +196,12 @@ class Claims:
                 for fit_id in list(self._held):
                     self._rows(self._renewal, fit_id)
 
-    def _rows(self, statement: str, fit_id: str | None = None) -> set[str]:
-        """The fits that a statement concerned."""
+    def _patient_rows(self, statement: str, fit_id: str | None = None) -> dict[str, int]:
+        return self.patiently(lambda: self._rows(statement, fit_id))
+
+    def _rows(self, statement: str, fit_id: str | None = None) -> dict[str, int]:
+        """The fits that a statement concerned, and how many drivers died with each."""
         values: dict[str, Any] = {**self._common, "fit": fit_id}
         used = {name: value for name, value in values.items() if f":{name}" in statement}
         with self._engine.begin() as connection:
-            return {row.fit for row in connection.execute(sa.text(statement), used)}
+            return {row.fit: row.deaths for row in connection.execute(sa.text(statement), used)}

@@ -109,7 +109,11 @@ def run(
         view = opened.view(spec.name)
         _print_summary(console, view, opened.shown_url, store)
     if last is not None and last.failed:
-        raise WorkError(f"{last.failed} settings failed; the same command tries them again")
+        raise WorkError(
+            f"{last.failed} settings failed (`ddstudy status` says why)\nThe same command tries them again."
+        )
+    if last is not None and last.images_lost:
+        raise WorkError(f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}")
 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
@@ -194,16 +198,16 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
 
 
 @app.command(epilog="Example: ddstudy status --store sqlite:///ddstudy.db")
-def status(store: StoreOption = DEFAULT_STORE) -> None:
+def status(store: StoreOption = DEFAULT_STORE, artifacts: ArtifactsOption = None) -> None:
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
     from rich.table import Table
 
-    from ddstudy.store import Store
+    from ddstudy.store import Store, failed_settings
 
-    table = Table()
+    table, notes = Table(), []
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
-    with Store(store, read_only=True) as opened:
+    with Store(store, artifacts, read_only=True) as opened:
         names = opened.names()
         if not names:
             raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
@@ -217,9 +221,21 @@ def status(store: StoreOption = DEFAULT_STORE) -> None:
                 row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
                 best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
             measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
-            counts = (measured, view.spec.trials, states.get("PRUNED", 0), states.get("FAIL", 0))
+            if lost := opened.lost_images(view.name):
+                notes.append(f"{view.name}: {lost}; the numbers are complete")
+            failed = failed_settings(view.trials)
+            counts = (measured, view.spec.trials, states.get("PRUNED", 0), len(failed))
             table.add_row(view.name, view.facts["target"], *map(str, counts), best)
-    _console().print(table)
+            if len(failed):
+                last = failed.iloc[-1]
+                notes.append(
+                    f"{view.name}: {len(failed)} settings failed, `ddstudy run` tries them again; "
+                    f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
+                )
+    console = _console()
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
 
 
 @app.command(epilog="Example: ddstudy report quick --out report.html")
@@ -331,6 +347,9 @@ def dashboard(
 
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
+        for name in opened.names():
+            if lost := opened.lost_images(name):
+                typer.echo(f"{name}: {lost}", err=True)
         serve(
             opened.storage,
             files,

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -31,6 +31,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ddstudy.errors import UserError
+from ddstudy.store import is_whole
 
 if TYPE_CHECKING:
     from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it
@@ -53,7 +54,7 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
         artifacts: folder of the `FileSystemArtifactStore` that holds the trials' images, or None.
         host: name or address that the server is bound to: beside this machine's loopback, the only one answered to.
     """
-    files = None if artifacts is None else FileSystemArtifactStore(artifacts)
+    files = None if artifacts is None else _Images(artifacts)
     # get_storage adds Optuna's cache of finished trials, without which every refresh reads the whole study again.
     dashboard = optuna_dashboard.wsgi(_View(get_storage(storage)), files)
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
@@ -81,7 +82,7 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
         try:
             return dashboard(environ, secured)  # type: ignore[no-any-return]
         except ArtifactNotFound:
-            return refuse("404 Not Found", "The file of this artifact is missing.")
+            return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
 
     return guarded
 
@@ -173,6 +174,19 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal belongs to the command line."""
+
+
+class _Images(FileSystemArtifactStore):
+    """Artifacts on disk; half of an image, as a full disk or a crash leaves it, counts as none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder = folder
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        if not is_whole(self._folder / artifact_id):
+            raise ArtifactNotFound(artifact_id)
+        return super().open_reader(artifact_id)
 
 
 class _View(BaseStorage):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -26,10 +27,10 @@ from ddstudy.samplers import Unseen, unseen
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
-from ddstudy.store import Driven
+from ddstudy.store import Driven, setting_of
 from ddstudy.target import Target
 
-RETRIES = 2  # of a fit that failed, in this run
+RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
 
 
@@ -58,11 +59,12 @@ class Progress:
         done: settings with a result, of `total`.
         total: settings that the study will have.
         pruned: of the done ones, unstable and PRUNED.
-        failed: settings that could not be measured in this run.
+        failed: settings that this run or one beside it has given up.
         best: setting and value of the first objective, best so far among stable trials.
         current: what is being fitted, for people.
         eta_seconds: time that is left, None while nothing is known.
         message: a line worth keeping in a log, empty between such lines.
+        images_lost: why images of trials could not be kept, empty if they were.
     """
 
     done: int
@@ -73,6 +75,7 @@ class Progress:
     current: str
     eta_seconds: float | None
     message: str = ""
+    images_lost: str = ""
 
 
 def plan(spec: StudySpec, target: Target, done: set[Setting]) -> Plan:
@@ -203,6 +206,7 @@ class _InFlight:
     started: datetime
     failures: int = 0
     reached: int = 0
+    alone: bool = False
 
     @property
     def share(self) -> float:
@@ -218,8 +222,11 @@ class _Run:
         self.executor = executor
         self.forecast = forecast
         self.in_flight: dict[str, _InFlight] = {}
-        self.failures: dict[Fit, str] = {}
-        self.failed_settings = 0
+        self.again: deque[tuple[_InFlight, Job]] = deque()  # what is tried again once nothing runs beside it
+        self.failures: set[Fit] = set()
+        self.failed: set[Setting] = set()
+        self.known_trials = len(study.trials())
+        self.images_lost = ""
         self.current = ""
         self.began = time.monotonic()
         self.results = {setting: trial.state for setting, trial in study.measured().items()}
@@ -234,6 +241,14 @@ class _Run:
 
     def fill(self) -> None:
         """Gives every free slot a fit."""
+        if any(flight.alone for flight in self.in_flight.values()):
+            return
+        if self.again:
+            if len(self.in_flight) == len(self.again):
+                flight, work = self.again.popleft()
+                flight.alone = True
+                self.executor.submit(flight.fit.id, work)
+            return
         while len(self.in_flight) < self.executor.slots and self._submit_next():
             pass
 
@@ -245,11 +260,10 @@ class _Run:
             if fit in self.failures or fit.id in self.in_flight or not self.study.claims.take(fit.id):
                 continue
             # the claim is ours: what another driver recorded before it gave the fit back is visible now
-            measured = self.study.measured()
-            budgets = tuple(b for b in self.todo.pop(fit) if _setting(fit, b) not in measured)
-            if not budgets:
+            self._refresh()
+            budgets = tuple(b for b in self.todo.pop(fit) if _setting(fit, b) not in self.results)
+            if self._is_given_up(fit, budgets) or not budgets:
                 self.study.claims.release(fit.id)
-                self._refresh()
                 continue
             self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
             return True
@@ -273,12 +287,25 @@ class _Run:
         if not self.study.claims.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
-        measured = self.study.measured()
+        self._refresh()
+        if self._is_given_up(setting.fit, (setting.iterations,), trial):
+            self.study.claims.release(setting.fit.id)
+            return True
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space.iterations if b <= setting.iterations]
-        budgets = tuple(b for b in passed if _setting(setting.fit, b) not in measured)
+        budgets = tuple(b for b in passed if _setting(setting.fit, b) not in self.results)
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
+
+    def _is_given_up(self, fit: Fit, budgets: tuple[int, ...], trial: optuna.Trial | None = None) -> bool:
+        """Whether a fit that was just claimed is not to be tried: another driver gave it up, or drivers die of it."""
+        deaths = self.study.claims.deaths[fit.id]
+        if fit in self.failures:
+            if trial is not None:
+                self.study.fail(trial, "another driver gave this fit up")
+        elif deaths > RETRIES:
+            self._give_up(fit, budgets, f"{deaths} drivers died while they fitted this", trial)
+        return fit in self.failures
 
     def _submit(self, flight: _InFlight) -> None:
         self.in_flight[flight.fit.id] = flight
@@ -310,6 +337,10 @@ class _Run:
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         done = self.study.record(setting, event, shared=self.executor.shared, started=flight.started, trial=trial)
+        if done is None:
+            self._refresh()
+            return f"{setting.id}: not recorded, another driver was faster"
+        self.images_lost = done.user_attrs.get("images", self.images_lost)
         self.results[setting] = done.state
         self._consider(setting, done.state, done.user_attrs)
         if flight.setting == setting:
@@ -323,21 +354,35 @@ class _Run:
 
     def _failed(self, flight: _InFlight, why: str) -> str:
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        unsound = _why_not_on_processor(self.study.spec)
         if flight.failures < RETRIES and missing:
-            flight.failures += 1
-            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
-            return f"{flight.fit.id}: failed ({why}), trying again"
-        self.failures[flight.fit] = why
-        for budget in missing:
-            setting = _setting(flight.fit, budget)
-            self.failed_settings += 1
-            if setting == flight.setting and flight.trial is not None:
-                self.study.fail(flight.trial, why)
-                flight.trial = None
+            flight.failures, flight.alone = flight.failures + 1, False
+            work, how = job(self.study.spec, self.study.target, flight.fit, missing), ""
+            if flight.failures == RETRIES and not unsound:
+                work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
+                how = ", on the processor"
+            if self.executor.shared and "memory" in why.lower():
+                self.again.append((flight, work))
+                how += ", with nothing beside it"
             else:
-                self.study.record_failure(setting, why)
+                self.executor.submit(flight.fit.id, work)
+            return f"{flight.fit.id}: failed ({why}), trying again{how}"
+        why += f"; not tried on the processor, since {unsound}" * bool(unsound)
+        self._give_up(flight.fit, missing, why, flight.trial)
+        flight.trial = None
         self._forget(flight)
         return f"{flight.fit.id}: FAIL after {RETRIES + 1} tries: {why}"
+
+    def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None) -> None:
+        """Records settings as FAIL; the trial that was asked for is the largest budget's."""
+        self.failures.add(fit)
+        for budget in budgets:
+            setting = _setting(fit, budget)
+            self.failed.add(setting)
+            if trial is not None and budget == max(budgets):
+                self.study.fail(trial, why, given_up=True)
+            else:
+                self.study.record_failure(setting, why)
 
     def _forget(self, flight: _InFlight) -> None:
         if flight.trial is not None:  # not recorded, since the claim was lost
@@ -353,7 +398,7 @@ class _Run:
         """Closes what is in flight, when the run is stopped."""
         for flight in self.in_flight.values():
             if flight.trial is not None:
-                self.study.fail(flight.trial, "stopped by the user")
+                self.study.fail(flight.trial, "its run was stopped")
             self.study.claims.release(flight.fit.id)
 
     # telling
@@ -368,6 +413,12 @@ class _Run:
             self.best = (setting, float(value))
 
     def _refresh(self) -> None:
+        """Learns what other drivers recorded or gave up since."""
+        trials = self.study.trials()
+        for trial in trials[self.known_trials :]:
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("given_up"):
+                self.failures.add(setting_of(trial).fit)
+                self.failed.add(setting_of(trial))
         for setting, trial in self.study.measured().items():
             self.results.setdefault(setting, trial.state)
             self._consider(setting, trial.state, trial.user_attrs)
@@ -391,7 +442,10 @@ class _Run:
             eta = elapsed / done * (self.plan.settings - len(self.results)) if done else None
         pruned = sum(state == TrialState.PRUNED for state in self.results.values())
         total = max(self.plan.settings, len(self.results))
-        return Progress(len(self.results), total, pruned, self.failed_settings, self.best, self.current, eta, message)
+        failed = len(self.failed - self.results.keys())
+        return Progress(
+            len(self.results), total, pruned, failed, self.best, self.current, eta, message, self.images_lost
+        )
 
     @property
     def waiting_for_others(self) -> bool:
@@ -428,6 +482,17 @@ def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progr
             study.close_abandoned()
     finally:
         state.abandon()
+
+
+def _why_not_on_processor(spec: StudySpec) -> str:
+    """Why what a GPU cannot do must not be done on the processor in this study; empty if it may."""
+    if spec.fit.device not in ("auto", "cpu"):
+        return f"fit.device is {spec.fit.device}"
+    if "seconds" in spec.objectives and spec.fit.device == "auto":
+        return "seconds are an objective"
+    if spec.fit.precision == "bfloat16" and spec.fit.device == "auto":
+        return "fit.precision is bfloat16"
+    return ""
 
 
 def _setting(fit: Fit, budget: int) -> Setting:

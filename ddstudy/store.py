@@ -36,7 +36,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import Claims, create_table
+from ddstudy.claims import RESULT_OF, Claims, create_table, free_result, take_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
@@ -146,6 +146,8 @@ class Store:
         if self.path is not None:
             # as a URI, a path survives spaces, '?' and '%', and the braces that RDBStorage would fill in
             mode = {"mode": "ro" if read_only else "rwc", "uri": "true"}
+            if read_only and not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists():
+                mode["immutable"] = "1"  # SQLite would want to make files beside it, which no driver does either
             url = url.set(database=self.path.as_uri(), query={**url.query, **mode})
         elif read_only:
             options = " ".join((*url.normalized_query.get("options", ()), "-c default_transaction_read_only=on"))
@@ -204,6 +206,16 @@ class Store:
             trials,
         )
 
+    def lost_images(self, name: str) -> str:
+        """How many images of a study are missing or damaged, in words; empty if all are there."""
+        (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
+        trials = self.storage.get_all_trials(study._study_id, deepcopy=False)
+        keys = {key for trial in trials for key in trial.system_attrs if key.startswith(ARTIFACTS_ATTR_PREFIX)}
+        lost = [key for key in keys if not is_whole(self.artifacts / key.removeprefix(ARTIFACTS_ATTR_PREFIX))]
+        kept = f"{len(lost)} of {len(keys)} images are missing or damaged in {self.artifacts}" if lost else ""
+        never = sum("images" in trial.user_attrs for trial in trials)
+        return ", ".join(filter(None, [kept, f"{never} trials never had theirs kept" * bool(never)]))
+
     # driving
 
     def drive(self, spec: StudySpec, target: Target, sampler: optuna.samplers.BaseSampler) -> Driven:
@@ -231,6 +243,7 @@ class Store:
             stack.callback(driven.claims.end)
             if self.is_sqlite:
                 driven.claims.forget_all()  # we hold the file, so whoever held these is dead
+            driven.claims.forgive()
             driven.close_abandoned()
             self._stack.push(stack.pop_all())
         return driven
@@ -306,7 +319,7 @@ class Driven:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, without copies: not to be changed."""
-        return self.study.get_trials(deepcopy=False)
+        return self.claims.patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def measured(self) -> dict[Setting, FrozenTrial]:
         """The settings that have a result, COMPLETE or PRUNED, and their trials."""
@@ -316,7 +329,7 @@ class Driven:
 
     def ask(self) -> tuple[optuna.Trial, Setting]:
         """A new trial from the study's sampler, RUNNING until it is recorded."""
-        trial = self.study.ask(fixed_distributions=distributions(self.space))
+        trial = self.claims.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
         return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
 
     def close_abandoned(self) -> None:
@@ -333,15 +346,19 @@ class Driven:
                 continue
             self._fail(trial._trial_id, "the driver of this trial died")
 
-    def fail(self, trial: optuna.Trial, why: str) -> None:
-        """Closes a trial that was asked for and could not be measured."""
-        self._fail(trial._trial_id, why)
+    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False) -> None:
+        """Closes a trial that was asked for and not measured; its setting is free again, if not `given_up`."""
+        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}))
 
-    def _fail(self, trial_id: int, why: str) -> None:
+    def _fail(self, trial_id: int, why: str, **marks: bool) -> None:
+        def close() -> None:
+            for key, value in {"reason": why, **marks}.items():
+                self._store.storage.set_trial_user_attr(trial_id, key, value)
+            self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
         # whoever thought this driver dead may have closed the trial meanwhile
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._store.storage.set_trial_user_attr(trial_id, "reason", why)
-            self._store.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            self.claims.patiently(close)
 
     # recording
 
@@ -353,8 +370,11 @@ class Driven:
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
-    ) -> FrozenTrial:
+    ) -> FrozenTrial | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
+
+        A setting has one result, whoever records at the same time: the database refuses another. Images that cannot
+        be written are left out, and the trial says so in its attribute `images`.
 
         Args:
             setting: what was measured.
@@ -362,6 +382,9 @@ class Driven:
             shared: the fit shared its device, so its seconds are not comparable.
             started: when its fit began.
             trial: the asked trial that this is the answer to; else a new trial is added, in one transaction.
+
+        Returns:
+            The trial; None if the setting has a result already.
         """
         limits, values = self.spec.stability, result.values
         diverged = "psnr" not in values
@@ -388,54 +411,61 @@ class Driven:
         steps = {}
         if len(self.spec.objectives) == 1 and objectives:
             steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
-        images = self._images(result.output) if self.spec.images and not diverged else {}
-        if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
-            return self._tell(trial, state, objectives, attrs, constraints, steps, images)
+        result_of = f"{self.study._study_id}/{setting.id}"
+        system_attrs: dict[str, Any] = {RESULT_OF: result_of}
+        if self.spec.images and not diverged:
+            try:
+                system_attrs |= self._images(result.output)
+            except OSError as error:  # a full disk, a folder that is gone: the numbers are kept
+                attrs["images"] = f"not kept: {error}"
         frozen = create_trial(
             state=state,
             values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
             params={axis: getattr(setting, axis) for axis in AXES},
             distributions=distributions(self.space),
             user_attrs=attrs,
-            system_attrs=images,
+            system_attrs=system_attrs,
             intermediate_values=steps,
             constraints=constraints,
         )
         frozen.datetime_start = started
-        self.study.add_trial(frozen)
-        return frozen
+
+        def write() -> FrozenTrial:
+            if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
+                # whoever thinks this driver dead may close the trial between two of these steps
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    return self._tell(trial, frozen, objectives)
+            self.study.add_trial(frozen)
+            return frozen
+
+        try:
+            return self.claims.patiently(write)
+        except sa.exc.IntegrityError:
+            freed = self.claims.patiently(lambda: free_result(self._store.storage.engine, json.dumps(result_of)))
+            return self.claims.patiently(write) if freed else None
 
     def record_failure(self, setting: Setting, why: str) -> None:
-        """Adds a FAIL trial: its fit could not be done."""
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.FAIL,
-                params={axis: getattr(setting, axis) for axis in AXES},
-                distributions=distributions(self.space),
-                user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False},
-            )
+        """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
+        frozen = create_trial(
+            state=TrialState.FAIL,
+            params={axis: getattr(setting, axis) for axis in AXES},
+            distributions=distributions(self.space),
+            user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, "given_up": True},
         )
+        self.claims.patiently(lambda: self.study.add_trial(frozen))
 
-    def _tell(
-        self,
-        trial: optuna.Trial,
-        state: TrialState,
-        objectives: list[float] | None,
-        attrs: dict[str, Any],
-        constraints: dict[str, float],
-        steps: dict[int, float],
-        images: dict[str, Any],
-    ) -> FrozenTrial:
+    def _tell(self, trial: optuna.Trial, frozen: FrozenTrial, objectives: list[float] | None) -> FrozenTrial:
+        """Makes an asked trial what `frozen` says; may be called again where it broke off."""
         storage = self._store.storage
-        for key, value in attrs.items():
+        take_result(storage.engine, trial._trial_id, json.dumps(frozen.system_attrs[RESULT_OF]))
+        for key, value in frozen.system_attrs.items():
+            storage.set_trial_system_attr(trial._trial_id, key, value)
+        for key, value in frozen.user_attrs.items():
             storage.set_trial_user_attr(trial._trial_id, key, value)
-        for key, meta in images.items():
-            storage.set_trial_system_attr(trial._trial_id, key, meta)
-        for key, value in constraints.items():
-            trial.set_constraint(key, value)
-        for step, value in steps.items():
-            trial.report(value, step)
-        return self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
+        for step, value in frozen.intermediate_values.items():
+            storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        complete = frozen.state == TrialState.COMPLETE
+        return self.study.tell(trial, objectives if complete else None, state=frozen.state)
 
     def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
@@ -451,9 +481,26 @@ class Driven:
 
         self._files.mkdir(parents=True, exist_ok=True)
         artifact = str(uuid.uuid4())
-        FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
+        try:
+            FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
+        except OSError:
+            (self._files / artifact).unlink(missing_ok=True)  # half of an image is worth nothing, least on a full disk
+            raise
         meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
         return artifact, vars(meta)
+
+
+def is_whole(image: Path) -> bool:
+    """Whether a file is there and not empty and, where it begins as a PNG, ends as one."""
+    try:
+        with image.open("rb") as file:
+            begins = file.read(8)
+            if begins != b"\x89PNG\r\n\x1a\n":
+                return bool(begins)
+            file.seek(-8, os.SEEK_END)
+            return file.read(4) == b"IEND"
+    except OSError:
+        return False
 
 
 def parse_url(url: str) -> URL:
@@ -547,6 +594,16 @@ def checks_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
         for member, score in enumerate(scores)
     ]
     return pd.DataFrame(rows, columns=["fit_id", "iteration", "seconds", "member", "psnr"])
+
+
+def failed_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `trials_table` whose settings were given up and have no result: the last of each."""
+    if "given_up" not in trials:
+        return trials.iloc[:0]
+    results = set(trials.loc[trials["state"] != "FAIL", list(AXES)].itertuples(index=False, name=None))
+    given_up = trials[trials["given_up"].eq(True)].drop_duplicates(list(AXES), keep="last")
+    missing = [row not in results for row in given_up[list(AXES)].itertuples(index=False, name=None)]
+    return given_up[missing]
 
 
 _QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")

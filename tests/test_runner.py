@@ -119,7 +119,7 @@ def test_interrupted_search_leaves_nothing_running(go: Any, make_spec: MakeSpec)
     assert states == {"COMPLETE": 4, "FAIL": 1}
     assert set(settings_of(trials).values()) == {1}
     (failed,) = [trial for trial in trials if trial.state.name == "FAIL"]
-    assert failed.user_attrs["reason"] == "stopped by the user"
+    assert failed.user_attrs["reason"] == "its run was stopped"
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "nsga2"])
@@ -332,3 +332,93 @@ def test_started_is_when_the_fit_began(go: Any, make_spec: MakeSpec) -> None:
     before = datetime.now()
     _, trials = go(make_spec())
     assert all(before <= trial.datetime_start <= datetime.now() for trial in trials)
+
+
+def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec: MakeSpec) -> None:
+    order: list[str] = []
+
+    class Watched(Recording):
+        slots, shared = 2, True
+
+        def submit(self, ticket: str, job: Job) -> None:
+            order.append(f"{ticket} beside {len(self._waiting) + len(self.running)}")
+            super().submit(ticket, job)
+
+        running: tuple[str, ...] = ()
+
+        def events(self) -> Iterator[tuple[str, Event]]:
+            yield self._waiting.popleft()[0], Failed("OutOfMemoryError: of the test")
+            while self._waiting:
+                self.running = (self._waiting[0][0],)
+                waiting, self._waiting = self._waiting, type(self._waiting)()
+                ticket, job = waiting.popleft()
+                self._waiting.append((ticket, job))
+                for event in InProcess.events(self):
+                    if type(event[1]).__name__ == "Finished":
+                        self.running = ()
+                        self._waiting.extend(waiting)
+                        waiting.clear()
+                    yield event
+
+    steps, trials = go(make_spec(), Watched())
+    again = [line for line in order if line.startswith("k4-")]
+    assert again == ["k4-s4-l2-uniform-1x1 beside 0", "k4-s4-l2-uniform-1x1 beside 0"]
+    assert any("with nothing beside it" in step.message for step in steps)
+    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 4}
+
+
+@pytest.mark.parametrize(
+    ("tables", "devices", "said"),
+    [
+        ({}, ["auto", "auto", "cpu"], ""),
+        ({"fit": {"device": "cpu"}}, ["cpu", "cpu", "cpu"], ""),
+        ({"objectives": {"seconds": "minimize"}}, ["auto"] * 3, "since seconds are an objective"),
+        ({"fit": {"precision": "bfloat16"}}, ["auto"] * 3, "since fit.precision is bfloat16"),
+        ({"fit": {"device": "cuda:1"}}, ["cuda:1"] * 3, "since fit.device is cuda:1"),
+    ],
+)
+def test_the_last_try_is_on_the_processor_where_that_is_sound(
+    go: Any, make_spec: MakeSpec, tables: dict[str, Any], devices: list[str], said: str
+) -> None:
+    tried: list[str] = []
+
+    class NoDevice(Recording):
+        def submit(self, ticket: str, job: Job) -> None:
+            tried.append(job.options.device)
+            self._waiting.append((ticket, job))
+
+    spec = make_spec(space={"k": [2], "iterations": [5]}, **tables)
+    steps, trials = go(spec, NoDevice(failures=3))
+    assert tried == devices
+    assert steps[-1].failed == 1
+    (trial,) = trials
+    assert said in trial.user_attrs["reason"]
+    assert trial.user_attrs["given_up"] is True
+
+
+def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(space={"k": [2, 3, 4]})
+    with Store(store_url) as store:
+        first = store.drive(spec, tiny_target, sampler(spec))
+        store.driver = "another"
+        other = Driven(store, first.study, spec, tiny_target)
+        executor = Recording()
+        beside = runner.run(other, executor, forecast())
+        next(beside)  # began before the other gave up, and has the first fit, k = 4
+        with store.storage.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO ddstudy_claims (study_id, fit, driver, expires, deaths) "
+                f"VALUES ({first.study._study_id}, 'k3-s4-l2-uniform-1x1', 'dead', 0, {runner.RETRIES})"
+            )
+        began = runner.run(first, Recording(), forecast())
+        next(began)  # gave up k = 3, has k = 2
+        failed = [trial for trial in first.trials() if trial.state.name == "FAIL"]
+        assert len(failed) == 2
+        assert {trial.user_attrs["reason"] for trial in failed} == {"3 drivers died while they fitted this"}
+        began.close()
+        last = list(beside)[-1]
+        assert [fit.k for fit, _ in executor.jobs] == [4, 2]
+        assert (last.done, last.failed) == (4, 2)
+        other.claims.end()

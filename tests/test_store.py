@@ -369,3 +369,68 @@ def test_distributions_hold_the_listed_values(make_spec: MakeSpec) -> None:
     for name, axis in distributions(space).items():
         for value in getattr(space, name):
             assert axis._contains(axis.to_internal_repr(value))
+
+
+def test_a_setting_has_one_result_whoever_records_at_the_same_time(
+    store_url: str, drive: Callable[..., Driven], make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(search={"sampler": "random"})
+    one = drive(spec)
+    two = Driven(one._store, one.study, spec, tiny_target)  # a driver beside it, past every claim
+    trial, setting = one.ask()
+    assert two.record(setting, measured(), shared=False, started=datetime.now()) is not None
+    assert one.record(setting, measured(), shared=False, started=datetime.now(), trial=trial) is None
+    assert one.record(setting, measured(), shared=False, started=datetime.now()) is None
+    one.fail(trial, "another was faster")
+    assert [trial.state.name for trial in one.trials()] == ["FAIL", "COMPLETE"]
+    two.claims.end()
+
+
+def test_a_driver_that_died_while_it_told_a_result_leaves_the_setting_free(
+    drive: Callable[..., Driven], make_spec: MakeSpec
+) -> None:
+    driven = drive(make_spec(search={"sampler": "random"}))
+    trial, setting = driven.ask()
+    system_attrs = {"ddstudy:result": f"{driven.study._study_id}/{setting.id}"}
+    driven._store.storage.set_trial_system_attr(trial._trial_id, *next(iter(system_attrs.items())))
+    driven.fail(trial, "the driver of this trial died")
+    assert driven.record(setting, measured(), shared=False, started=datetime.now(), trial=trial) is not None
+    assert [trial.state.name for trial in driven.trials()] == ["FAIL", "COMPLETE"]
+    assert driven.record(setting, measured(), shared=False, started=datetime.now()) is None
+
+
+def test_claims_count_the_drivers_that_died_with_a_fit(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec()
+    with Store(store_url, lease_seconds=-1) as store:  # whoever claims is dead at once
+        dead = store.drive(spec, tiny_target, sampler(spec))
+        counts = []
+        for name in "abc":
+            store.driver = name
+            living = Driven(store, dead.study, spec, tiny_target)
+            assert living.claims.take(FIT.id)
+            counts.append(living.claims.deaths[FIT.id])
+            living.claims._ended.set()
+        assert counts == [0, 1, 2]
+        living.claims.forgive()
+        assert dead.claims.take(FIT.id)
+        assert dead.claims.deaths[FIT.id] == 0
+
+
+def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Driven], tmp_path: Path) -> None:
+    (tmp_path / "images").write_text("no folder")
+    driven = drive()
+    record(driven, measured())
+    (trial,) = driven.trials()
+    assert trial.state == TrialState.COMPLETE
+    assert trial.user_attrs["images"].startswith("not kept: ")
+    assert driven._store.lost_images("tiny") == "1 trials never had theirs kept"
+
+
+def test_claims_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
+    with Store(store_url) as store, store.storage.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE ddstudy_claims DROP COLUMN deaths"))
+    with Store(store_url) as store:
+        columns = {column["name"] for column in sa.inspect(store.storage.engine).get_columns("ddstudy_claims")}
+    assert "deaths" in columns
