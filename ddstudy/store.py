@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
@@ -43,6 +42,7 @@ from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.stability import reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
+from ddstudy.trials import Result, Results, TrialStorage
 
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
@@ -103,7 +103,7 @@ class Store:
         """The URL without password and query, for people."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
-    def _open(self, read_only: bool) -> RDBStorage:
+    def _open(self, read_only: bool) -> TrialStorage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.path is not None and read_only and not self.path.is_file():
             raise NoStudiesError(
@@ -122,9 +122,9 @@ class Store:
             if read_only:
                 if not sa.inspect(sa.create_engine(url, **options)).has_table("studies"):
                     raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
-                return RDBStorage(url, engine_kwargs=options, skip_table_creation=True)
+                return TrialStorage(url, engine_kwargs=options, skip_table_creation=True)
             with self._alone():
-                storage = RDBStorage(url, engine_kwargs=options)
+                storage = TrialStorage(url, engine_kwargs=options)
                 create_table(storage.engine)
             return storage
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -242,19 +242,25 @@ class Store:
         for study in self.storage.get_all_studies():
             stored = [direction.name.lower() for direction in study.directions]
             if study.study_name == spec.name and stored != wanted:
-                if self.storage.get_n_trials(study._study_id):
+                if self._has_trials(study._study_id):
                     return stored  # Optuna would refuse others before we can say what differs
                 self.storage.delete_study(study._study_id)
         return wanted
 
+    def _has_trials(self, study_id: int) -> bool:
+        with contextlib.suppress(KeyError):  # Optuna's own count reads every trial
+            return self.storage.get_trial_id_from_study_id_trial_number(study_id, 0) is not None
+        return False
+
     def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
         ours = {**spec.fingerprint(), "target": target.digest}
         stored = study.user_attrs.get("ddstudy:fingerprint")
-        if stored is None and study.get_trials(deepcopy=False):
+        begun = self._has_trials(study._study_id)
+        if stored is None and begun:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
             )
-        if not study.get_trials(deepcopy=False):  # nothing depends on it yet: the study may still be changed
+        if not begun:  # nothing depends on it yet: the study may still be changed
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
             study.set_user_attr("ddstudy:facts", json.dumps({**facts, "target digest": target.digest[:16]}))
             study.set_user_attr("ddstudy:spec", spec.model_dump_json())
@@ -288,6 +294,7 @@ class Driven:
         self._store = store
         self._files = store.artifacts
         self.claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
+        self._results = Results(store.storage.engine, study._study_id, distributions(self.space))
 
     @cached_property
     def _target_image(self) -> tuple[str, dict[str, str]]:
@@ -299,9 +306,14 @@ class Driven:
         """All trials, without copies: not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
-    def measured(self) -> dict[Setting, FrozenTrial]:
-        """The settings that have a result, COMPLETE or PRUNED, and their trials."""
-        return {setting_of(trial): trial for trial in self.trials() if _has_result(trial)}
+    def running(self) -> list[FrozenTrial]:
+        """Trials that were asked for, by any driver, and have no result yet."""
+        # straight from the database: Optuna's cache would first read all the others
+        return self._store.storage.get_all_trials(self.study._study_id, deepcopy=False, states=(TrialState.RUNNING,))
+
+    def measured(self) -> dict[Setting, Result]:
+        """The settings that have a result by now, whoever measured them: a live view that only grows, at its end."""
+        return self._results.read()
 
     # searching
 
@@ -313,9 +325,7 @@ class Driven:
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
         claimed = self.claims.alive()
-        for trial in self.trials():
-            if trial.state != TrialState.RUNNING:
-                continue
+        for trial in self.running():
             complete = set(AXES) <= trial.params.keys()
             age = datetime.now() - (trial.datetime_start or datetime.min)
             # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
@@ -344,7 +354,7 @@ class Driven:
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
-    ) -> FrozenTrial:
+    ) -> Result:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
         Args:
@@ -378,8 +388,6 @@ class Driven:
         if len(self.spec.objectives) == 1 and objectives:
             steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
         images = self._images(result.output) if self.spec.images and not diverged else {}
-        if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
-            return self._tell(trial, state, objectives, attrs, constraints, steps, images)
         frozen = create_trial(
             state=state,
             values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
@@ -391,8 +399,14 @@ class Driven:
             constraints=constraints,
         )
         frozen.datetime_start = started
-        self.study.add_trial(frozen)
-        return frozen
+        storage = self._store.storage
+        if trial is not None and storage.describe(trial._trial_id, frozen):
+            self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
+        else:
+            storage.create_new_trial(self.study._study_id, frozen)  # not by the study, which would keep a copy
+        recorded = Result(state, bool(attrs["stable"]), frozen.values[0] if frozen.values else None)
+        self._results.add(setting, recorded)
+        return recorded
 
     def record_failure(self, setting: Setting, why: str) -> None:
         """Adds a FAIL trial: its fit could not be done."""
@@ -404,27 +418,6 @@ class Driven:
                 user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False},
             )
         )
-
-    def _tell(
-        self,
-        trial: optuna.Trial,
-        state: TrialState,
-        objectives: list[float] | None,
-        attrs: dict[str, Any],
-        constraints: dict[str, float],
-        steps: dict[int, float],
-        images: dict[str, Any],
-    ) -> FrozenTrial:
-        storage = self._store.storage
-        for key, value in attrs.items():
-            storage.set_trial_user_attr(trial._trial_id, key, value)
-        for key, meta in images.items():
-            storage.set_trial_system_attr(trial._trial_id, key, meta)
-        for key, value in constraints.items():
-            trial.set_constraint(key, value)
-        for step, value in steps.items():
-            trial.report(value, step)
-        return self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
 
     def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
@@ -485,10 +478,6 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 def setting_of(trial: FrozenTrial) -> Setting:
     """The setting that a trial measured or is measuring."""
     return Setting(**{axis: trial.params[axis] for axis in AXES})
-
-
-def _has_result(trial: FrozenTrial) -> bool:
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
