@@ -74,7 +74,7 @@ class Claims:
         # mostly the renewals see to that, and a look costs less than one more write to the disk
         look = (
             "SELECT fit FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
-            f"AND expires >= {self._clock} + :lease / 2"
+            f"AND expires >= {self._clock} + :lease * 0.5"
         )
         return bool(self._rows(look, fit_id) or self._rows(self._renewal, fit_id))
 
