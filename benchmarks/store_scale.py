@@ -8,10 +8,12 @@ all N are still to do; the middle, filled by SQL with copies of a recorded trial
 trials would; and its last trials, by a new process, which must first resume. Milliseconds are the median over fits of
 the time per trial, images included. Memory is what the study takes at the peak of that process.
 
+"Of CPU" is the process' own part, which other work on the machine disturbs less than the wall clock.
+
 Beside it stand Optuna's own ways through a grid, GridSampler with N trials told and a queue of N enqueued trials, bare:
 ask and tell of trials without measurements and images; and a TPE search with N trials recorded, with the part that is
-Optuna's sampler; all three up to the thesis' 2,268 settings. The PostgreSQL server is the tests' own
-(extra `test`).
+Optuna's sampler (a mean, its first reading of all trials included); all three up to the thesis' 2,268 settings. The
+PostgreSQL server is the tests' own (extra `test`).
 """
 
 import argparse
@@ -86,7 +88,8 @@ def main() -> None:
                 ]
                 print("  ".join([f"{kind:10s}", f"{trials:7,d}", *shown]), flush=True)
                 if options.json:
-                    options.json.write_text(json.dumps(rows, indent=1))
+                    shorter = [{k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+                    options.json.write_text("[\n" + ",\n".join(f" {json.dumps(row)}" for row in shorter) + "\n]\n")
 
 
 def costs(trials: int, fresh: Any, folder: str) -> dict[str, float]:

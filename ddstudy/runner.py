@@ -264,14 +264,14 @@ class _Run:
 
     def _put_back(self, fit: Fit, budgets: tuple[int, ...]) -> None:
         self.todo[fit] = budgets
-        operations, iterations = self._work(fit, budgets)
-        self.operations += operations
+        cost, iterations = self._work(fit, budgets)
+        self.operations += cost
         self.iterations += iterations
 
     def _take_out(self, fit: Fit) -> tuple[int, ...]:
         budgets = self.todo.pop(fit)
-        operations, iterations = self._work(fit, budgets)
-        self.operations -= operations
+        cost, iterations = self._work(fit, budgets)
+        self.operations -= cost
         self.iterations -= iterations
         return budgets
 
