@@ -16,6 +16,7 @@ from datetime import datetime
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from ddstudy.errors import UserError, WorkError
@@ -23,11 +24,11 @@ from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Executor, Failed, Finished
 from ddstudy.fit.fused import memory
 from ddstudy.metrics import measurable
-from ddstudy.samplers import Unseen, unseen
+from ddstudy.samplers import Unseen, running_fits, unseen
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
-from ddstudy.store import Driven, setting_of
+from ddstudy.store import Driven
 from ddstudy.target import Target
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
@@ -135,25 +136,28 @@ def bytes_of_largest_fit(spec: StudySpec, target: Target) -> int:
 class Forecast:
     """Seconds per iteration from what was measured so far: overhead + slope * operations."""
 
-    _points: list[tuple[float, float]] = field(default_factory=list)
-
+    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
     _line: tuple[float, float] = (0.0, 0.0)
 
     def learn(self, cost: float, seconds: float) -> None:
         """Adds one measured cost of an iteration of all members."""
-        self._points.append((cost, seconds))
-        costs, times = np.array(self._points).T
-        # relative errors count: a fit of a minute may not drown one of a second
-        matrix = np.stack([1 / times, costs / times], axis=1)
-        overhead, slope = np.linalg.lstsq(matrix, np.ones_like(times), rcond=None)[0]
-        if overhead < 0 or slope < 0:  # too few or too noisy for a line that makes sense
-            overhead, slope = 0.0, np.median(times / costs)
-        self._line = (float(overhead), float(slope))
+        # least squares of relative errors, so that a fit of a minute does not drown one of a second; sums are all it
+        # takes, and a study has many fits
+        x, y = 1 / seconds, cost / seconds
+        self._sums += (x * x, x * y, y * y, x, y)
+        xx, xy, yy, sx, sy = map(float, self._sums)
+        determinant = xx * yy - xy * xy
+        overhead, slope = 0.0, sy / yy  # the line through the origin
+        if determinant > 1e-9 * xx * yy:
+            line = (sx * yy - sy * xy) / determinant, (sy * xx - sx * xy) / determinant
+            if min(line) >= 0:  # else too few or too noisy for a line that makes sense
+                overhead, slope = line
+        self._line = (overhead, slope)
 
-    def seconds(self, cost: float) -> float:
-        """Expected seconds of one iteration of all members."""
+    def seconds(self, cost: float, iterations: float = 1) -> float:
+        """Expected seconds of so many iterations of all members that together have a cost, by default of one."""
         overhead, slope = self._line
-        return overhead + slope * cost
+        return overhead * iterations + slope * cost
 
 
 def calibrate(spec: StudySpec, target: Target, fits: list[Fit], executor: Executor) -> Forecast:
@@ -225,16 +229,20 @@ class _Run:
         self.again: deque[tuple[_InFlight, Job]] = deque()  # what is tried again once nothing runs beside it
         self.failures: set[Fit] = set()
         self.failed: set[Setting] = set()
-        self.known_trials = len(study.trials())
         self.images_lost = ""
         self.current = ""
         self.began = time.monotonic()
-        self.results = {setting: trial.state for setting, trial in study.measured().items()}
+        self.results = study.measured()
+        self.given_up_before = set(study.given_up())  # by earlier runs: this one tries again
+        self.counted = 0  # of the results, in the pruned and the best
+        self.pruned = 0
         self.best: tuple[Setting, float] | None = None
-        for setting, trial in study.measured().items():
-            self._consider(setting, trial.state, trial.user_attrs)
+        self._count()
         self.plan = plan(study.spec, study.target, set(self.results))
-        self.todo = dict(self.plan.todo)
+        self.todo: dict[Fit, tuple[int, ...]] = {}
+        self.operations = self.iterations = 0  # of all that is to do
+        for fit, budgets in self.plan.todo.items():
+            self._put_back(fit, budgets)
         self.work_done = 0.0
 
     # choosing
@@ -261,7 +269,7 @@ class _Run:
                 continue
             # the claim is ours: what another driver recorded before it gave the fit back is visible now
             self._refresh()
-            budgets = tuple(b for b in self.todo.pop(fit) if _setting(fit, b) not in self.results)
+            budgets = tuple(b for b in self._take_out(fit) if _setting(fit, b) not in self.results)
             if self._is_given_up(fit, budgets) or not budgets:
                 self.study.claims.release(fit.id)
                 continue
@@ -269,16 +277,34 @@ class _Run:
             return True
         return False
 
+    def _put_back(self, fit: Fit, budgets: tuple[int, ...]) -> None:
+        self.todo[fit] = budgets
+        cost, iterations = self._work(fit, budgets)
+        self.operations += cost
+        self.iterations += iterations
+
+    def _take_out(self, fit: Fit) -> tuple[int, ...]:
+        budgets = self.todo.pop(fit)
+        cost, iterations = self._work(fit, budgets)
+        self.operations -= cost
+        self.iterations -= iterations
+        return budgets
+
+    def _work(self, fit: Fit, budgets: tuple[int, ...]) -> tuple[int, int]:
+        """Operations and iterations of a fit; whole numbers, so that sums stay exact."""
+        return int(operations(fit, self.study.target)) * max(budgets), max(budgets)
+
     def _next_of_search(self) -> bool:
         self._refresh()
         ours = [flight for flight in self.in_flight.values() if flight.trial is not None]
         coming = sum(_setting(f.fit, b) not in self.results for f in self.in_flight.values() for b in f.budgets)
-        coming += sum(trial.state == TrialState.RUNNING for trial in self.study.trials()) - len(ours)
+        running = self.study.running()
+        coming += len(running) - len(ours)
         if len(self.results) + coming >= self.plan.settings:
             return False
         # also busy: fits whose last budget is on its way, fits of other drivers, and fits that fail
         busy = {*self.in_flight, *self.study.claims.alive(), *(fit.id for fit in self.failures)}
-        if not unseen(self.study.trials(), self.study.space, busy):
+        if next(unseen(self.study.space, self.results, busy | running_fits(running)), None) is None:
             return False
         sampler = self.study.study.sampler
         assert isinstance(sampler, Unseen)
@@ -340,9 +366,8 @@ class _Run:
         if done is None:
             self._refresh()
             return f"{setting.id}: not recorded, another driver was faster"
-        self.images_lost = done.user_attrs.get("images", self.images_lost)
-        self.results[setting] = done.state
-        self._consider(setting, done.state, done.user_attrs)
+        self.images_lost = done.images_lost or self.images_lost
+        self._count()
         if flight.setting == setting:
             flight.trial = None
         cost = operations(flight.fit, self.study.target)
@@ -392,7 +417,7 @@ class _Run:
         self.work_done += self._predicted(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
         if lost and flight.setting is None and flight.fit not in self.failures:
-            self.todo[flight.fit] = lost  # whoever took the claim will measure these, or die and leave them to us
+            self._put_back(flight.fit, lost)  # whoever took the claim will measure these, or die and leave them to us
 
     def abandon(self) -> None:
         """Closes what is in flight, when the run is stopped."""
@@ -403,32 +428,34 @@ class _Run:
 
     # telling
 
-    def _consider(self, setting: Setting, state: TrialState, values: Mapping[str, object]) -> None:
-        metric, direction = next(iter(self.study.spec.objectives.items()))
-        value = values.get(metric)
-        if state != TrialState.COMPLETE or not values.get("stable") or not isinstance(value, int | float):
-            return
-        sign = 1 if direction == "maximize" else -1
-        if self.best is None or sign * value > sign * self.best[1]:
-            self.best = (setting, float(value))
-
     def _refresh(self) -> None:
         """Learns what other drivers recorded or gave up since."""
-        trials = self.study.trials()
-        for trial in trials[self.known_trials :]:
-            if trial.state == TrialState.FAIL and trial.user_attrs.get("given_up"):
-                self.failures.add(setting_of(trial).fit)
-                self.failed.add(setting_of(trial))
-        for setting, trial in self.study.measured().items():
-            self.results.setdefault(setting, trial.state)
-            self._consider(setting, trial.state, trial.user_attrs)
+        self.results = self.study.measured()
+        self._count()
+        for trial, setting in self.study.given_up().items():
+            if trial not in self.given_up_before:
+                self.failures.add(setting.fit)
+                self.failed.add(setting)
+
+    def _count(self) -> None:
+        direction = next(iter(self.study.spec.objectives.values()))
+        sign = 1 if direction == "maximize" else -1
+        new = list(itertools.islice(reversed(self.results), len(self.results) - self.counted))
+        for setting in reversed(new):
+            result = self.results[setting]
+            self.pruned += result.state == TrialState.PRUNED
+            if result.state != TrialState.COMPLETE or not result.stable or result.value is None:
+                continue
+            if self.best is None or sign * result.value > sign * self.best[1]:
+                self.best = (setting, result.value)
+        self.counted = len(self.results)
 
     def _predicted(self, fit: Fit, budgets: tuple[int, ...]) -> float:
-        return self.forecast.seconds(operations(fit, self.study.target)) * max(budgets)
+        return self.forecast.seconds(*self._work(fit, budgets))
 
     def progress(self, message: str = "") -> Progress:
         """Where the run stands."""
-        remaining = sum(self._predicted(fit, budgets) for fit, budgets in self.todo.items())
+        remaining = self.forecast.seconds(self.operations, self.iterations)
         flying = [(self._predicted(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
         remaining += sum(whole * (1 - share) for whole, share in flying)
         spent = self.work_done + sum(whole * share for whole, share in flying)
@@ -440,11 +467,10 @@ class _Run:
         if self.study.spec.search.sampler != "grid":
             done = len(self.results) - self.plan.done
             eta = elapsed / done * (self.plan.settings - len(self.results)) if done else None
-        pruned = sum(state == TrialState.PRUNED for state in self.results.values())
         total = max(self.plan.settings, len(self.results))
         failed = len(self.failed - self.results.keys())
         return Progress(
-            len(self.results), total, pruned, failed, self.best, self.current, eta, message, self.images_lost
+            len(self.results), total, self.pruned, failed, self.best, self.current, eta, message, self.images_lost
         )
 
     @property
@@ -452,8 +478,7 @@ class _Run:
         """Whether all that is left is claimed by other drivers."""
         if self.study.spec.search.sampler == "grid":
             return any(fit not in self.failures for fit in self.todo)
-        running = any(trial.state == TrialState.RUNNING for trial in self.study.trials())
-        return len(self.results) < self.plan.settings and (running or bool(self.study.claims.alive()))
+        return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.claims.alive())
 
 
 def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progress]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,14 @@ class SpaceExhaustedError(Exception):
     """Every setting has a result or is being fitted."""
 
 
-def unseen(trials: Sequence[FrozenTrial], space: SearchSpace, busy: Collection[str] = ()) -> list[Setting]:
-    """The settings that have no result and whose fit is neither running nor among `busy`, in the order of the grid."""
-    known = [trial for trial in trials if set(AXES) <= trial.params.keys() and trial.state != TrialState.FAIL]
-    seen = {setting_of(trial) for trial in known}
-    taken = {*busy, *(setting_of(trial).fit.id for trial in known if trial.state == TrialState.RUNNING)}
-    return [setting for setting in space if setting not in seen and setting.fit.id not in taken]
+def unseen(space: SearchSpace, seen: Container[Setting], busy: Container[str]) -> Iterator[Setting]:
+    """The settings that have no result and whose fit is not among `busy`, in the order of the grid."""
+    return (setting for setting in space if setting not in seen and setting.fit.id not in busy)
+
+
+def running_fits(trials: Iterable[FrozenTrial]) -> set[str]:
+    """Identities of the fits that RUNNING trials have asked for."""
+    return {setting_of(t).fit.id for t in trials if t.state == TrialState.RUNNING and set(AXES) <= t.params.keys()}
 
 
 def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
@@ -103,7 +105,9 @@ class Unseen(BaseSampler):
         Raises:
             SpaceExhaustedError: there is none.
         """
-        free = unseen(study.get_trials(deepcopy=False), self._space, self.busy)
+        trials = study.get_trials(deepcopy=False)
+        seen = {setting_of(t) for t in trials if t.state != TrialState.FAIL and set(AXES) <= t.params.keys()}
+        free = list(unseen(self._space, seen, {*self.busy, *running_fits(trials)}))
         if not free:
             raise SpaceExhaustedError
         allowed = set(free)

@@ -32,17 +32,17 @@ from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import RESULT_OF, Claims, create_table, free_result, take_result
+from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.stability import reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
+from ddstudy.trials import Result, Results, TrialStorage
 
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
@@ -110,7 +110,7 @@ class Store:
         """The URL without password and query, for people."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
-    def _open(self, read_only: bool) -> RDBStorage:
+    def _open(self, read_only: bool) -> TrialStorage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.path is not None and read_only and not self.path.is_file():
             raise NoStudiesError(
@@ -129,9 +129,9 @@ class Store:
             if read_only:
                 if not sa.inspect(sa.create_engine(url, **options)).has_table("studies"):
                     raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
-                return RDBStorage(url, engine_kwargs=options, skip_table_creation=True)
+                return TrialStorage(url, engine_kwargs=options, skip_table_creation=True)
             with self._alone():
-                storage = RDBStorage(url, engine_kwargs=options)
+                storage = TrialStorage(url, engine_kwargs=options)
                 create_table(storage.engine)
             return storage
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -264,19 +264,25 @@ class Store:
         for study in self.storage.get_all_studies():
             stored = [direction.name.lower() for direction in study.directions]
             if study.study_name == spec.name and stored != wanted:
-                if self.storage.get_n_trials(study._study_id):
+                if self._has_trials(study._study_id):
                     return stored  # Optuna would refuse others before we can say what differs
                 self.storage.delete_study(study._study_id)
         return wanted
 
+    def _has_trials(self, study_id: int) -> bool:
+        with contextlib.suppress(KeyError):  # Optuna's own count reads every trial
+            return self.storage.get_trial_id_from_study_id_trial_number(study_id, 0) is not None
+        return False
+
     def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
         ours = {**spec.fingerprint(), "target": target.digest}
         stored = study.user_attrs.get("ddstudy:fingerprint")
-        if stored is None and study.get_trials(deepcopy=False):
+        begun = self._has_trials(study._study_id)
+        if stored is None and begun:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
             )
-        if not study.get_trials(deepcopy=False):  # nothing depends on it yet: the study may still be changed
+        if not begun:  # nothing depends on it yet: the study may still be changed
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
             study.set_user_attr("ddstudy:facts", json.dumps({**facts, "target digest": target.digest[:16]}))
             study.set_user_attr("ddstudy:spec", spec.model_dump_json())
@@ -310,6 +316,7 @@ class Driven:
         self._store = store
         self._files = store.artifacts
         self.claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
+        self._results = Results(store.storage.engine, study._study_id, distributions(self.space))
 
     @cached_property
     def _target_image(self) -> tuple[str, dict[str, str]]:
@@ -321,9 +328,19 @@ class Driven:
         """All trials, without copies: not to be changed."""
         return self.claims.patiently(lambda: self.study.get_trials(deepcopy=False))
 
-    def measured(self) -> dict[Setting, FrozenTrial]:
-        """The settings that have a result, COMPLETE or PRUNED, and their trials."""
-        return {setting_of(trial): trial for trial in self.trials() if _has_result(trial)}
+    def running(self) -> list[FrozenTrial]:
+        """Trials that were asked for, by any driver, and have no result yet."""
+        # straight from the database: Optuna's cache would first read all the others
+        storage, study, states = self._store.storage, self.study._study_id, (TrialState.RUNNING,)
+        return self.claims.patiently(lambda: storage.get_all_trials(study, deepcopy=False, states=states))
+
+    def measured(self) -> dict[Setting, Result]:
+        """The settings that have a result by now, whoever measured them: a live view that only grows, at its end."""
+        return self.claims.patiently(self._results.read)
+
+    def given_up(self) -> dict[int, Setting]:
+        """Trials that tell of settings which could not be measured, as far as `measured` has read."""
+        return self._results.given_up
 
     # searching
 
@@ -335,9 +352,7 @@ class Driven:
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
         claimed = self.claims.alive()
-        for trial in self.trials():
-            if trial.state != TrialState.RUNNING:
-                continue
+        for trial in self.running():
             complete = set(AXES) <= trial.params.keys()
             age = datetime.now() - (trial.datetime_start or datetime.min)
             # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
@@ -370,7 +385,7 @@ class Driven:
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
-    ) -> FrozenTrial | None:
+    ) -> Result | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
         A setting has one result, whoever records at the same time: the database refuses another. Images that cannot
@@ -384,7 +399,7 @@ class Driven:
             trial: the asked trial that this is the answer to; else a new trial is added, in one transaction.
 
         Returns:
-            The trial; None if the setting has a result already.
+            What a run must know of it; None if the setting has a result already.
         """
         limits, values = self.spec.stability, result.values
         diverged = "psnr" not in values
@@ -430,19 +445,25 @@ class Driven:
         )
         frozen.datetime_start = started
 
-        def write() -> FrozenTrial:
-            if trial is not None and not self._store.storage.get_trial(trial._trial_id).state.is_finished():
-                # whoever thinks this driver dead may close the trial between two of these steps
+        def write() -> None:
+            if trial is not None and storage.describe(trial._trial_id, frozen, RESULT_OF):
+                # whoever thinks this driver dead may close the trial between the two
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    return self._tell(trial, frozen, objectives)
-            self.study.add_trial(frozen)
-            return frozen
+                    self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
+                    return
+            storage.create_new_trial(self.study._study_id, frozen)  # not by the study, which would keep a copy
 
+        storage = self._store.storage
         try:
-            return self.claims.patiently(write)
+            self.claims.patiently(write)
         except sa.exc.IntegrityError:
-            freed = self.claims.patiently(lambda: free_result(self._store.storage.engine, json.dumps(result_of)))
-            return self.claims.patiently(write) if freed else None
+            if not self.claims.patiently(lambda: free_result(storage.engine, json.dumps(result_of))):
+                return None
+            self.claims.patiently(write)
+        value = frozen.values[0] if frozen.values else None
+        recorded = Result(state, bool(attrs["stable"]), value, attrs.get("images", ""))
+        self._results.add(setting, recorded)
+        return recorded
 
     def record_failure(self, setting: Setting, why: str) -> None:
         """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
@@ -453,19 +474,6 @@ class Driven:
             user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, "given_up": True},
         )
         self.claims.patiently(lambda: self.study.add_trial(frozen))
-
-    def _tell(self, trial: optuna.Trial, frozen: FrozenTrial, objectives: list[float] | None) -> FrozenTrial:
-        """Makes an asked trial what `frozen` says; may be called again where it broke off."""
-        storage = self._store.storage
-        take_result(storage.engine, trial._trial_id, json.dumps(frozen.system_attrs[RESULT_OF]))
-        for key, value in frozen.system_attrs.items():
-            storage.set_trial_system_attr(trial._trial_id, key, value)
-        for key, value in frozen.user_attrs.items():
-            storage.set_trial_user_attr(trial._trial_id, key, value)
-        for step, value in frozen.intermediate_values.items():
-            storage.set_trial_intermediate_value(trial._trial_id, step, value)
-        complete = frozen.state == TrialState.COMPLETE
-        return self.study.tell(trial, objectives if complete else None, state=frozen.state)
 
     def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
@@ -543,10 +551,6 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 def setting_of(trial: FrozenTrial) -> Setting:
     """The setting that a trial measured or is measuring."""
     return Setting(**{axis: trial.params[axis] for axis in AXES})
-
-
-def _has_result(trial: FrozenTrial) -> bool:
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:

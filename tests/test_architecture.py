@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
-    "evaluate", "claims", "store", "samplers", "executors", "runner", "report", "report.tables", "report.figures",
-    "report.panels", "report.page", "dashboard", "cli",
+    "evaluate", "claims", "trials", "store", "samplers", "executors", "runner", "report", "report.tables",
+    "report.figures", "report.panels", "report.page", "dashboard", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec", "report.panels"},
@@ -20,8 +20,8 @@ HOMES = {
     "numba": {"fit.simd", "fit.kernels_cpu"},
     "llvmlite": {"fit.simd", "fit.kernels_cpu"},
     "triton": {"fit.kernels_cuda"},
-    "optuna": {"store", "samplers", "runner", "report.tables", "dashboard"},
-    "sqlalchemy": {"claims", "store"},
+    "optuna": {"trials", "store", "samplers", "runner", "report.tables", "dashboard"},
+    "sqlalchemy": {"claims", "trials", "store"},
     "ray": {"executors"},
     "plotly": {"report.figures", "report.page"},
     "optuna_dashboard": {"dashboard"},

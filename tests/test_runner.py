@@ -1,3 +1,4 @@
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -258,6 +259,31 @@ def test_two_drivers_share_a_postgres_study(postgres_url: str, make_spec: MakeSp
     assert len(trials) == 12
 
 
+def test_what_another_driver_finished_meanwhile_is_not_done_again(
+    postgres_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(space={"k": [2, 3, 4]}, stability={"cv_percent": 1e-9})
+    with Store(postgres_url) as one, Store(postgres_url) as two:
+        first, second = (store.drive(spec, tiny_target, sampler(spec)) for store in (one, two))
+        late = Recording()
+        steps = runner.run(second, late, forecast())
+        next(steps)  # has planned everything and holds the first fit
+        with contextlib.closing(runner.run(first, InProcess(2), forecast())) as others:  # type: ignore[type-var]
+            next(step for step in others if step.done == 4)
+        last = list(steps)[-1]
+        assert [fit.k for fit, _ in late.jobs] == [4]
+        assert (last.done, last.pruned, last.total) == (6, 6, 6)
+        assert set(settings_of(first.trials()).values()) == {1}
+
+
+def test_time_left_is_that_of_all_fits_to_do(go: Any, make_spec: MakeSpec, tiny_target: Target) -> None:
+    spec = make_spec()
+    expected = runner.forecast_seconds(spec, tiny_target, runner.plan(spec, tiny_target, set()), forecast(), 1)
+    steps, _ = go(spec)
+    assert steps[0].eta_seconds == pytest.approx(expected)
+    assert steps[-1].eta_seconds is None
+
+
 def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec(space={"k": [2]})
     with Store(store_url) as store:
@@ -290,6 +316,11 @@ def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
     for cost in (1e6, 5e6, 2e7):
         known.learn(cost, 0.002 + 3e-10 * cost)
     assert known.seconds(1e7) == pytest.approx(0.005)
+    same = runner.Forecast()
+    for seconds in (0.004, 0.005, 0.005):  # of one cost: nothing tells overhead and slope apart
+        same.learn(1e7, seconds)
+    assert same.seconds(1e7) == pytest.approx(0.005, rel=0.1)
+    assert same.seconds(2e7) == pytest.approx(2 * same.seconds(1e7))
     noisy = runner.Forecast()
     noisy.learn(1e6, 0.005)
     noisy.learn(2e6, 0.001)  # no sensible line goes through these

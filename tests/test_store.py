@@ -199,6 +199,25 @@ def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_t
     first_store.close()
 
 
+def test_claim_that_is_looked_at_stays_for_half_a_lease(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec()
+    with Store(store_url, lease_seconds=3) as store:
+        first = store.drive(spec, tiny_target, sampler(spec))
+        first.claims._ended.set()  # nothing else renews it
+        first.claims._renewer.join()
+        assert first.claims.take(FIT.id)
+        taken = time.monotonic()
+        store.driver = "another"
+        second = Driven(store, first.study, spec, tiny_target)
+        time.sleep(1.8)
+        assert first.claims.holds(FIT.id)
+        time.sleep(max(0, taken + 3.1 - time.monotonic()))
+        assert not second.claims.take(FIT.id)
+        second.claims.end()
+
+
 def test_abandoned_trials_are_closed_with_the_reason(
     store_url: str, drive: Callable[..., Driven], make_spec: MakeSpec
 ) -> None:

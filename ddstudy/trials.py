@@ -1,0 +1,186 @@
+"""Trials in Optuna's tables, so that the cost of one does not depend on how many there are.
+
+A trial has some fifty rows. Optuna writes them one by one, counts all earlier trials for each new one, and reads every
+row of every trial to tell what is done. `TrialStorage` writes the same rows with one statement a table; `Results` reads
+only what a driver must know of a trial, and only until it has read that the trial is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import aliased
+
+from ddstudy.settings import AXES, Setting
+
+
+class TrialStorage(RDBStorage):
+    """Optuna's storage, with a faster way to write what is known of a trial at once."""
+
+    def describe(self, trial_id: int, known: FrozenTrial, mark: str) -> bool:
+        """Adds attributes and intermediate values to a RUNNING trial in one transaction; False if it is closed.
+
+        May be called again: a trial that has the system attribute `mark` is left as it is.
+        """
+        trial, attr = models.TrialModel, models.TrialSystemAttributeModel
+        marked = sa.select(attr.key).where(attr.trial_id == trial_id, attr.key == mark)
+        with self.engine.begin() as connection:
+            state = connection.scalar(sa.select(trial.state).where(trial.trial_id == trial_id).with_for_update())
+            if state != TrialState.RUNNING:
+                return False
+            if connection.scalar(marked) is None:
+                for model, rows in _descriptions(trial_id, known):
+                    connection.execute(sa.insert(model), rows)
+        return True
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
+        # Optuna's hook, within its transaction and its lock on the study: the latest trial is the latest of any driver
+        if template_trial is None:
+            return super()._get_prepared_new_trial(study_id, template_trial, session)
+        trial = models.TrialModel
+        latest = sa.select(trial.number).where(trial.study_id == study_id).order_by(trial.trial_id.desc()).limit(1)
+        before = session.scalar(latest)
+        new = trial(
+            study_id=study_id,
+            number=0 if before is None else before + 1,
+            state=template_trial.state,
+            datetime_start=template_trial.datetime_start,
+            datetime_complete=template_trial.datetime_complete,
+        )
+        session.add(new)
+        session.flush()  # makes its id
+        trial_id: Any = new.trial_id
+        for model, rows in (*_outcomes(trial_id, template_trial), *_descriptions(trial_id, template_trial)):
+            session.execute(sa.insert(model), rows)
+        return new
+
+
+_Rows = tuple[type[Any], Sequence[Mapping[str, Any]]]
+
+
+def _outcomes(trial_id: int, trial: FrozenTrial) -> Iterator[_Rows]:
+    """Rows of parameters and values, none empty."""
+    params = [
+        {
+            "param_name": name,
+            "param_value": axis.to_internal_repr(trial.params[name]),
+            "distribution_json": distribution_to_json(axis),
+        }
+        for name, axis in trial.distributions.items()
+    ]
+    stored = [models.TrialValueModel.value_to_stored_repr(value) for value in trial.values or ()]
+    values = [{"objective": index, "value": value, "value_type": kind} for index, (value, kind) in enumerate(stored)]
+    yield from _with_id(trial_id, {models.TrialParamModel: params, models.TrialValueModel: values})
+
+
+def _descriptions(trial_id: int, trial: FrozenTrial) -> Iterator[_Rows]:
+    """Rows of attributes and intermediate values, none empty."""
+    user, system = (
+        [{"key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+        for attrs in (trial.user_attrs, trial.system_attrs)
+    )
+    stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    steps = [
+        {"step": step, **dict(zip(("intermediate_value", "intermediate_value_type"), stored(value), strict=True))}
+        for step, value in trial.intermediate_values.items()
+    ]
+    yield from _with_id(
+        trial_id,
+        {
+            models.TrialUserAttributeModel: user,
+            models.TrialSystemAttributeModel: system,
+            models.TrialIntermediateValueModel: steps,
+        },
+    )
+
+
+def _with_id(trial_id: int, tables: Mapping[type[Any], list[dict[str, Any]]]) -> Iterator[_Rows]:
+    for model, rows in tables.items():
+        if rows:
+            yield model, [{"trial_id": trial_id, **row} for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run must know of a setting that has a result.
+
+    Attributes:
+        state: COMPLETE or PRUNED.
+        stable: whether it met the study's limits.
+        value: of the first objective, None where there is none.
+        images_lost: why its images could not be kept, known to who recorded it; empty if they were.
+    """
+
+    state: TrialState
+    stable: bool
+    value: float | None
+    images_lost: str = ""
+
+
+class Results:
+    """The results of one study, ours and those of other drivers, each read once.
+
+    Args:
+        engine: of the database.
+        study_id: Optuna's.
+        distributions: of the study's axes.
+
+    Attributes:
+        given_up: trials that tell of settings which could not be measured.
+    """
+
+    def __init__(self, engine: sa.Engine, study_id: int, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._engine = engine
+        self._study_id = study_id
+        self._distributions = distributions
+        self.given_up: dict[int, Setting] = {}
+        self._known: dict[Setting, Result] = {}
+        self._finished = 0  # every trial up to this id is finished and read
+
+    def add(self, setting: Setting, result: Result) -> None:
+        """Notes what this driver has recorded itself."""
+        self._known.setdefault(setting, result)
+
+    def read(self) -> dict[Setting, Result]:
+        """All that is recorded by now, in the order in which it became known; a live view that only ever grows.
+
+        Drivers add and ask for trials under a lock on the study, so that trials appear in the order of their ids.
+        """
+        trial, value, param = models.TrialModel, models.TrialValueModel, models.TrialParamModel
+        attr, mark = models.TrialUserAttributeModel, aliased(models.TrialUserAttributeModel)
+        new = (trial.study_id == self._study_id, trial.trial_id > self._finished)
+        results = (
+            sa.select(trial.trial_id, trial.state, value.value, value.value_type, attr.value_json, mark.value_json)
+            .outerjoin(value, (value.trial_id == trial.trial_id) & (value.objective == 0))
+            .outerjoin(attr, (attr.trial_id == trial.trial_id) & (attr.key == "stable"))
+            .outerjoin(mark, (mark.trial_id == trial.trial_id) & (mark.key == "given_up"))
+            .where(*new)
+            .order_by(trial.trial_id)
+        )
+        params = sa.select(param.trial_id, param.param_name, param.param_value).join(trial).where(*new)
+        with self._engine.connect() as connection:
+            rows = connection.execute(results).all()
+            settings: dict[int, dict[str, Any]] = {}
+            if rows:
+                for trial_id, name, number in connection.execute(params):
+                    settings.setdefault(trial_id, {})[name] = self._distributions[name].to_external_repr(number)
+        unbroken = True
+        for trial_id, state, number, kind, stable, given_up in rows:
+            unbroken = unbroken and state.is_finished()
+            if unbroken:
+                self._finished = trial_id
+            if state == TrialState.FAIL and given_up == "true":
+                self.given_up[trial_id] = Setting(**{axis: settings[trial_id][axis] for axis in AXES})
+            if state in (TrialState.COMPLETE, TrialState.PRUNED):
+                setting = Setting(**{axis: settings[trial_id][axis] for axis in AXES})
+                score = None if kind is None else value.stored_repr_to_value(number, kind)
+                self.add(setting, Result(state, stable == "true", score))
+        return self._known

@@ -1,0 +1,175 @@
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ddstudy.settings import AXES, Setting
+from ddstudy.trials import Result, Results, TrialStorage
+
+SPACE = {
+    "k": IntDistribution(1, 999, log=True),
+    "s": IntDistribution(8, 16, log=True),
+    "l": IntDistribution(4, 5),
+    "iterations": IntDistribution(10, 500, log=True),
+    "noise": CategoricalDistribution(("uniform", "blur3")),
+    "tiling": CategoricalDistribution(("1x1", "4x5")),
+}
+
+
+def setting(k: int = 8) -> Setting:
+    return Setting(k, 16, 5, 500, "blur3", "4x5")
+
+
+def finished(k: int = 8, state: TrialState = TrialState.COMPLETE, **options: Any) -> FrozenTrial:
+    described = {
+        "values": [0.5],
+        "user_attrs": {"stable": True, "device": "ä", "curve": json.dumps([1.5, None])},
+        "system_attrs": {"artifact": "{}"},
+        "intermediate_values": {500: 0.5, 501: float("inf"), 502: float("nan")},
+        "constraints": {"cv_percent": -1.0},
+        **options,
+    }
+    params = {axis: getattr(setting(k), axis) for axis in AXES}
+    trial = create_trial(state=state, params=params, distributions=SPACE, **described)
+    trial.datetime_start = datetime(2024, 5, 6, 7, 8, 9)
+    return trial
+
+
+@pytest.fixture
+def storage(store_url: str) -> Iterator[TrialStorage]:
+    opened = TrialStorage(store_url.replace("postgresql:", "postgresql+psycopg:"))
+    yield opened
+    opened.remove_session()
+    opened.engine.dispose()
+
+
+def study_of(storage: RDBStorage, name: str = "a", objectives: int = 1) -> int:
+    return int(optuna.create_study(storage=storage, study_name=name, directions=["maximize"] * objectives)._study_id)
+
+
+def results_of(storage: TrialStorage, study: int) -> Results:
+    return Results(storage.engine, study, SPACE)
+
+
+@contextmanager
+def statements(engine: sa.Engine) -> Iterator[list[str]]:
+    """What is sent to a database meanwhile."""
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "trial"),
+    [
+        (1, finished()),
+        (1, finished(state=TrialState.PRUNED)),
+        (1, finished(values=[float("inf")])),
+        (1, finished(state=TrialState.PRUNED, values=None, intermediate_values={})),
+        (1, finished(state=TrialState.FAIL, values=None, system_attrs={}, user_attrs={}, constraints=None)),
+        (2, finished(values=[0.5, -2.0])),
+    ],
+    ids=["complete", "pruned", "infinite", "diverged", "failed", "two objectives"],
+)
+def test_added_trials_are_what_optuna_would_have_stored(
+    storage: TrialStorage, store_url: str, objectives: int, trial: FrozenTrial
+) -> None:
+    theirs = RDBStorage(store_url.replace("postgresql:", "postgresql+psycopg:"))
+    stored = []
+    for writer, name in ((storage, "ours"), (theirs, "theirs")):
+        study = study_of(writer, name, objectives)
+        for _ in range(2):
+            writer.create_new_trial(study, trial)
+        stored.append([{**vars(it), "_trial_id": None} for it in theirs.get_all_trials(study)])
+    theirs.remove_session()
+    theirs.engine.dispose()
+    assert repr(stored[0]) == repr(stored[1])  # repr, since NaN is not equal to itself
+    assert [it["_number"] if "_number" in it else it["number"] for it in stored[0]] == [0, 1]
+
+
+def test_adding_and_reading_cost_the_same_however_many_trials_there_are(storage: TrialStorage) -> None:
+    study = study_of(storage)
+    results = results_of(storage, study)
+    counts = []
+    for k in range(1, 30):
+        with statements(storage.engine) as sent:
+            storage.create_new_trial(study, finished(k))
+            assert len(results.read()) == k
+        counts.append(len(sent))
+        assert not any("count(" in statement for statement in sent)
+    assert len(set(counts[1:])) == 1
+    assert counts[1] < 20
+
+
+def test_numbers_go_on_after_asked_trials_and_are_of_each_study(storage: TrialStorage) -> None:
+    first, second = study_of(storage, "first"), study_of(storage, "second")
+    storage.create_new_trial(first)
+    storage.create_new_trial(second, finished())
+    storage.create_new_trial(first, finished())
+    storage.create_new_trial(first)
+    assert [trial.number for trial in storage.get_all_trials(first)] == [0, 1, 2]
+    assert [trial.number for trial in storage.get_all_trials(second)] == [0]
+
+
+def test_only_running_trials_are_described(storage: TrialStorage) -> None:
+    study = study_of(storage)
+    asked = storage.create_new_trial(study)
+    assert storage.describe(asked, finished(), "artifact")
+    assert storage.describe(asked, finished(), "artifact")  # as after a connection that broke: nothing happens twice
+    described = storage.get_trial(asked)
+    expected = finished()
+    assert described.state == TrialState.RUNNING
+    assert (described.user_attrs, described.system_attrs) == (expected.user_attrs, expected.system_attrs)
+    assert described.constraints == expected.constraints
+    assert described.intermediate_values[501] == float("inf")
+    closed = storage.create_new_trial(study)
+    storage.set_trial_state_values(closed, TrialState.FAIL)
+    assert not storage.describe(closed, finished(), "artifact")
+    assert not storage.get_trial(closed).user_attrs
+
+
+def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_earlier(storage: TrialStorage) -> None:
+    study, other = study_of(storage), study_of(storage, "other")
+    results = results_of(storage, study)
+    assert results.read() == {}
+    asked = storage.create_new_trial(study)  # another driver's search, which takes its time
+    storage.create_new_trial(other, finished(99))
+    storage.create_new_trial(study, finished(1))
+    given_up = finished(2, TrialState.FAIL, values=None, user_attrs={"given_up": True})
+    failed = storage.create_new_trial(study, given_up)
+    storage.create_new_trial(study, finished(3, TrialState.PRUNED, user_attrs={"stable": False}))
+    storage.create_new_trial(study, finished(4, values=[float("inf")]))
+    expected = {
+        setting(1): Result(TrialState.COMPLETE, True, 0.5),
+        setting(3): Result(TrialState.PRUNED, False, 0.5),
+        setting(4): Result(TrialState.COMPLETE, True, float("inf")),
+    }
+    known = results.read()
+    assert known == expected
+    assert results.given_up == {failed: setting(2)}
+    results.add(setting(5), Result(TrialState.COMPLETE, True, 1.0))  # our own
+    storage.create_new_trial(study, finished(5, values=[1.0]))
+    for axis, distribution in SPACE.items():
+        storage.set_trial_param(asked, axis, distribution.to_internal_repr(getattr(setting(6), axis)), distribution)
+    assert results.read() is known
+    assert setting(6) not in known
+    storage.set_trial_user_attr(asked, "stable", True)
+    storage.set_trial_state_values(asked, TrialState.COMPLETE, [2.0])
+    assert [it.k for it in results.read()] == [1, 3, 4, 5, 6]
+    assert known[setting(6)] == Result(TrialState.COMPLETE, True, 2.0)
+    with statements(storage.engine) as sent:
+        assert len(results.read()) == 5
+    assert len(sent) == 1  # all is finished and read: nothing more to fetch
