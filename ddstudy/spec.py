@@ -135,7 +135,7 @@ class FitSpec(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random number derives from it")
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.01, description="of Adam")
     keep: Literal["last", "best", "average"] = Field(
-        "last", description="which iterate counts: the last, the best (least loss so far) or a running average"
+        "best", description="which iterate counts: the last, the best (least loss so far) or a running average"
     )
     check_every: Annotated[int, Field(ge=1)] = Field(100, description="iterations between stability checks")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")

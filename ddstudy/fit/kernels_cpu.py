@@ -126,30 +126,50 @@ _tile_flat_narrow = product(1, 1)
 
 
 @_compiled
-def _fold(weights, member, at, affine, panels, bias, k, lanes):
-    """Normalisation and convolution as one matrix: panels (input, WIDE * lanes) of diag(a) C, and bias b C."""
-    K, wide = bias.size, WIDE * len(lanes)
-    for out in range(K):
-        first = out // wide * wide
-        width = min(wide, K - first)
-        constant = 0.0
-        for channel in range(K):
-            weight = weights[member, at + out * k + channel] if out < k and channel < k else 0
-            panels[first * K + channel * width + out - first] = affine[2, channel] * weight
-            constant += affine[3, channel] * weight
-        bias[out] = constant
+def _spread(weights, member, at, matrix, k):
+    """One convolution's matrix (output, input), padded to the channels that are computed."""
+    for out in range(k):
+        for channel in range(k):
+            matrix[out, channel] = weights[member, at + out * k + channel]
 
 
 @_compiled
-def _fold_back(weights, member, at, affine, panels, K, k, lanes):
+def _turn(weights, member, at, matrix, k):
+    """One convolution's matrix turned, (input, output), padded to the channels that are computed."""
+    for out in range(k):
+        for channel in range(k):
+            matrix[channel, out] = weights[member, at + out * k + channel]
+
+
+@_compiled
+def _fold(turned, affine, panels, bias, factors, lanes):
+    """Normalisation and convolution as one matrix: panels (input, WIDE * lanes) of diag(a) C, and bias b C."""
+    K, lane = bias.size, len(lanes)
+    for channel in range(K):
+        factors[0, channel], factors[1, channel] = affine[2, channel], affine[3, channel]
+    for first in range(0, K, WIDE * lane):
+        width = min(WIDE * lane, K - first)
+        for c in range(first, first + width, lane):
+            constant = same(0.0, bias, lanes)
+            for channel in range(K):
+                weight = load(turned, channel * K + c, lanes)
+                store(panels, first * K + channel * width + c - first, splat(factors, channel, lanes) * weight)
+                constant = fma(splat(factors, K + channel, lanes), weight, constant)
+            store(bias, c, constant)
+
+
+@_compiled
+def _fold_back(matrix, affine, panels, factors, lanes):
     """The transpose of `_fold`'s matrix, in panels (output, WIDE * lanes)."""
-    wide = WIDE * len(lanes)
-    for first in range(0, K, wide):
-        width = min(wide, K - first)
-        for out in range(K):
-            for channel in range(first, first + width):
-                weight = weights[member, at + out * k + channel] if out < k and channel < k else 0
-                panels[first * K + out * width + channel - first] = affine[2, channel] * weight
+    K, lane = matrix.shape[0], len(lanes)
+    for channel in range(K):
+        factors[0, channel] = affine[2, channel]
+    for first in range(0, K, WIDE * lane):
+        width = min(WIDE * lane, K - first)
+        for c in range(first, first + width, lane):
+            scale = load(factors, c, lanes)
+            for out in range(K):
+                store(panels, first * K + out * width + c - first, scale * load(matrix, out * K + c, lanes))
 
 
 @_compiled
@@ -286,13 +306,15 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, parti
 
 
 @_compiled
-def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, panels, bias, rounded, packed,
-             origins, partial, sums, k, lanes):  # fmt: skip
+def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, panels, bias, factors, rounded,
+             packed, origins, partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, ring, K = yf.size, xf.size, z.shape[2], bias.size
     for unit in range(M * T):
         m, t = unit // T, unit % T
-        _fold(weights, m, at, before[m, t], panels, bias, k, lanes)
+        if t == 0:
+            _turn(weights, m, at, turned, k)
+        _fold(turned, before[m, t], panels, bias, factors, lanes)
         if packed is not None:
             _pack(panels, packed, K, lanes)
         x0, z0, r0 = unit * h * w * K, unit * ring * w * K, unit * H * W * K
@@ -510,8 +532,8 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w,
 
 @_compiled
 def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
-              carry, panels, bias, pulls, correlation, rounded, packed, a_pairs, b_pairs,
-              partial, sums, k, lanes):  # fmt: skip
+              carry, matrix, turned, panels, bias, factors, pulls, correlation, slope, rounded, packed, a_pairs,
+              b_pairs, partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, K = yf.size, xf.size, bias.size
     N = H * W
@@ -519,7 +541,11 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
     for unit in range(M * T):
         m, t = unit // T, unit % T
         if t == 0:
-            gradients[m, at : at + k * k + 2 * k] = 0
+            gradients[m, norm : norm + 2 * k] = 0
+            slope[:] = 0
+            _turn(weights, m, at, turned, k)
+            if z is None:
+                _spread(weights, m, following, matrix, k)
         for c in range(K):
             mean, inverse, scale = after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c]
             whole = moments[m, t, 0, c]
@@ -531,7 +557,7 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             pulls[0, c] = -scale * whole / N + scale * inverse * along / N * mean
             bias[c] = 0
         if z is None:
-            _fold_back(weights, m, following, after[m, t], panels, K, k, lanes)
+            _fold_back(matrix, after[m, t], panels, factors, lanes)
             if packed is not None:
                 _pack(panels, packed, K, lanes)
         correlation[:] = 0
@@ -550,18 +576,23 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
                     ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
             _add(partial, 0, sums[0])
             _correlate(x, top, d, top, w, correlation, a_pairs, b_pairs, lanes)
-        for out in range(k):
-            for channel in range(k):
-                gradients[m, at + out * k + channel] += (
-                    before[m, t, 2, channel] * correlation[channel, out] + before[m, t, 3, channel] * sums[0, out]
-                )
+        for channel in range(K):
+            factors[0, channel], factors[1, channel] = before[m, t, 2, channel], before[m, t, 3, channel]
+            bias[channel] = sums[0, channel]
         for channel in range(k):
-            whole, along = 0.0, 0.0
+            whole, along = same(0.0, bias, lanes), same(0.0, bias, lanes)
+            scale, shift = splat(factors, channel, lanes), splat(factors, K + channel, lanes)
+            for c in range(0, K, len(lanes)):
+                at_c = channel * K + c
+                product_sum, pixel_sum = load(correlation, at_c, lanes), load(bias, c, lanes)
+                store(slope, at_c, fma(scale, product_sum, fma(shift, pixel_sum, load(slope, at_c, lanes))))
+                weight = load(turned, at_c, lanes)
+                whole, along = fma(weight, pixel_sum, whole), fma(weight, product_sum, along)
+            moments[m, t, 0, channel], moments[m, t, 1, channel] = total(whole), total(along)
+        if t == T - 1:
             for out in range(k):
-                weight = weights[m, at + out * k + channel]
-                whole += weight * sums[0, out]
-                along += weight * correlation[channel, out]
-            moments[m, t, 0, channel], moments[m, t, 1, channel] = whole, along
+                for channel in range(k):
+                    gradients[m, at + out * k + channel] = slope[channel, out]
 
 
 @_compiled
@@ -590,10 +621,12 @@ class Scratch:
         K, C = padded(shape.k), shape.channels
         self.lanes = LANES_8 if K == 8 else LANES_16
         self.moments = zeros((*step.losses.shape, step.tiles.shape[1], 2, K), "float64")  # sum dY, sum dY R of a block
+        self.matrix, self.turned = zeros((K, K), dtype), zeros((K, K), dtype)
         self.panels = zeros((K * K,), dtype)
+        self.factors = zeros((2, K), dtype)
         self.bias = zeros((K,), dtype)
         self.pulls = zeros((2, K), dtype)
-        self.correlation = zeros((K, K), dtype)
+        self.correlation, self.slope = zeros((K, K), dtype), zeros((K, K), dtype)
         self.partial = zeros((max(2, C) * K,), dtype)
         self.origins = zeros((K,), dtype)
         self.sums = zeros((C + 2, max(K, C)), "float64")
@@ -628,8 +661,9 @@ def forward(step: Step, i: int, inputs: Any, weights: Any) -> None:
     x = step.r[i - 1] if i else inputs
     rows, columns = step.axes[i]
     _forward(x, weights, step.at[i], step.affine[i], step.affine[i + 1], step.z[i], step.z[i] if last else step.r[i],
-             not last, rows.start, rows.fraction, columns.start, columns.fraction, own.panels, own.bias, own.rounded,
-             own.packed, own.origins, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+             not last, rows.start, rows.fraction, columns.start, columns.fraction, own.turned, own.panels,
+             own.bias, own.factors, own.rounded, own.packed, own.origins, own.partial, own.sums, step.shape.k,
+             own.lanes)  # fmt: skip
 
 
 def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> None:
@@ -654,8 +688,9 @@ def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> N
     _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], own.moments, step.d[i],
               rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
               step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.carry,
-              own.panels, own.bias, own.pulls, own.correlation, own.rounded, own.packed, own.a_pairs, own.b_pairs,
-              own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+              own.matrix, own.turned, own.panels, own.bias, own.factors, own.pulls, own.correlation, own.slope,
+              own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial, own.sums, step.shape.k,
+              own.lanes)  # fmt: skip
 
 
 class Adam:
