@@ -43,7 +43,7 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 
 def test_every_command_is_in_the_table_with_options_that_exist() -> None:
-    rows = dict(re.findall(r"^\| `ddstudy (\w+)` \| (.*) \|$", README, flags=re.M))
+    rows = dict(re.findall(r"^\| `ddstudy ([\w-]+)` \| (.*) \|$", README, flags=re.M))
     assert set(rows) == set(COMMANDS)
     for name, text in rows.items():
         options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
