@@ -277,8 +277,8 @@ class Store:
         if differences:
             raise UserError(
                 f"study '{spec.name}' in {self.shown_url} differs: {'; '.join(differences)}",
-                "Give the changed study another name with --name (--reuse imports what is measured already), or run it as "
-                "it was stored; lists may grow, noise and tiling at their end.",
+                "Give the changed study another name with --name (--reuse imports results), or run it as it "
+                "was stored; lists may grow, noise and tiling at their end.",
             )
         if grown:
             self._grow(study, spec, [key.removeprefix("space.") for key in grown])
