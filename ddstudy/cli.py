@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ddstudy.executors import Executor
     from ddstudy.runner import Plan, Progress
     from ddstudy.spec import StudySpec
-    from ddstudy.store import StudyView
+    from ddstudy.store import Driven, StudyView
     from ddstudy.target import Target
 
 app = typer.Typer(
@@ -68,6 +68,9 @@ def run(
     engine: Annotated[str | None, typer.Option(help="auto, fused or reference [the study's].")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Fits at a time [as the cores allow].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a fit [one per member].")] = None,
+    reuse: Annotated[
+        str | None, typer.Option(metavar="STUDY", help="Import the results of another study of this target first.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and forecast only; writes nothing.")] = False,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
@@ -83,6 +86,8 @@ def run(
     )
     image = load_target(spec.target)
     console = _console()
+    if dry_run and reuse:
+        raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
@@ -92,9 +97,11 @@ def run(
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
         driven = opened.drive(spec, image, sampler(spec))
+        if reuse is not None:
+            _import(driven, reuse, console)
         so_far = driven.measured()
         driven.study.sampler = sampler(spec, len(so_far))
-        the_plan = runner.plan(spec, image, set(so_far))
+        the_plan = runner.plan(spec, image, set(so_far), driven.reused)
         with _executor(ray, spec, image, workers, threads) as executor:
             last = None
             try:
@@ -469,6 +476,17 @@ def _override(
     return parse_spec(tree, "ddstudy run")
 
 
+def _import(driven: Driven, name: str, console: Console) -> None:
+    from ddstudy.evaluate import device_name
+    from ddstudy.executors import resolve_device
+    from ddstudy.samplers import Unseen
+
+    sampler = driven.study.sampler
+    marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
+    count = driven.reuse(name, device=device_name(resolve_device(driven.spec.fit.device)), marks=marks)
+    console.print(f"{count:,} results of {name} imported", soft_wrap=True)
+
+
 @contextmanager
 def _executor(
     ray: str | None, spec: StudySpec, image: Target, workers: int | None, threads: int | None
@@ -599,10 +617,10 @@ def _print_summary(console: Console, view: StudyView, shown_url: str, store: str
             setting = [str(row[axis]) for axis in ("k", "s", "l", "iterations", "noise", "tiling")]
             table.add_row(metric, f"{row[metric]:.4g}", *setting)
     console.print(table)
-    unstable = len(results) - len(stable)
+    unstable = int(results["stable"].eq(False).sum())
     share = 100 * unstable / max(1, len(results))
     pruned = int((results["state"] == "PRUNED").sum())
-    console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} of them pruned.")
+    console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
     option = "" if store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ else f" --store {shown_url}"
     console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
 

@@ -50,6 +50,9 @@ class Executor(Protocol):
     def submit(self, ticket: str, job: Job) -> None:
         """Adds a job under a name of the caller's choice."""
 
+    def cancel(self, ticket: str) -> None:
+        """Ends a job early; its next event is `Finished`, or one that was on its way."""
+
     def events(self) -> Iterator[tuple[str, Event]]:
         """The events of all jobs as they come, until none is left; jobs may be added meanwhile."""
 
@@ -185,17 +188,23 @@ class InProcess:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._waiting: deque[tuple[str, Job]] = deque()
+        self._stop = threading.Event()
 
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
         resolve_device(job.options.device)
         self._waiting.append((ticket, job))
 
+    def cancel(self, ticket: str) -> None:
+        """See `Executor`; a job that runs is the only one that anybody has heard of."""
+        self._stop.set()
+
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""
         while self._waiting:
             ticket, job = self._waiting.popleft()
-            for event in _events(job, self._threads):
+            self._stop.clear()
+            for event in _events(job, self._threads, self._stop):
                 if isinstance(event, UserError):
                     raise event
                 yield ticket, event
@@ -219,32 +228,36 @@ class Threads:
         self._threads = layout.threads
         self._pool = ThreadPoolExecutor(layout.workers)
         self._queue: queue.SimpleQueue[tuple[str, Event | UserError]] = queue.SimpleQueue()
-        self._running = 0
-        self._stop = threading.Event()
+        self._stops: dict[str, threading.Event] = {}
 
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
         resolve_device(job.options.device)
-        self._running += 1
-        self._pool.submit(self._fit, ticket, job)
+        self._stops[ticket] = threading.Event()
+        self._pool.submit(self._fit, ticket, job, self._stops[ticket])
 
-    def _fit(self, ticket: str, job: Job) -> None:
-        for event in _events(job, self._threads, self._stop):
+    def _fit(self, ticket: str, job: Job, stop: threading.Event) -> None:
+        for event in _events(job, self._threads, stop):
             self._queue.put((ticket, event))
+
+    def cancel(self, ticket: str) -> None:
+        """See `Executor`."""
+        self._stops[ticket].set()
 
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""
-        while self._running:
+        while self._stops:
             ticket, event = self._queue.get()
             if isinstance(event, UserError):
                 raise event
             if isinstance(event, Finished | Failed):
-                self._running -= 1
+                del self._stops[ticket]
             yield ticket, event
 
     def close(self) -> None:
         """See `Executor`."""
-        self._stop.set()
+        for stop in self._stops.values():
+            stop.set()
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -300,10 +313,18 @@ class Ray:
             num_cpus=1, num_gpus=1 if self._gpus else 0, max_retries=0, num_returns="streaming"
         )
         self._running: dict[Any, str] = {}
+        self._cancelled: set[str] = set()
 
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
         self._running[self._task.remote(job)] = ticket
+
+    def cancel(self, ticket: str) -> None:
+        """See `Executor`."""
+        self._cancelled.add(ticket)
+        for stream, name in self._running.items():
+            if name == ticket:
+                self._ray.cancel(stream)
 
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""
@@ -317,7 +338,10 @@ class Ray:
                 event = Finished()
             except self._ray.exceptions.RayError as error:
                 event = Failed(_describe(getattr(error, "cause", None) or error))
+                if ticket in self._cancelled:
+                    event = Finished()
             if isinstance(event, Finished | Failed):
+                self._cancelled.discard(ticket)
                 del self._running[stream]
             yield ticket, event
 

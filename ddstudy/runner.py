@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Executor, Failed, Finished
 from ddstudy.fit.fused import memory
 from ddstudy.metrics import measurable
-from ddstudy.samplers import Unseen, running_fits, unseen
+from ddstudy.samplers import Unseen, pruner, running_fits, unseen
 from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
@@ -79,13 +80,14 @@ class Progress:
     images_lost: str = ""
 
 
-def plan(spec: StudySpec, target: Target, done: set[Setting]) -> Plan:
+def plan(spec: StudySpec, target: Target, done: set[Setting], reused: int = 0) -> Plan:
     """Plans a study.
 
     Args:
         spec: the study.
         target: its image.
         done: settings that have a result.
+        reused: of these, imported from other studies; a search tries its own number beside them.
 
     Raises:
         UserError: an objective cannot be measured on a target of this size.
@@ -100,7 +102,8 @@ def plan(spec: StudySpec, target: Target, done: set[Setting]) -> Plan:
     space = spec.space.search_space
     settings = list(space)
     if spec.search.sampler != "grid":
-        return Plan(spec.trials, min(spec.trials, len(budgets_by_fit(settings))), len(done), {})
+        trials = min(spec.trials + reused, len(settings))
+        return Plan(trials, min(trials - reused, len(budgets_by_fit(settings))), len(done), {})
     settings = settings[: spec.trials]
     done = done & set(settings)
     wanted = budgets_by_fit(settings)
@@ -238,12 +241,13 @@ class _Run:
         self.pruned = 0
         self.best: tuple[Setting, float] | None = None
         self._count()
-        self.plan = plan(study.spec, study.target, set(self.results))
+        self.plan = plan(study.spec, study.target, set(self.results), study.reused)
         self.todo: dict[Fit, tuple[int, ...]] = {}
         self.operations = self.iterations = 0  # of all that is to do
         for fit, budgets in self.plan.todo.items():
             self._put_back(fit, budgets)
         self.work_done = 0.0
+        self.pruner = pruner(study.spec)
 
     # choosing
 
@@ -347,6 +351,7 @@ class _Run:
             mean = float(np.mean(event.psnr_members))
             flight.reached = event.iteration
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
+            return self._judge(flight, event, mean)
         elif isinstance(event, Measurement):
             return self._record(flight, event)
         elif isinstance(event, Failed):
@@ -355,6 +360,33 @@ class _Run:
             self._forget(flight)
         return ""
 
+    def _judge(self, flight: _InFlight, check: Check, mean: float) -> str:
+        """Asks the study's pruner whether a fit is worth its remaining iterations; if not, ends it."""
+        last = max(flight.budgets)
+        if self.pruner is None or flight.trial is None or check.iteration >= last:
+            return ""
+        flight.trial.report(mean, check.iteration)
+        frozen = self.study.study._storage.get_trial(flight.trial._trial_id)
+        with warnings.catch_warnings():  # of Wilcoxon, about a best trial with fewer checks
+            warnings.simplefilter("ignore")
+            # not through `study.pruner`: with Hyperband there, a sampler would see the trials of one bracket only
+            if not self.pruner.prune(self.study.study, frozen):
+                return ""
+        self.executor.cancel(flight.fit.id)
+        steps, trial, flight.trial = frozen.intermediate_values, flight.trial, None
+        for setting in (_setting(flight.fit, b) for b in flight.budgets if b > check.iteration):
+            asked = trial if setting == flight.setting else None
+            marks = self._marks() if asked is None else {}
+            self.study.record_pruned(setting, check, steps, started=flight.started, trial=asked, marks=marks)
+        self._count()
+        return f"{flight.fit.id}: PRUNED at {check.iteration} by {self.study.spec.search.pruner}, {mean:.2f} dB"
+
+    def _marks(self) -> dict[str, object]:
+        if not self.study.spec.search.sampler.startswith("nsga"):
+            return {}  # others need none, and all trials are many
+        sampler = self.study.study.sampler
+        return sampler.marks(self.study.trials()) if isinstance(sampler, Unseen) else {}
+
     def _record(self, flight: _InFlight, event: Measurement) -> str:
         setting = _setting(flight.fit, event.budget)
         if setting in self.results:
@@ -362,7 +394,9 @@ class _Run:
         if not self.study.claims.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
-        done = self.study.record(setting, event, shared=self.executor.shared, started=flight.started, trial=trial)
+        marks = self._marks() if trial is None else {}
+        shared = self.executor.shared
+        done = self.study.record(setting, event, shared=shared, started=flight.started, trial=trial, marks=marks)
         if done is None:
             self._refresh()
             return f"{setting.id}: not recorded, another driver was faster"

@@ -3,7 +3,8 @@
 `Unseen` stands between a study and any of Optuna's samplers: what the inner sampler proposes is moved to the nearest
 listed values, and a setting that has a result or is being fitted is drawn again, then replaced by its nearest
 unseen neighbour. Where the inner sampler has nothing to say (random search, start-up phases), the draw is uniform
-over the unseen settings.
+over the unseen settings. A fit measures every budget of iterations that it passes, so a search that does not count
+time asks for the largest budget of a fit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ddstudy.spec import StudySpec
 from ddstudy.store import setting_of
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
+GP_START = 4  # results before the GP decides; Optuna's 10 spends fits on chance that the GP can do without
+LOOKS = 2000  # settings that a GP looks at, at most: more would take longer than they help
 POPULATION = 20  # NSGA's; Optuna's 50 would make small studies all random
 
 
@@ -50,7 +53,23 @@ def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
         trials_so_far: a continued study must not repeat its random numbers.
     """
     seed = int(np.random.SeedSequence([spec.search.seed, trials_so_far]).generate_state(1)[0])
-    return Unseen(_inner(spec, seed), spec.space.search_space, seed)
+    return Unseen(_inner(spec, seed), spec.space.search_space, seed, whole="seconds" not in spec.objectives)
+
+
+def pruner(spec: StudySpec) -> optuna.pruners.BasePruner | None:
+    """The pruner that a study names."""
+    match spec.search.pruner:
+        case "median":
+            return optuna.pruners.MedianPruner()
+        case "hyperband":
+            steps = (spec.fit.check_every, spec.space.search_space.iterations[-1])
+            return optuna.pruners.HyperbandPruner(min_resource=steps[0], max_resource=max(steps))
+        case "wilcoxon":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.pruners.WilcoxonPruner()
+        case None:
+            return None
 
 
 def _inner(spec: StudySpec, seed: int) -> BaseSampler:
@@ -67,9 +86,25 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
             case "nsga3":
                 return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
             case "gp":
-                return samplers.GPSampler(seed=seed, deterministic_objective=False)
+                return _ListedGP(seed=seed, n_startup_trials=GP_START)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+
+
+class _ListedGP(optuna.samplers.GPSampler):
+    """Optuna's GP, which looks at the settings that may be proposed instead of climbing between them.
+
+    `_optimize_acqf` is the place where Optuna lets the search for the best proposal be replaced.
+    """
+
+    allowed: Sequence[Setting] = ()
+
+    def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
+        settings = self.allowed
+        if len(settings) > LOOKS:
+            settings = [settings[i] for i in self._rng.rng.choice(len(settings), LOOKS, replace=False)]
+        points = acqf.search_space.get_normalized_params(settings, [vars(setting) for setting in settings])
+        return points[np.argmax(acqf.eval_acqf_no_grad(points))]
 
 
 class Unseen(BaseSampler):
@@ -79,17 +114,18 @@ class Unseen(BaseSampler):
         inner: the sampler that proposes.
         space: the listed values.
         seed: of the uniform draws and ties.
+        whole: propose the largest budget of a fit only.
 
     Attributes:
         busy: identities of fits that must not be proposed now, beside those of RUNNING trials.
     """
 
-    def __init__(self, inner: BaseSampler, space: SearchSpace, seed: int) -> None:
+    def __init__(self, inner: BaseSampler, space: SearchSpace, seed: int, *, whole: bool = False) -> None:
         self.busy: Collection[str] = ()
         self._inner = inner
         self._space = space
+        self._whole = whole
         self._rng = np.random.default_rng(seed)
-        self._redraws = 1 if isinstance(inner, optuna.samplers.GPSampler) else REDRAWS  # GP repeats itself, slowly
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, always."""
@@ -110,10 +146,18 @@ class Unseen(BaseSampler):
         free = list(unseen(self._space, seen, {*self.busy, *running_fits(trials)}))
         if not free:
             raise SpaceExhaustedError
+        # of the settings of a fit the last has the most iterations
+        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.iterations)}
+        if self._whole:
+            free = list(largest.values())
+        if isinstance(self._inner, _ListedGP):
+            self._inner.allowed = free
         allowed = set(free)
         proposal = None
-        for _ in range(self._redraws):
+        for _ in range(REDRAWS):
             proposal = self._propose(study, trial, search_space)
+            if proposal is not None and self._whole:
+                proposal = largest.get(proposal.fit, proposal)
             if proposal is None or proposal in allowed:
                 break
         if proposal is None:
@@ -121,6 +165,16 @@ class Unseen(BaseSampler):
         else:
             chosen = proposal if proposal in allowed else self._nearest(proposal, free)
         return {name: getattr(chosen, name) for name in search_space}
+
+    def marks(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """System attributes for a result that was not asked for, so that the inner sampler takes it as its own.
+
+        A genetic sampler chooses parents by the generation that is written on a trial.
+        """
+        if not isinstance(self._inner, optuna.samplers.BaseGASampler):
+            return {}
+        key = self._inner._get_generation_key()
+        return {key: max((trial.system_attrs.get(key, 0) for trial in trials), default=0)}
 
     def _propose(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Setting | None:
         """What the inner sampler wants, on listed values; None where it has no opinion."""

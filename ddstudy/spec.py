@@ -21,6 +21,7 @@ from ddstudy.errors import UserError
 from ddstudy.settings import Noise, SearchSpace, Tiling
 
 Sampler = Literal["grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc"]
+Pruner = Literal["median", "hyperband", "wilcoxon"]
 Metric = Literal["psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "seconds", "parameters", "cv_percent"]
 Direction = Literal["maximize", "minimize"]
 BETTER: dict[str, Direction] = {
@@ -170,6 +171,9 @@ class SearchSpec(BaseModel):
         None, description="settings to try; empty: the whole grid, or 100 for a search"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the sampler")
+    pruner: Pruner | None = Field(
+        None, description="Optuna's pruner, over the members' mean PSNR at the checks: median, hyperband or wilcoxon"
+    )
 
 
 class StudySpec(BaseModel):
@@ -192,6 +196,10 @@ class StudySpec(BaseModel):
     def _consistent(self) -> Self:
         if self.fit.members == 1 and ("cv_percent" in self.objectives):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
+        if self.search.pruner and self.search.sampler == "grid":
+            raise ValueError("search.pruner needs a search, since a grid measures every setting")
+        if self.search.pruner and self.objectives != {"psnr": "maximize"}:
+            raise ValueError("search.pruner needs psnr = 'maximize' as the only objective, since it compares PSNR")
         return self
 
     @property

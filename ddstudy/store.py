@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -31,22 +31,24 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
 from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Measurement
+from ddstudy.evaluate import Check, Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec
-from ddstudy.stability import reason, violations
+from ddstudy.stability import cv_percent, reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
-from ddstudy.trials import Result, Results, TrialStorage
+from ddstudy.trials import Result, Results, TrialStorage, count_marked
 
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
 _DIVERGED = "diverged"
+_REUSED = "reused_from"
+_JUDGED = ("fit_id", "shared", "curve", "stable", "reason", _REUSED)  # of a trial, added to what was measured
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
@@ -236,6 +238,7 @@ class Store:
                     load_if_exists=True,
                 )
                 self._check_same(study, spec, target)
+                study = optuna.load_study(study_name=spec.name, storage=self.storage, sampler=sampler)
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objectives))
@@ -289,10 +292,12 @@ class Store:
             study.set_user_attr("ddstudy:fingerprint", json.dumps(ours))
             return
         theirs = json.loads(stored or "{}")
+        changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        grown = [key for key in changed if key.startswith("space.") and _grows(key, theirs.get(key, []), ours[key])]
         differences = [
             f"{key}: stored {theirs.get(key)!r}, now {ours.get(key)!r}"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key) and key != "target"
+            for key in changed
+            if key not in grown and key != "target"
         ]
         if ours["target"] != theirs.get("target"):
             was = json.loads(study.user_attrs["ddstudy:facts"])["target"]
@@ -300,9 +305,37 @@ class Store:
         if differences:
             raise UserError(
                 f"study '{spec.name}' in {self.shown_url} differs: {'; '.join(differences)}",
-                "Give the changed study another name with --name, or run it as it was stored.",
+                "Give the changed study another name with --name (--reuse imports results), or run it as it "
+                "was stored; lists may grow, noise and tiling at their end.",
             )
+        if grown:
+            self._grow(study, spec, [key.removeprefix("space.") for key in grown])
+            study.set_user_attr("ddstudy:fingerprint", json.dumps(ours))
         study.set_user_attr("ddstudy:spec", spec.model_dump_json())  # the number of trials may have changed
+
+    def _grow(self, study: optuna.Study, spec: StudySpec, axes: list[str]) -> None:
+        """Gives the trials of a study the distributions of longer lists.
+
+        Optuna itself would take the new values, but leaves an axis out of its importances when trials disagree on it.
+        """
+        claims = Claims(self.storage.engine, study._study_id, self.driver, self.lease_seconds)
+        busy = not self.is_sqlite and claims.alive()  # whoever held a claim on a SQLite file is dead
+        claims.end()
+        if busy:
+            raise UserError(
+                f"study '{spec.name}' in {self.shown_url}: its lists cannot grow while another driver runs it",
+                "Stop the others, start one with the longer lists, then the rest.",
+            )
+        with self.storage.engine.begin() as connection:
+            for axis in axes:
+                distribution = distribution_to_json(distributions(spec.space.search_space)[axis])
+                connection.execute(
+                    sa.text(
+                        "UPDATE trial_params SET distribution_json = :new WHERE param_name = :axis "
+                        "AND trial_id IN (SELECT trial_id FROM trials WHERE study_id = :study)"
+                    ),
+                    {"new": distribution, "axis": axis, "study": study._study_id},
+                )
 
 
 class Driven:
@@ -341,6 +374,77 @@ class Driven:
     def given_up(self) -> dict[int, Setting]:
         """Trials that tell of settings which could not be measured, as far as `measured` has read."""
         return self._results.given_up
+
+    @property
+    def reused(self) -> int:
+        """Results that were imported from other studies."""
+        return self.claims.patiently(lambda: count_marked(self._store.storage.engine, self.study._study_id, _REUSED))
+
+    # importing
+
+    def reuse(self, name: str, *, device: str, marks: Mapping[str, Any]) -> int:
+        """Imports the results of another study of this store that are results of this one.
+
+        They are judged anew by this study's limits, and carry where they come from as `reused_from`. Left out are
+        settings outside of this space, those without a metric that is an objective here, fits that another rule
+        stopped early, and, where seconds are an objective, results of another device or of a shared one.
+
+        Args:
+            name: of the other study.
+            device: where this study runs, as its trials name it.
+            marks: system attributes that the sampler wants on a new trial.
+
+        Returns:
+            How many were imported; what has a result already is not imported again.
+
+        Raises:
+            UserError: there is no such study, or its target or what changes its numbers is not the same.
+        """
+        other = self._store.view(name)  # says so if there is none
+        theirs, ours = other.spec.fingerprint(), self.spec.fingerprint()
+        study = optuna.load_study(study_name=other.name, storage=self._store.storage)
+        stored = json.loads(study.user_attrs["ddstudy:fingerprint"])
+        tables = ("target.", "noise.", "fit.")
+        differences = [
+            f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
+            for key in sorted(ours.keys() | theirs.keys())
+            if key.startswith(tables) and theirs.get(key) != ours.get(key)
+        ]
+        if stored["target"] != self.target.digest:
+            differences.append(f"target: {other.facts['target']} there, {self.target.name} here, other pixels")
+        if differences:
+            raise UserError(
+                f"--reuse {name}: its results are not results of study '{self.spec.name}': {'; '.join(differences)}",
+                "Only the results of the same target, noise and fit options can be reused.",
+            )
+        same_rule = other.spec.stability == self.spec.stability
+        timed = "seconds" in self.spec.objectives
+        measured, imported = self.measured(), 0
+        for trial in study.get_trials(deepcopy=False):
+            if not _has_result(trial) or "pruner" in trial.user_attrs:
+                continue
+            setting, attrs = setting_of(trial), trial.user_attrs
+            stopped = attrs["iterations_done"] < setting.iterations
+            comparable = not attrs["shared"] and attrs["device"] == device
+            complete = "psnr" not in attrs or all(metric in attrs for metric in self.spec.objectives)
+            wanted = setting in self.space and setting not in measured and complete
+            if not wanted or (stopped and not same_rule) or (timed and not comparable):
+                continue
+            values = {key: value for key, value in attrs.items() if key not in _JUDGED}
+            result = Measurement(
+                setting.iterations, values, np.empty(0, np.float32), json.loads(attrs["curve"]), stopped
+            )
+            images = {key: meta for key, meta in trial.system_attrs.items() if key.startswith(ARTIFACTS_ATTR_PREFIX)}
+            self.record(
+                setting,
+                result,
+                shared=attrs["shared"],
+                started=trial.datetime_start or datetime.now(),
+                marks={**marks, **images},
+                origin=attrs.get(_REUSED, f"{other.name}#{trial.number}"),
+            )
+            imported += 1
+        return imported
 
     # searching
 
@@ -385,6 +489,8 @@ class Driven:
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
+        marks: Mapping[str, Any] | None = None,
+        origin: str | None = None,
     ) -> Result | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
@@ -397,6 +503,8 @@ class Driven:
             shared: the fit shared its device, so its seconds are not comparable.
             started: when its fit began.
             trial: the asked trial that this is the answer to; else a new trial is added, in one transaction.
+            marks: system attributes that the sampler wants on a new trial.
+            origin: study and number of the trial that it was imported from; its images are in `marks`.
 
         Returns:
             What a run must know of it; None if the setting has a result already.
@@ -426,13 +534,16 @@ class Driven:
         steps = {}
         if len(self.spec.objectives) == 1 and objectives:
             steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
-        result_of = f"{self.study._study_id}/{setting.id}"
-        system_attrs: dict[str, Any] = {RESULT_OF: result_of}
-        if self.spec.images and not diverged:
+        system_attrs = dict(marks or {})
+        if self.spec.images and not diverged and not origin:
             try:
                 system_attrs |= self._images(result.output)
             except OSError as error:  # a full disk, a folder that is gone: the numbers are kept
                 attrs["images"] = f"not kept: {error}"
+        if self.spec.search.pruner:
+            steps = _means(result.curve)
+        if origin:
+            attrs[_REUSED] = origin
         frozen = create_trial(
             state=state,
             values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
@@ -444,12 +555,61 @@ class Driven:
             constraints=constraints,
         )
         frozen.datetime_start = started
+        return self._write(setting, frozen, trial)
+
+    def record_pruned(
+        self,
+        setting: Setting,
+        check: Check,
+        steps: Mapping[int, float],
+        *,
+        started: datetime,
+        trial: optuna.Trial | None = None,
+        marks: Mapping[str, Any] | None = None,
+    ) -> Result | None:
+        """Records that the study's pruner stopped a fit before this setting was reached.
+
+        Args:
+            setting: what was not reached.
+            check: where the fit was stopped.
+            steps: mean PSNR of the members at every check so far.
+            started: when the fit began.
+            trial: the asked trial that this is the answer to; else a new trial is added.
+            marks: system attributes that the sampler wants on a new trial.
+        """
+        name, scores = self.spec.search.pruner, check.psnr_members
+        attrs: dict[str, Any] = {
+            "fit_id": setting.fit.id,
+            "iterations_done": check.iteration,
+            "seconds": check.seconds,
+            "psnr_1dd": float(np.mean(scores)),
+            "cv_percent": cv_percent(scores),
+            "pruner": name,
+            "reason": f"stopped at {check.iteration} by the {name} pruner: {np.mean(scores):.1f} dB",
+        }
+        frozen = create_trial(
+            state=TrialState.PRUNED,
+            values=[float(np.mean(scores))],
+            params={axis: getattr(setting, axis) for axis in AXES},
+            distributions=distributions(self.space),
+            user_attrs=attrs,
+            system_attrs=dict(marks or {}),
+            intermediate_values=dict(steps),
+        )
+        frozen.datetime_start = started
+        return self._write(setting, frozen, trial)
+
+    def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Result | None:
+        """Records a result once, whoever else records the same setting; None if another driver was faster."""
+        result_of = f"{self.study._study_id}/{setting.id}"
+        frozen.system_attrs[RESULT_OF] = result_of  # by which the database refuses another result of the setting
 
         def write() -> None:
             if trial is not None and storage.describe(trial._trial_id, frozen, RESULT_OF):
                 # whoever thinks this driver dead may close the trial between the two
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    self.study.tell(trial, objectives if state == TrialState.COMPLETE else None, state=state)
+                    complete = frozen.state == TrialState.COMPLETE
+                    self.study.tell(trial, frozen.values if complete else None, state=frozen.state)
                     return
             storage.create_new_trial(self.study._study_id, frozen)  # not by the study, which would keep a copy
 
@@ -460,8 +620,8 @@ class Driven:
             if not self.claims.patiently(lambda: free_result(storage.engine, json.dumps(result_of))):
                 return None
             self.claims.patiently(write)
-        value = frozen.values[0] if frozen.values else None
-        recorded = Result(state, bool(attrs["stable"]), value, attrs.get("images", ""))
+        value, attrs = frozen.values[0] if frozen.values else None, frozen.user_attrs
+        recorded = Result(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
         self._results.add(setting, recorded)
         return recorded
 
@@ -551,6 +711,24 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 def setting_of(trial: FrozenTrial) -> Setting:
     """The setting that a trial measured or is measuring."""
     return Setting(**{axis: trial.params[axis] for axis in AXES})
+
+
+def _means(curve: dict[str, list[object]]) -> dict[int, float]:
+    """Mean PSNR of the members at every check of a curve."""
+    steps, members = curve.get("iterations", []), curve.get("psnr_members", [])
+    return {int(str(step)): float(np.mean(np.asarray(scores))) for step, scores in zip(steps, members, strict=True)}
+
+
+def _grows(key: str, old: list[Any], new: list[Any]) -> bool:
+    """Whether results over the old list of an axis stay what they are over the new one.
+
+    Optuna stores a noise or tiling by its place in the list.
+    """
+    return new[: len(old)] == old if key in ("space.noise", "space.tiling") else set(old) <= set(new)
+
+
+def _has_result(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:

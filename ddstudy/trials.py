@@ -7,6 +7,7 @@ only what a driver must know of a trial, and only until it has read that the tri
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +31,16 @@ class TrialStorage(RDBStorage):
 
         May be called again: a trial that has the system attribute `mark` is left as it is.
         """
-        trial, attr = models.TrialModel, models.TrialSystemAttributeModel
+        trial, attr, step = models.TrialModel, models.TrialSystemAttributeModel, models.TrialIntermediateValueModel
         marked = sa.select(attr.key).where(attr.trial_id == trial_id, attr.key == mark)
         with self.engine.begin() as connection:
             state = connection.scalar(sa.select(trial.state).where(trial.trial_id == trial_id).with_for_update())
             if state != TrialState.RUNNING:
                 return False
             if connection.scalar(marked) is None:
+                told = set(connection.scalars(sa.select(step.step).where(step.trial_id == trial_id)))
+                known = copy.copy(known)
+                known.intermediate_values = {at: it for at, it in known.intermediate_values.items() if at not in told}
                 for model, rows in _descriptions(trial_id, known):
                     connection.execute(sa.insert(model), rows)
         return True
@@ -184,3 +188,12 @@ class Results:
                 score = None if kind is None else value.stored_repr_to_value(number, kind)
                 self.add(setting, Result(state, stable == "true", score))
         return self._known
+
+
+def count_marked(engine: sa.Engine, study_id: int, attribute: str) -> int:
+    """How many trials of a study have a user attribute."""
+    trial, attr = models.TrialModel, models.TrialUserAttributeModel
+    of_study = sa.select(sa.func.count()).select_from(attr).join(trial, trial.trial_id == attr.trial_id)
+    with engine.connect() as connection:
+        count = connection.scalar(of_study.where(trial.study_id == study_id, attr.key == attribute))
+    return int(count or 0)

@@ -485,3 +485,18 @@ def test_passwords_are_not_printed(ddstudy: Cli, postgres_url: str, monkeypatch:
     for arguments in (["--help"], ["run", "--help"], ["run", "--nonsense"]):
         out, err = ddstudy(*arguments)[1:]
         assert postgres.PASSWORD not in out + err
+
+
+def test_a_study_starts_from_the_results_of_another(ddstudy: Cli, folder: Path) -> None:
+    assert ddstudy("run", "tiny.toml")[0] == 0
+    (folder / "more.toml").write_text((folder / "tiny.toml").read_text().replace("k = [2, 4]", "k = [2, 3, 4]"))
+    code, out, err = ddstudy("run", "more.toml", "--reuse", "tiny")
+    assert (code, err) == (0, "")
+    assert "4 results of tiny imported" in out
+    assert "6 trials, 3 fits of 2 members, 4 done" in out
+    assert len(re.findall(r"\] k3-.*COMPLETE", out)) == 2
+    assert len(re.findall(r"COMPLETE \d", out)) == 2
+    code, _, err = ddstudy("run", "more.toml", "--name", "none", "--reuse", "quick")
+    assert (code, err.count("\n")) == (2, 2)
+    assert "no study 'quick'" in err
+    assert ddstudy("run", "more.toml", "--reuse", "tiny", "--dry-run")[0] == 2

@@ -187,3 +187,21 @@ def test_threads_end_soon_when_they_are_closed(make_job: Callable[..., Job]) -> 
     _, event = next(executor.events())
     assert isinstance(event, Check)
     executor.close()  # waits for the thread, which would need hours
+
+
+def test_a_cancelled_job_ends_early_and_the_next_one_runs(executor: Executor, make_job: Callable[..., Job]) -> None:
+    long = make_job()
+    object.__setattr__(long, "budgets", (100_000,))
+    executor.submit("long", long)
+    ends, cancelled = [], False
+    for ticket, event in executor.events():
+        if isinstance(event, Check) and not cancelled:
+            cancelled = True
+            executor.cancel(ticket)
+        if isinstance(event, Finished):
+            ends.append(ticket)
+            if ticket == "long":
+                executor.submit("next", make_job(3))
+        assert not isinstance(event, Failed), event
+        assert ticket == "next" or not isinstance(event, Measurement)
+    assert ends == ["long", "next"]

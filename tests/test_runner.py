@@ -2,15 +2,17 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ddstudy import runner
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Job, Measurement
+from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.executors import Event, Failed, InProcess
 from ddstudy.runner import Progress
 from ddstudy.samplers import sampler
@@ -453,3 +455,136 @@ def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
         assert [fit.k for fit, _ in executor.jobs] == [4, 2]
         assert (last.done, last.failed) == (4, 2)
         other.claims.end()
+
+
+def test_parents_of_a_genetic_search_come_from_the_budgets_on_the_way_too(go: Any, make_spec: MakeSpec) -> None:
+    space = {"k": [2, 3, 4], "l": [2, 3], "s": [4, 8], "iterations": [2, 3, 4]}
+    _, trials = go(make_spec(space=space, search={"sampler": "nsga2", "trials": 30}))
+    generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in trials]
+    assert sorted(set(generations)) == [0, 1]
+    assert all(20 <= generations.count(0) <= 22 for _ in trials)  # a population, and what its last fit passes
+
+
+class Steered(InProcess):
+    """Fits whose PSNR at the checks follows from k alone."""
+
+    def __init__(self) -> None:
+        super().__init__(threads=2)
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        for ticket, event in super().events():
+            if isinstance(event, Check):
+                k = int(ticket.partition("-")[0][1:])
+                event = replace(event, psnr_members=(10.0 * k, 10.0 * k))
+            yield ticket, event
+
+
+@pytest.mark.parametrize("name", ["median", "hyperband", "wilcoxon"])
+def test_pruners_stop_fits_that_promise_little(go: Any, make_spec: MakeSpec, name: str) -> None:
+    spec = make_spec(
+        space={"k": [2, 3, 4, 5], "s": [2, 4, 8], "l": [2, 3], "iterations": [20, 30]},
+        search={"sampler": "random", "trials": 40, "pruner": name},
+        fit={"check_every": 2},
+    )
+    steps, trials = go(spec, Steered())
+    stopped = [trial for trial in trials if trial.user_attrs.get("pruner") == name]
+    assert stopped
+    assert all(trial.state.name == "PRUNED" for trial in stopped)
+    assert all(trial.user_attrs["reason"].startswith("stopped at ") for trial in stopped)
+    assert all(f"by the {name} pruner" in trial.user_attrs["reason"] for trial in stopped)
+    assert all(trial.user_attrs["iterations_done"] < trial.params["iterations"] for trial in stopped)
+    assert np.mean([trial.params["k"] for trial in stopped]) < 4
+    assert set(settings_of(trials).values()) == {1}  # nothing is measured twice, stopped or not
+    assert any(f"by {name}" in step.message for step in steps)
+
+
+def test_without_a_pruner_nothing_is_stopped(go: Any, make_spec: MakeSpec) -> None:
+    _, trials = go(make_spec(space={"k": [2, 3, 4, 5]}, search={"sampler": "random", "trials": 8}), Steered())
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+
+
+def reuse(url: str, spec: StudySpec, target: Target, name: str, device: str = "here") -> tuple[int, list[Any]]:
+    with Store(url) as store:
+        driven = store.drive(spec, target, sampler(spec))
+        count = driven.reuse(name, device=device, marks={})
+        return count, list(driven.trials())
+
+
+def test_results_of_another_study_are_imported_with_where_they_come_from(
+    go: Any, store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    _, measured = go(make_spec())
+    spec = make_spec(name="other", space={"k": [4, 8]}, search={"sampler": "tpe", "trials": 2})
+    count, trials = reuse(store_url, spec, tiny_target, "tiny")
+    assert count == 2  # k = 2 is not in this space
+    assert {trial.user_attrs["reused_from"] for trial in trials} == {
+        f"tiny#{trial.number}" for trial in measured if trial.params["k"] == 4
+    }
+    assert results_of(trials) == {key: value for key, value in results_of(measured).items() if dict(key)["k"] == 4}
+    assert reuse(store_url, spec, tiny_target, "tiny")[0] == 0  # all are here
+    executor = Recording()
+    steps, trials = go(spec, executor)
+    assert {fit.k for fit, _ in executor.jobs} == {8}
+    assert steps[-1].total == 4  # two that it was to try, beside the imported two
+    chain = make_spec(name="chain", space={"k": [4]})
+    _, trials = reuse(store_url, chain, tiny_target, "other")
+    assert all(trial.user_attrs["reused_from"].startswith("tiny#") for trial in trials)
+
+
+def test_imported_results_are_judged_by_the_limits_of_the_study(
+    go: Any, store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    go(make_spec())
+    strict = make_spec(name="strict", stability={"min_psnr": 99.0})
+    count, trials = reuse(store_url, strict, tiny_target, "tiny")
+    assert count == 4
+    assert {trial.state.name for trial in trials} == {"PRUNED"}
+    assert all("PSNR" in trial.user_attrs["reason"] for trial in trials)
+
+
+def test_seconds_are_reused_on_the_same_device_only(
+    go: Any, store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    _, trials = go(make_spec())
+    spec = make_spec(
+        name="timed", objectives={"psnr": "maximize", "seconds": "minimize"}, search={"sampler": "tpe", "trials": 1}
+    )
+    assert reuse(store_url, spec, tiny_target, "tiny", device="another")[0] == 0
+    assert reuse(store_url, spec, tiny_target, "tiny", device=trials[0].user_attrs["device"])[0] == 4
+
+
+def test_other_fits_and_targets_are_not_reused(
+    go: Any, store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    go(make_spec())
+    with pytest.raises(UserError, match=r"--reuse tiny: .*fit.seed: 0 there, 1 here"):
+        reuse(store_url, make_spec(name="seeded", fit={"seed": 1}), tiny_target, "tiny")
+    with pytest.raises(UserError, match=r"target: .* other pixels"):
+        reuse(store_url, make_spec(name="bright"), replace(tiny_target, image=1 - tiny_target.image), "tiny")
+    with pytest.raises(UserError, match="no study 'none'"):
+        reuse(store_url, make_spec(name="new"), tiny_target, "none")
+
+
+def test_lists_of_a_study_may_grow(go: Any, make_spec: MakeSpec) -> None:
+    go(make_spec(space={"k": [2, 4], "iterations": [10]}))
+    grown = make_spec(space={"k": [2, 3, 4, 8], "iterations": [5, 10], "noise": ["uniform", "blur3"]})
+    executor = Recording()
+    _, trials = go(grown, executor)
+    assert len(trials) == len(settings_of(trials)) == 16
+    assert (Fit(2, 4, 2, "uniform", "1x1"), (5,)) in executor.jobs  # only what is missing
+    assert len({str(trial.distributions) for trial in trials}) == 1  # importances see one space
+    for smaller in ({"k": [2, 4]}, {"noise": ["blur3", "uniform"]}):
+        space = {**grown.space.model_dump(mode="json"), **smaller}
+        with pytest.raises(UserError, match=r"(?s)space\.\w+: stored .*lists may grow"):
+            go(make_spec(space=space))
+
+
+def test_lists_do_not_grow_under_another_driver(postgres_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+    spec = make_spec()
+    with Store(postgres_url) as one, Store(postgres_url) as two:
+        running = runner.run(one.drive(spec, tiny_target, sampler(spec)), InProcess(2), forecast())
+        while not next(running).done:
+            pass
+        with pytest.raises(UserError, match="while another driver runs it"):
+            two.drive(make_spec(space={"k": [2, 3, 4]}), tiny_target, sampler(spec))
+        running.close()  # type: ignore[attr-defined]

@@ -109,3 +109,34 @@ def test_params_are_true_values(make_spec: MakeSpec, tmp_path: Path) -> None:
     study = study_of(spec, storage=f"sqlite:///{tmp_path / 'a.db'}")
     ask(study, spec)
     assert setting_of(study.trials[0]) in spec.space.search_space
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_asks_for_the_largest_budget_of_a_fit_unless_time_counts(make_spec: MakeSpec, name: str) -> None:
+    space = {**SPACE, "iterations": [10, 50, 500]}
+    spec = make_spec(space=space, search={"sampler": name})
+    study = study_of(spec)
+    asked: list[Setting] = []
+    for _ in range(14):
+        trial, setting = ask(study, spec)
+        assert setting.iterations == (500, 50, 10)[[other.fit for other in asked].count(setting.fit)]
+        asked.append(setting)
+        study.tell(trial, score(setting))
+    timed = make_spec(space=space, search={"sampler": name}, objectives={"psnr": "maximize", "seconds": "minimize"})
+    study = study_of(timed)
+    assert len({ask(study, timed)[1].iterations for _ in range(8)}) > 1
+
+
+def test_gp_takes_the_unmeasured_setting_that_promises_most(make_spec: MakeSpec) -> None:
+    """Its acquisition is looked up at every listed setting: it finds a lonely best value that climbing passes by."""
+    space = {"k": [8, 16, 32, 64, 96, 128, 192], "s": [8, 16, 32], "l": [4, 5, 6], "iterations": [2000]}
+    spec = make_spec(space=space, search={"sampler": "gp"})
+    study, best = study_of(spec), Setting(96, 16, 5, 2000, "uniform", "1x1")
+    asked = []
+    while not asked or asked[-1] != best:
+        trial, setting = ask(study, spec)
+        asked.append(setting)
+        axes = ((np.log2(setting.k), np.log2(96)), (np.log2(setting.s), 4), (setting.l, 5))
+        study.tell(trial, -float(sum((one - other) ** 2 for one, other in axes)))
+    assert len(asked) < 30  # of 63
+    assert len(set(asked)) == len(asked)

@@ -44,6 +44,13 @@ def test_studies_of_the_repository_are_valid(path: Path) -> None:
         ("[noise]\nblur_kernel = 4", "noise.blur_kernel", "3, 5, 7"),
         ("[noise]\nrange = [1, 0]", "noise.range", "lowest and highest"),
         ("[stability]\ncv_percent = -1", "stability.cv_percent", "> 0"),
+        ("[search]\npruner = 'asha'", "search.pruner", '"median", "hyperband", "wilcoxon"'),
+        ("[search]\npruner = 'median'", "search.pruner needs a search", ""),
+        (
+            "[search]\nsampler = 'tpe'\npruner = 'median'\n[objectives]\npsnr = 'maximize'\nseconds = 'minimize'",
+            "search.pruner needs psnr = 'maximize' as the only objective",
+            "",
+        ),
         ("[fit]\nmembers = 1\n[objectives]\ncv_percent = 'minimize'", "members of at least 2", ""),
     ],
 )
