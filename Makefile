@@ -16,7 +16,6 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -41,7 +41,7 @@ def main() -> int:
                 command = ("run", "study.toml", "--name", study, *search, "--store", url)
                 counts = dict.fromkeys(columns, 0)
                 began = time.monotonic()
-                for _ in drivers.kill_and_restart(folder, command, options.kills, moments, at_once, longest=3):
+                for _ in drivers.kill_and_restart(folder, command, options.kills, moments, at_once):
                     counts["kills"] += 1
                     if kind == "postgresql" and counts["kills"] in (4, 8):
                         server.stop(signal.SIGQUIT if counts["kills"] == 4 else signal.SIGINT)

@@ -39,6 +39,7 @@ import optuna
 import sqlalchemy as sa
 
 from ddstudy import runner
+from ddstudy.claims import RESULT_OF
 from ddstudy.evaluate import Job, Measurement, evaluate
 from ddstudy.executors import Event, Finished
 from ddstudy.samplers import sampler
@@ -267,7 +268,7 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
 
 
 def copies(engine: sa.Engine, study: int, count: int) -> list[int]:
-    """Copies a study's latest trial; the new trials' ids."""
+    """Copies a study's latest trial, each copy with a mark of its own that it has a result; the new trials' ids."""
     tables = {
         "trial_params": "param_name, param_value, distribution_json",
         "trial_values": "objective, value, value_type",
@@ -290,7 +291,15 @@ def copies(engine: sa.Engine, study: int, count: int) -> list[int]:
                 f"INSERT INTO {table} (trial_id, {columns}) SELECT new.trial_id, {columns} FROM trials AS new, "
                 f"{table} AS old WHERE new.study_id = :study AND new.trial_id > :id AND old.trial_id = :id"
             )
-            connection.execute(sa.text(copy), {"study": study, "id": template})
+            own = f" AND old.key <> '{RESULT_OF}'" * (table == "trial_system_attributes")
+            connection.execute(sa.text(copy + own), {"study": study, "id": template})
+        connection.execute(
+            sa.text(
+                "INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT trial_id, :key, "
+                "'\"copy ' || trial_id || '\"' FROM trials WHERE study_id = :study AND trial_id > :id"
+            ),
+            {"key": RESULT_OF, "study": study, "id": template},
+        )
         ids = "SELECT trial_id FROM trials WHERE study_id = :study AND trial_id > :id ORDER BY trial_id"
         return list(connection.execute(sa.text(ids), {"study": study, "id": template}).scalars())
 

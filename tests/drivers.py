@@ -127,9 +127,14 @@ class Driver:
         return self._process.exitcode == -9
 
     def wait_for_results(self, count: int = 1) -> None:
-        """Until it has printed so many results, or has ended."""
-        while self.output.count(" dB, CV") < count and self.wait(0.02) is None:
+        """Until it has printed so many results more, or has ended."""
+        before = self._results
+        while self._results < before + count and self.wait(0.02) is None:
             pass
+
+    @property
+    def _results(self) -> int:
+        return self.output.count(" dB, CV")
 
 
 @dataclass
@@ -170,9 +175,11 @@ def undisturbed(folder: Path) -> dict[Key, float]:
 
 
 def kill_and_restart(
-    folder: Path, arguments: list[str], kills: int, moments: random.Random, drivers: int = 1, longest: float = 1.5
+    folder: Path, arguments: list[str], kills: int, moments: random.Random, drivers: int = 1
 ) -> Iterator[Driver]:
     """Runs the same command in several drivers; kills one at a random moment and starts another, until all end.
+
+    A moment is some results and a part of a second later, so that slow machines and fast ones kill in the same places.
 
     Args:
         folder: to work in.
@@ -180,7 +187,6 @@ def kill_and_restart(
         kills: how often at most; drivers may be done before.
         moments: seeded.
         drivers: at the same time.
-        longest: seconds between kills at most.
 
     Yields:
         Every driver that was killed. Drivers that are not must end with exit code 0.
@@ -190,7 +196,8 @@ def kill_and_restart(
         stack.callback(lambda: [driver.kill() for driver in running])
         while kills:
             victim = moments.choice(running)
-            if victim.wait(moments.uniform(0, longest)) is None and victim.kill():
+            victim.wait_for_results(moments.choice((0, 0, 1, 2)))
+            if victim.wait(moments.uniform(0, 0.3)) is None and victim.kill():
                 kills -= 1
                 yield victim
             elif victim.wait() is not None and all(driver.wait(0) == 0 for driver in running):

@@ -60,7 +60,7 @@ def assert_says(driver: Driver, words: tuple[str, ...], code: int | None = None)
 def test_a_killed_driver_loses_nothing(folder: Path, truth: dict[Key, float], search: tuple[str, ...]) -> None:
     url = f"sqlite:///{folder}/killed.db"
     command = ("run", "study.toml", *search, "--name", "study", "--store", url)
-    assert list(drivers.kill_and_restart(folder, command, 3, random.Random(3), longest=3))
+    assert list(drivers.kill_and_restart(folder, command, 3, random.Random(3)))
     assert_sound(url, truth, whole=not search)
     assert len(findings(url, "study").results) >= 6
 
@@ -69,7 +69,7 @@ def test_four_drivers_are_killed_and_their_server_restarts(
     folder: Path, truth: dict[Key, float], restartable: postgres.Server
 ) -> None:
     command = ("run", "study.toml", "--store", restartable.url)
-    for count, _ in enumerate(drivers.kill_and_restart(folder, command, 3, random.Random(4), drivers=4, longest=2)):
+    for count, _ in enumerate(drivers.kill_and_restart(folder, command, 3, random.Random(4), drivers=4)):
         if count == 1:
             restartable.stop(signal.SIGQUIT)
             restartable.start()
