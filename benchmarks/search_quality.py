@@ -3,7 +3,7 @@
     python benchmarks/search_quality.py [--seeds 20] [--table benchmarks/results/reduced_grid.csv] [--out FILE.json]
 
 The table is the export of a finished grid (`ddstudy run studies/reduced.toml`, then `ddstudy export reduced`). A fit is
-looked up instead of run, and everything else is real: ours is the runner with its claims and samplers; plain
+looked up instead of run, and everything else is real: ours is the runner with its store, claims and samplers; plain
 Optuna is `study.optimize` over the same six lists, as its documentation has it, every trial a fit of its own.
 
 Two questions: how many fits until a stable setting within 0.1 dB of the best stable one is measured, and which share of
@@ -14,28 +14,28 @@ fits, since fits of ours go to the largest budget.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
-import sqlalchemy as sa
 import torch
 
 from ddstudy import runner
-from ddstudy.claims import create_table
 from ddstudy.evaluate import Job, Measurement
 from ddstudy.executors import Event, Finished
 from ddstudy.samplers import sampler
 from ddstudy.settings import AXES, Setting, budgets_by_fit
 from ddstudy.spec import StudySpec, parse_spec, read_spec
-from ddstudy.store import Driven, Store
+from ddstudy.store import Store
 from ddstudy.target import Target
 
 ROOT = Path(__file__).parent
@@ -112,45 +112,39 @@ class Replay:
                 yield ticket, Measurement(setting.iterations, values, nothing, {}, False)
             yield ticket, Finished()
 
+    def cancel(self, ticket: str) -> None:
+        """Nothing runs."""
+
     def close(self) -> None:
         """Nothing runs."""
 
 
-class InMemory:
-    """What a driver needs of a store; a database would take more time than the searches."""
-
-    def __init__(self) -> None:
-        self.storage: Any = optuna.storages.InMemoryStorage()
-        self.storage.engine = sa.create_engine(
-            "sqlite://", poolclass=sa.StaticPool, connect_args={"check_same_thread": False}
-        )
-        create_table(self.storage.engine)
-        self.artifacts, self.driver, self.lease_seconds, self.is_sqlite = Path(), "replay", 1e6, True
-
-
-def ours(name: str, seed: int, spec: StudySpec, table: Table, objectives: dict[str, str], enough: Enough) -> Searched:
-    """One search by the runner."""
+def ours(
+    name: str, seed: int, spec: StudySpec, table: Table, objectives: dict[str, str], enough: Enough, folder: Path
+) -> Searched:
+    """One search by the runner, in a store of its own kind of study: a SQLite file."""
     tree = spec.model_dump(mode="json", exclude_none=True)
-    tree |= {"images": False, "objectives": objectives, "search": {"sampler": name, "seed": seed, "trials": len(table)}}
+    tree |= {"images": False, "objectives": objectives, "name": f"{name}-{seed}-{len(objectives)}"}
+    tree |= {"search": {"sampler": name, "seed": seed, "trials": len(table)}}
     spec, searched = parse_spec(tree, "benchmark"), Searched(table)
     target = Target(np.zeros((1, 64, 80), dtype=np.float32), "replayed", None)
     known = runner.Forecast()
     known.learn(1.0, 1.0)
-    store = InMemory()
-    directions = list(objectives.values())
-    study = optuna.create_study(storage=store.storage, sampler=sampler(spec), directions=directions)
-    driven = Driven(cast(Store, store), study, spec, target)
-    for _ in runner.run(driven, Replay(searched), known):
-        if enough(searched):
-            break
-    driven.claims.end()
+    with Store(f"sqlite:///{folder}/searches.db") as store:
+        run = runner.run(store.drive(spec, target, sampler(spec)), Replay(searched), known)
+        with contextlib.closing(run):  # type: ignore[type-var]  # a generator has close()
+            for _ in run:
+                if enough(searched):
+                    break
     return searched
 
 
 def plain(make: Callable[[int], Any], ordered: bool) -> Callable[..., Searched]:
     """One search by Optuna alone; ordered axes as indices or, as the lists stand, as categories."""
 
-    def search(seed: int, spec: StudySpec, table: Table, objectives: dict[str, str], enough: Enough) -> Searched:
+    def search(
+        seed: int, spec: StudySpec, table: Table, objectives: dict[str, str], enough: Enough, folder: Path
+    ) -> Searched:
         lists, searched = spec.space.search_space, Searched(table)
 
         def objective(trial: optuna.Trial) -> Any:
@@ -200,7 +194,7 @@ def read_table(path: Path) -> Table:
     return {Setting(*(row[axis] for axis in AXES)): row for row in rows.to_dict("records")}
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--table", type=Path, default=ROOT / "results" / "reduced_grid.csv")
     parser.add_argument("--study", type=Path, default=ROOT.parent / "studies" / "reduced.toml")
@@ -228,7 +222,7 @@ def main() -> None:
     for name, search in chosen.items():
         counts = []
         for seed in range(options.seeds):
-            done = search(seed, spec, table, {"psnr": "maximize"}, lambda s: s.until(goal)[0] < MOST)
+            done = search(seed, spec, table, {"psnr": "maximize"}, lambda s: s.until(goal)[0] < MOST, folder)
             counts.append(done.until(goal))
         fits, iterations = np.array(counts).T
         results[name] = {"fits": fits.tolist(), "iterations": iterations.tolist()}
@@ -249,6 +243,7 @@ def main() -> None:
                 table,
                 {"psnr": "maximize", "seconds": "minimize"},
                 lambda s: len(s.fits) >= AFTER[-1],
+                folder,
             )
             shares.append([done.volume(fits) / whole for fits in AFTER])
             spent.append(sum(iterations for iterations, _ in done.fits[: AFTER[-1]]))
@@ -263,4 +258,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as name:
+        main(Path(name))

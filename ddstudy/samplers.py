@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ddstudy.settings import AXES, SearchSpace, Setting
+from ddstudy.settings import AXES, TILINGS, SearchSpace, Setting, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.store import setting_of
 
@@ -92,19 +92,77 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
 
 
 class _ListedGP(optuna.samplers.GPSampler):
-    """Optuna's GP, which looks at the settings that may be proposed instead of climbing between them.
+    """Optuna's GP over all that a study knows, deciding between the settings that may be proposed.
 
-    `_optimize_acqf` is the place where Optuna lets the search for the best proposal be replaced.
+    It is asked about a copy of the study in memory, since of itself it would not see that tilings are ordered by their
+    number of tiles, that unstable trials have values although they are PRUNED, and that a CV of 40 % is hardly worse
+    than one of 20 %: its one constraint is the logarithm of CV over limit.
     """
 
     allowed: Sequence[Setting] = ()
 
+    def propose(self, study: Study, trials: Iterable[FrozenTrial], space: Mapping[str, BaseDistribution]) -> Any:
+        """Values of the most promising of the allowed settings; none while too few results are there."""
+        counted: dict[str, BaseDistribution] = {**space}
+        if "tiling" in space:
+            counted["tiling"] = IntDistribution(1, max(map(_tiles, TILINGS)), log=True)
+        storage = optuna.storages.InMemoryStorage()
+        copy = storage.create_new_study(study.directions, study.study_name)
+        for trial in trials:
+            values = _values(trial, study.metric_names)
+            if values is None and trial.state != TrialState.RUNNING:
+                continue
+            state = TrialState.COMPLETE if values else TrialState.RUNNING
+            params = {name: value for name, value in _numbers(trial.params).items() if name in counted}
+            known = create_trial(
+                state=state,
+                values=values,
+                params=params,
+                distributions={name: counted[name] for name in params},
+                constraints=_instability(trial) if values else None,
+            )
+            storage.create_new_trial(copy, known)
+        twin = optuna.load_study(study_name=study.study_name, storage=storage)
+        drawn = self.sample_relative(twin, storage.get_trial(storage.create_new_trial(copy)), counted)
+        tiles = {_tiles(tiling): tiling for tiling in TILINGS}
+        return {name: tiles[value] if name == "tiling" else value for name, value in drawn.items()}
+
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
+        # the place where Optuna lets the search for the best proposal be replaced: here a look at every setting
         settings = self.allowed
         if len(settings) > LOOKS:
             settings = [settings[i] for i in self._rng.rng.choice(len(settings), LOOKS, replace=False)]
-        points = acqf.search_space.get_normalized_params(settings, [vars(setting) for setting in settings])
+        values: Any = [_numbers(vars(setting)) for setting in settings]
+        points = acqf.search_space.get_normalized_params(settings, values)
         return points[np.argmax(acqf.eval_acqf_no_grad(points))]
+
+
+def _tiles(tiling: str) -> int:
+    rows, columns = rows_and_columns(tiling)
+    return rows * columns
+
+
+def _numbers(setting: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _tiles(value) if name == "tiling" else value for name, value in setting.items()}
+
+
+def _values(trial: FrozenTrial, metrics: Sequence[str] | None) -> list[float] | None:
+    """What a trial measured of the objectives, whether it was stable or not."""
+    if trial.state == TrialState.COMPLETE:
+        return list(trial.values)
+    measured = [trial.user_attrs.get(metric) for metric in metrics or ()]
+    return [float(value) for value in measured if value is not None] if measured and None not in measured else None
+
+
+def _instability(trial: FrozenTrial) -> dict[str, float] | None:
+    """The logarithm of CV over its limit; above 0 also where another limit is broken."""
+    beyond = trial.constraints
+    if not beyond:
+        return None
+    cv = trial.user_attrs.get("cv_percent", math.nan)
+    limit = cv - beyond.get("cv_percent", math.nan)
+    ratio = math.log(cv / limit) if cv > 0 and limit > 0 else max(beyond.values())
+    return {"instability": max(ratio, 1e-3) if max(beyond.values()) > 0 else ratio}
 
 
 class Unseen(BaseSampler):
@@ -186,7 +244,10 @@ class Unseen(BaseSampler):
             drawn = self._inner.sample_relative(study, trial, indices)
             values = {name: getattr(self._space, name)[int(index)] for name, index in drawn.items()}
         else:
-            drawn = self._inner.sample_relative(study, trial, search_space)
+            if isinstance(self._inner, _ListedGP):
+                drawn = self._inner.propose(study, study.get_trials(deepcopy=False), search_space)
+            else:
+                drawn = self._inner.sample_relative(study, trial, search_space)
             values = {name: self._snap(name, value) for name, value in drawn.items()}
         if not values:
             return None

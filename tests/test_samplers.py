@@ -140,3 +140,24 @@ def test_gp_takes_the_unmeasured_setting_that_promises_most(make_spec: MakeSpec)
         study.tell(trial, -float(sum((one - other) ** 2 for one, other in axes)))
     assert len(asked) < 30  # of 63
     assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_gp_learns_from_unstable_trials(make_spec: MakeSpec, seed: int) -> None:
+    """PRUNED trials have values: a GP that has nothing else goes where the objective rises and fits grow stable."""
+    space = {"k": [8, 16, 24, 32, 48, 64, 96, 128, 192], "s": [8], "l": [5], "iterations": [2000]}
+    spec = make_spec(space=space, search={"sampler": "gp", "seed": seed})
+    study = study_of(spec)
+    study.set_metric_names(["psnr"])
+    for k, psnr, cv in ((24, 28.0, 5.5), (32, 27.0, 6.5), (48, 26.0, 8.0), (96, 24.0, 14.0)):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.PRUNED,
+                params=vars(Setting(k, 8, 5, 2000, "uniform", "1x1")),
+                distributions=distributions(spec.space.search_space),
+                user_attrs={"psnr": psnr, "cv_percent": cv},
+                constraints={"cv_percent": cv - 5, "psnr": 15 - psnr},
+            )
+        )
+    assert ask(study, spec)[1].k in (8, 16)  # of 8, 16, 64, 128, 192
