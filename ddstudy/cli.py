@@ -96,9 +96,10 @@ def run(
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
+        source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
         driven = opened.drive(spec, image, sampler(spec))
-        if reuse is not None:
-            _import(driven, reuse, console)
+        if source is not None:
+            _import(driven, source, console)
         so_far = driven.measured()
         driven.study.sampler = sampler(spec, len(so_far))
         the_plan = runner.plan(spec, image, set(so_far), driven.reused)
@@ -311,7 +312,7 @@ def prune_audit(
 
     with Store(store, read_only=True) as opened:
         views = [opened.view(name) for name in studies] if studies else [opened.view()]
-        fits = [fit for view in views for fit in recorded(view)]
+        fits = [fit for view in views for fit in recorded(view.trials, view.checks, view.spec)]
     names = ", ".join(view.name for view in views)
     if not fits:
         raise UserError(f"{names}: no fit ran to its end", "Run one with [stability] prune = false.")
@@ -476,15 +477,15 @@ def _override(
     return parse_spec(tree, "ddstudy run")
 
 
-def _import(driven: Driven, name: str, console: Console) -> None:
+def _import(driven: Driven, source: StudyView, console: Console) -> None:
     from ddstudy.evaluate import device_name
     from ddstudy.executors import resolve_device
     from ddstudy.samplers import Unseen
 
     sampler = driven.study.sampler
     marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
-    count = driven.reuse(name, device=device_name(resolve_device(driven.spec.fit.device)), marks=marks)
-    console.print(f"{count:,} results of {name} imported", soft_wrap=True)
+    count = driven.reuse(source, device=device_name(resolve_device(driven.spec.fit.device)), marks=marks)
+    console.print(f"{count:,} results of {source.name} imported", soft_wrap=True)
 
 
 @contextmanager

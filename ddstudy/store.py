@@ -208,6 +208,31 @@ class Store:
             trials,
         )
 
+    def source(self, name: str, spec: StudySpec, target: Target) -> StudyView:
+        """Another study, whose results are results of a study of this spec and target.
+
+        Raises:
+            UserError: there is no such study, or its target or what changes its numbers is not the same.
+        """
+        other = self.view(name)
+        theirs, ours = other.spec.fingerprint(), spec.fingerprint()
+        study = optuna.load_study(study_name=other.name, storage=self.storage)
+        stored = json.loads(study.user_attrs["ddstudy:fingerprint"])
+        tables = ("target.", "noise.", "fit.")
+        differences = [
+            f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
+            for key in sorted(ours.keys() | theirs.keys())
+            if key.startswith(tables) and theirs.get(key) != ours.get(key)
+        ]
+        if stored["target"] != target.digest:
+            differences.append(f"target: {other.facts['target']} there, {target.name} here, other pixels")
+        if differences:
+            raise UserError(
+                f"--reuse {name}: its results are not results of study '{spec.name}': {'; '.join(differences)}",
+                "Only the results of the same target, noise and fit options can be reused.",
+            )
+        return other
+
     def lost_images(self, name: str) -> str:
         """How many images of a study are missing or damaged, in words; empty if all are there."""
         (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
@@ -382,45 +407,25 @@ class Driven:
 
     # importing
 
-    def reuse(self, name: str, *, device: str, marks: Mapping[str, Any]) -> int:
-        """Imports the results of another study of this store that are results of this one.
+    def reuse(self, other: StudyView, *, device: str, marks: Mapping[str, Any]) -> int:
+        """Imports the results of another study that are results of this one.
 
         They are judged anew by this study's limits, and carry where they come from as `reused_from`. Left out are
         settings outside of this space, those without a metric that is an objective here, fits that another rule
         stopped early, and, where seconds are an objective, results of another device or of a shared one.
 
         Args:
-            name: of the other study.
+            other: what `Store.source` gave.
             device: where this study runs, as its trials name it.
             marks: system attributes that the sampler wants on a new trial.
 
         Returns:
             How many were imported; what has a result already is not imported again.
-
-        Raises:
-            UserError: there is no such study, or its target or what changes its numbers is not the same.
         """
-        other = self._store.view(name)  # says so if there is none
-        theirs, ours = other.spec.fingerprint(), self.spec.fingerprint()
-        study = optuna.load_study(study_name=other.name, storage=self._store.storage)
-        stored = json.loads(study.user_attrs["ddstudy:fingerprint"])
-        tables = ("target.", "noise.", "fit.")
-        differences = [
-            f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
-            for key in sorted(ours.keys() | theirs.keys())
-            if key.startswith(tables) and theirs.get(key) != ours.get(key)
-        ]
-        if stored["target"] != self.target.digest:
-            differences.append(f"target: {other.facts['target']} there, {self.target.name} here, other pixels")
-        if differences:
-            raise UserError(
-                f"--reuse {name}: its results are not results of study '{self.spec.name}': {'; '.join(differences)}",
-                "Only the results of the same target, noise and fit options can be reused.",
-            )
         same_rule = other.spec.stability == self.spec.stability
         timed = "seconds" in self.spec.objectives
         measured, imported = self.measured(), 0
-        for trial in study.get_trials(deepcopy=False):
+        for trial in other._recorded:
             if not _has_result(trial) or "pruner" in trial.user_attrs:
                 continue
             setting, attrs = setting_of(trial), trial.user_attrs

@@ -499,4 +499,5 @@ def test_a_study_starts_from_the_results_of_another(ddstudy: Cli, folder: Path) 
     code, _, err = ddstudy("run", "more.toml", "--name", "none", "--reuse", "quick")
     assert (code, err.count("\n")) == (2, 2)
     assert "no study 'quick'" in err
+    assert "none" not in ddstudy("status")[1]  # a refused run leaves no study behind
     assert ddstudy("run", "more.toml", "--reuse", "tiny", "--dry-run")[0] == 2

@@ -505,8 +505,9 @@ def test_without_a_pruner_nothing_is_stopped(go: Any, make_spec: MakeSpec) -> No
 
 def reuse(url: str, spec: StudySpec, target: Target, name: str, device: str = "here") -> tuple[int, list[Any]]:
     with Store(url) as store:
+        source = store.source(name, spec, target)
         driven = store.drive(spec, target, sampler(spec))
-        count = driven.reuse(name, device=device, marks={})
+        count = driven.reuse(source, device=device, marks={})
         return count, list(driven.trials())
 
 

@@ -23,6 +23,7 @@ from ddstudy.spec import BETTER, Direction
 from ddstudy.stability import Recorded
 
 if TYPE_CHECKING:
+    from ddstudy.spec import StudySpec
     from ddstudy.store import StudyView
 
 PAIR = ("tiling", "noise")
@@ -64,15 +65,21 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows
 
 
-def recorded(view: StudyView) -> list[Recorded]:
-    """The fits of a study that ran to their last budget, for replays of the stop rule."""
-    every, fits = view.spec.fit.check_every, []
-    checks = dict(iter(view.checks[view.checks["iteration"] % every == 0].groupby("fit_id")))
-    whole = finished(view.trials)
+def recorded(trials: pd.DataFrame, checks: pd.DataFrame, spec: StudySpec) -> list[Recorded]:
+    """The fits of a study that ran to their last budget, for replays of the stop rule.
+
+    Args:
+        trials: of the study, as in `StudyView.trials`.
+        checks: of its members, as in `StudyView.checks`.
+        spec: its study file.
+    """
+    regular, fits = checks[checks["iteration"] % spec.fit.check_every == 0], []
+    curves = dict(iter(regular.groupby("fit_id")))
+    whole = finished(trials)
     whole = whole[whole["iterations_done"].ge(whole["iterations"])]
     for fit, rows in whole.groupby("fit_id", sort=False):
-        if rows["iterations"].max() == max(view.spec.space.iterations) and fit in checks:
-            curve = checks[fit].pivot(index="iteration", columns="member", values="psnr")
+        if rows["iterations"].max() == max(spec.space.iterations) and fit in curves:
+            curve = curves[fit].pivot(index="iteration", columns="member", values="psnr")
             scores = zip(rows["psnr"].astype(float), rows["stable"].astype(bool), strict=True)
             results = dict(zip(rows["iterations"].astype(int), scores, strict=True))
             fits.append(Recorded(curve.index.tolist(), curve.to_numpy().tolist(), results))
