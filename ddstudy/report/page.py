@@ -14,16 +14,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from ddstudy.report import figures, tables
+from ddstudy.report import claims, figures, tables, thesis
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
     Best,
+    Claims,
     Ensemble,
     Filtered,
     Importance,
     Panel,
     Panels,
     Pareto,
+    Published,
     Quartiles,
     Unstable,
 )
@@ -58,6 +60,10 @@ def _show(view: StudyView, panel: Panel) -> _Shown:
             return _ensemble(view, panel)
         case Best():
             return _best(view, panel)
+        case Published():
+            return _published(view, panel)
+        case Claims():
+            return _claims(view)
 
 
 def _pareto(view: StudyView, panel: Pareto) -> _Shown:
@@ -148,6 +154,37 @@ def _best(view: StudyView, panel: Best) -> _Shown:
         if tiling in set(best["tiling"])
     ]
     return _Shown(sentence, table=_rows(["", *noises], rows))
+
+
+def _published(view: StudyView, panel: Published) -> _Shown:
+    ours = thesis.beside(view, panel.table)
+    if tables.finished(view.trials).empty:
+        return _Shown(f"{ours.source}.", missing="Filled by measured trials.")
+    numbers = [pd.api.types.is_float_dtype(kind) for kind in ours.table.dtypes]
+    rows = [
+        [_number(cell, 2) if isinstance(cell, float) else html.escape(str(cell)) for cell in row]
+        for row in ours.table.itertuples(index=False)
+    ]
+    return _Shown(" ".join([f"{ours.source}.", *ours.words]), table=_rows(list(ours.table.columns), rows, numbers))
+
+
+def _claims(view: StudyView) -> _Shown:
+    sentence = (
+        "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
+        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials."
+    )
+    rows = [
+        [
+            f"{html.escape(answer.claim.finding)}<br><small>{html.escape(answer.claim.source)}</small>",
+            f"<strong>{answer.verdict}</strong>",
+            html.escape(answer.effect_text),
+            html.escape(answer.tested),
+            f"{len(answer.numbers):,}",
+            html.escape(answer.claim.name),
+        ]
+        for answer in claims.retest(view)
+    ]
+    return _Shown(sentence, table=_rows(["finding", "answer", "effect", "compared", "trials", "name"], rows))
 
 
 # --- the page

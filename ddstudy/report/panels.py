@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddstudy.errors import UserError
+from ddstudy.report.thesis import Number
 from ddstudy.settings import Noise, Tiling
 from ddstudy.spec import Metric, describe, reason_of
 
@@ -113,7 +114,20 @@ class Best(Filtered):
     y: Metric = Field(..., description="metric that is best")
 
 
-Panel = Pareto | Importance | Quartiles | Unstable | Ensemble | Best
+class Published(_Titled):
+    """A table of the thesis beside ours, of the whole study."""
+
+    kind: Literal["published"]
+    table: Number = Field(..., description="table of the thesis, or the numbers of its text")
+
+
+class Claims(_Titled):
+    """The thesis' findings, re-tested on the whole study."""
+
+    kind: Literal["claims"]
+
+
+Panel = Pareto | Importance | Quartiles | Unstable | Ensemble | Best | Published | Claims
 Panels = tuple[Panel, ...]
 KINDS: dict[str, type[Panel]] = {
     "pareto": Pareto,
@@ -122,6 +136,8 @@ KINDS: dict[str, type[Panel]] = {
     "unstable": Unstable,
     "ensemble": Ensemble,
     "best": Best,
+    "published": Published,
+    "claims": Claims,
 }
 
 

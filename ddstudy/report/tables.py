@@ -11,7 +11,7 @@ was. Three rules say which trials count, and they hold everywhere:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,24 @@ def gain_of_ensemble(trials: pd.DataFrame) -> pd.DataFrame:
     return _plain(table.assign(n=groups.size(), gain=table["psnr"] - table["psnr_1dd"]))[
         [*PAIR, "n", "psnr_1dd", "psnr", "gain"]
     ]
+
+
+def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) -> pd.DataFrame:
+    """Settings that differ on one axis only, side by side.
+
+    Args:
+        rows: trials that may be compared, such as `comparable`.
+        axis: on which they differ.
+        values: on that axis; sets that lack one of them are left out.
+        column: what is compared.
+
+    Returns:
+        One row per set, indexed by the other axes; one column per value.
+    """
+    others = [name for name in AXES if name != axis]
+    rows = rows[rows[axis].isin(list(values))].drop_duplicates(list(AXES))
+    wide = rows.pivot(index=others, columns=axis, values=column)
+    return wide.reindex(columns=list(values)).dropna()
 
 
 def reasons(trials: pd.DataFrame) -> pd.DataFrame:
