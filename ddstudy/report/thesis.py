@@ -17,6 +17,7 @@ import pandas as pd
 
 from ddstudy.report.tables import PAIR, best_settings, comparable, finished, gain_of_ensemble, paired
 from ddstudy.settings import AXES
+from ddstudy.target import tile_shape
 
 if TYPE_CHECKING:
     from ddstudy.store import StudyView
@@ -71,6 +72,8 @@ def differences(view: StudyView) -> list[str]:
     found = [f"{image}; the thesis has {thesis['image']}, {theirs}."]
     if shape != theirs:
         found.append("The same s therefore makes an input tensor of another size.")
+    if flat := _one_pixel_inputs(view):
+        found.append(f"With {flat} a tile's input is one pixel: such a fit can draw flat tiles only.")
     devices = ", ".join(sorted(set(measured["device"].dropna()))) if "device" in measured else ""
     found.append(f"Times are of {devices or 'an unknown device'}; the thesis names no device.")
     space = view.spec.space.search_space
@@ -93,6 +96,17 @@ def differences(view: StudyView) -> list[str]:
     if len(measured.drop_duplicates(list(AXES))) < len(space):
         found.append(f"{len(measured.drop_duplicates(list(AXES))):,} of {len(space):,} settings are measured.")
     return found
+
+
+def _one_pixel_inputs(view: StudyView) -> str:
+    """The tilings and scale factors whose input tensor has one pixel a tile."""
+    shape, space = view.facts.get("target shape", ""), view.spec.space.search_space
+    if not shape:
+        return ""
+    height, width = map(int, shape.split("x")[-2:])
+    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
+    # the input is as large as the tile divided by s, rounded
+    return " or ".join(f"{tiling} and s = {s}" for (tiling, s), size in sizes.items() if size / s < 1.5)
 
 
 def _options(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
