@@ -9,7 +9,7 @@ ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
     "evaluate", "claims", "trials", "store", "samplers", "executors", "runner", "report", "report.tables",
-    "report.figures", "report.panels", "report.page", "dashboard", "cli",
+    "report.thesis", "report.claims", "report.figures", "report.panels", "report.page", "notebook", "dashboard", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec", "report.panels"},
@@ -23,6 +23,7 @@ HOMES = {
     "optuna": {"trials", "store", "samplers", "runner", "report.tables", "dashboard"},
     "sqlalchemy": {"claims", "trials", "store"},
     "ray": {"executors"},
+    "scipy": {"report.claims"},
     "plotly": {"report.figures", "report.page"},
     "optuna_dashboard": {"dashboard"},
     "typer": {"cli"},

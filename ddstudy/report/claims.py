@@ -13,7 +13,8 @@ the finding. They share four principles:
   the answer is that there are not enough data. A finding that says "never" is contradicted by a single case, and
   supported if cases are so common elsewhere that their absence is no chance (5 %, exact).
 
-Where a study has other values than the thesis, the nearest analogue is tested, and `Answer.tested` says which.
+Settings whose input has one pixel a tile are left out: their tiles are flat whatever the network, and the thesis has
+none. Where a study has other values than the thesis, the nearest analogue is tested, and `Answer.tested` says which.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ddstudy.report.tables import PAIR, comparable, finished, paired
+from ddstudy.report.tables import PAIR, comparable, finished, one_pixel_inputs, paired
 from ddstudy.settings import AXES, TILINGS
 
 if TYPE_CHECKING:
@@ -122,8 +123,14 @@ def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
         view: the study.
         others: studies of other slices, for the finding on slices away from the middle.
     """
-    view, *others = (replace(one, trials=one.trials.assign(study=one.name)) for one in (view, *others))
+    view, *others = (replace(one, trials=_drawing(one).assign(study=one.name)) for one in (view, *others))
     return [Answer(**vars(claim.test(view, others)), claim=claim) for claim in CLAIMS]
+
+
+def _drawing(view: StudyView) -> pd.DataFrame:
+    """The trials whose network can draw more than flat tiles."""
+    pairs = pd.MultiIndex.from_frame(view.trials[["tiling", "s"]])
+    return view.trials[~pairs.isin(one_pixel_inputs(view))]
 
 
 def as_table(answers: Sequence[Answer]) -> pd.DataFrame:

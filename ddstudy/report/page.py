@@ -14,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ddstudy.errors import UserError
 from ddstudy.report import claims, figures, tables, thesis
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
@@ -44,6 +45,18 @@ class _Shown:
     figure: go.Figure | None = None
     table: str = ""
     missing: str = ""
+
+
+def figure(view: StudyView, panel: Panel) -> go.Figure:
+    """The figure of one panel.
+
+    Raises:
+        UserError: the panel is a table, or the study has no data for it.
+    """
+    shown = _show(view, panel)
+    if shown.figure is None:
+        raise UserError(f"study {view.name}: no figure of '{panel.kind}'", shown.missing or "This kind is a table.")
+    return shown.figure
 
 
 def _show(view: StudyView, panel: Panel) -> _Shown:
@@ -171,7 +184,8 @@ def _published(view: StudyView, panel: Published) -> _Shown:
 def _claims(view: StudyView) -> _Shown:
     sentence = (
         "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
-        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials."
+        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials. "
+        + " ".join(thesis.differences(view))
     )
     rows = [
         [

@@ -162,10 +162,15 @@ def read_panels(path: Path = OVERVIEW) -> Panels:
     listed = tree.get("panel")
     if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
         raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more. {example}")
-    return tuple(_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
+    return tuple(parse_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
 
 
-def _panel(tree: dict[str, Any], where: str) -> Panel:
+def parse_panel(tree: dict[str, Any], where: str) -> Panel:
+    """Checks one panel. `where` names it in errors.
+
+    Raises:
+        UserError: it says something that is not valid.
+    """
     kind = tree.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         wrong = "missing" if kind is None else f"unknown, {kind!r}"

@@ -21,6 +21,7 @@ import pandas as pd
 from ddstudy.settings import AXES, NOISES, TILINGS
 from ddstudy.spec import BETTER, Direction
 from ddstudy.stability import Recorded
+from ddstudy.target import tile_shape
 
 if TYPE_CHECKING:
     from ddstudy.spec import StudySpec
@@ -187,6 +188,16 @@ def gain_of_ensemble(trials: pd.DataFrame) -> pd.DataFrame:
     return _plain(table.assign(n=groups.size(), gain=table["psnr"] - table["psnr_1dd"]))[
         [*PAIR, "n", "psnr_1dd", "psnr", "gain"]
     ]
+
+
+def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
+    """Tilings and scale factors with which a tile's input is a single pixel, so that each tile comes out flat."""
+    if not (shape := view.facts.get("target shape")):
+        return []
+    height, width = map(int, shape.split("x")[-2:])
+    space = view.spec.space.search_space
+    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
+    return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
 
 
 def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) -> pd.DataFrame:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from ddstudy.report.tables import PAIR, best_settings, comparable, finished, gain_of_ensemble, paired
+from ddstudy.errors import UserError
+from ddstudy.report.tables import PAIR, best_settings, comparable, finished, gain_of_ensemble, one_pixel_inputs, paired
 from ddstudy.settings import AXES
-from ddstudy.target import tile_shape
 
 if TYPE_CHECKING:
     from ddstudy.store import StudyView
@@ -51,7 +51,13 @@ def _thesis() -> dict[str, Any]:
 
 
 def beside(view: StudyView, number: Number) -> Beside:
-    """One table of the thesis, or the numbers of its text, from the trials of a study."""
+    """One table of the thesis, or the numbers of its text, from the trials of a study.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    if number not in NUMBERS:
+        raise UserError(f"no table {number!r} of the thesis", f"Valid: {', '.join(NUMBERS)}.")
     known = _thesis()["tables"][number]
     make: dict[str, Callable[[StudyView, dict[str, Any]], tuple[pd.DataFrame, str]]] = {
         "3.1": _options,
@@ -72,8 +78,10 @@ def differences(view: StudyView) -> list[str]:
     found = [f"{image}; the thesis has {thesis['image']}, {theirs}."]
     if shape != theirs:
         found.append("The same s therefore makes an input tensor of another size.")
-    if flat := _one_pixel_inputs(view):
-        found.append(f"With {flat} a tile's input is one pixel: such a fit can draw flat tiles only.")
+    if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in one_pixel_inputs(view)):
+        found.append(
+            f"With {flat} a tile's input is one pixel: such a fit draws flat tiles, and no claim is tested on it."
+        )
     devices = ", ".join(sorted(set(measured["device"].dropna()))) if "device" in measured else ""
     found.append(f"Times are of {devices or 'an unknown device'}; the thesis names no device.")
     space = view.spec.space.search_space
@@ -96,17 +104,6 @@ def differences(view: StudyView) -> list[str]:
     if len(measured.drop_duplicates(list(AXES))) < len(space):
         found.append(f"{len(measured.drop_duplicates(list(AXES))):,} of {len(space):,} settings are measured.")
     return found
-
-
-def _one_pixel_inputs(view: StudyView) -> str:
-    """The tilings and scale factors whose input tensor has one pixel a tile."""
-    shape, space = view.facts.get("target shape", ""), view.spec.space.search_space
-    if not shape:
-        return ""
-    height, width = map(int, shape.split("x")[-2:])
-    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
-    # the input is as large as the tile divided by s, rounded
-    return " or ".join(f"{tiling} and s = {s}" for (tiling, s), size in sizes.items() if size / s < 1.5)
 
 
 def _options(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
