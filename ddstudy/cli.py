@@ -277,21 +277,21 @@ def claims(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
-    from ddstudy.report.claims import CLAIMS, retest
+    from ddstudy.report.claims import CLAIMS, ask, retest
     from ddstudy.store import Store
 
-    names = [claim.name for claim in CLAIMS]
-    if trials is not None and trials not in names:
-        raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(names)}.")
+    by_name = {claim.name: claim for claim in CLAIMS}
+    if trials is not None and trials not in by_name:
+        raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
     with Store(store, read_only=True) as opened:
         views = [opened.view(name) for name in studies] if studies else [opened.view()]
     console = _console()
     for view in views:
-        answers = retest(view, [other for other in views if other is not view])
+        others = [other for other in views if other is not view]
         if trials is None:
-            _print_answers(console, view, answers)
+            _print_answers(console, view, retest(view, others))
         else:
-            _print_trials(console, view, next(answer for answer in answers if answer.claim.name == trials))
+            _print_trials(console, view, ask(by_name[trials], view, others))
     if trials is None:
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
 

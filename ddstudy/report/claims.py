@@ -123,8 +123,13 @@ def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
         view: the study.
         others: studies of other slices, for the finding on slices away from the middle.
     """
+    return [ask(claim, view, others) for claim in CLAIMS]
+
+
+def ask(claim: Claim, view: StudyView, others: Sequence[StudyView] = ()) -> Answer:
+    """One finding, tested on one study; `others` as for `retest`."""
     view, *others = (replace(one, trials=_drawing(one).assign(study=one.name)) for one in (view, *others))
-    return [Answer(**vars(claim.test(view, others)), claim=claim) for claim in CLAIMS]
+    return Answer(**vars(claim.test(view, others)), claim=claim)
 
 
 def _drawing(view: StudyView) -> pd.DataFrame:
