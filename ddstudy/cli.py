@@ -644,7 +644,7 @@ def _print_answers(console: Console, view: StudyView, answers: list[Answer]) -> 
         claim, count = answer.claim, f"{len(answer.numbers):,}"
         table.add_row(claim.name, claim.finding, answer.verdict, answer.effect_text, count, answer.tested)
     console.print(table)
-    console.print(" ".join(differences(view)), soft_wrap=True)
+    console.print(" ".join(differences(view).values()), soft_wrap=True)
 
 
 def _print_trials(console: Console, view: StudyView, answer: Answer) -> None:

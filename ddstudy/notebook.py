@@ -99,5 +99,5 @@ class Study:
             UserError: there is no such table.
         """
         ours = thesis.beside(self.view, number)
-        ours.table.attrs.update(title=ours.title, source=ours.source, words=list(ours.words))
+        ours.table.attrs.update(title=ours.title, source=ours.source, ours=ours.ours, differences=ours.differences)
         return ours.table

@@ -105,7 +105,7 @@ def test_claims_and_published_tables(store):
         table = study.published(number)
         pd.testing.assert_frame_equal(table, thesis.beside(study.view, number).table)
         assert table.attrs["source"]
-        assert "picture.npy" in " ".join(table.attrs["words"])
+        assert "picture.npy" in table.attrs["differences"]["image"]
 
 
 def test_claims_of_a_study_know_the_other_slices(store):

@@ -178,14 +178,14 @@ def _published(view: StudyView, panel: Published) -> _Shown:
         [_number(cell, 2) if isinstance(cell, float) else html.escape(str(cell)) for cell in row]
         for row in ours.table.itertuples(index=False)
     ]
-    return _Shown(" ".join([f"{ours.source}.", *ours.words]), table=_rows(list(ours.table.columns), rows, numbers))
+    table = _rows(list(ours.table.columns), rows, numbers) + _differences(ours.differences)
+    return _Shown(f"{ours.source}. {ours.ours}", table=table)
 
 
 def _claims(view: StudyView) -> _Shown:
     sentence = (
         "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
-        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials. "
-        + " ".join(thesis.differences(view))
+        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials."
     )
     rows = [
         [
@@ -198,7 +198,15 @@ def _claims(view: StudyView) -> _Shown:
         ]
         for answer in claims.retest(view)
     ]
-    return _Shown(sentence, table=_rows(["finding", "answer", "effect", "compared", "trials", "name"], rows))
+    table = _rows(["finding", "answer", "effect", "compared", "trials", "name"], rows)
+    return _Shown(sentence, table=table + _differences(thesis.differences(view)))
+
+
+def _differences(found: dict[str, str]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found.values())
+    return (
+        f"<details><summary>Not as in the thesis: {html.escape(', '.join(found))}</summary><ul>{items}</ul></details>"
+    )
 
 
 # --- the page
@@ -305,7 +313,7 @@ def _section(panel: Panel, shown: _Shown, place: str) -> str:
             f'<script type="application/json">{drawing}</script>'
             f"<details><summary>Numbers</summary>{shown.table}</details>"
         )
-    wide = " wide" if panel.kind == "pareto" else ""
+    wide = " wide" if panel.kind in ("pareto", "claims") else ""
     return f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
 
 

@@ -36,13 +36,15 @@ class Beside:
         title: what it is about.
         source: where the thesis has it.
         table: one row per line of the table; numbers that either side lacks are NaN.
-        words: what ours are, and where image, device, budgets or settings differ; one sentence each.
+        ours: what our numbers are.
+        differences: where image, device, budgets or settings are not the thesis', see `differences`.
     """
 
     title: str
     source: str
     table: pd.DataFrame
-    words: tuple[str, ...]
+    ours: str
+    differences: dict[str, str]
 
 
 @cache
@@ -66,43 +68,40 @@ def beside(view: StudyView, number: Number) -> Beside:
         "text": _text,
     }
     table, ours = make.get(number, _best)(view, known)
-    return Beside(known["title"], known["source"], table, (ours, *differences(view)))
+    return Beside(known["title"], known["source"], table, ours, differences(view))
 
 
-def differences(view: StudyView) -> list[str]:
-    """Where a study is not the thesis', one sentence each: image, device, settings, budgets, ensemble, what counts."""
+def differences(view: StudyView) -> dict[str, str]:
+    """Where a study is not the thesis': what differs -> one sentence on it."""
     thesis, measured = _thesis()["study"], finished(view.trials)
+    space, limits = view.spec.space.search_space, view.spec.stability
     shape = view.facts.get("target shape", "").removeprefix("1x")
     theirs = "x".join(map(str, thesis["size"]))
-    image = f"The image is {view.facts.get('target', 'another')}, {shape or 'of unknown size'}"
-    found = [f"{image}; the thesis has {thesis['image']}, {theirs}."]
+    image = f"{view.facts.get('target', 'another image')}, {shape or 'of unknown size'}"
+    found = {"image": f"The image is {image}; the thesis has {thesis['image']}, {theirs}."}
+    devices = ", ".join(sorted(set(measured["device"].dropna())))
+    found["device"] = f"Times are of {devices or 'an unknown device'}; the thesis names no device."
     if shape != theirs:
-        found.append("The same s therefore makes an input tensor of another size.")
+        found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
     if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in one_pixel_inputs(view)):
-        found.append(
-            f"With {flat} a tile's input is one pixel: such a fit draws flat tiles, and no claim is tested on it."
-        )
-    devices = ", ".join(sorted(set(measured["device"].dropna()))) if "device" in measured else ""
-    found.append(f"Times are of {devices or 'an unknown device'}; the thesis names no device.")
-    space = view.spec.space.search_space
+        found["flat tiles"] = f"With {flat} a tile's input is one pixel: its tiles are flat, and no claim counts them."
     for axis in AXES:
         ours = list(getattr(space, axis))
         if set(ours) != set(thesis[axis]):
-            found.append(f"{axis} is {_listed(ours)}; in the thesis {_listed(thesis[axis])}.")
+            found[axis] = f"{axis} is {_listed(ours)}; in the thesis {_listed(thesis[axis])}."
     if view.spec.fit.members != thesis["members"]:
-        found.append(f"Ensembles have {view.spec.fit.members} members; in the thesis {thesis['members']}.")
+        found["members"] = f"Ensembles have {view.spec.fit.members} members; in the thesis {thesis['members']}."
     if view.spec.fit.keep != "last":
-        found.append(f"The {view.spec.fit.keep} iterate counts; in the thesis the last.")
-    limits = view.spec.stability
+        found["iterate"] = f"The iterate that counts is the {view.spec.fit.keep}; in the thesis the last."
     if (limits.cv_percent, limits.min_psnr, limits.max_vif) != (5, 15, 1):
-        found.append(
+        found["filter"] = (
             f"Stable means CV <= {limits.cv_percent:g} %, PSNR >= {limits.min_psnr:g} dB, VIF <= {limits.max_vif:g}; "
             "in the thesis 5 %, 15 dB, 1."
         )
-    if (early := int((measured["iterations_done"] < measured["iterations"]).sum())) > 0:
-        found.append(f"{early:,} trials were stopped early; in the thesis none.")
-    if len(measured.drop_duplicates(list(AXES))) < len(space):
-        found.append(f"{len(measured.drop_duplicates(list(AXES))):,} of {len(space):,} settings are measured.")
+    if early := int((measured["iterations_done"] < measured["iterations"]).sum()):
+        found["stopped early"] = f"{early:,} trials were stopped early; in the thesis none."
+    if (count := len(measured.drop_duplicates(list(AXES)))) < len(space):
+        found["not measured"] = f"{count:,} of {len(space):,} settings are measured."
     return found
 
 
