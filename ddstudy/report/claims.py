@@ -13,6 +13,7 @@ the finding. They share four principles:
   the answer is that there are not enough data. A finding that says "never" is contradicted by a single case, and
   supported if cases are so common elsewhere that their absence is no chance (5 %, exact).
 
+Where the answer at some value of another axis alone is the opposite, `Answer.tested` says so ("unlike at").
 Settings whose input has one pixel a tile are left out: their tiles are flat whatever the network, and the thesis has
 none. Where a study has other values than the thesis, the nearest analogue is tested, and `Answer.tested` says which.
 """
@@ -102,18 +103,7 @@ class Answer(Found):
     @property
     def effect_text(self) -> str:
         """The effect and its interval for people."""
-        if np.isnan(self.effect):
-            return "\u2013"
-        form: dict[Unit, tuple[str, float, str]] = {
-            "dB": ("+.2f", 1, " dB"),
-            "times": (".2f", 1, " times"),
-            "share": (".0f", 100, " %"),
-            "points": ("+.0f", 100, " points"),
-            "rho": ("+.2f", 1, ""),
-        }
-        digits, scale, unit = form[self.unit]
-        value, low, high = (f"{scale * number:{digits}}" for number in (self.effect, self.low, self.high))
-        return f"{value}{unit} [{low}, {high}]"
+        return "\u2013" if np.isnan(self.effect) else _in_words(self.effect, self.low, self.high, self.unit)
 
 
 def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
@@ -286,17 +276,24 @@ def _cv_of_channels(view: StudyView, others: Sequence[StudyView]) -> Found:
     "tiles",
     "More tiles, less stable",
     "sec. 4.2, Fig. 4.4",
-    "Share of settings with a CV above 5 %, most tiles less fewest, over matched settings: supported where the "
-    "interval of the difference lies above 0, contradicted where below.",
+    "Share of settings with a CV above 5 %, most tiles less fewest of each set of matched settings: supported where "
+    "the interval of the difference lies above 0, contradicted where below.",
 )
 def _tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = _judged(view)
-    there = [tiling for tiling in TILINGS if tiling in set(rows["tiling"])]
-    if view.spec.fit.members < 2 or len(there) < 2:
+    rows = rows.iloc[rows["tiling"].map(TILINGS.index).argsort(kind="stable")]
+    sets = rows.groupby([axis for axis in AXES if axis != "tiling"])
+    ends = pd.concat([sets[["high", "number"]].first(), sets[["high", "number"]].last()], axis=1, keys=["few", "many"])
+    ends = ends[sets["tiling"].nunique() > 1]
+    if view.spec.fit.members < 2 or ends.empty:
         return _nothing("points", "It takes ensembles and two tilings.")
-    shares = paired(rows, "tiling", there, "high").mean()
-    words = ", ".join(f"{tiling} {share:.0%}" for tiling, share in shares.items() if not np.isnan(share))
-    return _change(rows, "tiling", [there[0], there[-1]], "high", "points", f"CV > 5 %: {words}")
+    shares = rows.groupby("tiling", sort=False)["high"].mean()
+    words = "most less fewest tiles; CV > 5 %: " + ", ".join(
+        f"{tiling} {share:.0%}" for tiling, share in shares.items()
+    )
+    effects = ends["many", "high"].astype(float) - ends["few", "high"].astype(float)
+    behind = _rows_of(rows, ends[[("few", "number"), ("many", "number")]])
+    return _found(effects, behind, "high", "points", words)
 
 
 @_claim(
@@ -524,10 +521,10 @@ def _found(
         return _nothing(unit, "No settings match.")
     ends = _interval(of_fits)
     verdict, why = _sign(of_fits, ends)
-    if unit == "times":
-        ends = (math.exp(ends[0]), math.exp(ends[1]), math.exp(ends[2]))
+    ends = _scaled(ends, unit)
     if within:
         verdict, why = _place(len(of_fits), ends, within)
+    why += "" if within else _unlike(of_fits, verdict, unit)
     counts = f"{len(effects):,} matched settings of {len(of_fits):,} fits, higher in {(of_fits > 0).sum():,}"
     return Found(verdict, f"{words}; {counts}{why}", _behind(behind, [column]), unit, *ends)
 
@@ -590,6 +587,23 @@ def _sign(effects: pd.Series[float], ends: Ends) -> tuple[Verdict, str]:
     return ("contradicted", "") if high < 0 else ("not enough data", f"{_WHY}the interval holds no change")
 
 
+def _unlike(effects: pd.Series[float], verdict: Verdict, unit: Unit) -> str:
+    """The values of other axes where the answer, taken alone, is the opposite; or where it is one and the other."""
+    found = []
+    for axis in effects.index.names:
+        levels: list[tuple[Any, Any]] = list(effects.groupby(level=axis))
+        ends = {value: _interval(part) for value, part in levels if len(levels) > 1}
+        alone = {value: _sign(part, ends[value])[0] for value, part in levels if value in ends}
+        decided = {"supported", "contradicted"} & set(alone.values())
+        unlike = decided - {verdict} if verdict != "not enough data" else decided if len(decided) == 2 else set()
+        found += [
+            f"{axis} {value}: {_in_words(*_scaled(ends[value], unit), unit)}"
+            for value, answer in alone.items()
+            if answer in unlike
+        ]
+    return f"; unlike at {', '.join(found)}" if found else ""
+
+
 def _place(count: int, ends: Ends, within: tuple[float, float]) -> tuple[Verdict, str]:
     """Whether an effect is within two values, and why that may be open."""
     (_, low, high), (least, most) = ends, within
@@ -610,6 +624,24 @@ def _interval(values: pd.Series[float]) -> Ends:
         return mean, mean, mean
     found = stats.bootstrap((numbers,), np.mean, vectorized=True, rng=np.random.default_rng(0))
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _scaled(ends: Ends, unit: Unit) -> Ends:
+    """Ratios, which are averaged as logarithms, as ratios."""
+    return (math.exp(ends[0]), math.exp(ends[1]), math.exp(ends[2])) if unit == "times" else ends
+
+
+def _in_words(effect: float, low: float, high: float, unit: Unit) -> str:
+    form: dict[Unit, tuple[str, float, str]] = {
+        "dB": ("+.2f", 1, " dB"),
+        "times": (".2f", 1, " times"),
+        "share": (".0f", 100, " %"),
+        "points": ("+.0f", 100, " points"),
+        "rho": ("+.2f", 1, ""),
+    }
+    digits, scale, name = form[unit]
+    value, lower, upper = (f"{scale * number:{digits}}" for number in (effect, low, high))
+    return f"{value}{name} [{lower}, {upper}]"
 
 
 def _share(cases: int, of: int) -> Ends:
