@@ -326,10 +326,10 @@ def export(
 def prune_audit(
     studies: Annotated[list[str] | None, typer.Argument(help="Studies that ran without pruning [the latest].")] = None,
     cv: Annotated[list[float] | None, typer.Option(min=0.01, help="Thresholds in percent [the study's].")] = None,
+    stop: Annotated[list[float] | None, typer.Option(min=1, help="Multiples that begin [1, 1.5, 2].")] = None,
     warmup: Annotated[list[int] | None, typer.Option(min=0, help="Warm-ups in iterations [tenths of a fit].")] = None,
     window: Annotated[list[int] | None, typer.Option(min=1, help="Windows in checks [the study's].")] = None,
     patience: Annotated[list[int] | None, typer.Option(min=1, help="Patiences in checks [1, 3, 5, 8].")] = None,
-    release: Annotated[list[float] | None, typer.Option(min=0.01, max=1, help="Releases [the study's].")] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Replay the stop rule on finished studies: what it would have saved, caught and wrongly stopped."""
@@ -349,12 +349,12 @@ def prune_audit(
         raise UserError(f"{names}: no fit ran to its end", "Run one with [stability] prune = false.")
     rule, longest = views[0].spec.stability, max(max(fit.results) for fit in fits)
     warmups = warmup or sorted({longest * tenths // 10 for tenths in (0, 1, 2, 3, 5)})
-    axes = (cv or [rule.cv_percent], warmups, window or [rule.window], patience or [1, 3, 5, 8])
+    axes = (cv or [rule.cv_percent], stop or [1, 1.5, 2], warmups, window or [rule.window], patience or [1, 3, 5])
     table = Table(title=f"The stop rule on {len(fits)} fits of {names} that ran to their end")
-    for column in ("CV %", "warm-up", "window", "patience", "release", "saved", "caught", "wronged", "best lost"):
+    for column in ("CV %", "stop", "warm-up", "window", "patience", "saved", "caught", "wronged", "best lost"):
         table.add_column(column, justify="right")
-    for limit, start, width, wait, free in product(*axes, release or [rule.release]):
-        changes = {"cv_percent": limit, "warmup": start, "window": width, "patience": wait, "release": free}
+    for values in product(*axes):
+        changes = dict(zip(("cv_percent", "stop", "warmup", "window", "patience"), values, strict=True))
         found = audit(fits, rule.model_copy(update=changes))
         table.add_row(
             *(f"{value:g}" for value in changes.values()),

@@ -153,12 +153,12 @@ class StabilitySpec(BaseModel):
     cv_percent: Annotated[float, Field(gt=0)] = Field(5.0, description="stable means CV of the members' PSNR <= this")
     min_psnr: float = Field(15.0, description="stable means PSNR >= this, in dB")
     max_vif: Annotated[float, Field(gt=0)] = Field(1.0, description="stable means VIF <= this")
-    release: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="a run of unstable checks ends when the CV falls to this share of the threshold"
+    stop: Annotated[float, Field(ge=1)] = Field(
+        1.5, description="unstable checks begin above this multiple of cv_percent, and end at cv_percent"
     )
-    warmup: Annotated[int, Field(ge=0)] = Field(1000, description="iterations before a fit may be stopped")
-    window: Annotated[int, Field(ge=1)] = Field(5, description="checks in the median that hides passing spikes")
-    patience: Annotated[int, Field(ge=1)] = Field(5, description="checks in a row above the threshold that stop a fit")
+    warmup: Annotated[int, Field(ge=0)] = Field(300, description="iterations before a fit may be stopped")
+    window: Annotated[int, Field(ge=1)] = Field(3, description="checks in the median that hides passing spikes")
+    patience: Annotated[int, Field(ge=1)] = Field(5, description="unstable checks in a row that stop a fit")
 
 
 class SearchSpec(BaseModel):

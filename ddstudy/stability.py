@@ -66,14 +66,14 @@ def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], limits:
     """The iteration at which the rule stops a fit; None while it does not.
 
     From `warmup` on, each check judges the CV of the members' windowed medians: the median of a member's PSNR over the
-    last `window` checks, which a spike shorter than half of the window does not move. A check above `cv_percent` begins
-    a run of unstable checks; one at or below `release` times `cv_percent` ends it. The fit stops when the run has
-    `patience` checks.
+    last `window` checks, which a spike shorter than half of the window does not move. A check above `stop` times
+    `cv_percent` begins a run of unstable checks; one at or below `cv_percent` ends it. The fit stops when the run has
+    `patience` checks: members that are merely behind are still coming.
 
     Args:
         iterations: of the checks, ascending.
         psnr: of every member at each check, dB.
-        limits: threshold, release, warm-up, window, patience.
+        limits: threshold, stop, warm-up, window, patience.
     """
     curves = np.asarray(psnr, dtype=np.float64)
     run = 0
@@ -81,7 +81,7 @@ def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], limits:
         if iteration < limits.warmup:
             continue
         cv = cv_percent(np.median(curves[max(0, index + 1 - limits.window) : index + 1], axis=0))
-        calm = limits.cv_percent * (limits.release if run else 1)
+        calm = limits.cv_percent * (1 if run else limits.stop)
         run = run + 1 if cv > calm else 0
         if run >= limits.patience:
             return iteration

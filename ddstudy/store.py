@@ -39,7 +39,7 @@ from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
-from ddstudy.spec import StudySpec
+from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.stability import cv_percent, reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
 from ddstudy.trials import Result, Results, TrialStorage, count_marked
@@ -202,7 +202,9 @@ class Store:
         trials = study.get_trials(deepcopy=False)
         return StudyView(
             study.study_name,
-            StudySpec.model_validate_json(attrs["ddstudy:spec"]),
+            parse_spec(
+                json.loads(attrs["ddstudy:spec"]), f"{self.shown_url}: study '{study.study_name}' of another version"
+            ),
             dict(json.loads(attrs["ddstudy:facts"])),
             trials_table(trials),
             trials,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ddstudy.spec import StabilitySpec
 from ddstudy.stability import Audit, Recorded, audit, cv_percent, dead_members, reason, stops_at, violations
 
-RULE = StabilitySpec(warmup=300, window=3, patience=2)
+RULE = StabilitySpec(stop=1, warmup=300, window=3, patience=2)
 
 
 def test_cv_is_eq_4_1_with_the_population_variance() -> None:
@@ -57,22 +57,22 @@ def test_rule_lets_spikes_pass_and_catches_members_that_stay_behind() -> None:
 
 
 def test_rule_counts_only_checks_in_a_row() -> None:
-    rule = StabilitySpec(warmup=0, window=1, patience=3)
+    rule = StabilitySpec(stop=1, warmup=0, window=1, patience=3)
     assert stops_at(*curve(9, 9, 1, 9, 9), rule) is None
     assert stops_at(*curve(1, 9, 9, 9), rule) == 400
 
 
-def test_a_run_that_began_above_the_threshold_ends_below_the_release() -> None:
-    rule = StabilitySpec(warmup=0, window=1, patience=3, cv_percent=5, release=0.8)
-    assert stops_at(*curve(6, 4.5, 4.1), rule) == 300
-    assert stops_at(*curve(4.5, 4.5, 4.5), rule) is None  # it begins above the threshold only
-    assert stops_at(*curve(6, 3.9, 4.5, 4.5, 4.5), rule) is None
-    assert stops_at(*curve(6, 4.5, 4.1), rule.model_copy(update={"release": 1.0})) is None
+def test_a_run_that_begins_high_above_the_threshold_ends_at_the_threshold() -> None:
+    rule = StabilitySpec(stop=1.5, warmup=0, window=1, patience=3, cv_percent=5)
+    assert stops_at(*curve(8, 6, 6), rule) == 300
+    assert stops_at(*curve(7, 7, 7), rule) is None
+    assert stops_at(*curve(8, 4.9, 6, 6, 6), rule) is None
+    assert stops_at(*curve(7, 7, 7), rule.model_copy(update={"stop": 1.0})) == 300
 
 
-@given(st.lists(st.floats(0, 12), max_size=12), st.integers(1, 4), st.integers(1, 4), st.floats(0.3, 1))
-def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int, release: float) -> None:
-    limits = StabilitySpec(warmup=200, window=window, patience=patience, release=release)
+@given(st.lists(st.floats(0, 12), max_size=12), st.integers(1, 4), st.integers(1, 4), st.floats(1, 2))
+def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int, stop: float) -> None:
+    limits = StabilitySpec(warmup=200, window=window, patience=patience, stop=stop)
     iterations, psnr = curve(*cvs)
     expected, length = None, 0
     for n in range(1, len(cvs) + 1):
@@ -81,7 +81,7 @@ def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int
         members = [sorted(check[m] for check in psnr[max(0, n - window) : n]) for m in range(2)]
         medians = [(m[(len(m) - 1) // 2] + m[len(m) // 2]) / 2 for m in members]
         cv = 100 * abs(medians[1] - medians[0]) / 2 / ((medians[0] + medians[1]) / 2)
-        length = length + 1 if cv > 5 * (release if length else 1) else 0
+        length = length + 1 if cv > 5 * (1 if length else stop) else 0
         if length == patience and expected is None:
             expected = iterations[n - 1]
     assert stops_at(iterations, psnr, limits) == expected
@@ -90,7 +90,9 @@ def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int
 @given(st.lists(st.lists(st.floats(20, 20.9), min_size=3, max_size=3), min_size=1, max_size=12))
 def test_rule_never_stops_a_fit_that_is_always_stable(psnr: list[list[float]]) -> None:
     assert max(map(cv_percent, psnr)) <= 5
-    assert stops_at(list(range(100, 100 * len(psnr) + 1, 100)), psnr, StabilitySpec(warmup=0, patience=1)) is None
+    assert (
+        stops_at(list(range(100, 100 * len(psnr) + 1, 100)), psnr, StabilitySpec(stop=1, warmup=0, patience=1)) is None
+    )
 
 
 def test_empty_curve() -> None:
@@ -113,7 +115,7 @@ def test_audit_says_what_a_rule_would_have_done() -> None:
         Recorded(iterations, calm, {200: (30.0, True), 400: (32.0, True)}),
         Recorded(iterations, late, {200: (30.0, False), 400: (34.0, True)}),
     ]
-    rule = StabilitySpec(warmup=0, window=1, patience=2)
+    rule = StabilitySpec(stop=1, warmup=0, window=1, patience=2)
     # the first and the last are stopped at 300 of 400, the last wrongly, and with it goes the best result
     assert audit(fits, rule) == Audit(pytest.approx(200 / 1200), 1, 1, 2, 1, pytest.approx(2.0))
     assert audit(fits, rule.model_copy(update={"patience": 4})) == Audit(0.0, 1, 0, 2, 0, 0.0)

@@ -92,6 +92,13 @@ def test_result_comes_back_as_it_went_in(drive: Callable[..., Driven], store_url
     assert trial.constraints == {"cv_percent": -47.5, "psnr": -30.25, "vif": -9.5}
 
 
+def test_a_study_of_another_version_is_named(drive: Callable[..., Driven], store_url: str) -> None:
+    driven = drive()
+    driven.study.set_user_attr("ddstudy:spec", driven.spec.model_dump_json().replace('"warmup"', '"warm_up"'))
+    with pytest.raises(UserError, match=r"study 'tiny' of another version: stability.warm_up: unknown key"):
+        look(store_url)
+
+
 def test_states_and_constraints(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
     limits = {"cv_percent": 5.0, "min_psnr": 15.0}
     cases = [
