@@ -45,6 +45,7 @@ class _Shown:
     figure: go.Figure | None = None
     table: str = ""
     missing: str = ""
+    wide: bool = False
 
 
 def figure(view: StudyView, panel: Panel) -> go.Figure:
@@ -179,7 +180,7 @@ def _published(view: StudyView, panel: Published) -> _Shown:
         for row in ours.table.itertuples(index=False)
     ]
     table = _rows(list(ours.table.columns), rows, numbers) + _differences(ours.differences)
-    return _Shown(f"{ours.source}. {ours.ours}", table=table)
+    return _Shown(f"{ours.source}. {ours.ours}", table=table, wide=len(numbers) > 7)
 
 
 def _claims(view: StudyView) -> _Shown:
@@ -199,7 +200,7 @@ def _claims(view: StudyView) -> _Shown:
         for answer in claims.retest(view)
     ]
     table = _rows(["finding", "answer", "effect", "compared", "trials", "name"], rows)
-    return _Shown(sentence, table=table + _differences(thesis.differences(view)))
+    return _Shown(sentence, table=table + _differences(thesis.differences(view)), wide=True)
 
 
 def _differences(found: dict[str, str]) -> str:
@@ -313,7 +314,7 @@ def _section(panel: Panel, shown: _Shown, place: str) -> str:
             f'<script type="application/json">{drawing}</script>'
             f"<details><summary>Numbers</summary>{shown.table}</details>"
         )
-    wide = " wide" if panel.kind in ("pareto", "claims") else ""
+    wide = " wide" if panel.kind == "pareto" or shown.wide else ""
     return f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
 
 

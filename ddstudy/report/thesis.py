@@ -163,15 +163,16 @@ def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
                 "tiling": row["tiling"],
                 "noise": row["noise"],
                 f"thesis{unit}": row["value"],
-                "thesis {k, s, l, iterations}": _setting(row),
+                "thesis at": _setting(row),
                 f"ours{unit}": value,
-                "ours {k, s, l, iterations}": _setting(best) if best else "",
-                "difference": value - row["value"],
-                "ours at the thesis' setting": there.get(tuple(row[axis] for axis in AXES), float("nan")),
+                "ours at": _setting(best) if best else "",
+                "ours - thesis": value - row["value"],
+                "ours at theirs": there.get(tuple(row[axis] for axis in AXES), float("nan")),
                 "trial": str(best["number"]) if best else "",
             }
         )
-    return pd.DataFrame(rows), f"Ours is the best stable trial of each pair by {metric.upper()}; difference: ours less."
+    words = f"Ours is the best stable trial of each pair by {metric.upper()}; settings are {{k, s, l, iterations}}."
+    return pd.DataFrame(rows), words
 
 
 def _text(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
