@@ -323,7 +323,9 @@ def test_shares_count_fits_and_have_exact_intervals():
     for end, tail in ((found.low, range(cases, of + 1)), (found.high, range(cases + 1))):
         beyond = sum(math.comb(of, n) * end**n * (1 - end) ** (of - n) for n in tail)
         assert beyond == pytest.approx(0.025, abs=1e-6)
-    assert f"{cases} of {of} fits" in found.tested
+    assert f"{cases} of {of} fits at some budget, {cases} at 5,000 iterations" in found.tested
+    early = study(cv_percent=lambda x, r: 9.0 if x.k == 8 and x.iterations == 2000 else 1.0)
+    assert f"{of // 2} of {of} fits at some budget, 0 at 5,000 iterations" in answer("cv-64", early).tested
 
 
 def test_best_settings_are_those_that_sorting_finds():

@@ -538,7 +538,10 @@ def _never(rows: pd.DataFrame, side: pd.Series[bool], case: str, here: str, ther
     table = [[cases, len(inside) - cases], [others, len(outside) - others]]
     chance = stats.fisher_exact(table, alternative="less").pvalue
     verdict: Verdict = "contradicted" if cases else "supported" if chance < 0.05 else "not enough data"
-    words = f"{here}: {cases:,} of {len(inside):,} fits at some budget; {there}: {others:,} of {len(outside):,}"
+    longest = rows["iterations"].max()
+    ends = int(rows[side & (rows["iterations"] == longest)][case].sum())
+    words = f"{here}: {cases:,} of {len(inside):,} fits at some budget, {ends:,} at {longest:,} iterations"
+    words += f"; {there}: {others:,} of {len(outside):,} at some"
     words += _WHY + f"none may be chance (p = {chance:.2f})" if verdict == "not enough data" else ""
     behind = rows[side].sort_values([case, *_OF_A_FIT, "iterations"], ascending=[False] + [True] * len(AXES))
     return Found(verdict, words, _behind(behind, ["cv_percent", "stable"]), "share", *_share(cases, len(inside)))
