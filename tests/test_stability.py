@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddstudy.spec import StabilitySpec
+from ddstudy.report.tables import recorded
+from ddstudy.spec import StabilitySpec, read_spec
 from ddstudy.stability import Audit, Recorded, audit, cv_percent, dead_members, reason, stops_at, violations
 
 RULE = StabilitySpec(stop=1, warmup=300, window=3, patience=2)
@@ -122,3 +126,23 @@ def test_audit_says_what_a_rule_would_have_done() -> None:
     assert audit(fits, rule.model_copy(update={"patience": 3})) == Audit(
         0.0, 1, 0, 2, 0, 0.0
     )  # a stop at the end saves nothing
+
+
+@pytest.mark.parametrize(
+    ("studies", "found"),
+    [
+        (("audit_axial", "audit_coronal"), Audit(pytest.approx(0.05, abs=5e-3), 27, 10, 33, 0, 0.0)),
+        (("reduced",), Audit(pytest.approx(0.03, abs=5e-3), 112, 20, 80, 0, 0.0)),
+    ],
+)
+def test_the_default_rule_on_recorded_fits(studies: tuple[str, ...], found: Audit) -> None:
+    """The figures of the README: real fits that nothing stopped, two slices at 96x120, then all pairs at 64x80."""
+    root, fits = Path(__file__).parents[1], []
+    for name in studies:
+        results = root / "benchmarks" / "results" / name
+        trials = pd.read_csv(f"{results}.csv").assign(state="COMPLETE")
+        trials["iterations_done"] = trials["iterations"]
+        fits += recorded(trials, pd.read_csv(f"{results}_checks.csv"), read_spec(root / "studies" / f"{name}.toml"))
+    assert audit(fits, StabilitySpec()) == found
+    hasty = audit(fits, StabilitySpec(stop=1, window=1, patience=1))  # the CV at one check is mostly spikes
+    assert hasty.wronged > found.stable / 4
