@@ -69,11 +69,26 @@ class StudyView:
     facts: dict[str, str]
     trials: pd.DataFrame
     _recorded: Sequence[FrozenTrial] = field(default=(), repr=False)
+    _artifacts: Path | None = field(default=None, repr=False)
 
     @cached_property
     def checks(self) -> pd.DataFrame:
         """Made when asked for: it is long."""
         return checks_table(self._recorded)
+
+    @cached_property
+    def images(self) -> dict[int, dict[str, Path]]:
+        """Files of the images that were kept: number of a trial -> `target.png`, `output.png`, `error.png` -> path.
+
+        Whether a file is still there and whole, `is_whole` says.
+        """
+        if self._artifacts is None:
+            return {}
+        found = {}
+        for trial in self._recorded:
+            metas = [json.loads(v) for k, v in trial.system_attrs.items() if k.startswith(ARTIFACTS_ATTR_PREFIX)]
+            found[trial.number] = {meta["filename"]: self._artifacts / meta["artifact_id"] for meta in metas}
+        return found
 
 
 class NoStudiesError(UserError):
@@ -208,6 +223,7 @@ class Store:
             dict(json.loads(attrs["ddstudy:facts"])),
             trials_table(trials),
             trials,
+            self.artifacts,
         )
 
     def source(self, name: str, spec: StudySpec, target: Target) -> StudyView:
