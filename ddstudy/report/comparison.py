@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -51,7 +51,7 @@ def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
         both = table[[one, other]].dropna()
         ranks = both.rank()
         known = len(both) >= 3 and (ranks.nunique() > 1).all()
-        rows.append((one, other, len(both), float(ranks.corr().iloc[0, 1]) if known else math.nan))
+        rows.append((one, other, len(both), ranks[one].corr(ranks[other]) if known else math.nan))
     return pd.DataFrame(rows, columns=["one", "other", "n", "spearman"])
 
 
@@ -64,8 +64,8 @@ def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     Returns:
         One row per ordered pair of studies: `source`, its best setting (the axes), `target`, `value` there (NaN: not
-        measured or not stable there), `own_best` of the target, `loss` against it (never negative), `rank` among the `n`
-        settings of the target, 1 is the best.
+        measured or not stable there), `own_best` of the target, `loss` against it (never negative), `rank` among
+        the `n` settings of the target, 1 is the best.
     """
     minimize = BETTER[metric] == "minimize"
     rows = []
@@ -73,18 +73,18 @@ def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         scores = table[source].dropna()
         if scores.empty:
             continue
-        best = scores.idxmin() if minimize else scores.idxmax()
+        best: Any = scores.idxmin() if minimize else scores.idxmax()
         for target in table.columns:
             there = table[target].dropna()
             if target == source or there.empty:
                 continue
-            value = table.at[best, target]
+            value = float(table[target][best])
             own = there.min() if minimize else there.max()
             better = (there < value).sum() if minimize else (there > value).sum()
-            known = not math.isnan(value)
-            rank = float(better + 1) if known else math.nan
+            rank = None if math.isnan(value) else int(better) + 1
             rows.append((source, *best, target, value, own, abs(own - value), rank, len(there)))
-    return pd.DataFrame(rows, columns=["source", *AXES, "target", "value", "own_best", "loss", "rank", "n"])
+    columns = ["source", *AXES, "target", "value", "own_best", "loss", "rank", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
 
 
 def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataFrame], metric: str) -> pd.DataFrame:
@@ -109,14 +109,12 @@ def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataF
     if scores.empty or len({place for _, place in same}) < 2:
         return empty
     minimize = BETTER[metric] == "minimize"
-    best = scores.idxmin() if minimize else scores.idxmax()
+    best: Any = scores.idxmin() if minimize else scores.idxmax()
     rows = []
     for view, (_, index) in same:
         own = table[view.name].dropna()
         extreme = own.min() if minimize else own.max()
-        rows.append(
-            (view.name, index, index - where[1], len(own), table.at[best, view.name], extreme, *best)
-        )
+        rows.append((view.name, index, index - where[1], len(own), table[view.name][best], extreme, *best))
     return pd.DataFrame(rows, columns=empty.columns).sort_values("slice", ignore_index=True)
 
 

@@ -99,7 +99,10 @@ def feature_sizes(view: StudyView) -> dict[float, NDArray[np.float32]]:
     """Simplex noise of growing feature size, at the size of the study's inputs (thesis Fig. 3.3); as above."""
     rows, columns = _input_shape(view)
     own = view.spec.noise.feature_size
-    options = {size: view.spec.noise.model_copy(update={"feature_size": size}) for size in (own, *(own * 2**n for n in (1, 2, 3)))}
+    options = {
+        size: view.spec.noise.model_copy(update={"feature_size": size})
+        for size in (own, *(own * 2**n for n in (1, 2, 3)))
+    }
     return {
         size: noise_volume("simplex", 1, rows, columns, np.random.default_rng(view.spec.fit.seed), changed)
         for size, changed in options.items()
@@ -123,7 +126,7 @@ def tilings(view: StudyView, image: NDArray[np.float32]) -> dict[str, NDArray[np
         Tiling -> array (1, height, width): the tiles, padded as they are fitted.
     """
     gap = max(1, max(image.shape) // 60)
-    shown = {}
+    shown: dict[str, NDArray[np.float32]] = {}
     for tiling in view.spec.space.tiling:
         rows, columns = rows_and_columns(tiling)
         padded = np.pad(split(image, tiling), ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=1)
