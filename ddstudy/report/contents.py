@@ -64,13 +64,12 @@ class Picture:
     """An image with its words.
 
     Attributes:
-        uri: of the image; empty where there is none.
-        words: what it shows, for those who do not see it.
-        caption: one line below it.
+        faces: images beside or below each other, each with what it shows, for those who do not see it. The address is
+            empty where there is no image.
+        caption: one line below them.
     """
 
-    uri: str
-    words: str
+    faces: tuple[tuple[str, str], ...]
     caption: str
 
 
@@ -275,7 +274,7 @@ def _convergence(view: StudyView, panel: Convergence) -> Shown:
     if curves.empty:
         return Shown(f"{what}.", missing="Filled by trials whose members were checked on the way (fit.check_every).")
     fits = list(dict.fromkeys(curves["fit_id"]))
-    sentence = f"{what}: the fit whose members disagree most at its end, and the one whose members agree best."
+    sentence = f"{what}: the fit whose members disagree most at its end, and the stable one whose members agree best."
     if len(fits) == 1:
         sentence = f"{what}, fit {fits[0]}."
     ends = curves[curves["iteration"] == curves.groupby("fit_id")["iteration"].transform("max")]
@@ -301,22 +300,21 @@ def _outputs(view: StudyView, panel: Outputs) -> Shown:
         return Shown(sentence, missing=f"{wanted} and are still in the folder of images.")
     one = kept[0]
     sentence = (
-        f"Output of the ensemble and below it the absolute error (black 0 to bright 0.2) for each pair at k = {one.k}, "
+        f"Output of the ensemble and its absolute error (black 0 to bright 0.2) for each pair at k = {one.k}, "
         f"s = {one.s}, l = {one.l}, {one.iterations} iterations."
     )
     by_pair = {(row.noise, row.tiling): row for row in kept}
     tilings = [tiling for tiling in TILINGS if any(pair[1] == tiling for pair in by_pair)]
-    pictures = []
-    for noise in dict.fromkeys(row.noise for row in kept):
-        for name in ("output", "error"):
-            line = []
-            for tiling in tilings:
-                row = by_pair.get((noise, tiling))
-                score = "" if row is None else f"{row.psnr:.2f} dB{'' if row.stable else ', unstable'}"
-                words = f"{name} with {noise} noise, {tiling} tiles" + (f": {score}" if score else ": not measured")
-                caption = f"{noise}, {tiling}: {score or 'not measured'}" if name == "output" else ""
-                line.append(Picture(uris.get((noise, tiling, name)) or "", words, caption))
-            pictures.append(line)
+
+    def picture(noise: str, tiling: str) -> Picture:
+        row = by_pair.get((noise, tiling))
+        score = "not measured" if row is None else f"{row.psnr:.2f} dB" + ", unstable" * (not row.stable)
+        names = {"output": "output", "error": "absolute error"}
+        faces = [(uris.get((noise, tiling, name)) or "", f"{word}: {noise}, {tiling}") for name, word in names.items()]
+        return Picture(tuple(faces), f"{noise}, {tiling}: {score}")
+
+    noises = dict.fromkeys(row.noise for row in kept)
+    pictures = [[picture(noise, tiling) for tiling in tilings] for noise in noises]
     columns = {axis: axis for axis in ("noise", "tiling")} | {"trial": "number", "PSNR (dB)": "psnr", "SSIM": "ssim"}
     return Shown(sentence, table=Table(rows, columns | {"VIF": "vif", "CV (%)": "cv_percent"}), pictures=pictures)
 
@@ -331,7 +329,7 @@ def _noise(view: StudyView, panel: NoisePreview) -> Shown:
     pictures = []
     for name, array in shown.items():
         caption = str(name) if kinds else f"feature size {name:g}"
-        pictures.append(Picture(images.drawn((array - low) / (high - low)), f"noise, {caption}", caption))
+        pictures.append(Picture(((images.drawn((array - low) / (high - low)), f"noise: {caption}"),), caption))
     return Shown(sentence, pictures=[pictures])
 
 
@@ -342,7 +340,7 @@ def _tilings(view: StudyView, panel: Tilings) -> Shown:
     if target is None:
         return Shown(sentence, missing="Filled by the first trial whose images are kept (images = true).")
     cut = images.tilings(view, target).items()
-    pictures = [Picture(images.drawn(array), f"target in {tiling} tiles", tiling) for tiling, array in cut]
+    pictures = [Picture(((images.drawn(array), f"target in {tiling} tiles"),), tiling) for tiling, array in cut]
     return Shown(sentence, pictures=[pictures])
 
 

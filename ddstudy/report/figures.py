@@ -49,7 +49,7 @@ _COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY, "#a87b00", "#3b8fc4")
 _BARS = ((_BLUE, ""), (_VERMILLION, "/"), (_GREEN, "x"), (_PURPLE, "."))
 _SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "cross", "star")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_ONE_TWO_FIVE = [digit * 10.0**power for power in range(-3, 9) for digit in (1, 2, 5)]
+_ONE_TWO_FIVE = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
 _TEXT, _GRID, _CLEAR = "#7d848c", "rgba(125, 132, 140, 0.28)", "rgba(0, 0, 0, 0)"
 _AXIS = {
     "gridcolor": _GRID,
@@ -130,9 +130,11 @@ def parallel(lines: pd.DataFrame, metric: str) -> go.Figure:
         )
     ticks = [*AXES, LABELS[metric].partition(" (")[0]]
     figure.update_xaxes(
-        tickvals=[*range(len(axes))], ticktext=ticks, range=[-0.1, len(AXES) + 0.6], zeroline=False, side="top"
+        tickvals=[*range(len(axes))], ticktext=ticks, range=[-0.1, len(AXES)], zeroline=False, side="top"
     )
-    return figure.update_yaxes(visible=False, range=[-0.04, 1.04]).update_layout(legend={"y": 1.12}, margin_t=72)
+    return figure.update_yaxes(visible=False, range=[-0.04, 1.04]).update_layout(
+        legend={"y": 1.12}, margin={"t": 72, "r": 56}
+    )
 
 
 def importance(result: Importance) -> go.Figure:
@@ -276,7 +278,7 @@ def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
         figure.add_annotation(
             text=title, x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False
         )
-        scale = {"type": "log", "exponentformat": "power", "dtick": 1} if y == "mse" else {}
+        scale = {"type": "log", "tickvals": _ONE_TWO_FIVE, "tickformat": ".0e"} if y == "mse" else {}
         title_of_axis = {"title": {"text": LABELS[y], "standoff": 8}}
         figure.update_layout({f"yaxis{axis}": _AXIS | {"domain": [top - 0.8 / len(fits), top]} | title_of_axis | scale})
     if len(fits) > 1:

@@ -163,7 +163,7 @@ def _panel(panel: Panel, views: Sequence[StudyView], place: str) -> tuple[str, S
     """A panel's article, and what it shows."""
     shown = _content(panel, views)
     narrowed = str(panel.filter) if isinstance(panel, Filtered) else ""
-    sentence = html.escape(shown.sentence + (f" Only {narrowed}." if narrowed else ""))
+    sentence = html.escape(shown.sentence[:1].upper() + shown.sentence[1:] + (f" Only {narrowed}." if narrowed else ""))
     title = html.escape(panel.title)
     if shown.missing:
         content = _missing(shown.missing)
@@ -196,17 +196,17 @@ def _content(panel: Panel, views: Sequence[StudyView]) -> Shown:
 
 def _pictures(rows: list[list[Picture]]) -> str:
     cells = "".join(
-        f"<figure>{_image(picture)}{f'<figcaption>{html.escape(picture.caption)}</figcaption>' * bool(picture.caption)}"
-        "</figure>"
+        f"<figure><div>{''.join(_image(*face) for face in picture.faces)}</div>"
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
         for row in rows
         for picture in row
     )
     return f'<div class="pictures" style="--columns: {max(map(len, rows))}">{cells}</div>'
 
 
-def _image(picture: Picture) -> str:
-    words = html.escape(picture.words)
-    return f'<img src="{picture.uri}" alt="{words}">' if picture.uri else f'<p class="none">{words}</p>'
+def _image(uri: str, words: str) -> str:
+    words = html.escape(words)
+    return f'<img src="{uri}" alt="{words}">' if uri else f'<p class="none">no image of {words}</p>'
 
 
 def _missing(words: str) -> str:
@@ -250,7 +250,8 @@ def _format(column: str, digits: int) -> Callable[[Any], str]:
 def _cell(value: Any, digits: int) -> str:
     if value is None or value is pd.NA or isinstance(value, float):
         return _number(value, digits)
-    return html.escape(str(value)).replace("\n", "<br>")
+    first, line, rest = html.escape(str(value)).partition("\n")
+    return f"<strong>{first}</strong><br>{rest}" if line else first
 
 
 def _number(value: Any, digits: int) -> str:
@@ -292,8 +293,9 @@ details { margin-top: 0.75rem; }
 summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
 .plot { width: 100%; }
 .plot text:not(.hoverlayer *, .heatmap-label *) { fill: var(--ink) !important; }
-.pictures { display: grid; gap: 0.5rem; grid-template-columns: repeat(var(--columns), minmax(0, 16rem)); }
+.pictures { display: grid; gap: 0.5rem; grid-template-columns: repeat(var(--columns), minmax(0, 18rem)); }
 .pictures figure { margin: 0; }
+.pictures figure div { display: grid; gap: 2px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 7rem), 1fr)); }
 .pictures img { display: block; width: 100%; image-rendering: pixelated; border-radius: 0.2rem; }
 .pictures figcaption, .none { margin: 0; color: var(--soft); font-size: 0.8rem; overflow-wrap: anywhere; }
 .thumbnail { position: fixed; z-index: 9; object-fit: none; transform: scale(2); transform-origin: 0 0;

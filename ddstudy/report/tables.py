@@ -193,7 +193,9 @@ def gain_of_ensemble(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
-    """Curves of the members of two fits, of which one has the largest and one the smallest CV (thesis Fig. 4.5).
+    """Curves of the members of two fits: the one with the largest CV, and the stable one with the smallest (Fig. 4.5).
+
+    Stable, because members that are all dead agree best of all.
 
     Args:
         view: the study.
@@ -208,7 +210,8 @@ def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["fit_id"].isin(view.checks["fit_id"].unique())]
     last = rows.sort_values(["iterations", "number"], kind="stable").drop_duplicates("fit_id", keep="last")
     ranked = last.sort_values(["cv_percent", "number"], ascending=[False, True], kind="stable")
-    chosen = ranked[["fit_id", "cv_percent"]].iloc[[0, -1] if len(ranked) > 1 else slice(None)]
+    stable = ranked[ranked["stable"]]
+    chosen = pd.concat([ranked.head(1), stable.tail(1)])[["fit_id", "cv_percent"]].drop_duplicates()
     curves = chosen.merge(view.checks, on="fit_id", how="left")  # in the order of `chosen`
     columns = ["fit_id", "cv_percent", "member", "iteration", "psnr"]
     return curves[columns].assign(mse=10.0 ** (-curves["psnr"] / 10))
