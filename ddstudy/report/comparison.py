@@ -65,19 +65,23 @@ def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns:
         One row per ordered pair of studies: `source`, its best setting (the axes), `target`, `value` there (NaN: not
         measured or not stable there), `own_best` of the target, `loss` against it (never negative), `rank` among
-        the `n` settings of the target, 1 is the best.
+        the `n` settings of the target, 1 is the best. Last, with an empty `source`, the setting whose greatest loss
+        over all studies is least: one row per study.
     """
     minimize = BETTER[metric] == "minimize"
+    table = table.dropna(axis="columns", how="all")
+    best_of: dict[str, Any] = {
+        name: table[name].idxmin() if minimize else table[name].idxmax() for name in table.columns
+    }
+    losses = (table - (table.min() if minimize else table.max())).abs().dropna()
+    if len(losses) and len(table.columns) > 1:
+        best_of[""] = losses.max(axis=1).idxmin()
     rows = []
-    for source in table.columns:
-        scores = table[source].dropna()
-        if scores.empty:
-            continue
-        best: Any = scores.idxmin() if minimize else scores.idxmax()
+    for source, best in best_of.items():
         for target in table.columns:
-            there = table[target].dropna()
-            if target == source or there.empty:
+            if target == source:
                 continue
+            there = table[target].dropna()
             value = float(table[target][best])
             own = there.min() if minimize else there.max()
             better = (there < value).sum() if minimize else (there > value).sum()

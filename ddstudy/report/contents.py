@@ -384,7 +384,8 @@ def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
     y = panel.y
     sentence = (
         f"The setting with the best {LABELS[y]} of each study, and what it is worth in the others: the loss against "
-        "their own best, and its rank among their settings. A dash: not measured there, or not stable."
+        "their own best, and its rank among their settings. A dash: not measured there, or not stable. Last, the setting "
+        "that loses least where it loses most."
     )
     table = comparison.transfer(comparison.matched(views, panel.filter, y), y)
     if table.empty:
@@ -392,7 +393,7 @@ def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
     names = [f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}} {row.noise} {row.tiling}" for row in table.itertuples()]
     columns = {"best of": "source", "setting": "setting", "in": "target", LABELS[y]: "value", "best there": "own_best"}
     columns |= {"loss": "loss", "rank": "rank", "of": "n"}
-    return Shown(sentence, table=Table(table.assign(setting=names), columns, DIGITS[y]))
+    return Shown(sentence, table=Table(table.assign(setting=names, source=table["source"].replace("", "all")), columns, DIGITS[y]))
 
 
 def _slices(views: Sequence[StudyView], panel: Slices) -> Shown:
