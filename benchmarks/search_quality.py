@@ -1,6 +1,6 @@
 """How many fits a search needs, replayed on a whole grid that was really measured.
 
-    python benchmarks/search_quality.py [--seeds 20] [--table benchmarks/results/reduced_grid.csv] [--out FILE.json]
+    python benchmarks/search_quality.py [--seeds 20] [--table benchmarks/results/reduced.csv] [--out FILE.json]
 
 The table is the export of a finished grid (`ddstudy run studies/reduced.toml`, then `ddstudy export reduced`). A fit is
 looked up instead of run, and everything else is real: ours is the runner with its store, claims and samplers; plain
@@ -196,7 +196,7 @@ def read_table(path: Path) -> Table:
 
 def main(folder: Path) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", type=Path, default=ROOT / "results" / "reduced_grid.csv")
+    parser.add_argument("--table", type=Path, default=ROOT / "results" / "reduced.csv")
     parser.add_argument("--study", type=Path, default=ROOT.parent / "studies" / "reduced.toml")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", nargs="+", default=[""], help="searches whose name contains one of these")

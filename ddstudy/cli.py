@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ddstudy.executors import Executor
+    from ddstudy.report.claims import Answer
     from ddstudy.runner import Plan, Progress
     from ddstudy.spec import StudySpec
     from ddstudy.store import Driven, StudyView
@@ -263,6 +264,36 @@ def report(
         views = [opened.view(name) for name in studies] if studies else [opened.view()]
     _write(out, render(views, panels).encode())
     typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+
+
+@app.command(epilog="Example: ddstudy claims quick --trials blur")
+def claims(
+    studies: Annotated[
+        list[str] | None, typer.Argument(help="Names of studies, that of the mid slice and others of it [the latest].")
+    ] = None,
+    trials: Annotated[
+        str | None, typer.Option(metavar="CLAIM", help="Say how one claim is decided, and list the trials behind it.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
+    from ddstudy.report.claims import CLAIMS, ask, retest
+    from ddstudy.store import Store
+
+    by_name = {claim.name: claim for claim in CLAIMS}
+    if trials is not None and trials not in by_name:
+        raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
+    with Store(store, read_only=True) as opened:
+        views = [opened.view(name) for name in studies] if studies else [opened.view()]
+    console = _console()
+    for view in views:
+        others = [other for other in views if other is not view]
+        if trials is None:
+            _print_answers(console, view, retest(view, others))
+        else:
+            _print_trials(console, view, ask(by_name[trials], view, others))
+    if trials is None:
+        console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
 
 
 @app.command(epilog="Example: ddstudy export quick --out quick")
@@ -599,6 +630,33 @@ def _log_line(console: Console, progress: Progress) -> None:
         left = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
         stamp = time.strftime("%H:%M:%S")
         console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", soft_wrap=True)
+
+
+def _print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
+    from rich.table import Table
+
+    from ddstudy.report.thesis import differences
+
+    table = Table(title=f"The thesis' findings on {view.name}, {view.facts['target']}", show_lines=True)
+    for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for answer in answers:
+        claim, count = answer.claim, f"{len(answer.numbers):,}"
+        table.add_row(claim.name, claim.finding, answer.verdict, answer.effect_text, count, answer.tested)
+    console.print(table)
+    console.print(" ".join(differences(view).values()), soft_wrap=True)
+
+
+def _print_trials(console: Console, view: StudyView, answer: Answer) -> None:
+    claim = answer.claim
+    for line in (
+        f"{view.name}: {claim.finding} ({claim.source})",
+        f"{answer.verdict}: {answer.effect_text}. {answer.tested}",
+        f"Rule: {claim.rule}",
+    ):
+        console.print(line, soft_wrap=True)
+    if len(answer.rows):
+        console.print(answer.rows.to_string(index=False, float_format="%.4g"), soft_wrap=True)
 
 
 def _print_summary(console: Console, view: StudyView, shown_url: str, store: str) -> None:

@@ -26,7 +26,7 @@ from ddstudy.spec import StudySpec
 from ddstudy.store import setting_of
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
-GP_START = 4  # results before the GP decides; Optuna's 10 spends fits on chance that the GP can do without
+GP_START = 3  # fits before the GP decides; Optuna's 10 trials spend more on chance than the GP gains by them
 LOOKS = 2000  # settings that a GP looks at, at most: more would take longer than they help
 POPULATION = 20  # NSGA's; Optuna's 50 would make small studies all random
 
@@ -86,7 +86,8 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
             case "nsga3":
                 return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
             case "gp":
-                return _ListedGP(seed=seed, n_startup_trials=GP_START)
+                budgets = len(spec.space.search_space.iterations)
+                return _ListedGP(seed=seed, n_startup_trials=(GP_START - 1) * budgets + 1)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 

@@ -9,12 +9,13 @@ ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
     "evaluate", "claims", "trials", "store", "samplers", "executors", "runner", "report", "report.tables",
-    "report.figures", "report.panels", "report.page", "dashboard", "cli",
+    "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
+    "report.contents", "report.page", "notebook", "dashboard", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec", "report.panels"},
     "nibabel": {"target"},
-    "cv2": {"target", "noise"},
+    "cv2": {"target", "noise", "report.images"},
     "opensimplex": {"noise"},
     "piq": {"metrics"},
     "numba": {"fit.simd", "fit.kernels_cpu"},
@@ -23,6 +24,7 @@ HOMES = {
     "optuna": {"trials", "store", "samplers", "runner", "report.tables", "dashboard"},
     "sqlalchemy": {"claims", "trials", "store"},
     "ray": {"executors"},
+    "scipy": {"report.claims"},
     "plotly": {"report.figures", "report.page"},
     "optuna_dashboard": {"dashboard"},
     "typer": {"cli"},

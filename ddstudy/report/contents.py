@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ddstudy.report import comparison, figures, images, tables
+from ddstudy.errors import UserError
+from ddstudy.report import claims, comparison, figures, images, tables, thesis
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
     Best,
+    Claims,
     Convergence,
     Ensemble,
     Fronts,
@@ -26,6 +28,7 @@ from ddstudy.report.panels import (
     Panel,
     Parallel,
     Pareto,
+    Published,
     Quartiles,
     Ranks,
     Slices,
@@ -83,6 +86,7 @@ class Shown:
         table: numbers.
         pictures: rows of images, as they stand beside each other.
         missing: what would fill the panel; then it holds nothing else.
+        differences: where image, device or budgets are not the thesis', topic -> sentence.
         thumbnails: the figure's points carry the numbers of trials whose outputs can be shown.
     """
 
@@ -91,7 +95,22 @@ class Shown:
     table: Table | None = None
     pictures: list[list[Picture]] = field(default_factory=list)
     missing: str = ""
+    differences: dict[str, str] = field(default_factory=dict)
     thumbnails: bool = False
+
+
+def figure(panel: Panel, views: Sequence[StudyView]) -> go.Figure:
+    """The figure of one panel.
+
+    Raises:
+        UserError: the panel has none, or the studies have no data for it.
+    """
+    shown = show(panel, views)
+    if shown.figure is None:
+        names = ", ".join(view.name for view in views)
+        what = "images" if shown.pictures else "a table"
+        raise UserError(f"study {names}: no figure of '{panel.kind}'", shown.missing or f"This kind is {what}.")
+    return shown.figure
 
 
 def show(panel: Panel, views: Sequence[StudyView]) -> Shown:
@@ -133,6 +152,10 @@ def show(panel: Panel, views: Sequence[StudyView]) -> Shown:
             return _noise(view, panel)
         case Tilings():
             return _tilings(view, panel)
+        case Published():
+            return _published(view, panel)
+        case Claims():
+            return _claims(view)
 
 
 def _pareto(view: StudyView, panel: Pareto) -> Shown:
@@ -321,6 +344,8 @@ def _outputs(view: StudyView, panel: Outputs) -> Shown:
 
 def _noise(view: StudyView, panel: NoisePreview) -> Shown:
     kinds = panel.x == "noise"
+    if "target shape" not in view.facts:
+        return Shown("Input tensors.", missing="Filled by a study that tells the size of its target.")
     shown = images.noise_previews(view) if kinds else images.feature_sizes(view)
     _, rows, columns = next(iter(shown.values())).shape
     what = "Kinds of noise, from one stream" if kinds else "Simplex noise of growing feature size"
@@ -342,6 +367,33 @@ def _tilings(view: StudyView, panel: Tilings) -> Shown:
     cut = images.tilings(view, target).items()
     pictures = [Picture(((images.drawn(array), f"target in {tiling} tiles"),), tiling) for tiling, array in cut]
     return Shown(sentence, pictures=[pictures])
+
+
+def _published(view: StudyView, panel: Published) -> Shown:
+    ours = thesis.beside(view, panel.table)
+    if tables.finished(view.trials).empty:
+        return Shown(f"{ours.source}.", missing="Filled by measured trials.")
+    columns = {name: name for name in ours.table.columns}
+    return Shown(f"{ours.source}. {ours.ours}", table=Table(ours.table, columns), differences=ours.differences)
+
+
+def _claims(view: StudyView) -> Shown:
+    sentence = (
+        "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
+        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials."
+    )
+    rows = [
+        {
+            "finding": f"{answer.claim.finding} ({answer.claim.source})",
+            "answer": f"{answer.verdict}\n{answer.effect_text}",
+            "compared": answer.tested,
+            "trials": len(answer.numbers),
+            "name": answer.claim.name,
+        }
+        for answer in claims.retest(view)
+    ]
+    columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
+    return Shown(sentence, table=Table(pd.DataFrame(rows), columns), differences=thesis.differences(view))
 
 
 # --- several studies
@@ -384,8 +436,8 @@ def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
     y = panel.y
     sentence = (
         f"The setting with the best {LABELS[y]} of each study, and what it is worth in the others: the loss against "
-        "their own best, and its rank among their settings. A dash: not measured there, or not stable. Last, the setting "
-        "that loses least where it loses most."
+        "their own best, and its rank among their settings. A dash: not measured there, or not stable. Last, the "
+        "setting that loses least where it loses most."
     )
     table = comparison.transfer(comparison.matched(views, panel.filter, y), y)
     if table.empty:
@@ -393,7 +445,10 @@ def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
     names = [f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}} {row.noise} {row.tiling}" for row in table.itertuples()]
     columns = {"best of": "source", "setting": "setting", "in": "target", LABELS[y]: "value", "best there": "own_best"}
     columns |= {"loss": "loss", "rank": "rank", "of": "n"}
-    return Shown(sentence, table=Table(table.assign(setting=names, source=table["source"].replace("", "all")), columns, DIGITS[y]))
+    return Shown(
+        sentence,
+        table=Table(table.assign(setting=names, source=table["source"].replace("", "all")), columns, DIGITS[y]),
+    )
 
 
 def _slices(views: Sequence[StudyView], panel: Slices) -> Shown:

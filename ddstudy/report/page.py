@@ -177,9 +177,17 @@ def _panel(panel: Panel, views: Sequence[StudyView], place: str) -> tuple[str, S
                 f'<script type="application/json">{drawing}</script>'
             )
         content += f"<details><summary>Numbers</summary>{table}</details>" if content and table else table
+        content += _differences(shown.differences) if shown.differences else ""
     wide = " wide" if panel.kind in _WIDE else ""
     article = f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
     return article, shown
+
+
+def _differences(found: dict[str, str]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found.values())
+    return (
+        f"<details><summary>Not as in the thesis: {html.escape(', '.join(found))}</summary><ul>{items}</ul></details>"
+    )
 
 
 def _content(panel: Panel, views: Sequence[StudyView]) -> Shown:
@@ -258,7 +266,7 @@ def _number(value: Any, digits: int) -> str:
     return "&ndash;" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
-_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer")
+_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer", "published", "claims")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #59626b; --line: #d9dee3; --page: #f4f6f8; --card: #fff;
   --link: #00609a; }

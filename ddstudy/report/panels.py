@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddstudy.errors import UserError
+from ddstudy.report.thesis import Number
 from ddstudy.settings import Noise, Tiling
 from ddstudy.spec import Metric, describe, reason_of
 
@@ -169,6 +170,19 @@ class Tilings(_Titled):
     kind: Literal["tilings"]
 
 
+class Published(_Titled):
+    """A table of the thesis beside ours, of the whole study."""
+
+    kind: Literal["published"]
+    table: Number = Field(..., description="table of the thesis, or the numbers of its text")
+
+
+class Claims(_Titled):
+    """The thesis' findings, re-tested on the whole study."""
+
+    kind: Literal["claims"]
+
+
 class Fronts(_Plane):
     """The Pareto fronts of several studies in one plane."""
 
@@ -211,6 +225,8 @@ Panel = (
     | Outputs
     | NoisePreview
     | Tilings
+    | Published
+    | Claims
     | Comparison
 )
 Panels = tuple[Panel, ...]
@@ -238,10 +254,15 @@ def read_panels(path: Path = OVERVIEW) -> Panels:
     listed = tree.get("panel")
     if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
         raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more. {example}")
-    return tuple(_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
+    return tuple(parse_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
 
 
-def _panel(tree: dict[str, Any], where: str) -> Panel:
+def parse_panel(tree: dict[str, Any], where: str) -> Panel:
+    """Checks one panel. `where` names it in errors.
+
+    Raises:
+        UserError: it says something that is not valid.
+    """
     kind = tree.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         wrong = "missing" if kind is None else f"unknown, {kind!r}"

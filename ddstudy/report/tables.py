@@ -11,7 +11,7 @@ was. Three rules say which trials count, and they hold everywhere:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import pandas as pd
 from ddstudy.settings import AXES, NOISES, TILINGS
 from ddstudy.spec import BETTER, Direction
 from ddstudy.stability import Recorded
+from ddstudy.target import tile_shape
 
 if TYPE_CHECKING:
     from ddstudy.spec import StudySpec
@@ -269,6 +270,34 @@ def gallery(trials: pd.DataFrame) -> pd.DataFrame:
     chosen = dict(zip(axes, ranked.index[-1], strict=True))
     rows = rows[(rows[axes] == pd.Series(chosen)).all(axis=1)]
     return _in_order(rows).sort_values(["noise", "tiling"]).astype({"noise": object, "tiling": object})
+
+
+def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
+    """Tilings and scale factors with which a tile's input is a single pixel, so that each tile comes out flat."""
+    if not (shape := view.facts.get("target shape")):
+        return []
+    height, width = map(int, shape.split("x")[-2:])
+    space = view.spec.space.search_space
+    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
+    return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
+
+
+def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) -> pd.DataFrame:
+    """Settings that differ on one axis only, side by side.
+
+    Args:
+        rows: trials that may be compared, such as `comparable`.
+        axis: on which they differ.
+        values: on that axis; sets that lack one of them are left out.
+        column: what is compared.
+
+    Returns:
+        One row per set, indexed by the other axes; one column per value.
+    """
+    others = [name for name in AXES if name != axis]
+    rows = rows[rows[axis].isin(list(values))].drop_duplicates(list(AXES))
+    wide = rows.pivot(index=others, columns=axis, values=column)
+    return wide.reindex(columns=list(values)).dropna()
 
 
 def reasons(trials: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,211 @@
+"""The thesis' tables from a study's own trials, what was published beside each number of ours.
+
+The published numbers are in `ddstudy/data/thesis.toml`. Ours follow the rules of `ddstudy.report.tables`, and means are
+over matched settings only: those measured for every value that a table compares.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+
+from ddstudy.errors import UserError
+from ddstudy.report.tables import PAIR, best_settings, comparable, finished, gain_of_ensemble, one_pixel_inputs, paired
+from ddstudy.settings import AXES
+
+if TYPE_CHECKING:
+    from ddstudy.store import StudyView
+
+Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
+NUMBERS: tuple[Number, ...] = get_args(Number)
+_FILE = Path(__file__).parents[1] / "data" / "thesis.toml"
+_UNITS = {"psnr": " (dB)"}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One table of the thesis beside ours.
+
+    Attributes:
+        title: what it is about.
+        source: where the thesis has it.
+        table: one row per line of the table; numbers that either side lacks are NaN.
+        ours: what our numbers are.
+        differences: where image, device, budgets or settings are not the thesis', see `differences`.
+    """
+
+    title: str
+    source: str
+    table: pd.DataFrame
+    ours: str
+    differences: dict[str, str]
+
+
+@cache
+def _thesis() -> dict[str, Any]:
+    return tomllib.loads(_FILE.read_text(encoding="utf-8"))
+
+
+def beside(view: StudyView, number: Number) -> Beside:
+    """One table of the thesis, or the numbers of its text, from the trials of a study.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    if number not in NUMBERS:
+        raise UserError(f"no table {number!r} of the thesis", f"Valid: {', '.join(NUMBERS)}.")
+    known = _thesis()["tables"][number]
+    make: dict[str, Callable[[StudyView, dict[str, Any]], tuple[pd.DataFrame, str]]] = {
+        "3.1": _options,
+        "4.1": _time_by_pair,
+        "4.2": _time_by_blocks,
+        "text": _text,
+    }
+    table, ours = make.get(number, _best)(view, known)
+    return Beside(known["title"], known["source"], table, ours, differences(view))
+
+
+def differences(view: StudyView) -> dict[str, str]:
+    """Where a study is not the thesis': what differs -> one sentence on it."""
+    thesis, measured = _thesis()["study"], finished(view.trials)
+    space, limits = view.spec.space.search_space, view.spec.stability
+    shape = view.facts.get("target shape", "").removeprefix("1x")
+    theirs = "x".join(map(str, thesis["size"]))
+    image = f"{view.facts.get('target', 'another image')}, {shape or 'of unknown size'}"
+    found = {"image": f"The image is {image}; the thesis has {thesis['image']}, {theirs}."}
+    devices = ", ".join(sorted(set(measured["device"].dropna())))
+    found["device"] = f"Times are of {devices or 'an unknown device'}; the thesis names no device."
+    if shape != theirs:
+        found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
+    if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in one_pixel_inputs(view)):
+        found["flat tiles"] = f"With {flat} a tile's input is one pixel: its tiles are flat, and no claim counts them."
+    for axis in AXES:
+        ours = list(getattr(space, axis))
+        if set(ours) != set(thesis[axis]):
+            found[axis] = f"{axis} is {_listed(ours)}; in the thesis {_listed(thesis[axis])}."
+    if view.spec.fit.members != thesis["members"]:
+        found["members"] = f"Ensembles have {view.spec.fit.members} members; in the thesis {thesis['members']}."
+    if view.spec.fit.keep != "last":
+        found["iterate"] = f"The iterate that counts is the {view.spec.fit.keep}; in the thesis the last."
+    if (limits.cv_percent, limits.min_psnr, limits.max_vif) != (5, 15, 1):
+        found["filter"] = (
+            f"Stable means CV <= {limits.cv_percent:g} %, PSNR >= {limits.min_psnr:g} dB, VIF <= {limits.max_vif:g}; "
+            "in the thesis 5 %, 15 dB, 1."
+        )
+    if early := int((measured["iterations_done"] < measured["iterations"]).sum()):
+        found["stopped early"] = f"{early:,} trials were stopped early; in the thesis none."
+    if (count := len(measured.drop_duplicates(list(AXES)))) < len(space):
+        found["not measured"] = f"{count:,} of {len(space):,} settings are measured."
+    return found
+
+
+def _options(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    thesis, measured = _thesis()["study"], finished(view.trials)
+    rows = []
+    for axis in AXES:
+        ours = [value for value in getattr(view.spec.space.search_space, axis) if value in set(measured[axis])]
+        rows.append((axis, _listed(thesis[axis]), _listed(ours) or "none yet"))
+    return pd.DataFrame(rows, columns=["axis", "thesis", "ours"]), "Ours are the values that were measured."
+
+
+def _time_by_pair(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    trials, parts = comparable(view.trials, "seconds"), []
+    for axis, published in known["seconds"].items():
+        there = set(trials[axis])
+        sets = paired(trials, axis, [value for value in published if value in there], "seconds")
+        part = pd.DataFrame({"thesis (s)": published, "ours (s)": sets.mean()}, index=list(published), dtype=float)
+        for side in ("thesis", "ours"):
+            part[f"{side} / first"] = part[f"{side} (s)"] / part[f"{side} (s)"].iloc[0]
+        part["settings"] = [len(sets) if value in sets else 0 for value in published]
+        parts.append(part.rename_axis("mean over").reset_index())
+    words = "Ours are means over the settings that were timed for each noise, or for each tiling."
+    return pd.concat(parts, ignore_index=True), words
+
+
+def _time_by_blocks(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    rows, chosen = comparable(view.trials, "seconds"), known["setting"]
+    at = {}
+    for axis, value in chosen.items():
+        there = [one for one in getattr(view.spec.space.search_space, axis) if one in set(rows[axis])]
+        # where the thesis' own value was not measured: the least channels and iterations, the most tiles
+        at[axis] = value if value in there or not there else there[-1] if axis == "tiling" else there[0]
+        rows = rows[rows[axis] == at[axis]]
+    published = pd.DataFrame(known["rows"], columns=["l", "s", "thesis (s)"]).set_index(["l", "s"])
+    ours = rows.drop_duplicates(list(AXES)).set_index(["l", "s"])["seconds"].rename("ours (s)")
+    table = published.join(ours, how="outer").reset_index().sort_values(["l", "s"], ascending=[True, False])
+    for side in ("thesis", "ours"):
+        seconds = table[f"{side} (s)"]
+        table[f"{side} / first"] = seconds / (seconds.dropna().iloc[0] if seconds.notna().any() else float("nan"))
+    where = ", ".join(f"{axis} {value}" for axis, value in at.items())
+    instead = ", ".join(f"{axis} {value}" for axis, value in chosen.items() if at[axis] != value)
+    words = f"Ours at {where}" + (f"; the thesis has {instead}." if instead else ", as the thesis.")
+    return table.reset_index(drop=True), words
+
+
+def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    metric, four = known["metric"], ["k", "s", "l", "iterations"]
+    unit = _UNITS.get(metric, "")
+    theirs = pd.DataFrame(known["rows"], columns=[*PAIR, *four, "value"])
+    ours = {(row["tiling"], row["noise"]): row for row in best_settings(view.trials, metric).to_dict("records")}
+    there = comparable(view.trials, metric).drop_duplicates(list(AXES)).set_index(list(AXES))[metric]
+    rows = []
+    for row in theirs.to_dict("records"):
+        best = ours.get((row["tiling"], row["noise"]))
+        value = best[metric] if best else float("nan")
+        rows.append(
+            {
+                "tiling": row["tiling"],
+                "noise": row["noise"],
+                f"thesis{unit}": row["value"],
+                "thesis at": _setting(row),
+                f"ours{unit}": value,
+                "ours at": _setting(best) if best else "",
+                "ours - thesis": value - row["value"],
+                "ours at theirs": there.get(tuple(row[axis] for axis in AXES), float("nan")),
+                "trial": str(best["number"]) if best else "",
+            }
+        )
+    words = f"Ours is the best stable trial of each pair by {metric.upper()}; settings are {{k, s, l, iterations}}."
+    return pd.DataFrame(rows), words
+
+
+def _text(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    trials, space = finished(view.trials), view.spec.space.search_space
+    pairs = len(space.noise) * len(space.tiling)
+    high = trials[trials["cv_percent"] > 5]
+    stable_k = set(trials[trials["stable"]]["k"])
+    gains = gain_of_ensemble(view.trials)["gain"]
+    known_k = trials[(trials["k"] == 64) & (trials["l"] == 5)]["parameters"]
+    best = best_settings(view.trials, "psnr")
+    ours = {
+        "settings": ("settings per pair", str(len(space) // pairs)),
+        "pairs": ("pairs of noise and tiling", str(pairs)),
+        "members": ("members of an ensemble", str(view.spec.fit.members)),
+        "parameters": ("parameters with k = 64, l = 5", f"{known_k.iloc[0]:,.0f}" if len(known_k) else ""),
+        "high_cv": ("k of settings with CV > 5 %", _listed(sorted(set(high["k"]))) or "none"),
+        "discarded": ("k discarded whole by the filter", _listed(sorted(set(trials["k"]) - stable_k)) or "none"),
+        "gain": ("gain of the ensemble, dB, lowest and highest mean of a pair", _range(gains)),
+    } | {
+        f"best_{axis}": (f"{axis} of the settings with the best PSNR", _listed(sorted(set(best[axis]))))
+        for axis in ("k", "s", "l", "iterations")
+    }
+    rows = [(words, known["published"][key], value or "not measured") for key, (words, value) in ours.items()]
+    return pd.DataFrame(rows, columns=["number", "thesis", "ours"]), "Ours are of all measured settings."
+
+
+def _setting(row: Mapping[Any, Any]) -> str:
+    return f"{{{row['k']}, {row['s']}, {row['l']}, {row['iterations']}}}"
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _range(values: pd.Series[float]) -> str:
+    return f"{values.min():.1f} to {values.max():.1f}" if len(values) else ""

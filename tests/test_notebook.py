@@ -1,0 +1,184 @@
+"""A study in a notebook, and `ddstudy claims`: from a store with known results."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ddstudy
+from ddstudy import cli
+from ddstudy.errors import UserError
+from ddstudy.evaluate import Measurement
+from ddstudy.report import claims, contents, page, panels, thesis
+from ddstudy.samplers import sampler
+from ddstudy.store import Store
+from ddstudy.target import load_target
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+STORE = "sqlite:///ddstudy.db"
+
+
+@pytest.fixture
+def store(make_spec, tmp_path, monkeypatch):
+    """`quick`, twelve settings whose PSNR is k + iterations / 10, in the store that commands use by default."""
+    monkeypatch.delenv("DDSTUDY_STORE", raising=False)
+    spec = make_spec(
+        space={"k": [8, 16], "l": [4], "noise": ["uniform", "blur3", "simplex"]}, name="quick", images=False
+    )
+    target = load_target(spec.target)
+    with Store(STORE, tmp_path / "images") as opened:
+        driven = opened.drive(spec, target, sampler(spec))
+        for setting in spec.space.search_space:
+            psnr = setting.k + setting.iterations / 10
+            values = {"psnr": psnr, "psnr_1dd": psnr - 1, "ssim": 0.9, "cv_percent": 2.0, "seconds": psnr}
+            values |= {"iterations_done": setting.iterations, "parameters": 10, "device": "a processor"}
+            curve = {"iterations": [5], "seconds": [1.0], "psnr_members": [[psnr, psnr]]}
+            result = Measurement(setting.iterations, values, np.zeros((1, 27, 22), np.float32), curve, False)
+            driven.record(setting, result, shared=False, started=datetime.now())
+    return STORE
+
+
+def test_the_table_is_that_of_the_store(store):
+    study = ddstudy.open_study(store, "quick")
+    with Store(store, read_only=True) as opened:
+        pd.testing.assert_frame_equal(study.trials, opened.view("quick").trials)
+    assert len(study.trials) == 12
+    assert study.trials["psnr"].tolist() == (study.trials["k"] + study.trials["iterations"] / 10).tolist()
+    assert len(study.checks) == 12
+    assert (study.name, study.spec.fit.members) == ("quick", 2)
+    assert repr(study) == "<Study quick: 12 trials of picture.npy>"
+
+
+def test_without_a_name_it_is_the_latest_of_the_default_store(store):
+    assert ddstudy.open_study().name == "quick"
+
+
+FIGURES = {
+    "pareto": {"x": "seconds", "y": "psnr"},
+    "importance": {"y": "psnr"},
+    "quartiles": {"x": "k", "y": "psnr", "filter": {"noise": ["blur3"]}},
+    "unstable": {},
+    "ensemble": {},
+}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_a_figure_is_that_of_the_report(store, kind):
+    study = ddstudy.open_study(store)
+    panel = panels.parse_panel({"kind": kind, "title": "T", **FIGURES[kind]}, "test")
+    drawn = study.figure(kind, **FIGURES[kind]).to_json()
+    assert drawn == contents.figure(panel, [study.view]).to_json()
+    assert drawn.replace("<", "\\u003c") in page.render([study.view], (panel,))
+
+
+def test_numbers_of_a_figure_are_the_trials(store):
+    study = ddstudy.open_study(store)
+    stable = study.figure("pareto", x="seconds", y="psnr").data[1]
+    assert sorted(stable.y) == sorted(study.trials["psnr"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        ("pie", {}, "figure 'pie': kind: unknown, 'pie'\nValid: pareto, importance"),
+        ("pareto", {"x": "seconds"}, "figure 'pareto': y: missing"),
+        ("pareto", {"x": "seconds", "y": "psnr", "z": 1}, "z: unknown key"),
+        ("best", {"y": "psnr"}, "study quick: no figure of 'best'\nThis kind is a table."),
+        ("pareto", {"x": "seconds", "y": "ms_ssim"}, "no figure of 'pareto'\nFilled by measured trials with"),
+    ],
+)
+def test_a_figure_that_is_not_there_is_refused_in_words(store, kind, fields, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        ddstudy.open_study(store).figure(kind, **fields)
+
+
+def test_claims_and_published_tables(store):
+    study = ddstudy.open_study(store)
+    pd.testing.assert_frame_equal(study.claims(), claims.as_table(claims.retest(study.view)))
+    for number in thesis.NUMBERS:
+        table = study.published(number)
+        pd.testing.assert_frame_equal(table, thesis.beside(study.view, number).table)
+        assert table.attrs["source"]
+        assert "picture.npy" in table.attrs["differences"]["image"]
+
+
+def test_claims_of_a_study_know_the_other_slices(store):
+    study = ddstudy.open_study(store)
+    target = study.spec.target.model_copy(update={"slice": 3})
+    spec = study.spec.model_copy(update={"target": target, "name": "away"})
+    view = dataclasses.replace(study.view, name="away", spec=spec, facts={"target": "another slice"})
+    assert study.claims().loc["slices", "trials"] == ()
+    assert len(study.claims(ddstudy.Study(view)).loc["slices", "trials"]) == 12
+
+
+def test_unknown_studies_and_names_are_refused(store):
+    with pytest.raises(UserError, match="no study 'other'"):
+        ddstudy.open_study(store, "other")
+    with pytest.raises(AttributeError, match="no attribute 'open_studies'"):
+        ddstudy.open_studies  # noqa: B018
+
+
+def test_importing_ddstudy_is_light():
+    heavy = ["torch", "ray", "plotly", "optuna", "pandas", "cv2", "sqlalchemy", "pydantic", "numpy", "scipy"]
+    code = f"import ddstudy, sys; print([name for name in {heavy} if name in sys.modules], ddstudy.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] 0.")
+
+
+def test_the_readmes_lines_run(store):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    lines = [line for line in code.splitlines() if line and not line.startswith(("import", "study ="))]
+    assert len(lines) >= 5
+    space = {"ddstudy": ddstudy, "study": ddstudy.open_study(store)}
+    exec(code, space)
+    for line in lines:
+        assert eval(line, space) is not None
+
+
+# --- the command
+
+
+@pytest.fixture
+def call(store, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ddstudy", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_answers_every_claim(call):
+    code, out, err = call("claims")
+    assert (code, err) == (0, "")
+    assert "The thesis' findings on quick, picture.npy" in out
+    for claim in claims.CLAIMS:
+        assert f" {claim.name} " in out
+    assert "iterations is 5, 10; in the thesis 2000, 5000, 7000." in out
+    assert re.search(r"blur .*Blurred noise raises PSNR .*not enough data .*\+0\.00 dB \[\+0\.00, \+0\.00\] .* 8 ", out)
+
+
+def test_the_command_lists_the_trials_behind_a_claim(call, store):
+    code, out, _ = call("claims", "quick", "--trials", "blur")
+    assert code == 0
+    assert "Rule: Mean PSNR of blur3 less uniform" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("quick ")]
+    view = ddstudy.open_study(store).view
+    found = claims.ask(claims.CLAIMS[0], view).rows
+    assert [int(row[1]) for row in rows] == found["number"].tolist()
+    assert len(rows) == 8
+
+
+def test_the_command_takes_several_studies_and_refuses_what_is_not_there(call):
+    assert call("claims", "quick", "quick")[1].count("The thesis' findings on quick") == 2
+    assert call("claims", "other")[0] == 2
+    code, _, err = call("claims", "--trials", "blurr")
+    assert (code, err.splitlines()[0]) == (2, "ddstudy: no claim 'blurr'")
+    assert "Valid: blur, time-l" in err

@@ -1,0 +1,246 @@
+"""The thesis' tables beside a study's: published numbers as they are, ours recomputed by loops."""
+
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_claims import THESIS_LIKE, study, troubled
+
+from ddstudy.errors import UserError
+from ddstudy.report import thesis
+from ddstudy.report.page import render
+from ddstudy.report.panels import parse_panel, read_panels
+from ddstudy.settings import AXES, NOISES, TILINGS
+from ddstudy.store import trials_table
+
+DASHBOARD = Path(__file__).parents[1] / "dashboards" / "thesis.toml"
+PUBLISHED = thesis._thesis()
+FOUR = ("k", "s", "l", "iterations")
+
+
+def timed(view):
+    rows = view.trials[~view.trials["shared"] & (view.trials["iterations_done"] == view.trials["iterations"])]
+    return rows.dropna(subset=["seconds"]).to_dict("records")
+
+
+# --- what was published
+
+
+def test_the_published_settings_are_of_the_published_grid():
+    space = PUBLISHED["study"]
+    assert np.prod([len(space[axis]) for axis in FOUR]) == int(PUBLISHED["tables"]["text"]["published"]["settings"])
+    for number in ("4.3", "4.4", "4.5"):
+        rows = PUBLISHED["tables"][number]["rows"]
+        assert [tuple(row[:2]) for row in rows] == list(itertools.product(TILINGS, NOISES))
+        for row in rows:
+            assert all(value in space[axis] for axis, value in zip(FOUR, row[2:6], strict=True))
+    assert {tuple(row[:2]) for row in PUBLISHED["tables"]["4.2"]["rows"]} == set(
+        itertools.product((4, 5, 6), (8, 16, 32))
+    )
+
+
+def test_sums_of_the_published_numbers_are_the_thesis():
+    """Guards against a slip in copying: sums were taken from the thesis' own tables."""
+    tables = PUBLISHED["tables"]
+    assert sum(row[2] for row in tables["4.2"]["rows"]) == pytest.approx(319.317009)
+    sums = {number: sum(row[6] for row in tables[number]["rows"]) for number in ("4.3", "4.4", "4.5")}
+    assert sums == {"4.3": pytest.approx(391.48), "4.4": pytest.approx(10.50), "4.5": pytest.approx(4.60)}
+
+
+def test_what_the_claims_say_of_the_thesis_own_tables():
+    best = {
+        number: [tuple(row[2:6]) for row in PUBLISHED["tables"][number]["rows"]] for number in ("4.3", "4.4", "4.5")
+    }
+    same = [
+        sum(one == other for one, other in zip(best["4.3"], best[number], strict=True)) for number in ("4.4", "4.5")
+    ]
+    assert same == [9, 8]
+    assert [sum(setting[2] == 4 for setting in settings) for settings in best.values()] == [1, 1, 1]
+
+
+# --- ours
+
+
+@pytest.mark.parametrize("axis", ["noise", "tiling"])
+def test_times_of_pairs_are_means_over_matched_settings(axis):
+    view = troubled()
+    values = {"noise": NOISES, "tiling": TILINGS}[axis]
+    at = {tuple(row[name] for name in AXES if name != axis): {} for row in timed(view)}
+    for row in timed(view):
+        at[tuple(row[name] for name in AXES if name != axis)][row[axis]] = row["seconds"]
+    sets = [found for found in at.values() if len(found) == len(values)]
+    means = {value: np.mean([one[value] for one in sets]) for value in values}
+    table = thesis.beside(view, "4.1").table.set_index("mean over").loc[list(values)]
+    assert table["ours (s)"].to_dict() == pytest.approx(means)
+    assert set(table["settings"]) == {len(sets)}
+    assert table["ours / first"].to_dict() == pytest.approx({v: m / means[values[0]] for v, m in means.items()})
+    published = PUBLISHED["tables"]["4.1"]["seconds"][axis]
+    assert table["thesis (s)"].to_dict() == published
+    assert table["thesis / first"].iloc[-1] == pytest.approx(published[values[-1]] / published[values[0]])
+
+
+def test_times_of_blocks_are_those_of_the_thesis_setting_where_it_was_measured():
+    view = study(seconds=lambda x, r: r.uniform(1, 9))
+    ours = thesis.beside(view, "4.2")
+    rows = view.trials.query("k == 8 and iterations == 2000 and noise == 'uniform' and tiling == '4x5'")
+    measured = ours.table.dropna(subset=["ours (s)"]).set_index(["l", "s"])["ours (s)"]
+    assert measured.to_dict() == rows.set_index(["l", "s"])["seconds"].to_dict()
+    assert len(ours.table) == 9
+    assert ours.table["thesis / first"].iloc[-1] == pytest.approx(43.957175 / 28.645849)
+    assert ours.table["ours / first"].dropna().iloc[0] == 1
+    assert "as the thesis" in ours.ours
+
+
+def test_times_of_blocks_elsewhere_are_the_nearest_and_say_so():
+    space = THESIS_LIKE | {"k": [32, 64], "iterations": [250, 500], "tiling": ["1x1", "3x3"], "s": [4]}
+    view = study(space=space, seconds=lambda x, r: float(x.l * 10 + x.k))
+    ours = thesis.beside(view, "4.2")
+    assert ours.ours.startswith("Ours at k 32, iterations 250, noise uniform, tiling 3x3; the thesis has k 8, iter")
+    assert ours.table.dropna(subset=["ours (s)"])["ours (s)"].tolist() == [72, 92]
+    assert ours.table[ours.table["s"] == 4]["thesis (s)"].isna().all()
+
+
+@pytest.mark.parametrize(("number", "metric"), [("4.3", "psnr"), ("4.4", "ssim"), ("4.5", "vif")])
+def test_best_settings_stand_beside_the_published_ones(number, metric):
+    view = troubled()
+    stable = view.trials[view.trials["stable"].eq(True)]
+    table = thesis.beside(view, number).table
+    assert len(table) == 12
+    for row, known in zip(table.to_dict("records"), PUBLISHED["tables"][number]["rows"], strict=True):
+        pair = stable[(stable["tiling"] == row["tiling"]) & (stable["noise"] == row["noise"])]
+        best = pair.loc[pair[metric].idxmax()]
+        unit = " (dB)" if metric == "psnr" else ""
+        assert row[f"ours{unit}"] == best[metric]
+        assert row[f"thesis{unit}"] == known[6]
+        assert row["ours - thesis"] == pytest.approx(best[metric] - known[6])
+        assert row["trial"] == str(best["number"])
+        assert row["ours at"] == "{" + ", ".join(str(best[axis]) for axis in FOUR) + "}"
+        assert row["thesis at"] == "{" + ", ".join(map(str, known[2:6])) + "}"
+
+
+def test_our_result_at_the_published_setting_is_shown_where_there_is_one():
+    view = study(space=THESIS_LIKE | {"k": [64, 96], "s": [8, 16], "iterations": [5000, 7000]})
+    table = thesis.beside(view, "4.3").table
+    there = view.trials.set_index(list(AXES))["psnr"]
+    for row, known in zip(table.to_dict("records"), PUBLISHED["tables"]["4.3"]["rows"], strict=True):
+        key = (*known[2:6], known[1], known[0])
+        assert row["ours at theirs"] == pytest.approx(there.get(key, np.nan), nan_ok=True)
+    assert table["ours at theirs"].notna().sum() == 8  # the others have l = 5
+
+
+def test_options_are_those_that_were_measured():
+    view = study()
+    some = dataclasses.replace(view, trials=view.trials.query("k < 100"))
+    table = thesis.beside(some, "3.1").table.set_index("axis")
+    assert table.loc["k"].tolist() == ["8, 16, 32, 64, 96, 128, 192", "8, 64, 96"]
+    assert table.loc["noise", "ours"] == "uniform, blur3, simplex"
+
+
+def test_numbers_of_the_text():
+    view = study(
+        space=THESIS_LIKE | {"l": [4, 5]},
+        parameters=lambda x, r: float(x.l * (x.k**2 + 2 * x.k) + x.k),
+        cv_percent=lambda x, r: 9.0 if x.k == 96 else 1.0,
+        stable=lambda x, r: x.k < 96,
+        psnr=lambda x, r: 30 + x.k + x.l,
+    )
+    table = thesis.beside(view, "text").table
+    ours = dict(zip(table["number"], table["ours"], strict=True))
+    assert ours["settings per pair"] == "32"
+    assert ours["pairs of noise and tiling"] == "12"
+    assert ours["parameters with k = 64, l = 5"] == "21,184"
+    assert ours["k of settings with CV > 5 %"] == "96"
+    assert ours["k discarded whole by the filter"] == "96, 128"
+    assert ours["gain of the ensemble, dB, lowest and highest mean of a pair"] == "2.5 to 2.5"
+    assert ours["k of the settings with the best PSNR"] == "64"
+    assert ours["l of the settings with the best PSNR"] == "5"
+
+
+# --- in words
+
+
+def test_a_study_like_the_thesis_differs_in_image_and_device_only():
+    space = {axis: PUBLISHED["study"][axis] for axis in AXES}
+    view = study(space=space, tree={"fit": {"keep": "last"}}, facts={"target shape": "1x256x320"})
+    assert list(thesis.differences(view).values()) == [
+        "The image is MNI152 T1 axial 94, 256x320; the thesis has a T1 brain mid slice, 256x320.",
+        "Times are of a processor; the thesis names no device.",
+    ]
+
+
+def test_every_difference_is_named():
+    view = study(
+        space=THESIS_LIKE | {"s": [4, 16], "iterations": [250, 500]},
+        tree={"fit": {"members": 3, "keep": "best"}, "stability": {"cv_percent": 2.0}},
+        facts={"target shape": "1x64x80"},
+        iterations_done=250.0,
+    )
+    words = " ".join(thesis.differences(dataclasses.replace(view, trials=view.trials.iloc[1:])).values())
+    for part in (
+        "64x80; the thesis has a T1 brain mid slice, 256x320",
+        "same s makes an input tensor of another size",
+        "With 4x5 and s = 16 a tile's input is one pixel",
+        "iterations is 250, 500; in the thesis 2000, 5000, 7000.",
+        "Ensembles have 3 members; in the thesis 5.",
+        "The iterate that counts is the best; in the thesis the last.",
+        "Stable means CV <= 2 %",
+        "192 trials were stopped early",
+        f"{len(view.trials) - 1:,} of {len(view.trials):,} settings are measured.",
+    ):
+        assert part in words
+
+
+def test_one_pixel_inputs_are_those_that_the_decoder_would_get():
+    from ddstudy.decoder import geometry
+    from ddstudy.report.tables import one_pixel_inputs
+    from ddstudy.target import tile_shape
+
+    for shape in ((64, 80), (27, 22), (256, 320), (41, 40)):
+        view = study(space=THESIS_LIKE | {"s": [4, 7, 16, 32, 300]}, facts={"target shape": f"1x{shape[0]}x{shape[1]}"})
+        expected = [
+            (tiling, s)
+            for tiling, s in itertools.product(TILINGS, (4, 7, 16, 32, 300))
+            if geometry(8, s, 4, *tile_shape(*shape, tiling)).sizes[0] == (1, 1)
+        ]
+        assert one_pixel_inputs(view) == expected
+
+
+# --- in the report
+
+
+def test_the_thesis_dashboard_has_every_table_and_the_claims():
+    panels = read_panels(DASHBOARD)
+    assert {panel.table for panel in panels if panel.kind == "published"} == set(thesis.NUMBERS)
+    assert "claims" in [panel.kind for panel in panels]
+
+
+@pytest.mark.parametrize("number", thesis.NUMBERS)
+def test_a_published_table_is_shown_with_its_words(number):
+    view = troubled()
+    ours = thesis.beside(view, number)
+    page = render([view], (parse_panel({"kind": "published", "title": "T", "table": number}, "test"),))
+    panel = re.search(r"<h2>T</h2>(.*?)</article>", page, flags=re.DOTALL)[1]
+    assert ours.source in panel
+    assert panel.count("<tr>") == len(ours.table) + 1
+    assert "Not as in the thesis: image, device, size of the input, k, s" in panel
+    for name, kind in ours.table.dtypes.items():
+        if pd.api.types.is_float_dtype(kind):
+            value = ours.table[name].dropna().iloc[-1]
+            assert f'<td class="number">{value:,.2f}</td>' in panel
+
+
+def test_an_empty_study_says_what_is_missing():
+    page = render([dataclasses.replace(study(), trials=trials_table([]))], read_panels(DASHBOARD))
+    assert page.count("No data yet. Filled by measured trials.") == len(thesis.NUMBERS)
+    assert page.count("not enough data") == 17
+
+
+def test_a_table_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r'panel 1: table: .*\n.*"3.1", "4.1"'):
+        parse_panel({"kind": "published", "title": "T", "table": "5.1"}, "panel 1")
+    with pytest.raises(UserError, match=r"no table '5.1' of the thesis\nValid: 3.1, 4.1"):
+        thesis.beside(study(), "5.1")
