@@ -71,6 +71,11 @@ class StudyView:
     _recorded: Sequence[FrozenTrial] = field(default=(), repr=False)
     _artifacts: Path | None = field(default=None, repr=False)
 
+    @property
+    def measured(self) -> int:
+        """How many trials have a result: COMPLETE or PRUNED."""
+        return int(self.trials["state"].isin(["COMPLETE", "PRUNED"]).sum())
+
     @cached_property
     def checks(self) -> pd.DataFrame:
         """Made when asked for: it is long."""
