@@ -53,6 +53,7 @@ ArtifactsOption = Annotated[
 ]
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
 DEFAULT_STORE = "sqlite:///ddstudy.db"
+_RELOAD_SECONDS = 10
 _SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
 
 
@@ -252,18 +253,32 @@ def report(
     studies: Annotated[list[str] | None, typer.Argument(help="Names of studies [the latest].")] = None,
     dashboard: Annotated[Path | None, typer.Option(help="Panels to show (TOML) [the packaged overview].")] = None,
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
+    watch: Annotated[bool, typer.Option("--watch", help="Write it anew as trials arrive; the page reloads.")] = False,
     store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
 ) -> None:
     """Write one self-contained HTML page about one or more studies."""
     from ddstudy.report.page import render
-    from ddstudy.report.panels import OVERVIEW, read_panels
+    from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
     from ddstudy.store import Store
 
     panels = read_panels(dashboard or OVERVIEW)
-    with Store(store, read_only=True) as opened:
-        views = [opened.view(name) for name in studies] if studies else [opened.view()]
-    _write(out, render(views, panels).encode())
-    typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    if dashboard is None and len(studies or ()) > 1:
+        panels = read_panels(COMPARE) + panels
+    with Store(store, artifacts, read_only=True) as opened:
+        names = list(dict.fromkeys(studies or [opened.view().name]))
+
+        def write(*, live: bool) -> bool:
+            """Writes the page; whether more results are to come."""
+            views = [opened.view(name) for name in names]
+            _write(out, render(views, panels, _RELOAD_SECONDS if live else 0).encode())
+            size, trials = out.stat().st_size / 1e6, sum(len(view.trials) for view in views)
+            typer.echo(f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live))
+            return any(view.measured < view.spec.trials for view in views)
+
+        if watch:
+            _follow(lambda: [opened.finished(name) for name in names], lambda: write(live=True))
+        write(live=False)
 
 
 @app.command(epilog="Example: ddstudy claims quick --trials blur")
@@ -384,6 +399,10 @@ def dashboard(
     from ddstudy.dashboard import serve
     from ddstudy.store import Store
 
+    remote = (
+        "\nRemote readers are allowed: no login, no encryption; whoever reaches the port sees every study and image."
+    )
+    remote *= allow_remote
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
         for name in opened.names():
@@ -395,7 +414,9 @@ def dashboard(
             host,
             port,
             allow_remote=allow_remote,
-            ready=lambda url: typer.echo(f"Dashboard of {opened.shown_url} at {url} (read-only; Ctrl-C ends it)"),
+            ready=lambda url: typer.echo(
+                f"Dashboard of {opened.shown_url} at {url} (read-only; Ctrl-C ends it){remote}"
+            ),
         )
 
 
@@ -435,6 +456,20 @@ def _console() -> Console:
 
     # piped output has no width of its own: lines are for programs then, and may not wrap
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _follow(count: Callable[[], list[int]], write: Callable[[], bool]) -> None:
+    """Writes a page whenever there are more trials, until there can be no more or Ctrl-C."""
+    try:
+        known, more = count(), write()
+        while more:
+            time.sleep(2)
+            begun = time.monotonic()
+            if (now := count()) != known:
+                known, more = now, write()
+                time.sleep(4 * (time.monotonic() - begun))  # a large page leaves the processor to the study
+    except KeyboardInterrupt:
+        typer.echo("Stopped following.")
 
 
 def _write(path: Path, content: bytes) -> None:

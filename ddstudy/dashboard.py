@@ -6,7 +6,8 @@ WSGI application lets only GET and HEAD pass, and only under a name of this mach
 its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself.
 
 The view also translates. Optuna 5 stores each constraint under a key of its own, the dashboard looks for one list, and
-would call every unstable trial feasible.
+would call every unstable trial feasible; and it adds what is nowhere stored, a note on every study and our figures.
+They are made from the trials that the dashboard has read anyway, in a thread, so that no page waits for them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import ipaddress
+import json
 import socket
-from collections.abc import Callable, Container, Iterable
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -24,6 +29,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import optuna_dashboard
+import optuna_dashboard._app
+import optuna_dashboard._pareto_front
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage, get_storage
@@ -31,19 +38,44 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ddstudy.errors import UserError
-from ddstudy.store import is_whole
+from ddstudy.report.contents import show
+from ddstudy.report.panels import read_panels
+from ddstudy.store import StudyView, is_whole, view_of
 
 if TYPE_CHECKING:
     from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it
 
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
+_LIGHT = ("importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
+_REST = 10  # seconds at least from one set of figures to the next
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
+
+
+def publish(view: StudyView) -> dict[str, str]:
+    """The light panels of the overview as figures for the dashboard, which sends them along with every refresh.
+
+    Light are those whose size does not grow with the number of trials; the dashboard draws trials itself.
+
+    Returns:
+        Identity of the figure -> plotly's JSON. All together stay below 200 kB.
+    """
+    figures = {}
+    for number, panel in enumerate(read_panels(), 1):
+        shown = show(panel, [view]) if panel.kind in _LIGHT else None
+        if shown is not None and shown.figure is not None:
+            lines = textwrap.wrap(shown.sentence, 110)
+            title = f"<b>{panel.title}</b><br>" + "<br>".join(f"<sub>{line}</sub>" for line in lines)
+            top = 66 + 16 * len(lines)
+            shown.figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "yref": "container", "y": 0.97})
+            shown.figure.update_layout(margin_t=top, height=(shown.figure.layout.height or 360) + top)
+            figures[f"ddstudy-{number:02}"] = shown.figure.to_json()
+    return figures
 
 
 def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> WSGIApplication:
@@ -57,6 +89,7 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
     files = None if artifacts is None else _Images(artifacts)
     # get_storage adds Optuna's cache of finished trials, without which every refresh reads the whole study again.
     dashboard = optuna_dashboard.wsgi(_View(get_storage(storage)), files)
+    optuna_dashboard._app.get_pareto_front_trials = _feasible_front  # its own would take in unstable trials
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
     is_ours = _host_check(host)
 
@@ -197,14 +230,27 @@ class _View(BaseStorage):
 
     def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage
+        self._seen: dict[int, FrozenTrial] = {}  # finished trials as they are shown; they never change again
+        self._figures: dict[int, _Figures] = {}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return _with_listed_constraints(self._storage.get_trial(trial_id))
+        return _as_shown(self._storage.get_trial(trial_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return [_with_listed_constraints(t) for t in self._storage.get_all_trials(study_id, deepcopy, states)]
+        trials = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
+        if states is None:
+            self._figures.setdefault(study_id, _Figures()).follow(trials)
+        shown = []
+        for trial in trials:
+            seen = self._seen.get(trial._trial_id)
+            if seen is None:
+                seen = _as_shown(trial)
+                if trial.state.is_finished():
+                    self._seen[trial._trial_id] = seen
+            shown.append(seen)
+        return copy.deepcopy(shown) if deepcopy else shown
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """The best feasible trial, which Optuna's storages do not look for; the best of all where none is feasible."""
@@ -215,7 +261,19 @@ class _View(BaseStorage):
         return best(feasible or complete, key=lambda trial: trial.values[0])
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        return sorted(self._storage.get_all_studies(), key=lambda study: study._study_id)
+        studies = sorted(self._storage.get_all_studies(), key=lambda study: study._study_id)
+        return [self._with_figures(study) if "ddstudy:spec" in study.user_attrs else study for study in studies]
+
+    def _with_figures(self, study: FrozenStudy) -> FrozenStudy:
+        figures = self._figures.setdefault(study._study_id, _Figures())
+        figures.make(study)
+        shown = copy.copy(study)
+        note = {"dashboard:note_ver": 1, "dashboard:note_str:0": _note(study)}
+        drawn = {f"dashboard:plot_data:{name}:0": drawing for name, drawing in figures.made.items()}
+        shown.system_attrs = {**study.system_attrs, **note, **drawn}
+        # what a study file says stands in the note; as attributes it would fill the page
+        shown.user_attrs = {key: value for key, value in study.user_attrs.items() if not key.startswith("ddstudy:")}
+        return shown
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
@@ -250,15 +308,75 @@ class _View(BaseStorage):
     set_trial_system_attr = _refuse
 
 
-def _with_listed_constraints(trial: FrozenTrial) -> FrozenTrial:
-    """The trial with its constraints as one list, replacing Optuna 5's `constraints:NAME` keys (both would count)."""
+class _Figures:
+    """The figures of one study, made anew when trials have arrived.
+
+    Attributes:
+        made: the latest, see `publish`.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[str, str] = {}
+        self._trials: Sequence[FrozenTrial] = ()
+        self._drawn = 0  # finished trials in the latest figures
+        self._due = 0.0
+        self._thread: threading.Thread | None = None
+
+    def follow(self, trials: Sequence[FrozenTrial]) -> None:
+        """Takes note of the trials that a page has just read."""
+        self._trials = trials
+
+    def make(self, study: FrozenStudy) -> None:
+        """Begins to make the figures of the trials seen last, unless they are made, being made or too young."""
+        busy = self._thread is not None and self._thread.is_alive()
+        finished = sum(trial.state.is_finished() for trial in self._trials)
+        if busy or finished == self._drawn or time.monotonic() < self._due:
+            return
+        self._drawn = finished
+        self._thread = threading.Thread(target=self._make, args=(study, self._trials), daemon=True)
+        self._thread.start()
+
+    def _make(self, study: FrozenStudy, trials: Sequence[FrozenTrial]) -> None:
+        begun = time.monotonic()
+        # a study of another version, or one that is being made: the dashboard is of use without our figures
+        with contextlib.suppress(UserError, KeyError):
+            self.made = publish(view_of(study.study_name, study.user_attrs, trials, None, "this store"))
+        self._due = time.monotonic() + max(_REST, 10 * (time.monotonic() - begun))
+
+
+def _note(study: FrozenStudy) -> str:
+    """What a study is, as Markdown."""
+    facts = json.loads(study.user_attrs.get("ddstudy:facts", "{}"))
+    description = json.loads(study.user_attrs["ddstudy:spec"]).get("description", "")
+    rows = "".join(f"| {key} | {value} |\n" for key, value in facts.items())
+    return (
+        f"{description}\n\n| | |\n| --- | --- |\n{rows}\nUnstable trials are infeasible. "
+        f"More, and with images: `ddstudy report {study.study_name}`. This dashboard is read-only.\n"
+    )
+
+
+def _as_shown(trial: FrozenTrial) -> FrozenTrial:
+    """The trial with its constraints as one list instead of Optuna 5's `constraints:NAME` keys (both would count).
+
+    The members' curves stay behind: they are long, no table can show them, and every page would carry them.
+    """
     constraints = trial.constraints
-    if not constraints:
+    if not constraints and "curve" not in trial.user_attrs:
         return trial
-    others = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints:")}
     seen = copy.copy(trial)
-    seen.system_attrs = {**others, "constraints": list(constraints.values())}
+    if constraints:
+        others = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints:")}
+        seen.system_attrs = {**others, "constraints": list(constraints.values())}
+    seen.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "curve"}
     return seen
+
+
+def _feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
+    """The Pareto front of the feasible trials; of all complete ones where none is feasible."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    feasible = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
+    front = optuna_dashboard._pareto_front.get_pareto_front_trials(trials=feasible or complete, directions=directions)
+    return list(front)
 
 
 def _host_check(bound: str) -> Callable[[str], bool]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ddstudy.report import claims, page, panels, thesis
+from ddstudy.report import claims, contents, panels, thesis
 from ddstudy.store import Store, StudyView
 
 if TYPE_CHECKING:
@@ -69,18 +69,19 @@ class Study:
         """One row per member and check of every fit: `fit_id`, `iteration`, `seconds`, `member`, `psnr`."""
         return self.view.checks
 
-    def figure(self, kind: str, **fields: Any) -> go.Figure:
+    def figure(self, kind: str, *others: Study, **fields: Any) -> go.Figure:
         """A figure of the report, for example `study.figure("pareto", x="seconds", y="psnr")`.
 
         Args:
             kind: of the panel.
+            *others: studies that this one is compared with, for the kinds of dashboards/compare.toml.
             **fields: what the panel takes besides, as in `dashboards/*.toml`.
 
         Raises:
             UserError: there is no such kind or field, the kind is a table, or the study has no data for it.
         """
         panel = panels.parse_panel({"title": kind, **fields, "kind": kind}, f"figure {kind!r}")
-        return page.figure(self.view, panel)
+        return contents.figure(panel, [self.view, *(other.view for other in others)])
 
     def claims(self, *others: Study) -> pd.DataFrame:
         """The thesis' findings, re-tested: one row per claim, see `ddstudy.report.claims`.

@@ -42,7 +42,7 @@ from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.stability import cv_percent, reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
-from ddstudy.trials import Result, Results, TrialStorage, count_marked
+from ddstudy.trials import Result, Results, TrialStorage, count_finished, count_marked
 
 LEASE_SECONDS = 30.0
 URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
@@ -69,11 +69,31 @@ class StudyView:
     facts: dict[str, str]
     trials: pd.DataFrame
     _recorded: Sequence[FrozenTrial] = field(default=(), repr=False)
+    _artifacts: Path | None = field(default=None, repr=False)
+
+    @property
+    def measured(self) -> int:
+        """How many trials have a result: COMPLETE or PRUNED."""
+        return int(self.trials["state"].isin(["COMPLETE", "PRUNED"]).sum())
 
     @cached_property
     def checks(self) -> pd.DataFrame:
         """Made when asked for: it is long."""
         return checks_table(self._recorded)
+
+    @cached_property
+    def images(self) -> dict[int, dict[str, Path]]:
+        """Files of the images that were kept: number of a trial -> `target.png`, `output.png`, `error.png` -> path.
+
+        Whether a file is still there and whole, `is_whole` says.
+        """
+        if self._artifacts is None:
+            return {}
+        found = {}
+        for trial in self._recorded:
+            metas = [json.loads(v) for k, v in trial.system_attrs.items() if k.startswith(ARTIFACTS_ATTR_PREFIX)]
+            found[trial.number] = {meta["filename"]: self._artifacts / meta["artifact_id"] for meta in metas}
+        return found
 
 
 class NoStudiesError(UserError):
@@ -198,17 +218,12 @@ class Store:
         if name is not None and name not in names:
             raise UserError(f"{self.shown_url}: no study '{name}'", f"Valid: {', '.join(names)}.")
         study = optuna.load_study(study_name=name or names[0], storage=self.storage)
-        attrs = study.user_attrs
         trials = study.get_trials(deepcopy=False)
-        return StudyView(
-            study.study_name,
-            parse_spec(
-                json.loads(attrs["ddstudy:spec"]), f"{self.shown_url}: study '{study.study_name}' of another version"
-            ),
-            dict(json.loads(attrs["ddstudy:facts"])),
-            trials_table(trials),
-            trials,
-        )
+        return view_of(study.study_name, study.user_attrs, trials, self.artifacts, self.shown_url)
+
+    def finished(self, name: str) -> int:
+        """How many trials of a study are finished: a count that is quick in a large study, too."""
+        return count_finished(self.storage.engine, self.storage.get_study_id_from_name(name))
 
     def source(self, name: str, spec: StudySpec, target: Target) -> StudyView:
         """Another study, whose results are results of a study of this spec and target.
@@ -713,6 +728,26 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
         "noise": CategoricalDistribution(space.noise),
         "tiling": CategoricalDistribution(space.tiling),
     }
+
+
+def view_of(
+    name: str, attrs: Mapping[str, Any], trials: Sequence[FrozenTrial], artifacts: Path | None, where: str
+) -> StudyView:
+    """A study to look at.
+
+    Args:
+        name: of the study.
+        attrs: its user attributes.
+        trials: its trials, which are not changed.
+        artifacts: folder of its images.
+        where: the store, for messages.
+
+    Raises:
+        UserError: its study file is of another version.
+        KeyError: it was not made by ddstudy.
+    """
+    spec = parse_spec(json.loads(attrs["ddstudy:spec"]), f"{where}: study '{name}' of another version")
+    return StudyView(name, spec, dict(json.loads(attrs["ddstudy:facts"])), trials_table(trials), trials, artifacts)
 
 
 def setting_of(trial: FrozenTrial) -> Setting:

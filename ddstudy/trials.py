@@ -197,3 +197,11 @@ def count_marked(engine: sa.Engine, study_id: int, attribute: str) -> int:
     with engine.connect() as connection:
         count = connection.scalar(of_study.where(trial.study_id == study_id, attr.key == attribute))
     return int(count or 0)
+
+
+def count_finished(engine: sa.Engine, study_id: int) -> int:
+    """How many trials of a study are over, however they ended."""
+    trial, over = models.TrialModel, (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    of_study = sa.select(sa.func.count()).where(trial.study_id == study_id, trial.state.in_(over))
+    with engine.connect() as connection:
+        return int(connection.scalar(of_study) or 0)

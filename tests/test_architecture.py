@@ -9,12 +9,13 @@ ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
     "evaluate", "claims", "trials", "store", "samplers", "executors", "runner", "report", "report.tables",
-    "report.thesis", "report.claims", "report.figures", "report.panels", "report.page", "notebook", "dashboard", "cli",
+    "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
+    "report.contents", "report.page", "notebook", "dashboard", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec", "report.panels"},
     "nibabel": {"target"},
-    "cv2": {"target", "noise"},
+    "cv2": {"target", "noise", "report.images"},
     "opensimplex": {"noise"},
     "piq": {"metrics"},
     "numba": {"fit.simd", "fit.kernels_cpu"},

@@ -15,7 +15,7 @@ import ddstudy
 from ddstudy import cli
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
-from ddstudy.report import claims, page, panels, thesis
+from ddstudy.report import claims, contents, page, panels, thesis
 from ddstudy.samplers import sampler
 from ddstudy.store import Store
 from ddstudy.target import load_target
@@ -73,7 +73,7 @@ def test_a_figure_is_that_of_the_report(store, kind):
     study = ddstudy.open_study(store)
     panel = panels.parse_panel({"kind": kind, "title": "T", **FIGURES[kind]}, "test")
     drawn = study.figure(kind, **FIGURES[kind]).to_json()
-    assert drawn == page.figure(study.view, panel).to_json()
+    assert drawn == contents.figure(panel, [study.view]).to_json()
     assert drawn.replace("<", "\\u003c") in page.render([study.view], (panel,))
 
 

@@ -6,219 +6,32 @@ Which panels it shows is said by `ddstudy.report.panels`; the facts of a study a
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from ddstudy.errors import UserError
-from ddstudy.report import claims, figures, tables, thesis
+from ddstudy.report import images, tables
+from ddstudy.report.contents import COMPARISONS, Picture, Shown, Table, show
 from ddstudy.report.figures import DIGITS, LABELS
-from ddstudy.report.panels import (
-    Best,
-    Claims,
-    Ensemble,
-    Filtered,
-    Importance,
-    Panel,
-    Panels,
-    Pareto,
-    Published,
-    Quartiles,
-    Unstable,
-)
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.spec import BETTER
+from ddstudy.report.panels import Filtered, Panel, Panels
+from ddstudy.settings import AXES
 
 if TYPE_CHECKING:
     from ddstudy.store import StudyView
 
-
-@dataclass(frozen=True)
-class _Shown:
-    """A panel's content: one sentence, and a figure, a table, or both. `missing` says what would fill it."""
-
-    sentence: str
-    figure: go.Figure | None = None
-    table: str = ""
-    missing: str = ""
-    wide: bool = False
+_MOST_THUMBNAILS = 2500  # 3 MB of them
 
 
-def figure(view: StudyView, panel: Panel) -> go.Figure:
-    """The figure of one panel.
-
-    Raises:
-        UserError: the panel is a table, or the study has no data for it.
-    """
-    shown = _show(view, panel)
-    if shown.figure is None:
-        raise UserError(f"study {view.name}: no figure of '{panel.kind}'", shown.missing or "This kind is a table.")
-    return shown.figure
-
-
-def _show(view: StudyView, panel: Panel) -> _Shown:
-    match panel:
-        case Pareto():
-            return _pareto(view, panel)
-        case Importance():
-            return _importance(view, panel)
-        case Quartiles():
-            return _quartiles(view, panel)
-        case Unstable():
-            return _unstable(view, panel)
-        case Ensemble():
-            return _ensemble(view, panel)
-        case Best():
-            return _best(view, panel)
-        case Published():
-            return _published(view, panel)
-        case Claims():
-            return _claims(view)
-
-
-def _pareto(view: StudyView, panel: Pareto) -> _Shown:
-    x, y = panel.x, panel.y
-    trials = tables.finished(panel.filter(view.trials)).dropna(subset=[x, y])
-    directions = BETTER | view.spec.objectives
-    front = trials[tables.pareto_front(trials, {x: directions[x], y: directions[y]})].sort_values([x, y])
-    if trials.empty:
-        return _Shown("Every measured trial.", missing=f"Filled by measured trials with {LABELS[x]} and {LABELS[y]}.")
-    sentence = (
-        f"Every measured trial; {len(front):,} of {trials['stable'].sum():,} stable ones form the front: "
-        f"none is better in both {LABELS[x]} and {LABELS[y]}. A trial that was stopped stands where it stopped."
-    )
-    if "seconds" in (x, y) and (shared := int(trials["shared"].eq(True).sum())):
-        sentence += f" {shared:,} shared their device with another fit and look slower than they are."
-    columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
-    return _Shown(sentence, figures.pareto(trials, front, x, y), _table(front, columns))
-
-
-def _importance(view: StudyView, panel: Importance) -> _Shown:
-    result = tables.importance(view, panel.y)
-    sentence = f"How much of the variance of {LABELS[panel.y]} over all measured trials each axis explains"
-    if result.shares.empty:
-        return _Shown(f"{sentence}.", missing=result.reason)
-    sentence += f", by {result.evaluator}. A trial that was stopped counts with the value at which it stopped."
-    if len(result.shares) > 11:
-        sentence += f" Drawn are the ten largest terms and the rest; the table has all {len(result.shares)}."
-    return _Shown(sentence, figures.importance(result), _table(result.shares, {"term": "term", "share": "share"}))
-
-
-def _quartiles(view: StudyView, panel: Quartiles) -> _Shown:
-    y, axes = panel.y, [panel.x, *([panel.group] if panel.group else [])]
-    table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
-    who = "stable trials" if y in tables.QUALITY else "measured trials"
-    needed = f"{who} with {LABELS[y]}"
-    if y == "seconds":
-        who = needed = "trials, stable or not, that ran all their iterations on a device of their own"
-    sentence = f"Lower to upper quartile of {LABELS[y]} over {who}; the line is the median, the dashes are the mean."
-    if not table[f"{y}_n"].sum():
-        return _Shown(sentence, missing=f"Filled by {needed}.")
-    names = {"mean": f"{y}_mean", "lower quartile": f"{y}_q25", "median": f"{y}_median", "upper quartile": f"{y}_q75"}
-    columns = {axis: axis for axis in axes} | {"measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
-    return _Shown(sentence, figures.quartiles(table, panel.x, y, panel.group), _table(table, columns | names))
-
-
-def _unstable(view: StudyView, panel: Unstable) -> _Shown:
-    threshold = view.spec.stability.cv_percent
-    table = tables.unstable_share(panel.filter(view.trials), threshold)
-    sentence = f"Share of measured settings whose members' PSNR has a coefficient of variation above {threshold:g} %."
-    if table.empty or view.spec.fit.members == 1:
-        return _Shown(sentence, missing="Filled by measured trials of at least two members.")
-    columns = {
-        "tiling": "tiling",
-        "noise": "noise",
-        "settings": "n",
-        f"CV > {threshold:g} %": "above",
-        "share": "share",
-    }
-    return _Shown(sentence, figures.unstable(table), _table(table, columns))
-
-
-def _ensemble(view: StudyView, panel: Ensemble) -> _Shown:
-    members = view.spec.fit.members
-    table = tables.gain_of_ensemble(panel.filter(view.trials))
-    sentence = f"Mean PSNR over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."
-    if table.empty or members == 1:
-        return _Shown(sentence, missing="Filled by stable trials of at least two members.")
-    columns = {"tiling": "tiling", "noise": "noise", "trials": "n"}
-    columns |= {"1DD (dB)": "psnr_1dd", f"{members}DD (dB)": "psnr", "gain (dB)": "gain"}
-    return _Shown(sentence, figures.ensemble(table, members), _table(table, columns))
-
-
-def _best(view: StudyView, panel: Best) -> _Shown:
-    best = tables.best_settings(panel.filter(view.trials), panel.y)
-    word = "Lowest" if BETTER[panel.y] == "minimize" else "Highest"
-    sentence = f"{word} {LABELS[panel.y]} among stable trials of each pair, and its setting {{k, s, l, iterations}}."
-    if best.empty:
-        return _Shown(sentence, missing=f"Filled by stable trials with {LABELS[panel.y]}.")
-    cells = {
-        (row.tiling, row.noise): f"<strong>{_number(getattr(row, panel.y), DIGITS[panel.y])}</strong><br>"
-        f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}}"
-        for row in best.itertuples()
-    }
-    noises = [noise for noise in NOISES if noise in set(best["noise"])]
-    rows = [
-        [tiling, *(cells.get((tiling, noise), "&ndash;") for noise in noises)]
-        for tiling in TILINGS
-        if tiling in set(best["tiling"])
-    ]
-    return _Shown(sentence, table=_rows(["", *noises], rows))
-
-
-def _published(view: StudyView, panel: Published) -> _Shown:
-    ours = thesis.beside(view, panel.table)
-    if tables.finished(view.trials).empty:
-        return _Shown(f"{ours.source}.", missing="Filled by measured trials.")
-    numbers = [pd.api.types.is_float_dtype(kind) for kind in ours.table.dtypes]
-    rows = [
-        [_number(cell, 2) if isinstance(cell, float) else html.escape(str(cell)) for cell in row]
-        for row in ours.table.itertuples(index=False)
-    ]
-    table = _rows(list(ours.table.columns), rows, numbers) + _differences(ours.differences)
-    return _Shown(f"{ours.source}. {ours.ours}", table=table, wide=len(numbers) > 7)
-
-
-def _claims(view: StudyView) -> _Shown:
-    sentence = (
-        "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
-        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials."
-    )
-    rows = [
-        [
-            f"{html.escape(answer.claim.finding)}<br><small>{html.escape(answer.claim.source)}</small>",
-            f"<strong>{answer.verdict}</strong>",
-            html.escape(answer.effect_text),
-            html.escape(answer.tested),
-            f"{len(answer.numbers):,}",
-            html.escape(answer.claim.name),
-        ]
-        for answer in claims.retest(view)
-    ]
-    table = _rows(["finding", "answer", "effect", "compared", "trials", "name"], rows)
-    return _Shown(sentence, table=table + _differences(thesis.differences(view)), wide=True)
-
-
-def _differences(found: dict[str, str]) -> str:
-    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found.values())
-    return (
-        f"<details><summary>Not as in the thesis: {html.escape(', '.join(found))}</summary><ul>{items}</ul></details>"
-    )
-
-
-# --- the page
-
-
-def render(views: Iterable[StudyView], panels: Panels) -> str:
-    """The page: one section per study, the facts first, then the panels.
+def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) -> str:
+    """The page: the panels that compare studies, then one section per study, its facts first.
 
     Args:
         views: the studies.
         panels: what is shown of each, for example `read_panels()`.
+        reload_seconds: the page loads itself again so often, for a file that is written anew; 0 is never.
 
     Returns:
         A whole HTML document that loads nothing.
@@ -226,7 +39,10 @@ def render(views: Iterable[StudyView], panels: Panels) -> str:
     views = list(views)
     title = html.escape(", ".join(view.name for view in views) or "no study")
     studies = "".join(_study(view, panels, f"study-{place}") for place, view in enumerate(views, 1))
-    links = [f'<a href="#study-{place}">{html.escape(view.name)}</a>' for place, view in enumerate(views, 1)]
+    compared = _compared(views, panels) if views else ""
+    links = ['<a href="#compared">Side by side</a>'] if compared else []
+    links += [f'<a href="#study-{place}">{html.escape(view.name)}</a>' for place, view in enumerate(views, 1)]
+    navigation = f'<nav aria-label="Studies">{" ".join(links)}</nav>' if len(links) > 1 else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -237,9 +53,10 @@ def render(views: Iterable[StudyView], panels: Panels) -> str:
 <title>{title} - ddstudy report</title>
 <style>{_STYLE}</style>
 </head>
-<body>
-<header><p>ddstudy report</p>{f"<nav>{' '.join(links)}</nav>" if len(links) > 1 else ""}</header>
-<main>{studies or "<p>The store holds no study.</p>"}</main>
+<body{f' data-reload="{reload_seconds}"' if reload_seconds else ""}>
+<a class="skip" href="#main">Skip to the results</a>
+<header><p>ddstudy report{" of a running study" if reload_seconds else ""}</p>{navigation}</header>
+<main id="main">{compared}{studies or "<p>The store holds no study.</p>"}</main>
 <script>{get_plotlyjs()}</script>
 <script>{_SCRIPT}</script>
 </body>
@@ -247,14 +64,52 @@ def render(views: Iterable[StudyView], panels: Panels) -> str:
 """
 
 
-def _study(view: StudyView, panels: Panels, place: str) -> str:
-    shown = "".join(
-        _section(panel, _show(view, panel), f"{place}-panel-{number}") for number, panel in enumerate(panels, 1)
-    )
-    description = f"<p>{html.escape(view.spec.description)}</p>" if view.spec.description else ""
+def _compared(views: Sequence[StudyView], panels: Panels) -> str:
+    """The panels that are about several studies at once."""
+    shown = [_panel(panel, views, f"compared-panel-{number}") for number, panel in _numbered(panels, comparison=True)]
+    if not shown:
+        return ""
+    about = f"<p>{html.escape(', '.join(view.name for view in views))}</p>"
     return (
-        f'<section class="study" id="{place}"><h1>{html.escape(view.name)}</h1>{description}'
-        f'<div class="panels">{_facts(view)}{shown}</div></section>'
+        f'<section class="study" id="compared"><h1>Side by side</h1>{about}'
+        f'<div class="panels">{"".join(markup for markup, _ in shown)}</div></section>'
+    )
+
+
+def _study(view: StudyView, panels: Panels, place: str) -> str:
+    shown = [
+        (panel, *_panel(panel, [view], f"{place}-panel-{number}"))
+        for number, panel in _numbered(panels, comparison=False)
+        if panel.data is None or view.name in panel.data
+    ]
+    description = f"<p>{html.escape(view.spec.description)}</p>" if view.spec.description else ""
+    links = "".join(
+        f'<li><a href="#{place}-panel-{number}">{html.escape(panel.title)}</a></li>'
+        for number, panel in _numbered(panels, comparison=False)
+        if panel.data is None or view.name in panel.data
+    )
+    index = f'<details class="index"><summary>Panels</summary><ul>{links}</ul></details>' if links else ""
+    thumbnails = _thumbnails(view) if any(content.thumbnails for _, _, content in shown) else ""
+    return (
+        f'<section class="study" id="{place}"><h1>{html.escape(view.name)}</h1>{description}{index}'
+        f'<div class="panels">{_facts(view)}{"".join(markup for _, markup, _ in shown)}</div>{thumbnails}</section>'
+    )
+
+
+def _numbered(panels: Panels, *, comparison: bool) -> list[tuple[int, Panel]]:
+    return [(number, panel) for number, panel in enumerate(panels, 1) if isinstance(panel, COMPARISONS) == comparison]
+
+
+def _thumbnails(view: StudyView) -> str:
+    """The outputs of all trials in one picture, of which the script shows a piece beside the pointer."""
+    best_first = view.trials.sort_values("psnr", ascending=False, kind="stable")["number"].head(_MOST_THUMBNAILS)
+    files = {number: view.images.get(number, {}).get("output.png") for number in best_first.tolist()}
+    sheet = images.sheet({number: file for number, file in files.items() if file is not None})
+    if sheet is None:
+        return ""
+    return (
+        f'<img class="thumbnail" hidden alt="" src="{sheet.uri}" width="{sheet.width}" height="{sheet.height}" '
+        f'data-columns="{sheet.columns}" data-numbers="{json.dumps(sheet.numbers)}">'
     )
 
 
@@ -273,7 +128,9 @@ def _facts(view: StudyView) -> str:
         "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.space.search_space):,} settings",
         "unstable": share or "no trial is measured yet",
     }
-    rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(value)}</td></tr>' for key, value in facts.items()
+    )
     best = tables.best_by_metric(trials)
     return (
         f'<article class="panel"><h2>Facts</h2><div class="scroll"><table class="facts">{rows}</table></div>'
@@ -298,62 +155,118 @@ def _reasons(trials: pd.DataFrame) -> str:
         return ""
     shown = reasons.head(10)
     more = f"<p>{len(reasons) - 10:,} more reasons are in the exported table.</p>" if len(reasons) > 10 else ""
-    table = _table(shown, {"state": "state", "reason": "reason", "trials": "n"})
+    table = _table(Table(shown, {"state": "state", "reason": "reason", "trials": "n"}))
     return f"<details><summary>Why trials failed or are unstable</summary>{table}{more}</details>"
 
 
-def _section(panel: Panel, shown: _Shown, place: str) -> str:
+def _panel(panel: Panel, views: Sequence[StudyView], place: str) -> tuple[str, Shown]:
+    """A panel's article, and what it shows."""
+    shown = _content(panel, views)
     narrowed = str(panel.filter) if isinstance(panel, Filtered) else ""
-    sentence = html.escape(shown.sentence + (f" Only {narrowed}." if narrowed else ""))
+    sentence = html.escape(shown.sentence[:1].upper() + shown.sentence[1:] + (f" Only {narrowed}." if narrowed else ""))
     title = html.escape(panel.title)
-    content = _missing(shown.missing) if shown.missing else shown.table
-    if shown.figure is not None:
-        drawing = shown.figure.to_json()  # plotly writes "<" as an escape, so no text in it ends the script element
-        content = (
-            f'<div class="plot" role="img" aria-label="{title}. {sentence}"></div>'
-            f'<script type="application/json">{drawing}</script>'
-            f"<details><summary>Numbers</summary>{shown.table}</details>"
-        )
-    wide = " wide" if panel.kind == "pareto" or shown.wide else ""
-    return f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
+    if shown.missing:
+        content = _missing(shown.missing)
+    else:
+        table = "" if shown.table is None else _table(shown.table)
+        content = _pictures(shown.pictures) if shown.pictures else ""
+        if shown.figure is not None:
+            drawing = shown.figure.to_json()  # plotly writes "<" as an escape, so no text in it ends the script element
+            content += (
+                f'<div class="plot" role="img" aria-label="{title}. {sentence}"></div>'
+                f'<script type="application/json">{drawing}</script>'
+            )
+        content += f"<details><summary>Numbers</summary>{table}</details>" if content and table else table
+        content += _differences(shown.differences) if shown.differences else ""
+    wide = " wide" if panel.kind in _WIDE else ""
+    article = f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
+    return article, shown
+
+
+def _differences(found: dict[str, str]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found.values())
+    return (
+        f"<details><summary>Not as in the thesis: {html.escape(', '.join(found))}</summary><ul>{items}</ul></details>"
+    )
+
+
+def _content(panel: Panel, views: Sequence[StudyView]) -> Shown:
+    if not isinstance(panel, COMPARISONS):
+        return show(panel, views)
+    among = [view for view in views if panel.data is None or view.name in panel.data]
+    absent = sorted(set(panel.data or ()) - {view.name for view in views})
+    if absent:
+        return Shown("", missing=f"Filled by naming the studies on the command line: {', '.join(absent)}.")
+    if len(among) < 2:
+        return Shown("", missing="Filled by a second study: name two or more on the command line.")
+    return show(panel, among)
+
+
+def _pictures(rows: list[list[Picture]]) -> str:
+    cells = "".join(
+        f"<figure><div>{''.join(_image(*face) for face in picture.faces)}</div>"
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+        for row in rows
+        for picture in row
+    )
+    return f'<div class="pictures" style="--columns: {max(map(len, rows))}">{cells}</div>'
+
+
+def _image(uri: str, words: str) -> str:
+    words = html.escape(words)
+    return f'<img src="{uri}" alt="{words}">' if uri else f'<p class="none">no image of {words}</p>'
 
 
 def _missing(words: str) -> str:
     return f'<p class="missing">No data yet. {html.escape(words)}</p>'
 
 
-def _table(frame: pd.DataFrame, columns: dict[str, str]) -> str:
-    """A table of the frame's columns under other headings."""
-    frame = frame[list(columns.values())]
-    formats = [_format(column) for column in columns.values()]
+def _table(table: Table) -> str:
+    frame = table.frame[list(table.columns.values())]
+    formats = [_format(column, table.digits) for column in table.columns.values()]
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
     rows = [[form(value) for form, value in zip(formats, row, strict=True)] for row in frame.itertuples(index=False)]
-    return _rows(list(columns), rows, numbers)
+    return _rows(list(table.columns), rows, numbers)
 
 
 def _rows(headings: list[str], rows: list[list[str]], numbers: Iterable[bool] = ()) -> str:
     """A table of cells that are HTML already; `numbers` says which columns stand to the right."""
     sides = [' class="number"' if number else "" for number in numbers] or [""] * len(headings)
-    head = "".join(f"<th{side}>{html.escape(text)}</th>" for side, text in zip(sides, headings, strict=True))
+    head = "".join(
+        f'<th scope="col"{side}>{html.escape(text)}</th>' for side, text in zip(sides, headings, strict=True)
+    )
     body = "".join(
         f"<tr>{''.join(f'<td{side}>{cell}</td>' for side, cell in zip(sides, row, strict=True))}</tr>" for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    # whoever has no pointer scrolls a wide table with the arrow keys, which needs the focus
+    opened = '<div class="scroll" tabindex="0" role="region" aria-label="Table">'
+    return f"{opened}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _format(column: str) -> Callable[[Any], str]:
+def _format(column: str, digits: int) -> Callable[[Any], str]:
     if column.endswith("share"):
         return lambda value: f"{value:.1%}"
-    for metric, digits in DIGITS.items():
-        if column == metric or column in {f"{metric}_{part}" for part in ("1dd", "mean", "q25", "median", "q75")}:
-            return lambda value: _number(value, digits)
-    return (lambda value: _number(value, 2)) if column == "gain" else (lambda value: html.escape(str(value)))
+    if column == "mse":
+        return lambda value: f"{value:.2e}"
+    for metric, of_metric in DIGITS.items():
+        parts = ("1dd", "mean", "min", "q25", "median", "q75", "max")
+        if column == metric or column in {f"{metric}_{part}" for part in parts}:
+            return lambda value: _number(value, of_metric)
+    return lambda value: _cell(value, digits)
 
 
-def _number(value: float, digits: int) -> str:
+def _cell(value: Any, digits: int) -> str:
+    if value is None or value is pd.NA or isinstance(value, float):
+        return _number(value, digits)
+    first, line, rest = html.escape(str(value)).partition("\n")
+    return f"<strong>{first}</strong><br>{rest}" if line else first
+
+
+def _number(value: Any, digits: int) -> str:
     return "&ndash;" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
+_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer", "published", "claims")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #59626b; --line: #d9dee3; --page: #f4f6f8; --card: #fff;
   --link: #00609a; }
@@ -387,22 +300,51 @@ tbody tr { border-top: 1px solid var(--line); }
 details { margin-top: 0.75rem; }
 summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
 .plot { width: 100%; }
-.plot text:not(.hoverlayer *) { fill: var(--ink) !important; }
+.plot text:not(.hoverlayer *, .heatmap-label *) { fill: var(--ink) !important; }
+.pictures { display: grid; gap: 0.5rem; grid-template-columns: repeat(var(--columns), minmax(0, 18rem)); }
+.pictures figure { margin: 0; }
+.pictures figure div { display: grid; gap: 2px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 7rem), 1fr)); }
+.pictures img { display: block; width: 100%; image-rendering: pixelated; border-radius: 0.2rem; }
+.pictures figcaption, .none { margin: 0; color: var(--soft); font-size: 0.8rem; overflow-wrap: anywhere; }
+.thumbnail { position: fixed; z-index: 9; object-fit: none; transform: scale(2); transform-origin: 0 0;
+  pointer-events: none; border: 1px solid var(--line); }
+.index ul { columns: 16rem; margin: 0.5rem 0; padding-left: 1.2rem; font-size: 0.9rem; }
+.skip { position: absolute; left: -99rem; }
+.skip:focus { left: 0.5rem; }
 @media print {
   body { padding: 0; background: none; }
   .panels { display: block; }
   .panel { margin-bottom: 1rem; }
-  .plot, tr { break-inside: avoid; }
+  .index, .skip, .thumbnail { display: none; }
+  .plot, tr, figure { break-inside: avoid; }
   h2, .panel > p, summary { break-after: avoid; }
 }
 """
 
-# figures follow the width of the paper while they are printed, and closed tables are opened
+# Figures follow the width of the paper while they are printed, and closed tables are opened. A page that is written
+# anew comes back at the same place, and not while someone moves about in it.
 _SCRIPT = """
 const plots = [...document.querySelectorAll(".plot")];
 for (const plot of plots) {
   const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
   Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
+}
+for (const sheet of document.querySelectorAll(".thumbnail")) {
+  const { columns, numbers } = sheet.dataset;
+  const places = new Map(JSON.parse(numbers).map((number, place) => [number, place]));
+  for (const plot of sheet.closest(".study").querySelectorAll(".plot")) {
+    plot.on("plotly_hover", ({ points, event }) => {
+      const place = places.get(points[0].customdata);
+      sheet.hidden = place === undefined;
+      if (sheet.hidden) return;
+      const left = (place % columns) * sheet.width, top = Math.floor(place / columns) * sheet.height;
+      sheet.style.objectPosition = `${-left}px ${-top}px`;
+      sheet.style.left = `${Math.min(event.clientX + 20, innerWidth - 2 * sheet.width - 8)}px`;
+      const above = event.clientY + 40 + 2 * sheet.height > innerHeight;
+      sheet.style.top = `${above ? event.clientY - 40 - 2 * sheet.height : event.clientY + 40}px`;
+    });
+    plot.on("plotly_unhover", () => { sheet.hidden = true; });
+  }
 }
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details:not([open])")) details.open = details.opened = true;
@@ -412,4 +354,19 @@ addEventListener("afterprint", () => {
   for (const details of document.querySelectorAll("details")) if (details.opened) details.open = details.opened = false;
   for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
 });
+const seconds = Number(document.body.dataset.reload);
+if (seconds) {
+  const all = [...document.querySelectorAll("details")];
+  const { top, open } = JSON.parse(sessionStorage.getItem("place") ?? '{"top": 0, "open": []}');
+  for (const place of open) if (all[place]) all[place].open = true;
+  scrollTo(0, top);
+  let moved = 0;
+  for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { moved = Date.now(); });
+  setInterval(() => {
+    if (Date.now() - moved < 3000) return;
+    const open = all.flatMap((details, place) => details.open ? [place] : []);
+    sessionStorage.setItem("place", JSON.stringify({ top: scrollY, open }));
+    location.reload();
+  }, seconds * 1000);
+}
 """

@@ -1,7 +1,7 @@
 """Which panels a report shows, and in which order: a TOML file, a list of `[[panel]]`.
 
 One strict model per kind of panel, in the manner of `ddstudy.spec`. `OVERVIEW` is the list used where nobody names
-another.
+another, `COMPARE` goes before it where several studies are shown.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,7 @@ from ddstudy.settings import Noise, Tiling
 from ddstudy.spec import Metric, describe, reason_of
 
 OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
+COMPARE = OVERVIEW.with_name("compare.toml")
 Axis = Literal["k", "s", "l", "iterations", "noise", "tiling"]
 _MODEL = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -51,6 +52,7 @@ class _Titled(BaseModel):
     model_config = _MODEL
 
     title: Annotated[str, Field(min_length=1)] = Field(..., description="heading of the panel")
+    data: list[str] | None = Field(None, description="names of the studies that the panel is about [all]")
 
 
 class Filtered(_Titled):
@@ -59,18 +61,28 @@ class Filtered(_Titled):
     filter: Filter = Field(Filter(), description="a table of axis = [values]: the trials shown")
 
 
-class Pareto(Filtered):
-    """Every trial in the plane of two metrics, and its Pareto front."""
-
-    kind: Literal["pareto"]
+class _Plane(Filtered):
     x: Metric = Field(..., description="metric across")
     y: Metric = Field(..., description="metric upwards")
 
     @model_validator(mode="after")
-    def _plane(self) -> Self:
+    def _two_metrics(self) -> Self:
         if self.x == self.y:
             raise ValueError("x and y must differ")
         return self
+
+
+class Pareto(_Plane):
+    """Every trial in the plane of two metrics, and its Pareto front."""
+
+    kind: Literal["pareto"]
+
+
+class Parallel(Filtered):
+    """Every trial as a line through its setting, the best ones in front."""
+
+    kind: Literal["parallel"]
+    y: Metric = Field(..., description="metric that ranks the trials")
 
 
 class Importance(_Titled):
@@ -80,12 +92,9 @@ class Importance(_Titled):
     y: Metric = Field(..., description="metric whose variance is explained")
 
 
-class Quartiles(Filtered):
-    """A metric per value of an axis (thesis Figs. 4.2 and 4.3, Tables 4.1 and 4.2)."""
-
-    kind: Literal["quartiles"]
+class _ByAxis(Filtered):
     x: Axis = Field(..., description="axis of the setting across")
-    y: Metric = Field(..., description="metric upwards")
+    y: Metric = Field(..., description="metric that is summarised")
     group: Axis | None = Field(None, description="axis of the setting that splits each value of x")
 
     @model_validator(mode="after")
@@ -93,6 +102,32 @@ class Quartiles(Filtered):
         if self.group == self.x:
             raise ValueError("x and group must differ")
         return self
+
+
+class Quartiles(_ByAxis):
+    """How a metric is distributed per value of an axis."""
+
+    kind: Literal["quartiles"]
+
+
+class Means(_ByAxis):
+    """Average of a metric per value of an axis (thesis Figs. 4.2 and 4.3, Tables 4.1 and 4.2)."""
+
+    kind: Literal["means"]
+
+
+class Heatmap(_ByAxis):
+    """Median of a metric for every combination of two axes."""
+
+    kind: Literal["heatmap"]
+    group: Axis = Field(..., description="axis of the setting upwards")
+
+
+class Convergence(Filtered):
+    """Curves of the members of two fits, where they disagree most and least (thesis Figs. 2.3 and 4.5)."""
+
+    kind: Literal["convergence"]
+    y: Literal["mse", "psnr"] = Field("mse", description="what is drawn over the iterations")
 
 
 class Unstable(Filtered):
@@ -114,6 +149,27 @@ class Best(Filtered):
     y: Metric = Field(..., description="metric that is best")
 
 
+class Outputs(Filtered):
+    """Outputs of one setting and their error maps, per pair (thesis Fig. 4.1)."""
+
+    kind: Literal["outputs"]
+
+
+class NoisePreview(_Titled):
+    """Input tensors as images (thesis Figs. 3.1 and 3.3)."""
+
+    kind: Literal["noise"]
+    x: Literal["noise", "feature_size"] = Field(
+        "noise", description="what differs: the kind of noise, or the feature size of 'simplex'"
+    )
+
+
+class Tilings(_Titled):
+    """The target in one piece and in tiles (thesis Fig. 3.4)."""
+
+    kind: Literal["tilings"]
+
+
 class Published(_Titled):
     """A table of the thesis beside ours, of the whole study."""
 
@@ -127,18 +183,54 @@ class Claims(_Titled):
     kind: Literal["claims"]
 
 
-Panel = Pareto | Importance | Quartiles | Unstable | Ensemble | Best | Published | Claims
+class Fronts(_Plane):
+    """The Pareto fronts of several studies in one plane."""
+
+    kind: Literal["fronts"]
+
+
+class Ranks(Filtered):
+    """Whether settings rank alike in several studies: a metric against itself, and Spearman's correlation."""
+
+    kind: Literal["ranks"]
+    y: Metric = Field(..., description="metric by which settings are ranked")
+
+
+class Transfer(Filtered):
+    """What the best setting of each study is worth in the others."""
+
+    kind: Literal["transfer"]
+    y: Metric = Field(..., description="metric that is best")
+
+
+class Slices(Filtered):
+    """Results away from the slice for which the setting was chosen (thesis Fig. 5.1)."""
+
+    kind: Literal["slices"]
+    y: Metric = Field(..., description="metric upwards")
+
+
+Comparison = Fronts | Ranks | Transfer | Slices
+Panel = (
+    Pareto
+    | Parallel
+    | Importance
+    | Quartiles
+    | Means
+    | Heatmap
+    | Convergence
+    | Unstable
+    | Ensemble
+    | Best
+    | Outputs
+    | NoisePreview
+    | Tilings
+    | Published
+    | Claims
+    | Comparison
+)
 Panels = tuple[Panel, ...]
-KINDS: dict[str, type[Panel]] = {
-    "pareto": Pareto,
-    "importance": Importance,
-    "quartiles": Quartiles,
-    "unstable": Unstable,
-    "ensemble": Ensemble,
-    "best": Best,
-    "published": Published,
-    "claims": Claims,
-}
+KINDS: dict[str, type[Panel]] = {get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(Panel)}
 
 
 def read_panels(path: Path = OVERVIEW) -> Panels:

@@ -124,7 +124,8 @@ def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr"
 
     Returns:
         One row per value that was measured, in the axes' order: the axes, `n` measured trials, `unstable_share` of
-        them, and for each metric `<metric>_n` comparable trials, their `_mean`, `_q25`, `_median` and `_q75`.
+        them, and for each metric `<metric>_n` comparable trials, their `_mean`, `_min`, `_q25`, `_median`, `_q75` and
+        `_max`.
     """
     groups = _in_order(finished(trials)).groupby(list(axes), observed=True)
     table = pd.DataFrame({"n": groups.size(), "unstable_share": 1.0 - groups["stable"].mean()})
@@ -133,9 +134,11 @@ def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr"
         summary = {
             f"{metric}_n": values.size(),
             f"{metric}_mean": values.mean(),
+            f"{metric}_min": values.min(),
             f"{metric}_q25": values.quantile(0.25),
             f"{metric}_median": values.median(),
             f"{metric}_q75": values.quantile(0.75),
+            f"{metric}_max": values.max(),
         }
         table = table.join(pd.DataFrame(summary))
         table[f"{metric}_n"] = table[f"{metric}_n"].fillna(0).astype(int)
@@ -188,6 +191,85 @@ def gain_of_ensemble(trials: pd.DataFrame) -> pd.DataFrame:
     return _plain(table.assign(n=groups.size(), gain=table["psnr"] - table["psnr_1dd"]))[
         [*PAIR, "n", "psnr_1dd", "psnr", "gain"]
     ]
+
+
+def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
+    """Curves of the members of two fits: the one with the largest CV, and the stable one with the smallest (Fig. 4.5).
+
+    Stable, because members that are all dead agree best of all.
+
+    Args:
+        view: the study.
+        trials: those of its trials whose fits are considered; of a fit, the trial with most iterations counts.
+
+    Returns:
+        One row per member and check of the two fits (one, if there is no other), the larger CV first: `fit_id`,
+        `cv_percent` (at the end), `member`, `iteration`, `psnr` (dB) and `mse`, the same on another scale: the mean
+        squared error of the whole slice that belongs to this PSNR.
+    """
+    rows = finished(trials).dropna(subset=["cv_percent"])
+    rows = rows[rows["fit_id"].isin(view.checks["fit_id"].unique())]
+    last = rows.sort_values(["iterations", "number"], kind="stable").drop_duplicates("fit_id", keep="last")
+    ranked = last.sort_values(["cv_percent", "number"], ascending=[False, True], kind="stable")
+    stable = ranked[ranked["stable"]]
+    chosen = pd.concat([ranked.head(1), stable.tail(1)])[["fit_id", "cv_percent"]].drop_duplicates()
+    curves = chosen.merge(view.checks, on="fit_id", how="left")  # in the order of `chosen`
+    columns = ["fit_id", "cv_percent", "member", "iteration", "psnr"]
+    return curves[columns].assign(mse=10.0 ** (-curves["psnr"] / 10))
+
+
+def parallel(trials: pd.DataFrame, metric: str, best_share: float = 0.05, drawn: int = 600) -> pd.DataFrame:
+    """Every trial as a line through its setting, for parallel coordinates.
+
+    On each axis the values stand side by side, evenly. Around a value the lines are spread in the order of the metric,
+    worst to best, so that none hides another and a value that the best settings share shows a bundle.
+
+    Args:
+        trials: the table of trials.
+        metric: that ranks the comparable trials.
+        best_share: of the comparable trials that are the best.
+        drawn: at most so many of the others are kept, evenly over their ranks.
+
+    Returns:
+        One row per trial, best first: `number`, the axes (their values), `<axis>_at` in [0, 1], the metric,
+        `<metric>_at` in [0, 1] by its value, and `best`.
+    """
+    rows = comparable(trials, metric)
+    if BETTER[metric] == "minimize" and len(rows):
+        rows = rows[rows["stable"]]
+    ascending = BETTER[metric] == "minimize"
+    rows = rows.sort_values([metric, "number"], ascending=[ascending, True], kind="stable").reset_index(drop=True)
+    best = rows.index < max(1, round(best_share * len(rows)))
+    rows = rows.assign(best=best)
+    for axis in AXES:
+        order = {"noise": NOISES, "tiling": TILINGS}.get(axis) or sorted(rows[axis].unique())
+        values = [value for value in order if value in set(rows[axis])]
+        place = rows[axis].map({value: index for index, value in enumerate(values)}).astype(float)
+        within = rows.groupby(axis, observed=True).cumcount()  # 0 is the best
+        among = rows.groupby(axis, observed=True)[metric].transform("size")
+        rows[f"{axis}_at"] = (place + 0.9 - 0.8 * (within + 0.5) / among) / max(1, len(values))
+    low, high = rows[metric].min(), rows[metric].max()
+    rows[f"{metric}_at"] = (rows[metric] - low) / (high - low if high > low else 1.0)
+    others = rows.index[~rows["best"]]
+    kept = others if len(others) <= drawn else others[np.linspace(0, len(others) - 1, drawn).round().astype(int)]
+    rows = rows.loc[rows.index[rows["best"]].append(kept)]
+    return rows[["number", *AXES, *(f"{axis}_at" for axis in AXES), metric, f"{metric}_at", "best"]]
+
+
+def gallery(trials: pd.DataFrame) -> pd.DataFrame:
+    """The measured trials of one setting {k, s, l, iterations}, one per pair (thesis Fig. 4.1).
+
+    Of several settings the one that most pairs have, and of those the one with the highest mean PSNR.
+    """
+    axes = ["k", "s", "l", "iterations"]
+    rows = finished(trials)
+    if rows.empty:
+        return rows
+    groups = rows.groupby(axes)
+    ranked = pd.DataFrame({"pairs": groups.size(), "psnr": groups["psnr"].mean()}).sort_values(["pairs", "psnr"])
+    chosen = dict(zip(axes, ranked.index[-1], strict=True))
+    rows = rows[(rows[axes] == pd.Series(chosen)).all(axis=1)]
+    return _in_order(rows).sort_values(["noise", "tiling"]).astype({"noise": object, "tiling": object})
 
 
 def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:

@@ -1,0 +1,128 @@
+"""Several studies -> data: the same settings on different slices, subjects, devices or versions, side by side.
+
+Only settings that two studies both measured are compared with each other, and by the rules of `tables`: quality counts
+stable trials only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ddstudy.report.tables import comparable
+from ddstudy.settings import AXES
+from ddstudy.spec import BETTER
+
+if TYPE_CHECKING:
+    from ddstudy.store import StudyView
+
+
+def matched(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataFrame], metric: str) -> pd.DataFrame:
+    """A metric of the settings that any study measured: one row per setting, one column per study, named by it.
+
+    Args:
+        views: the studies, their names all different.
+        trials: what is taken of each table of trials.
+        metric: NaN where a study has no comparable trial of a setting.
+    """
+    columns = {
+        view.name: comparable(trials(view.trials), metric).groupby(list(AXES), observed=True)[metric].mean()
+        for view in views
+    }
+    return pd.DataFrame(columns)
+
+
+def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of the settings' metric for each two studies.
+
+    Args:
+        table: of `matched`.
+
+    Returns:
+        `one`, `other`, `n` settings that both have, and `spearman`, NaN below three settings.
+    """
+    rows = []
+    for one, other in itertools.combinations(table.columns, 2):
+        both = table[[one, other]].dropna()
+        ranks = both.rank()
+        known = len(both) >= 3 and (ranks.nunique() > 1).all()
+        rows.append((one, other, len(both), ranks[one].corr(ranks[other]) if known else math.nan))
+    return pd.DataFrame(rows, columns=["one", "other", "n", "spearman"])
+
+
+def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """What the best setting of each study is worth in the others.
+
+    Args:
+        table: of `matched`: quality counts stable trials, so a setting that is unstable elsewhere has no value there.
+        metric: that is best.
+
+    Returns:
+        One row per ordered pair of studies: `source`, its best setting (the axes), `target`, `value` there (NaN: not
+        measured or not stable there), `own_best` of the target, `loss` against it (never negative), `rank` among
+        the `n` settings of the target, 1 is the best. Last, with an empty `source`, the setting whose greatest loss
+        over all studies is least: one row per study.
+    """
+    minimize = BETTER[metric] == "minimize"
+    table = table.dropna(axis="columns", how="all")
+    best_of: dict[str, Any] = {
+        name: table[name].idxmin() if minimize else table[name].idxmax() for name in table.columns
+    }
+    losses = (table - (table.min() if minimize else table.max())).abs().dropna()
+    if len(losses) and len(table.columns) > 1:
+        best_of[""] = losses.max(axis=1).idxmin()
+    rows = []
+    for source, best in best_of.items():
+        for target in table.columns:
+            if target == source:
+                continue
+            there = table[target].dropna()
+            value = float(table[target][best])
+            own = there.min() if minimize else there.max()
+            better = (there < value).sum() if minimize else (there > value).sum()
+            rank = None if math.isnan(value) else int(better) + 1
+            rows.append((source, *best, target, value, own, abs(own - value), rank, len(there)))
+    columns = ["source", *AXES, "target", "value", "own_best", "loss", "rank", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
+
+
+def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataFrame], metric: str) -> pd.DataFrame:
+    """A metric over slices of one volume: with the setting that is best on one of them, and with each one's own best.
+
+    The slice for which the setting is chosen is the middle one (`slice = "mid"`), else the first study's (thesis
+    Fig. 5.1). Studies of other volumes or planes than this one's are left out.
+
+    Returns:
+        One row per study, by slice: `study`, `slice`, `distance` from the chosen one, `n` comparable settings,
+        `chosen` (the metric with the chosen slice's best setting, NaN where not measured or unstable), `own_best`, and
+        the chosen setting (the axes). Empty with fewer than two slices.
+    """
+    known = [(view, place) for view in views if (place := _slice_of(view)) is not None]
+    empty = pd.DataFrame(columns=["study", "slice", "distance", "n", "chosen", "own_best", *AXES])
+    if not known:
+        return empty
+    first, where = next(((view, place) for view, place in known if view.spec.target.slice == "mid"), known[0])
+    same = [(view, place) for view, place in known if place[0] == where[0]]
+    table = matched([view for view, _ in same], trials, metric)
+    scores = table[first.name].dropna()
+    if scores.empty or len({place for _, place in same}) < 2:
+        return empty
+    minimize = BETTER[metric] == "minimize"
+    best: Any = scores.idxmin() if minimize else scores.idxmax()
+    rows = []
+    for view, (_, index) in same:
+        own = table[view.name].dropna()
+        extreme = own.min() if minimize else own.max()
+        rows.append((view.name, index, index - where[1], len(own), table[view.name][best], extreme, *best))
+    return pd.DataFrame(rows, columns=empty.columns).sort_values("slice", ignore_index=True)
+
+
+def _slice_of(view: StudyView) -> tuple[str, int] | None:
+    """What is cut (volume and plane) and where, from the target's name; None for pictures."""
+    found = re.fullmatch(r"(.* (?:axial|coronal|sagittal)) (\d+)((?: volume \d+)?)", view.facts.get("target", ""))
+    return None if found is None else (found[1] + found[3], int(found[2]))
