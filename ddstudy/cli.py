@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ddstudy.errors import UserError, WorkError
 
@@ -55,7 +56,18 @@ DEFAULT_STORE = "sqlite:///ddstudy.db"
 _SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
 
 
-@app.command(epilog="Example: ddstudy run studies/tpe.toml --target brain.nii.gz --trials 50")
+class _Run(TyperCommand):
+    """`ddstudy run`, whose `--ray` may stand without an address: the parser knows no values that may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for place in [place for place, word in enumerate(args) if word == "--ray"]:
+            following = args[place + 1] if place + 1 < len(args) else "-"
+            if following.startswith("-") or following.endswith(".toml"):
+                args = [*args[:place], "--ray=", *args[place + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Run, epilog="Example: ddstudy run studies/tpe.toml --target brain.nii.gz --trials 50")
 def run(
     study: Annotated[Path | None, typer.Argument(help="Study file (TOML) [a small packaged study].")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Every setting once.")] = False,
@@ -64,7 +76,10 @@ def run(
     target: Annotated[Path | None, typer.Option(help="Image or volume to fit [the study's].")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try [all; 100 for a search].")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study in the store.")] = None,
-    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on Ray: local, auto or HOST:PORT.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Run on Ray: local, auto or HOST:PORT [RAY_ADDRESS's, else local]."),
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, fused or reference [the study's].")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Fits at a time [as the cores allow].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a fit [one per member].")] = None,
@@ -82,7 +97,15 @@ def run(
     from ddstudy.target import load_target
 
     spec = _override(
-        _spec(study), grid=grid, tpe=tpe, pareto=pareto, target=target, trials=trials, name=name, engine=engine
+        _spec(study),
+        grid=grid,
+        tpe=tpe,
+        pareto=pareto,
+        target=target,
+        trials=trials,
+        name=name,
+        engine=engine,
+        ray=ray,
     )
     image = load_target(spec.target)
     console = _console()
@@ -91,7 +114,7 @@ def run(
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
-        with _executor(ray, spec, image, workers, threads) as executor:
+        with _executor(spec, image, workers, threads) as executor:
             _print_plan(console, spec, image, the_plan, executor)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
@@ -102,7 +125,7 @@ def run(
         so_far = driven.measured()
         driven.study.sampler = sampler(spec, len(so_far))
         the_plan = runner.plan(spec, image, set(so_far), driven.reused)
-        with _executor(ray, spec, image, workers, threads) as executor:
+        with _executor(spec, image, workers, threads) as executor:
             last = None
             try:
                 forecast = _print_plan(console, spec, image, the_plan, executor)
@@ -450,6 +473,7 @@ def _override(
     trials: int | None,
     name: str | None,
     engine: str | None,
+    ray: str | None,
 ) -> StudySpec:
     """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
     from ddstudy.spec import parse_spec
@@ -473,6 +497,8 @@ def _override(
         tree["name"] = name
     if engine is not None:
         tree["fit"]["engine"] = engine
+    if ray is not None:
+        tree["executor"] |= {"kind": "ray"} | ({"address": ray} if ray else {})
     return parse_spec(tree, "ddstudy run")
 
 
@@ -488,30 +514,30 @@ def _import(driven: Driven, name: str, console: Console) -> None:
 
 
 @contextmanager
-def _executor(
-    ray: str | None, spec: StudySpec, image: Target, workers: int | None, threads: int | None
-) -> Iterator[Executor]:
-    from ddstudy.executors import InProcess, Ray, Threads, layout, resolve_device
+def _executor(spec: StudySpec, image: Target, workers: int | None, threads: int | None) -> Iterator[Executor]:
+    from functools import partial
+
+    from ddstudy.executors import InProcess, Threads, layout, resolve_device
+    from ddstudy.ray_pool import Ray, Wish
     from ddstudy.runner import bytes_of_largest_fit
 
-    if ray is None:
+    timed, bytes_per_fit = "seconds" in spec.objectives, partial(bytes_of_largest_fit, spec, image)
+    executor: Executor
+    if spec.executor.kind == "ray":
+        if workers or threads:
+            raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
+        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit))
+    else:
         cores = layout(
             spec.fit,
             resolve_device(spec.fit.device),
-            exclusive="seconds" in spec.objectives,
-            bytes_per_fit=lambda: bytes_of_largest_fit(spec, image),
+            exclusive=timed,
+            bytes_per_fit=bytes_per_fit,
             workers=workers,
             threads=threads,
         )
-    elif workers or threads:
-        raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-    executor: Executor = Ray(ray) if ray else InProcess(cores.threads) if cores.workers == 1 else Threads(cores)
+        executor = InProcess(cores.threads) if cores.workers == 1 else Threads(cores)
     try:
-        if executor.shared and "seconds" in spec.objectives:
-            raise UserError(
-                "objective seconds: fits that share a processor cannot be timed",
-                "Run it without --ray, one fit at a time, or on a cluster of GPUs.",
-            )
         yield executor
     finally:
         executor.close()

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
-from ddstudy.executors import Executor, Failed, Finished
+from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import memory
 from ddstudy.metrics import measurable
 from ddstudy.samplers import Unseen, pruner, running_fits, unseen
@@ -214,6 +214,7 @@ class _InFlight:
     failures: int = 0
     reached: int = 0
     alone: bool = False
+    worker: str = ""
 
     @property
     def share(self) -> float:
@@ -263,6 +264,13 @@ class _Run:
             return
         while len(self.in_flight) < self.executor.slots and self._submit_next():
             pass
+        self.executor.expect(self._waiting())
+
+    def _waiting(self) -> int:
+        """Fits that could run now if there were slots."""
+        if self.study.spec.search.sampler == "grid":
+            return len(self.todo)
+        return max(0, self.plan.settings - len(self.results) - len(self.in_flight))
 
     def _submit_next(self) -> bool:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
@@ -343,8 +351,10 @@ class _Run:
 
     # receiving
 
-    def receive(self, ticket: str, event: object) -> str:
+    def receive(self, ticket: str, event: Event) -> str:
         """Handles one event; a line for the log or nothing."""
+        if isinstance(event, Workers):
+            return event.note
         flight = self.in_flight[ticket]
         if isinstance(event, Check):
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
@@ -354,8 +364,10 @@ class _Run:
             return self._judge(flight, event, mean)
         elif isinstance(event, Measurement):
             return self._record(flight, event)
+        elif isinstance(event, Started):
+            flight.worker, flight.started = event.worker, datetime.now()
         elif isinstance(event, Failed):
-            return self._failed(flight, event.why)
+            return self._failed(flight, event)
         elif isinstance(event, Finished):
             self._forget(flight)
         return ""
@@ -395,8 +407,7 @@ class _Run:
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         marks = self._marks() if trial is None else {}
-        shared = self.executor.shared
-        done = self.study.record(setting, event, shared=shared, started=flight.started, trial=trial, marks=marks)
+        done = self.study.record(setting, event, shared=event.shared, started=flight.started, trial=trial, marks=marks)
         if done is None:
             self._refresh()
             return f"{setting.id}: not recorded, another driver was faster"
@@ -411,8 +422,12 @@ class _Run:
         cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
         return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s"
 
-    def _failed(self, flight: _InFlight, why: str) -> str:
+    def _failed(self, flight: _InFlight, event: Failed) -> str:
+        why = event.why
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        if event.lost and missing:
+            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
+            return f"{flight.fit.id}: {why}, beginning again elsewhere"
         unsound = _why_not_on_processor(self.study.spec)
         if flight.failures < RETRIES and missing:
             flight.failures, flight.alone = flight.failures + 1, False
@@ -420,7 +435,7 @@ class _Run:
             if flight.failures == RETRIES and not unsound:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
-            if self.executor.shared and "memory" in why.lower():
+            if event.shared and "memory" in why.lower():
                 self.again.append((flight, work))
                 how += ", with nothing beside it"
             else:
