@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -36,6 +37,7 @@ LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 TOGETHER_SECONDS = 0.05  # events that follow each other faster travel together
 PATIENCE_SECONDS = 600.0  # without any worker: nodes of a cloud may take minutes to start
 TRIES = 3  # of starting a worker, before its slot is given up
+GONE = "the Ray cluster is gone\nWhat was finished is kept; the same command goes on."
 
 Work = Callable[..., Iterator[Check | Measurement]]
 
@@ -93,15 +95,14 @@ class Ray:
         self._expected = 0
         self._targets: dict[int, Target] = {}
         ours, theirs = socket.socketpair()
-        self._last_words = tempfile.TemporaryFile()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from ddstudy.ray_pool import serve; serve({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
                 env=environment_for_ray(),
                 stdin=subprocess.DEVNULL,
-                stdout=self._last_words,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
         self._pipe = Connection(ours.detach())
         try:
@@ -149,7 +150,6 @@ class Ray:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._last_words.close()
 
     def _send(self, *message: Any) -> None:
         with contextlib.suppress(OSError):  # it is gone; why is the next thing that we receive
@@ -159,21 +159,13 @@ class Ray:
         try:
             ticket, events = self._pipe.recv()
         except (EOFError, OSError):
-            raise WorkError(self._epitaph()) from None
+            raise WorkError(GONE) from None
         for event in events:
             if isinstance(event, Workers):
                 self.slots = event.slots
-            if isinstance(event, UserError | WorkError):
+            if isinstance(event, Exception):
                 raise event
         return ticket, events
-
-    def _epitaph(self) -> str:
-        self._process.wait()
-        self._last_words.seek(0)
-        words = self._last_words.read().decode(errors="replace").strip().splitlines()
-        if any(line.startswith("Traceback") for line in words):  # a fault of ours: whoever reports it needs all
-            raise RuntimeError("\n".join(words))
-        return "the Ray cluster is gone\nWhat was finished is kept; the same command goes on."
 
 
 def environment_for_ray() -> dict[str, str]:
@@ -267,6 +259,8 @@ def serve(descriptor: int) -> None:
         asyncio.run(pool.run())
     except (UserError, WorkError) as error:
         pool.tell("", [error])
+    except Exception:  # a fault of ours: whoever reports it needs the traceback
+        pool.tell("", [RuntimeError(traceback.format_exc())])
     finally:
         pool.leave()
 
@@ -277,7 +271,8 @@ class _Pool:
     def __init__(self, pipe: Connection, wish: Wish) -> None:
         import ray
 
-        self._ray, self._pipe, self._wish = ray, pipe, wish
+        self._ray: Any = ray
+        self._pipe, self._wish = pipe, wish
         self._targets: dict[int, Any] = {}
         self._waiting: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
         self._running: dict[str, Any] = {}  # ticket -> worker
@@ -288,6 +283,7 @@ class _Pool:
         self._expected = 0
         self._scouts: list[Any] = []
         self._given_up = ""
+        self._number = itertools.count(1)  # of the slots
         self._end: asyncio.Future[None]
 
     # the driver's side
@@ -343,7 +339,10 @@ class _Pool:
         loop.add_reader(self._pipe.fileno(), self._listen)
         device, since = self._device(), time.monotonic()
         while not self._end.done():
-            nodes = await asyncio.to_thread(self._ray.nodes)
+            try:
+                nodes = await asyncio.to_thread(self._ray.nodes)
+            except Exception:  # of several kinds; Ray ends this process soon, too
+                raise WorkError(GONE) from None
             self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
             self._scout(device)
             if self._slots:
@@ -381,7 +380,7 @@ class _Pool:
         for node, found in alive.items():
             if node not in self._nodes:
                 slots = places(found["Resources"], self._wish, device)
-                names = [f"{found['NodeManagerHostname']} {place.device} {i}" for i, place in enumerate(slots)]
+                names = (f"{found['NodeManagerHostname']} {place.device} {next(self._number)}" for place in slots)
                 tasks = [self._attend(node, *slot) for slot in zip(names, slots, strict=True)]
                 self._nodes[node] = [asyncio.create_task(task) for task in tasks]
                 for task in self._nodes[node]:
@@ -424,7 +423,7 @@ class _Pool:
             if not await self._fits(place, memory):
                 return
             with self._counted(name):
-                while await self._job(worker, await self._waiting.get()):
+                while await self._job(worker, await self._waiting.get(), place):
                     pass
 
     def _hire(self, node: str, name: str, place: Place) -> Any:
@@ -453,15 +452,15 @@ class _Pool:
     @contextlib.contextmanager
     def _counted(self, name: str) -> Iterator[None]:
         self._slots += 1
-        self.tell("", [Workers(self._slots, f"{self._slots} workers: {name} came" * self._begun)])
+        self.tell("", [Workers(self._slots, f"{name} came: {self._slots} workers" * self._begun)])
         self._begun = True
         try:
             yield
         finally:
             self._slots -= 1
-            self.tell("", [Workers(self._slots, f"{self._slots} workers: {name} is gone")])
+            self.tell("", [Workers(self._slots, f"{name} is gone: {self._slots} workers")])
 
-    async def _job(self, worker: Any, work: tuple[str, int, Any]) -> bool:
+    async def _job(self, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
         """Does one job; False if the worker is lost."""
         ticket, target, parts = work
         if ticket in self._cancelled:
@@ -469,36 +468,48 @@ class _Pool:
             self.tell(ticket, [Finished()])
             return True
         self._running[ticket] = worker
-        ended = False
         try:
             task = worker.fit.options(num_returns="streaming", name=parts[0].id)
             async for reference in task.remote(ticket, self._targets[target], parts):
                 events = await reference
-                ended = isinstance(events[-1], Finished | Failed | UserError)
-                if ended:
+                if isinstance(events[-1], Finished | Failed | UserError):
                     del self._running[ticket]  # before the driver hears of it and uses the ticket again
                 self.tell(ticket, events)
-        except asyncio.CancelledError:  # the node is gone
-            if not ended:
-                self.tell(ticket, [Failed("its node was lost", lost=True)])
-            raise
         except self._ray.exceptions.RayError as error:
-            if not ended:
-                self.tell(ticket, [await self._obituary(error)])
-            return not isinstance(error, self._ray.exceptions.RayActorError)
+            worker.stop.options(concurrency_group="control").remote(ticket)  # should it go on unseen
+            fate = await self._fate(worker)
+            if self._running.get(ticket) is worker:
+                del self._running[ticket]
+                self.tell(ticket, [self._obituary(error, fate, place)])
+            return fate is None
         finally:
-            if not ended:
-                self._running.pop(ticket, None)
+            if self._running.get(ticket) is worker:  # the slot's node is gone, and the slot with it
+                del self._running[ticket]
+                self.tell(ticket, [Failed("its node was lost", lost=True)])
         return True
 
-    async def _obituary(self, error: Exception) -> Failed:
-        """What a job's driver is told when Ray lost it."""
-        log = str(error)
-        if not isinstance(error, self._ray.exceptions.RayActorError):
-            return Failed(describe(getattr(error, "cause", None) or error), log)
-        if "node" in log and "died" in log:
-            pass
-        return Failed("its worker died", log)
+    async def _fate(self, worker: Any) -> Exception | None:
+        """What a worker died of; None if it lives."""
+        while True:
+            try:
+                await worker.memory.remote()
+            except self._ray.exceptions.ActorUnavailableError:  # Ray does not know yet: a node may be away for a moment
+                await asyncio.sleep(LOOK_SECONDS)
+            except self._ray.exceptions.RayError as error:
+                return error
+            else:
+                return None
+
+    def _obituary(self, error: Exception, fate: Exception | None, place: Place) -> Failed:
+        """What the driver is told of a job that Ray lost."""
+        log = f"{error}\n{fate or ''}".strip()
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError) or "low on memory" in log:
+            return Failed("Ray ended its worker, since the node ran out of memory", log, place.shared)
+        if "node has died" in log:
+            return Failed("its node was lost", log, lost=True)
+        if fate is not None:
+            return Failed("its worker was killed or crashed", log, place.shared)
+        return Failed(describe(getattr(error, "cause", None) or error), log, place.shared)
 
 
 def _nothing() -> None:

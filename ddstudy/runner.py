@@ -442,21 +442,21 @@ class _Run:
                 self.executor.submit(flight.fit.id, work)
             return f"{flight.fit.id}: failed ({why}), trying again{how}"
         why += f"; not tried on the processor, since {unsound}" * bool(unsound)
-        self._give_up(flight.fit, missing, why, flight.trial)
+        self._give_up(flight.fit, missing, why, flight.trial, event.log)
         flight.trial = None
         self._forget(flight)
         return f"{flight.fit.id}: FAIL after {RETRIES + 1} tries: {why}"
 
-    def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None) -> None:
+    def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None, log: str = "") -> None:
         """Records settings as FAIL; the trial that was asked for is the largest budget's."""
         self.failures.add(fit)
         for budget in budgets:
             setting = _setting(fit, budget)
             self.failed.add(setting)
             if trial is not None and budget == max(budgets):
-                self.study.fail(trial, why, given_up=True)
+                self.study.fail(trial, why, given_up=True, log=log)
             else:
-                self.study.record_failure(setting, why)
+                self.study.record_failure(setting, why, log)
 
     def _forget(self, flight: _InFlight) -> None:
         if flight.trial is not None:  # not recorded, since the claim was lost

@@ -236,7 +236,8 @@ class StudySpec(BaseModel):
         `target.file` is left out too, since the target's pixels are compared by their hash.
         """
         tree = self.model_dump(
-            mode="json", exclude={"description": True, "name": True, "images": True, "executor": True, "target": {"file"}}
+            mode="json",
+            exclude={"description": True, "name": True, "images": True, "executor": True, "target": {"file"}},
         )
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]

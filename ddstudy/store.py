@@ -465,11 +465,11 @@ class Driven:
                 continue
             self._fail(trial._trial_id, "the driver of this trial died")
 
-    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False) -> None:
+    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False, log: str = "") -> None:
         """Closes a trial that was asked for and not measured; its setting is free again, if not `given_up`."""
-        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}))
+        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}), **({"log": log} if log else {}))
 
-    def _fail(self, trial_id: int, why: str, **marks: bool) -> None:
+    def _fail(self, trial_id: int, why: str, **marks: Any) -> None:
         def close() -> None:
             for key, value in {"reason": why, **marks}.items():
                 self._store.storage.set_trial_user_attr(trial_id, key, value)
@@ -625,13 +625,14 @@ class Driven:
         self._results.add(setting, recorded)
         return recorded
 
-    def record_failure(self, setting: Setting, why: str) -> None:
+    def record_failure(self, setting: Setting, why: str, log: str = "") -> None:
         """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
+        marks: dict[str, Any] = {"given_up": True} | ({"log": log} if log else {})
         frozen = create_trial(
             state=TrialState.FAIL,
             params={axis: getattr(setting, axis) for axis in AXES},
             distributions=distributions(self.space),
-            user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, "given_up": True},
+            user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, **marks},
         )
         self.claims.patiently(lambda: self.study.add_trial(frozen))
 
@@ -742,7 +743,7 @@ def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "number": trial.number,
             "state": trial.state.name,
             **trial.params,
-            **{key: value for key, value in trial.user_attrs.items() if key != "curve"},
+            **{key: value for key, value in trial.user_attrs.items() if key not in ("curve", "log")},
             "started": trial.datetime_start,
             "finished": trial.datetime_complete,
         }
