@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -106,7 +105,7 @@ class Ray:
             )
         self._pipe = Connection(ours.detach())
         try:
-            self._send(sys.path, pickle.dumps(wish))
+            self._pipe.send(wish)
             while not self.slots:
                 self._receive()
         except BaseException:
@@ -253,8 +252,7 @@ def serve(descriptor: int) -> None:
     """The process beside the driver: connects to the cluster, and ends with the driver's end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then closes the pipe
     pipe = Connection(descriptor)
-    sys.path[:], wish = pipe.recv()
-    pool = _Pool(pipe, pickle.loads(wish))
+    pool = _Pool(pipe, pipe.recv())
     try:
         asyncio.run(pool.run())
     except (UserError, WorkError) as error:
@@ -363,8 +361,11 @@ class _Pool:
         if address == "local":
             options |= {"num_cpus": usable_cores(), "include_dashboard": False}
         try:
+            host, colon, port = address.rpartition(":")
+            if colon and port.isdecimal():  # Ray itself would try for a minute
+                socket.create_connection((host, int(port)), timeout=10).close()
             self._ray.init(**options)
-        except Exception as error:  # of many kinds: connection, version, address
+        except (Exception, SystemExit) as error:  # of many kinds: connection, version, address
             raise UserError(f"no Ray cluster at '{address}': {describe(error)}", valid) from None
 
     def _device(self) -> str:
@@ -417,7 +418,7 @@ class _Pool:
             try:
                 memory = await worker.memory.remote()
             except self._ray.exceptions.RayError as error:
-                failures, self._given_up = failures + 1, describe(getattr(error, "cause", None) or error)
+                failures, self._given_up = failures + 1, str(error).strip().splitlines()[-1]
                 continue
             failures = 0
             if not await self._fits(place, memory):

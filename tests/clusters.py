@@ -17,6 +17,8 @@ from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.ray_pool import Ray, Wish
 from ddstudy.spec import ExecutorSpec, FitSpec
 
+# workers find this module, whose stub fits they run
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
