@@ -228,17 +228,26 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
 
 
 @app.command(epilog="Example: ddstudy status --store sqlite:///ddstudy.db")
-def status(store: StoreOption = DEFAULT_STORE, artifacts: ArtifactsOption = None) -> None:
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the runs of a study until they end.")] = False,
+    study: StudyArgument = None,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
     from rich.table import Table
 
     from ddstudy.store import Store, failed_settings
 
+    if watch:
+        _watch(store, study)
+        return
+
     table, notes = Table(), []
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     with Store(store, artifacts, read_only=True) as opened:
-        names = opened.names()
+        names = [study] if study else opened.names()
         if not names:
             raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
         for view in map(opened.view, names):
@@ -259,13 +268,62 @@ def status(store: StoreOption = DEFAULT_STORE, artifacts: ArtifactsOption = None
             if len(failed):
                 last = failed.iloc[-1]
                 notes.append(
-                    f"{view.name}: {len(failed)} settings failed, `ddstudy run` tries them again; "
+                    f"{view.name}: {len(failed)} settings failed, `ddstudy run` tries them again, "
+                    f"`ddstudy logs {view.name}` tells all; "
                     f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
                 )
     console = _console()
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
+
+
+def _watch(store: str, name: str | None) -> None:
+    """Shows who is fitting what until nobody is."""
+    from datetime import datetime
+
+    from rich.console import Group
+    from rich.live import Live
+    from rich.table import Table
+
+    from ddstudy.runner import outlook
+    from ddstudy.store import Store
+
+    console = _console()
+    with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            view = opened.view(name)
+            at_work, results = opened.at_work(view.name), int((view.trials["state"] != "FAIL").sum())
+            ahead = outlook(view, at_work, datetime.now())
+            line = f"{view.name}: {results} of {view.spec.trials} settings, {ahead.per_minute:.1f} a minute"
+            line += f", about {_duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
+            table = Table("worker", "fit", "iteration", "of", "run")
+            for each in at_work:
+                progress = (str(each.iteration), str(each.of)) if each.worker else ("", "")
+                table.add_row(each.worker or "waiting", each.fit, *progress, each.driver)
+            if console.is_terminal:
+                live.update(Group(line, table), refresh=True)
+            else:
+                console.print(f"{line}; {len(at_work)} fits at work", soft_wrap=True)
+                for each in at_work:
+                    console.print(f"  {each.worker or 'waiting'}: {each.fit} at {each.iteration} of {each.of}")
+            if not at_work:
+                break
+            time.sleep(2)
+    console.print(f"{line}. Nobody works on it now.", soft_wrap=True)
+
+
+@app.command(epilog="Example: ddstudy logs quick")
+def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> None:
+    """Print all that is known about the fits of a study that failed."""
+    from ddstudy.store import Store
+
+    with Store(store, read_only=True) as opened:
+        view = opened.view(study)
+    for setting, (why, log) in view.logs.items():
+        typer.echo(f"{setting}: {why}\n{log}".rstrip() + "\n")
+    if not view.logs:
+        typer.echo(f"{view.name}: no fit failed")
 
 
 @app.command(epilog="Example: ddstudy report quick --out report.html")

@@ -497,7 +497,8 @@ class _Pool:
             except self._ray.exceptions.ActorUnavailableError:  # Ray does not know yet: a node may be away for a moment
                 await asyncio.sleep(LOOK_SECONDS)
             except self._ray.exceptions.RayError as error:
-                return error
+                died: Exception = error
+                return died
             else:
                 return None
 

@@ -11,25 +11,26 @@ import itertools
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
+from ddstudy.claims import AtWork
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import memory
 from ddstudy.metrics import measurable
 from ddstudy.samplers import Unseen, pruner, running_fits, unseen
-from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
+from ddstudy.settings import AXES, Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
-from ddstudy.store import Driven
+from ddstudy.store import Driven, StudyView
 from ddstudy.target import Target
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
@@ -204,6 +205,52 @@ def job(spec: StudySpec, target: Target, fit: Fit, budgets: tuple[int, ...]) -> 
     return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """How a study comes along, as anyone can see from its store.
+
+    Attributes:
+        per_minute: settings that got their result, of late.
+        eta_seconds: time that is left at this pace; None while nothing is known, or nobody works on it.
+    """
+
+    per_minute: float
+    eta_seconds: float | None
+
+
+def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outlook:
+    """The pace of the last ten minutes, and what it makes of the rest.
+
+    A grid does its longest fits first, so its pace is one of work, not of settings: a setting's work is that of the
+    iterations between the budget before it and its own.
+    """
+    since = now - timedelta(minutes=10)
+    results = view.trials[view.trials["state"] != "FAIL"]
+    late = results[results["finished"] >= since]
+    if late.empty:
+        return Outlook(0.0, None)
+    seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3)
+    per_minute = 60 * len(late) / seconds
+    done = {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
+    left = view.spec.trials - len(done)
+    if not at_work or left <= 0:
+        return Outlook(per_minute, None)
+    if view.spec.search.sampler != "grid":
+        return Outlook(per_minute, 60 * left / per_minute)
+    shape = tuple(map(int, view.facts["target shape"].split("x")))
+    target = Target(np.empty(shape, np.float32), view.facts["target"], None)
+    work, reached = {}, {each.fit: each.iteration for each in at_work}
+    for fit, budgets in budgets_by_fit(itertools.islice(view.spec.space.search_space, view.spec.trials)).items():
+        for before, budget in itertools.pairwise((0, *budgets)):
+            begun = min(max(reached.get(fit.id, 0) - before, 0), budget - before)
+            cost = operations(fit, target)
+            work[_setting(fit, budget)] = (cost * (budget - before), cost * (budget - before - begun))
+    fresh = (Setting(*row) for row in late[list(AXES)].itertuples(index=False))
+    pace = sum(work[setting][0] for setting in fresh if setting in work) / seconds
+    rest = sum(remaining for setting, (_, remaining) in work.items() if setting not in done)
+    return Outlook(per_minute, rest / pace if pace else None)
+
+
 @dataclass
 class _InFlight:
     fit: Fit
@@ -360,12 +407,14 @@ class _Run:
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
             flight.reached = event.iteration
+            self.study.claims.tell(ticket, flight.worker, event.iteration, max(flight.budgets))
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
         elif isinstance(event, Measurement):
             return self._record(flight, event)
         elif isinstance(event, Started):
             flight.worker, flight.started = event.worker, datetime.now()
+            self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets))
         elif isinstance(event, Failed):
             return self._failed(flight, event)
         elif isinstance(event, Finished):

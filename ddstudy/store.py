@@ -35,7 +35,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
+from ddstudy.claims import RESULT_OF, AtWork, Claims, at_work, create_table, free_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
@@ -74,6 +74,14 @@ class StudyView:
     def checks(self) -> pd.DataFrame:
         """Made when asked for: it is long."""
         return checks_table(self._recorded)
+
+    @property
+    def logs(self) -> dict[str, tuple[str, str]]:
+        """Of every setting that was given up and has no result: why, and all that is known of its last failure."""
+        attrs = {trial.number: trial.user_attrs for trial in self._recorded}
+        failed = failed_settings(self.trials)
+        rows = failed[["number", "fit_id", "iterations", "reason"]].itertuples(index=False, name=None)
+        return {f"{fit}-i{budget}": (why, attrs[number].get("log", "")) for number, fit, budget, why in rows}
 
 
 class NoStudiesError(UserError):
@@ -207,6 +215,11 @@ class Store:
             trials_table(trials),
             trials,
         )
+
+    def at_work(self, name: str) -> list[AtWork]:
+        """The fits of a study that are being done now, by whichever drivers."""
+        (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
+        return at_work(self.storage.engine, study._study_id)
 
     def lost_images(self, name: str) -> str:
         """How many images of a study are missing or damaged, in words; empty if all are there."""
