@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+TELL_SECONDS = 2.0  # until others can see where a fit runs
 RESULT_OF = "ddstudy:result"  # system attribute of a trial with a result: "STUDY/SETTING"
 T = TypeVar("T")
 _table = sa.Table(
@@ -158,6 +159,7 @@ class Claims:
         self.deaths: dict[str, int] = {}
         self.patiently = Patience(lease_seconds)
         self._doing: dict[str, str] = {}
+        self._untold: set[str] = set()
         self._held: set[str] = set()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
@@ -169,7 +171,8 @@ class Claims:
             "INSERT INTO ddstudy_claims (study_id, fit, driver, expires) "
             f"VALUES (:study, :fit, :driver, {self._clock} + :lease) "
             "ON CONFLICT (study_id, fit) DO UPDATE SET driver = excluded.driver, expires = excluded.expires, "
-            "doing = '', deaths = ddstudy_claims.deaths + CASE WHEN ddstudy_claims.driver = excluded.driver THEN 0 ELSE 1 END "
+            "doing = '', "
+            "deaths = ddstudy_claims.deaths + CASE WHEN ddstudy_claims.driver = excluded.driver THEN 0 ELSE 1 END "
             f"WHERE ddstudy_claims.expires < {self._clock} RETURNING fit, deaths",
             fit_id,
         )
@@ -188,13 +191,16 @@ class Claims:
         return bool(self._patient_rows(look, fit_id) or self._patient_rows(self._renewal, fit_id))
 
     def tell(self, fit_id: str, worker: str, iteration: int, of: int) -> None:
-        """Lets others see, from the next renewal on, where a fit that is ours runs and how far it is."""
+        """Lets others see where a fit that is ours runs, and from the next renewal on how far it is."""
+        if fit_id not in self._doing:
+            self._untold.add(fit_id)
         self._doing[fit_id] = json.dumps({"worker": worker[:200], "iteration": iteration, "of": of})
 
     def release(self, fit_id: str) -> None:
         """Gives a fit back; nothing happens to another driver's claim."""
         self._held.discard(fit_id)
         self._doing.pop(fit_id, None)
+        self._untold.discard(fit_id)
         self._patient_rows(
             "DELETE FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
             "RETURNING fit, deaths",
@@ -225,11 +231,17 @@ class Claims:
             self.release(fit_id)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self.lease_seconds / 3):
+        period, last = self.lease_seconds / 3, time.monotonic()
+        while not self._ended.wait(min(period, TELL_SECONDS)):
+            # where a fit runs is told soon, how far it is with every renewal
+            due = time.monotonic() - last >= period
+            last = time.monotonic() if due else last
+            fits = self._held if due else self._untold
             # a database that is away for a moment is tried again; if it stays away, recording will say so
             with contextlib.suppress(sa.exc.SQLAlchemyError):
-                for fit_id in list(self._held):
+                for fit_id in list(fits):
                     self._rows(self._renewal, fit_id)
+                    self._untold.discard(fit_id)
 
     def _patient_rows(self, statement: str, fit_id: str | None = None) -> dict[str, int]:
         return self.patiently(lambda: self._rows(statement, fit_id))

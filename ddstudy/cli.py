@@ -279,7 +279,7 @@ def status(
 
 
 def _watch(store: str, name: str | None) -> None:
-    """Shows who is fitting what until nobody is."""
+    """Shows who is fitting what until a study has its results."""
     from datetime import datetime
 
     from rich.console import Group
@@ -287,7 +287,7 @@ def _watch(store: str, name: str | None) -> None:
     from rich.table import Table
 
     from ddstudy.runner import outlook
-    from ddstudy.store import Store
+    from ddstudy.store import Store, failed_settings
 
     console = _console()
     with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:
@@ -307,10 +307,11 @@ def _watch(store: str, name: str | None) -> None:
                 console.print(f"{line}; {len(at_work)} fits at work", soft_wrap=True)
                 for each in at_work:
                     console.print(f"  {each.worker or 'waiting'}: {each.fit} at {each.iteration} of {each.of}")
-            if not at_work:
+            failed = len(failed_settings(view.trials))
+            if not at_work and results + failed >= view.spec.trials:
                 break
             time.sleep(2)
-    console.print(f"{line}. Nobody works on it now.", soft_wrap=True)
+    console.print(f"{view.name}: {results} of {view.spec.trials} settings measured, {failed} failed", soft_wrap=True)
 
 
 @app.command(epilog="Example: ddstudy logs quick")
