@@ -205,13 +205,12 @@ class _Worker:
     """The actor: fits one job after another.
 
     Args:
-        name: for people.
         place: what it has.
         work: what it does with a job.
     """
 
-    def __init__(self, name: str, place: Place, work: Work) -> None:
-        self._name, self._place, self._work = name, place, work
+    def __init__(self, place: Place, work: Work) -> None:
+        self._place, self._work = place, work
         self._stop = threading.Event()
         self._ticket = ""
 
@@ -237,8 +236,8 @@ class _Worker:
         # the processor is asked for where the GPU failed
         device = "cpu" if options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
-        batch: list[Event | UserError] = [Started(self._name)]
-        told = 0.0
+        batch: list[Event | UserError] = []
+        told = time.monotonic()
         for event in work_events(work, shared=self._place.shared):
             batch.append(event)
             if time.monotonic() - told > TOGETHER_SECONDS:
@@ -414,7 +413,7 @@ class _Pool:
         """One slot: makes its worker, gives it job after job, and makes another when it dies."""
         failures = 0
         while failures < TRIES:
-            worker = self._hire(node, name, place)
+            worker = self._hire(node, place)
             try:
                 memory = await worker.memory.remote()
             except self._ray.exceptions.RayError as error:
@@ -424,16 +423,16 @@ class _Pool:
             if not await self._fits(place, memory):
                 return
             with self._counted(name):
-                while await self._job(worker, await self._waiting.get(), place):
+                while await self._job(name, worker, await self._waiting.get(), place):
                     pass
 
-    def _hire(self, node: str, name: str, place: Place) -> Any:
+    def _hire(self, node: str, place: Place) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         affinity = NodeAffinitySchedulingStrategy(node, soft=False)
         options = {"scheduling_strategy": affinity, "max_restarts": 0, **place.resources}
         actor = self._ray.remote(concurrency_groups={"control": 1})(_Worker).options(**options)
-        return actor.remote(name, place, self._wish.work)
+        return actor.remote(place, self._wish.work)
 
     async def _fits(self, place: Place, memory: float) -> bool:
         """Whether a fit has the memory that it needs in its share of a GPU."""
@@ -461,7 +460,7 @@ class _Pool:
             self._slots -= 1
             self.tell("", [Workers(self._slots, f"{name} is gone: {self._slots} workers")])
 
-    async def _job(self, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
+    async def _job(self, name: str, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
         """Does one job; False if the worker is lost."""
         ticket, target, parts = work
         if ticket in self._cancelled:
@@ -469,12 +468,15 @@ class _Pool:
             self.tell(ticket, [Finished()])
             return True
         self._running[ticket] = worker
+        self.tell(ticket, [Started(name)])
         try:
             task = worker.fit.options(num_returns="streaming", name=parts[0].id)
             async for reference in task.remote(ticket, self._targets[target], parts):
                 events = await reference
                 if isinstance(events[-1], Finished | Failed | UserError):
                     del self._running[ticket]  # before the driver hears of it and uses the ticket again
+                    self.tell(ticket, events)
+                    break
                 self.tell(ticket, events)
         except self._ray.exceptions.RayError as error:
             worker.stop.options(concurrency_group="control").remote(ticket)  # should it go on unseen
