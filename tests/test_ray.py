@@ -1,5 +1,6 @@
 """The pool on real Ray clusters: same results, growth, faults. Several nodes are on this machine; some are killed."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import clusters
 import pytest
+import yaml
 
 from ddstudy import runner
 from ddstudy.errors import UserError
@@ -22,6 +24,7 @@ from ddstudy.spec import ExecutorSpec, FitSpec, StudySpec
 from ddstudy.store import Store
 from ddstudy.target import Target
 
+CLUSTER = Path(__file__).parent.parent / "cluster"
 MakeSpec = Callable[..., StudySpec]
 slow = pytest.mark.slow
 
@@ -153,30 +156,44 @@ def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(make_job: 
         pool.close()
 
 
-@slow
-def test_an_autoscaler_starts_nodes_for_fits_that_wait_and_ends_them(make_job: Callable[..., Job]) -> None:
-    from ray.cluster_utils import AutoscalingCluster
+# files for clusters
 
-    head = {"CPU": 0, "object_store_memory": clusters.SMALL["object_store_memory"]}
-    kinds = {"cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
-    scaling = AutoscalingCluster(head_resources=head, worker_node_types=kinds, idle_timeout_minutes=0.02)
-    scaling.start()
-    try:
-        pool = clusters.executor("auto")
-        names = set()
-        for k in (2, 3):
-            pool.submit(f"k{k}", replace(make_job(iterations=10_000_000), fit=Fit(k, 4, 2, "uniform", "1x1")))
-        pool.expect(1)
-        for _, event in pool.events():
-            if isinstance(event, Started):
-                names.add(event.worker)
-                if len(names) == 2:
-                    pool.cancel("k2")
-                    pool.cancel("k3")
-        assert len(names) == 2
-        pool.close()
-    finally:
-        scaling.shutdown()
+
+def test_the_launchers_file_is_valid_for_ray() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    validate_config(prepare_config(config))
+
+
+def test_the_rayjob_is_what_rays_autoscaler_reads() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import validate_config
+
+    job = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert all(isinstance(v, str) for v in job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].values())
+    config = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "ddstudy", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    )
+    validate_config(config)
+    kinds = {name: kind["resources"] for name, kind in config["available_node_types"].items()}
+    assert kinds["headgroup"]["CPU"] == 0
+    assert (kinds["gpu"]["CPU"], kinds["gpu"]["GPU"]) == (4, 1)
+    workers = yaml.safe_dump(job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    assert "DDSTUDY_STORE" not in workers
+
+
+@slow
+def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environment(folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="ray job submit needs ray[default]")
+    environment = json.dumps({"py_modules": [str(CLUSTER.parent / "ddstudy")]})
+    with clusters.cluster(cpus=2, include_dashboard=True, dashboard_port=0) as head:
+        submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--runtime-env-json", environment]
+        submit += ["--address", f"http://{head.head_node.webui_url}", "--"]
+        program = f"{sys.executable} -m ddstudy.cli run {folder}/tiny.toml --ray --store sqlite:///{folder}/job.db"
+        done = subprocess.run([*submit, *program.split()], capture_output=True, text=True, timeout=200)
+    assert "8 settings measured" in done.stdout, done.stdout + done.stderr
 
 
 # faults
