@@ -35,6 +35,7 @@ from ddstudy.target import Target
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 TOGETHER_SECONDS = 0.05  # events that follow each other faster travel together
 PATIENCE_SECONDS = 600.0  # without any worker: nodes of a cloud may take minutes to start
+CONTEXT_BYTES = 1e9  # of CUDA and its libraries in each process; a cautious guess, nothing was measured
 TRIES = 3  # of starting a worker, before its slot is given up
 GONE = "the Ray cluster is gone\nWhat was finished is kept; the same command goes on."
 
@@ -439,7 +440,7 @@ class _Pool:
         share = place.resources["num_gpus"]
         if place.device != "cuda" or share >= 1:
             return True
-        need = await asyncio.to_thread(self._wish.bytes_per_fit)
+        need = CONTEXT_BYTES + await asyncio.to_thread(self._wish.bytes_per_fit)
         if need <= share * memory:
             return True
         wrong = f"executor.gpus_per_fit: the largest fit needs {need / 1e9:.1f} GB, {share:g} of a GPU has "
