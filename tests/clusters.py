@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ray.cluster_utils import Cluster
 
 from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.ray_pool import Ray, Wish
 from ddstudy.spec import ExecutorSpec, FitSpec
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 # workers find this module, whose stub fits they run
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
@@ -23,8 +25,10 @@ SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 @contextlib.contextmanager
-def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> Iterator[Cluster]:
+def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> "Iterator[Cluster]":
     """Nodes with some processors each; the first is the head."""
+    from ray.cluster_utils import Cluster
+
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **SMALL, **head})
     try:
         for _ in range(nodes - 1):
@@ -34,7 +38,7 @@ def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> Iterator[Cluster]:
         made.shutdown()
 
 
-def add_node(cluster: Cluster, cpus: int = 1) -> Any:
+def add_node(cluster: "Cluster", cpus: int = 1) -> Any:
     return cluster.add_node(num_cpus=cpus, object_store_memory=SMALL["object_store_memory"])
 
 

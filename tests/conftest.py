@@ -94,14 +94,14 @@ def tiny_target(make_spec: Callable[..., StudySpec]) -> Target:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[clusters.Cluster]:
+def cluster() -> "Iterator[clusters.Cluster]":
     """A Ray cluster of two nodes with a processor each; whoever takes a node away puts another in its place."""
     with clusters.cluster(nodes=2) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def pool(cluster: clusters.Cluster) -> Iterator[Ray]:
+def pool(cluster: "clusters.Cluster") -> Iterator[Ray]:
     """The executor on it."""
     executor = clusters.executor(cluster.address)
     yield executor

@@ -102,7 +102,7 @@ def go(
 
 @slow
 def test_the_same_to_the_last_bit_wherever_it_runs_and_whatever_dies(
-    cluster: clusters.Cluster, pool: Ray, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
+    cluster: "clusters.Cluster", pool: Ray, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     spec = make_spec(
         space={"k": [2, 4], "l": [2, 3], "iterations": [1000, 4000]},
@@ -216,7 +216,7 @@ def test_memory_that_runs_out_fails_its_fit_only(monkeypatch: pytest.MonkeyPatch
 
 @slow
 def test_a_full_object_store_costs_time_only(
-    cluster: clusters.Cluster, pool: Ray, make_job: Callable[..., Job]
+    cluster: "clusters.Cluster", pool: Ray, make_job: Callable[..., Job]
 ) -> None:
     script = f"""
 import ray, sys, numpy as np
