@@ -402,7 +402,7 @@ class _Pool:
         """
         if self._scouts:
             self._scouts = self._ray.wait(self._scouts, num_returns=len(self._scouts), timeout=0)[1]
-        wanted = min(self._expected + self._waiting.qsize(), max(1, self._slots))
+        wanted = min(self._expected + self._waiting.qsize(), self._slots) if self._slots else 1
         while len(self._scouts) > wanted:
             self._ray.cancel(self._scouts.pop())
         needs = {"num_gpus": self._wish.executor.gpus_per_fit} if device == "cuda" else {"num_cpus": 1}
