@@ -9,13 +9,16 @@ more attribute of its trial, in an index that takes each value once.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+TELL_SECONDS = 2.0  # until others can see where a fit runs
 RESULT_OF = "ddstudy:result"  # system attribute of a trial with a result: "STUDY/SETTING"
 T = TypeVar("T")
 _table = sa.Table(
@@ -26,6 +29,7 @@ _table = sa.Table(
     sa.Column("driver", sa.String(200), nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
     sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # of drivers that had it and died
+    sa.Column("doing", sa.String(400), nullable=False, server_default=""),  # JSON, as old as the renewal
 )
 _CLOCKS = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
@@ -40,6 +44,8 @@ def create_table(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         if "deaths" not in columns:  # made before deaths were counted
             connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0"))
+        if "doing" not in columns:  # made before claims told what is done
+            connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN doing VARCHAR(400) NOT NULL DEFAULT ''"))
         connection.execute(
             sa.text(
                 "CREATE UNIQUE INDEX IF NOT EXISTS ddstudy_results ON trial_system_attributes (value_json) "
@@ -56,6 +62,39 @@ def free_result(engine: sa.Engine, value_json: str) -> bool:
     )
     with engine.begin() as connection:
         return connection.execute(sa.text(statement), {"key": RESULT_OF, "value": value_json}).rowcount > 0
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A fit that is claimed, and what its driver last told of it: at a renewal, so up to a third of a lease ago.
+
+    Attributes:
+        fit: its identity.
+        driver: host and process that has it.
+        worker: where it runs; empty if nothing was told yet.
+        iteration: where it is.
+        of: its last iteration.
+    """
+
+    fit: str
+    driver: str
+    worker: str = ""
+    iteration: int = 0
+    of: int = 0
+
+
+def at_work(engine: sa.Engine, study_id: int) -> list[AtWork]:
+    """Fits of a study that living drivers have. For whoever only looks: the table may be missing or old."""
+    inspector = sa.inspect(engine)
+    if not inspector.has_table(_table.name) or "doing" not in {c["name"] for c in inspector.get_columns(_table.name)}:
+        return []
+    look = (
+        "SELECT fit, driver, doing FROM ddstudy_claims "
+        f"WHERE study_id = :study AND expires >= {_CLOCKS[engine.dialect.name]} ORDER BY driver, fit"
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text(look), {"study": study_id}).all()
+    return [AtWork(row.fit, row.driver.rpartition("/")[0], **json.loads(row.doing or "{}")) for row in rows]
 
 
 class Patience:
@@ -114,11 +153,13 @@ class Claims:
         self._common = {"study": study_id, "driver": driver, "lease": lease_seconds}
         self._clock = _CLOCKS[engine.dialect.name]
         self._renewal = (
-            f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease "
+            f"UPDATE ddstudy_claims SET expires = {self._clock} + :lease, doing = :doing "
             "WHERE study_id = :study AND fit = :fit AND driver = :driver RETURNING fit, deaths"
         )
         self.deaths: dict[str, int] = {}
         self.patiently = Patience(lease_seconds)
+        self._doing: dict[str, str] = {}
+        self._untold: set[str] = set()
         self._held: set[str] = set()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
@@ -130,6 +171,7 @@ class Claims:
             "INSERT INTO ddstudy_claims (study_id, fit, driver, expires) "
             f"VALUES (:study, :fit, :driver, {self._clock} + :lease) "
             "ON CONFLICT (study_id, fit) DO UPDATE SET driver = excluded.driver, expires = excluded.expires, "
+            "doing = '', "
             "deaths = ddstudy_claims.deaths + CASE WHEN ddstudy_claims.driver = excluded.driver THEN 0 ELSE 1 END "
             f"WHERE ddstudy_claims.expires < {self._clock} RETURNING fit, deaths",
             fit_id,
@@ -148,9 +190,17 @@ class Claims:
         )
         return bool(self._patient_rows(look, fit_id) or self._patient_rows(self._renewal, fit_id))
 
+    def tell(self, fit_id: str, worker: str, iteration: int, of: int) -> None:
+        """Lets others see where a fit that is ours runs, and from the next renewal on how far it is."""
+        if fit_id not in self._doing:
+            self._untold.add(fit_id)
+        self._doing[fit_id] = json.dumps({"worker": worker[:200], "iteration": iteration, "of": of})
+
     def release(self, fit_id: str) -> None:
         """Gives a fit back; nothing happens to another driver's claim."""
         self._held.discard(fit_id)
+        self._doing.pop(fit_id, None)
+        self._untold.discard(fit_id)
         self._patient_rows(
             "DELETE FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
             "RETURNING fit, deaths",
@@ -181,18 +231,24 @@ class Claims:
             self.release(fit_id)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self.lease_seconds / 3):
+        period, last = self.lease_seconds / 3, time.monotonic()
+        while not self._ended.wait(min(period, TELL_SECONDS)):
+            # where a fit runs is told soon, how far it is with every renewal
+            due = time.monotonic() - last >= period
+            last = time.monotonic() if due else last
+            fits = self._held if due else self._untold
             # a database that is away for a moment is tried again; if it stays away, recording will say so
             with contextlib.suppress(sa.exc.SQLAlchemyError):
-                for fit_id in list(self._held):
+                for fit_id in list(fits):
                     self._rows(self._renewal, fit_id)
+                    self._untold.discard(fit_id)
 
     def _patient_rows(self, statement: str, fit_id: str | None = None) -> dict[str, int]:
         return self.patiently(lambda: self._rows(statement, fit_id))
 
     def _rows(self, statement: str, fit_id: str | None = None) -> dict[str, int]:
         """The fits that a statement concerned, and how many drivers died with each."""
-        values: dict[str, Any] = {**self._common, "fit": fit_id}
+        values: dict[str, Any] = {**self._common, "fit": fit_id, "doing": self._doing.get(fit_id or "", "")}
         used = {name: value for name, value in values.items() if f":{name}" in statement}
         with self._engine.begin() as connection:
             return {row.fit: row.deaths for row in connection.execute(sa.text(statement), used)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ddstudy.errors import UserError, WorkError
 
@@ -57,7 +58,18 @@ _RELOAD_SECONDS = 10
 _SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
 
 
-@app.command(epilog="Example: ddstudy run studies/tpe.toml --target brain.nii.gz --trials 50")
+class _Run(TyperCommand):
+    """`ddstudy run`, whose `--ray` may stand without an address: the parser knows no values that may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for place in [place for place, word in enumerate(args) if word == "--ray"]:
+            following = args[place + 1] if place + 1 < len(args) else "-"
+            if following.startswith("-") or following.endswith(".toml"):
+                args = [*args[:place], "--ray=", *args[place + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Run, epilog="Example: ddstudy run studies/tpe.toml --target brain.nii.gz --trials 50")
 def run(
     study: Annotated[Path | None, typer.Argument(help="Study file (TOML) [a small packaged study].")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Every setting once.")] = False,
@@ -66,7 +78,10 @@ def run(
     target: Annotated[Path | None, typer.Option(help="Image or volume to fit [the study's].")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try [all; 100 for a search].")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study in the store.")] = None,
-    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on Ray: local, auto or HOST:PORT.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Run on Ray: local, auto or HOST:PORT [RAY_ADDRESS's, else local]."),
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, fused or reference [the study's].")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Fits at a time [as the cores allow].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a fit [one per member].")] = None,
@@ -84,7 +99,15 @@ def run(
     from ddstudy.target import load_target
 
     spec = _override(
-        _spec(study), grid=grid, tpe=tpe, pareto=pareto, target=target, trials=trials, name=name, engine=engine
+        _spec(study),
+        grid=grid,
+        tpe=tpe,
+        pareto=pareto,
+        target=target,
+        trials=trials,
+        name=name,
+        engine=engine,
+        ray=ray,
     )
     image = load_target(spec.target)
     console = _console()
@@ -93,7 +116,7 @@ def run(
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
-        with _executor(ray, spec, image, workers, threads) as executor:
+        with _executor(spec, image, workers, threads) as executor:
             _print_plan(console, spec, image, the_plan, executor)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
@@ -105,7 +128,7 @@ def run(
         so_far = driven.measured()
         driven.study.sampler = sampler(spec, len(so_far))
         the_plan = runner.plan(spec, image, set(so_far), driven.reused)
-        with _executor(ray, spec, image, workers, threads) as executor:
+        with _executor(spec, image, workers, threads) as executor:
             last = None
             try:
                 forecast = _print_plan(console, spec, image, the_plan, executor)
@@ -208,17 +231,26 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
 
 
 @app.command(epilog="Example: ddstudy status --store sqlite:///ddstudy.db")
-def status(store: StoreOption = DEFAULT_STORE, artifacts: ArtifactsOption = None) -> None:
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the runs of a study until they end.")] = False,
+    study: StudyArgument = None,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
     from rich.table import Table
 
     from ddstudy.store import Store, failed_settings
 
+    if watch:
+        _watch(store, study)
+        return
+
     table, notes = Table(), []
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     with Store(store, artifacts, read_only=True) as opened:
-        names = opened.names()
+        names = [study] if study else opened.names()
         if not names:
             raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
         for view in map(opened.view, names):
@@ -239,13 +271,63 @@ def status(store: StoreOption = DEFAULT_STORE, artifacts: ArtifactsOption = None
             if len(failed):
                 last = failed.iloc[-1]
                 notes.append(
-                    f"{view.name}: {len(failed)} settings failed, `ddstudy run` tries them again; "
+                    f"{view.name}: {len(failed)} settings failed, `ddstudy run` tries them again, "
+                    f"`ddstudy logs {view.name}` tells all; "
                     f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
                 )
     console = _console()
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
+
+
+def _watch(store: str, name: str | None) -> None:
+    """Shows who is fitting what until a study has its results."""
+    from datetime import datetime
+
+    from rich.console import Group
+    from rich.live import Live
+    from rich.table import Table
+
+    from ddstudy.runner import outlook
+    from ddstudy.store import Store, failed_settings
+
+    console = _console()
+    with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            view = opened.view(name)
+            at_work, results = opened.at_work(view.name), int((view.trials["state"] != "FAIL").sum())
+            ahead = outlook(view, at_work, datetime.now())
+            line = f"{view.name}: {results} of {view.spec.trials} settings, {ahead.per_minute:.1f} a minute"
+            line += f", about {_duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
+            table = Table("worker", "fit", "iteration", "of", "run")
+            for each in at_work:
+                progress = (str(each.iteration), str(each.of)) if each.worker else ("", "")
+                table.add_row(each.worker or "waiting", each.fit, *progress, each.driver)
+            if console.is_terminal:
+                live.update(Group(line, table), refresh=True)
+            else:
+                console.print(f"{line}; {len(at_work)} fits at work", soft_wrap=True)
+                for each in at_work:
+                    console.print(f"  {each.worker or 'waiting'}: {each.fit} at {each.iteration} of {each.of}")
+            failed = len(failed_settings(view.trials))
+            if not at_work and results + failed >= view.spec.trials:
+                break
+            time.sleep(2)
+    console.print(f"{view.name}: {results} of {view.spec.trials} settings measured, {failed} failed", soft_wrap=True)
+
+
+@app.command(epilog="Example: ddstudy logs quick")
+def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> None:
+    """Print all that is known about the fits of a study that failed."""
+    from ddstudy.store import Store
+
+    with Store(store, read_only=True) as opened:
+        view = opened.view(study)
+    for setting, (why, log) in view.logs.items():
+        typer.echo(f"{setting}: {why}\n{log}".rstrip() + "\n")
+    if not view.logs:
+        typer.echo(f"{view.name}: no fit failed")
 
 
 @app.command(epilog="Example: ddstudy report quick --out report.html")
@@ -517,6 +599,7 @@ def _override(
     trials: int | None,
     name: str | None,
     engine: str | None,
+    ray: str | None,
 ) -> StudySpec:
     """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
     from ddstudy.spec import parse_spec
@@ -540,6 +623,8 @@ def _override(
         tree["name"] = name
     if engine is not None:
         tree["fit"]["engine"] = engine
+    if ray is not None:
+        tree["executor"] |= {"kind": "ray"} | ({"address": ray} if ray else {})
     return parse_spec(tree, "ddstudy run")
 
 
@@ -555,30 +640,30 @@ def _import(driven: Driven, source: StudyView, console: Console) -> None:
 
 
 @contextmanager
-def _executor(
-    ray: str | None, spec: StudySpec, image: Target, workers: int | None, threads: int | None
-) -> Iterator[Executor]:
-    from ddstudy.executors import InProcess, Ray, Threads, layout, resolve_device
+def _executor(spec: StudySpec, image: Target, workers: int | None, threads: int | None) -> Iterator[Executor]:
+    from functools import partial
+
+    from ddstudy.executors import InProcess, Threads, layout, resolve_device
+    from ddstudy.ray_pool import Ray, Wish
     from ddstudy.runner import bytes_of_largest_fit
 
-    if ray is None:
+    timed, bytes_per_fit = "seconds" in spec.objectives, partial(bytes_of_largest_fit, spec, image)
+    executor: Executor
+    if spec.executor.kind == "ray":
+        if workers or threads:
+            raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
+        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit))
+    else:
         cores = layout(
             spec.fit,
             resolve_device(spec.fit.device),
-            exclusive="seconds" in spec.objectives,
-            bytes_per_fit=lambda: bytes_of_largest_fit(spec, image),
+            exclusive=timed,
+            bytes_per_fit=bytes_per_fit,
             workers=workers,
             threads=threads,
         )
-    elif workers or threads:
-        raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-    executor: Executor = Ray(ray) if ray else InProcess(cores.threads) if cores.workers == 1 else Threads(cores)
+        executor = InProcess(cores.threads) if cores.workers == 1 else Threads(cores)
     try:
-        if executor.shared and "seconds" in spec.objectives:
-            raise UserError(
-                "objective seconds: fits that share a processor cannot be timed",
-                "Run it without --ray, one fit at a time, or on a cluster of GPUs.",
-            )
         yield executor
     finally:
         executor.close()

@@ -65,6 +65,7 @@ class Measurement:
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
+        shared: other fits ran on its device, so its seconds are not comparable; told by who ran it.
     """
 
     budget: int
@@ -72,6 +73,7 @@ class Measurement:
     output: NDArray[np.float32]
     curve: dict[str, list[object]]
     stopped: bool
+    shared: bool = False
 
 
 def job_geometry(fit: Fit, target: Target) -> Geometry:

@@ -1,4 +1,4 @@
-"""Where fits run: in this process, or on a Ray cluster.
+"""Where fits run: what an executor is, and the two that run them in this process; `ray_pool` has the third.
 
 An executor takes jobs, runs them and hands their events back; it knows nothing of Optuna or of what a job means to
 the study. `InProcess` is the default and runs one fit at a time on the cores that `layout` gives it.
@@ -9,16 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import socket
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement, evaluate
 from ddstudy.spec import FitSpec
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job has begun on a worker, whose name is for people."""
+
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -28,30 +37,47 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job could not be done: infrastructure, never instability."""
+    """A job could not be done: infrastructure, never instability.
+
+    Attributes:
+        why: in one line.
+        log: all that is known, for whoever mends it.
+        shared: other fits ran on its device.
+        lost: its machine went away, which says nothing about the job.
+    """
 
     why: str
+    log: str = ""
+    shared: bool = False
+    lost: bool = False
 
 
-Event = Check | Measurement | Finished | Failed
+@dataclass(frozen=True)
+class Workers:
+    """Workers came or went, under an empty ticket: there are so many slots now."""
+
+    slots: int
+    note: str
+
+
+Event = Started | Check | Measurement | Finished | Failed | Workers
 
 
 class Executor(Protocol):
-    """Runs jobs; every submitted job ends with `Finished` or `Failed`.
+    """Runs jobs; every submitted job ends with `Finished` or `Failed`."""
 
-    Attributes:
-        slots: jobs that run at the same time.
-        shared: whether several fits share a device, so that their seconds are not comparable.
-    """
-
-    slots: int
-    shared: bool
+    @property
+    def slots(self) -> int:
+        """Jobs that run at the same time, by now."""
 
     def submit(self, ticket: str, job: Job) -> None:
         """Adds a job under a name of the caller's choice."""
 
     def cancel(self, ticket: str) -> None:
         """Ends a job early; its next event is `Finished`, or one that was on its way."""
+
+    def expect(self, jobs: int) -> None:
+        """Tells how many more jobs could run now; whoever can get more slots does so for them."""
 
     def events(self) -> Iterator[tuple[str, Event]]:
         """The events of all jobs as they come, until none is left; jobs may be added meanwhile."""
@@ -117,6 +143,8 @@ def layout(
     bytes_per_fit: Callable[[], float],
     workers: int | None = None,
     threads: int | None = None,
+    cores: int | None = None,
+    memory: float | None = None,
 ) -> Layout:
     """Fills the cores: one fit on as many threads as it has members, then further fits beside it.
 
@@ -131,6 +159,8 @@ def layout(
         bytes_per_fit: memory of the largest fit, asked for where it decides; workers are fewer where memory is short.
         workers: the user's wish.
         threads: the user's wish.
+        cores: of another machine.
+        memory: bytes that are free on it.
 
     Raises:
         UserError: several fits at a time were asked for while seconds are an objective.
@@ -140,14 +170,15 @@ def layout(
             "--workers: fits that share a processor cannot be timed, and seconds are an objective of this study",
             "Valid: --workers 1.",
         )
-    cores = usable_cores()
+    cores = cores or usable_cores()
     if threads is None:
         threads = min(spec.members, max(1, cores // (workers or 1)))
     if workers is None:
         alone = exclusive or device != "cpu" or spec.engine == "reference"
         workers = 1 if alone else max(1, cores // threads)
         if workers > 1:
-            workers = max(1, min(workers, int(usable_memory() * 0.8 // bytes_per_fit())))
+            free = usable_memory() if memory is None else memory
+            workers = max(1, min(workers, int(free * 0.8 // bytes_per_fit())))
     return Layout(workers, threads)
 
 
@@ -171,7 +202,8 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
     return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:500]
 
 
@@ -183,7 +215,6 @@ class InProcess:
     """
 
     slots = 1
-    shared = False
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -199,12 +230,17 @@ class InProcess:
         """See `Executor`; a job that runs is the only one that anybody has heard of."""
         self._stop.set()
 
+    def expect(self, jobs: int) -> None:
+        """See `Executor`."""
+
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""
         while self._waiting:
             ticket, job = self._waiting.popleft()
             self._stop.clear()
-            for event in _events(job, self._threads, self._stop):
+            yield ticket, Started(socket.gethostname())
+            device = resolve_device(job.options.device)
+            for event in work_events(evaluate(job, device=device, threads=self._threads, stop=self._stop)):
                 if isinstance(event, UserError):
                     raise event
                 yield ticket, event
@@ -221,14 +257,15 @@ class Threads:
         layout: fits at a time, and threads of each.
     """
 
-    shared = True
-
     def __init__(self, layout: Layout) -> None:
         self.slots = layout.workers
         self._threads = layout.threads
         self._pool = ThreadPoolExecutor(layout.workers)
         self._queue: queue.SimpleQueue[tuple[str, Event | UserError]] = queue.SimpleQueue()
         self._stops: dict[str, threading.Event] = {}
+        self._names: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for index in range(layout.workers):
+            self._names.put(f"{socket.gethostname()} {index + 1}")
 
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
@@ -237,12 +274,20 @@ class Threads:
         self._pool.submit(self._fit, ticket, job, self._stops[ticket])
 
     def _fit(self, ticket: str, job: Job, stop: threading.Event) -> None:
-        for event in _events(job, self._threads, stop):
+        name = self._names.get()
+        self._queue.put((ticket, Started(name)))
+        device = resolve_device(job.options.device)
+        for event in work_events(evaluate(job, device=device, threads=self._threads, stop=stop), shared=True):
+            if isinstance(event, Finished | Failed):
+                self._names.put(name)
             self._queue.put((ticket, event))
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
         self._stops[ticket].set()
+
+    def expect(self, jobs: int) -> None:
+        """See `Executor`."""
 
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""
@@ -261,9 +306,13 @@ class Threads:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _events(job: Job, threads: int, stop: threading.Event | None = None) -> Iterator[Event | UserError]:
-    """A fit's events with its end or its failure; a mistake of the user's comes as the last."""
-    work = evaluate(job, device=resolve_device(job.options.device), threads=threads, stop=stop)
+def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) -> Iterator[Event | UserError]:
+    """A fit's events with its end or its failure; a mistake of the user's comes as the last.
+
+    Args:
+        work: `evaluate` of a job.
+        shared: whether other fits run on its device.
+    """
     with contextlib.closing(work):  # type: ignore[type-var]  # a generator has close()
         while True:
             try:
@@ -272,87 +321,9 @@ def _events(job: Job, threads: int, stop: threading.Event | None = None) -> Iter
                 yield error
                 return
             except Exception as error:  # whatever a device or library raises, the study goes on
-                yield Failed(_describe(error))
+                yield Failed(describe(error), traceback.format_exc(), shared)
                 return
             if event is None:
                 yield Finished()
                 return
-            yield event
-
-
-class Ray:
-    """Fits as Ray tasks, one GPU each, or one core each where there is no GPU.
-
-    Args:
-        address: of a running cluster, `auto` to find it, or `local` to start one on this machine.
-
-    Raises:
-        UserError: the cluster cannot be reached.
-    """
-
-    def __init__(self, address: str) -> None:
-        import ray
-
-        self._ray = ray
-        options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-        if address == "local":
-            options |= {"num_cpus": usable_cores(), "include_dashboard": False}
-        try:
-            ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster at '{address}': {_describe(error)}",
-                "Valid: local, auto (a cluster started with `ray start`), or HOST:PORT.",
-            ) from None
-        resources = ray.cluster_resources()
-        self._gpus = resources.get("GPU", 0) >= 1
-        self.slots = max(1, int(resources["GPU" if self._gpus else "CPU"]))
-        self.shared = not self._gpus and self.slots > 1
-        # a generator task: its events stream back one by one
-        self._task = ray.remote(_ray_fit).options(
-            num_cpus=1, num_gpus=1 if self._gpus else 0, max_retries=0, num_returns="streaming"
-        )
-        self._running: dict[Any, str] = {}
-        self._cancelled: set[str] = set()
-
-    def submit(self, ticket: str, job: Job) -> None:
-        """See `Executor`."""
-        self._running[self._task.remote(job)] = ticket
-
-    def cancel(self, ticket: str) -> None:
-        """See `Executor`."""
-        self._cancelled.add(ticket)
-        for stream, name in self._running.items():
-            if name == ticket:
-                self._ray.cancel(stream)
-
-    def events(self) -> Iterator[tuple[str, Event]]:
-        """See `Executor`."""
-        while self._running:
-            ready, _ = self._ray.wait(list(self._running), num_returns=1)
-            stream: Any = ready[0]
-            ticket = self._running[stream]
-            try:
-                event: Event = self._ray.get(next(stream))
-            except StopIteration:
-                event = Finished()
-            except self._ray.exceptions.RayError as error:
-                event = Failed(_describe(getattr(error, "cause", None) or error))
-                if ticket in self._cancelled:
-                    event = Finished()
-            if isinstance(event, Finished | Failed):
-                self._cancelled.discard(ticket)
-                del self._running[stream]
-            yield ticket, event
-
-    def close(self) -> None:
-        """See `Executor`."""
-        for stream in self._running:
-            self._ray.cancel(stream)
-        self._running.clear()
-        self._ray.shutdown()
-
-
-def _ray_fit(job: Job) -> Iterator[Check | Measurement]:
-    device = resolve_device(job.options.device)
-    yield from evaluate(job, device=device, threads=1)
+            yield replace(event, shared=shared) if isinstance(event, Measurement) else event

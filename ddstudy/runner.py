@@ -11,25 +11,26 @@ import itertools
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
+from ddstudy.claims import AtWork
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
-from ddstudy.executors import Executor, Failed, Finished
+from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import memory
 from ddstudy.metrics import measurable
 from ddstudy.samplers import Unseen, pruner, running_fits, unseen
-from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
+from ddstudy.settings import AXES, Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
-from ddstudy.store import Driven
+from ddstudy.store import Driven, StudyView
 from ddstudy.target import Target
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
@@ -204,6 +205,52 @@ def job(spec: StudySpec, target: Target, fit: Fit, budgets: tuple[int, ...]) -> 
     return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """How a study comes along, as anyone can see from its store.
+
+    Attributes:
+        per_minute: settings that got their result, of late.
+        eta_seconds: time that is left at this pace; None while nothing is known, or nobody works on it.
+    """
+
+    per_minute: float
+    eta_seconds: float | None
+
+
+def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outlook:
+    """The pace of the last ten minutes, and what it makes of the rest.
+
+    A grid does its longest fits first, so its pace is one of work, not of settings: a setting's work is that of the
+    iterations between the budget before it and its own.
+    """
+    since = now - timedelta(minutes=10)
+    results = view.trials[view.trials["state"] != "FAIL"]
+    late = results[results["finished"] >= since]
+    if late.empty:
+        return Outlook(0.0, None)
+    seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3)
+    per_minute = 60 * len(late) / seconds
+    done = {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
+    left = view.spec.trials - len(done)
+    if not at_work or left <= 0:
+        return Outlook(per_minute, None)
+    if view.spec.search.sampler != "grid":
+        return Outlook(per_minute, 60 * left / per_minute)
+    shape = tuple(map(int, view.facts["target shape"].split("x")))
+    target = Target(np.empty(shape, np.float32), view.facts["target"], None)
+    work, reached = {}, {each.fit: each.iteration for each in at_work}
+    for fit, budgets in budgets_by_fit(itertools.islice(view.spec.space.search_space, view.spec.trials)).items():
+        for before, budget in itertools.pairwise((0, *budgets)):
+            begun = min(max(reached.get(fit.id, 0) - before, 0), budget - before)
+            cost = operations(fit, target)
+            work[_setting(fit, budget)] = (cost * (budget - before), cost * (budget - before - begun))
+    fresh = (Setting(*row) for row in late[list(AXES)].itertuples(index=False))
+    pace = sum(work[setting][0] for setting in fresh if setting in work) / seconds
+    rest = sum(remaining for setting, (_, remaining) in work.items() if setting not in done)
+    return Outlook(per_minute, rest / pace if pace else None)
+
+
 @dataclass
 class _InFlight:
     fit: Fit
@@ -214,6 +261,7 @@ class _InFlight:
     failures: int = 0
     reached: int = 0
     alone: bool = False
+    worker: str = ""
 
     @property
     def share(self) -> float:
@@ -263,6 +311,13 @@ class _Run:
             return
         while len(self.in_flight) < self.executor.slots and self._submit_next():
             pass
+        self.executor.expect(self._waiting())
+
+    def _waiting(self) -> int:
+        """Fits that could run now if there were slots."""
+        if self.study.spec.search.sampler == "grid":
+            return len(self.todo)
+        return max(0, self.plan.settings - len(self.results) - len(self.in_flight))
 
     def _submit_next(self) -> bool:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
@@ -343,19 +398,25 @@ class _Run:
 
     # receiving
 
-    def receive(self, ticket: str, event: object) -> str:
+    def receive(self, ticket: str, event: Event) -> str:
         """Handles one event; a line for the log or nothing."""
+        if isinstance(event, Workers):
+            return event.note
         flight = self.in_flight[ticket]
         if isinstance(event, Check):
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
             flight.reached = event.iteration
+            self.study.claims.tell(ticket, flight.worker, event.iteration, max(flight.budgets))
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
         elif isinstance(event, Measurement):
             return self._record(flight, event)
+        elif isinstance(event, Started):
+            flight.worker, flight.started = event.worker, datetime.now()
+            self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets))
         elif isinstance(event, Failed):
-            return self._failed(flight, event.why)
+            return self._failed(flight, event)
         elif isinstance(event, Finished):
             self._forget(flight)
         return ""
@@ -395,8 +456,7 @@ class _Run:
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         marks = self._marks() if trial is None else {}
-        shared = self.executor.shared
-        done = self.study.record(setting, event, shared=shared, started=flight.started, trial=trial, marks=marks)
+        done = self.study.record(setting, event, shared=event.shared, started=flight.started, trial=trial, marks=marks)
         if done is None:
             self._refresh()
             return f"{setting.id}: not recorded, another driver was faster"
@@ -411,8 +471,12 @@ class _Run:
         cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
         return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s"
 
-    def _failed(self, flight: _InFlight, why: str) -> str:
+    def _failed(self, flight: _InFlight, event: Failed) -> str:
+        why = event.why
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        if event.lost and missing:
+            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
+            return f"{flight.fit.id}: {why}, beginning again elsewhere"
         unsound = _why_not_on_processor(self.study.spec)
         if flight.failures < RETRIES and missing:
             flight.failures, flight.alone = flight.failures + 1, False
@@ -420,28 +484,28 @@ class _Run:
             if flight.failures == RETRIES and not unsound:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
-            if self.executor.shared and "memory" in why.lower():
+            if event.shared and "memory" in why.lower():
                 self.again.append((flight, work))
                 how += ", with nothing beside it"
             else:
                 self.executor.submit(flight.fit.id, work)
             return f"{flight.fit.id}: failed ({why}), trying again{how}"
         why += f"; not tried on the processor, since {unsound}" * bool(unsound)
-        self._give_up(flight.fit, missing, why, flight.trial)
+        self._give_up(flight.fit, missing, why, flight.trial, event.log)
         flight.trial = None
         self._forget(flight)
         return f"{flight.fit.id}: FAIL after {RETRIES + 1} tries: {why}"
 
-    def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None) -> None:
+    def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None, log: str = "") -> None:
         """Records settings as FAIL; the trial that was asked for is the largest budget's."""
         self.failures.add(fit)
         for budget in budgets:
             setting = _setting(fit, budget)
             self.failed.add(setting)
             if trial is not None and budget == max(budgets):
-                self.study.fail(trial, why, given_up=True)
+                self.study.fail(trial, why, given_up=True, log=log)
             else:
-                self.study.record_failure(setting, why)
+                self.study.record_failure(setting, why, log)
 
     def _forget(self, flight: _InFlight) -> None:
         if flight.trial is not None:  # not recorded, since the claim was lost

@@ -176,6 +176,19 @@ class SearchSpec(BaseModel):
     )
 
 
+class ExecutorSpec(BaseModel):
+    """`[executor]`: where fits run; no part of what a study is."""
+
+    model_config = _MODEL
+
+    kind: Literal["process", "ray"] = Field("process", description="in the process that runs the study, or on Ray")
+    address: str | None = Field(
+        None, description="of a Ray cluster: local, auto or HOST:PORT; empty: RAY_ADDRESS, else local"
+    )
+    gpus_per_fit: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of a GPU that a fit gets on Ray")
+    mix: bool = Field(False, description="on Ray, fit on GPUs and on processors of nodes without any")
+
+
 class StudySpec(BaseModel):
     """One study: the whole file."""
 
@@ -191,6 +204,7 @@ class StudySpec(BaseModel):
     objectives: dict[Metric, Direction] = Field({"psnr": "maximize"}, min_length=1, description="metric = direction")
     stability: StabilitySpec = StabilitySpec()
     search: SearchSpec = SearchSpec()
+    executor: ExecutorSpec = ExecutorSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -200,6 +214,10 @@ class StudySpec(BaseModel):
             raise ValueError("search.pruner needs a search, since a grid measures every setting")
         if self.search.pruner and self.objectives != {"psnr": "maximize"}:
             raise ValueError("search.pruner needs psnr = 'maximize' as the only objective, since it compares PSNR")
+        if "seconds" in self.objectives and self.executor.gpus_per_fit < 1:
+            raise ValueError("executor.gpus_per_fit must be 1 where seconds are an objective: fits on a GPU share time")
+        if "seconds" in self.objectives and self.executor.mix:
+            raise ValueError("executor.mix must be false where seconds are an objective, which devices differ in")
         return self
 
     @property
@@ -214,11 +232,12 @@ class StudySpec(BaseModel):
         """Everything that may change a result or what a trial means, as plain JSON values, flat dotted keys.
 
         Left out: name, description, whether images are kept, the number of trials (a study can be continued), the
-        device and the engine (both recorded per trial).
+        device and the engine (both recorded per trial), the executor.
         `target.file` is left out too, since the target's pixels are compared by their hash.
         """
         tree = self.model_dump(
-            mode="json", exclude={"description": True, "name": True, "images": True, "target": {"file"}}
+            mode="json",
+            exclude={"description": True, "name": True, "images": True, "executor": True, "target": {"file"}},
         )
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]

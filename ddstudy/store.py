@@ -35,7 +35,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import RESULT_OF, Claims, create_table, free_result
+from ddstudy.claims import RESULT_OF, AtWork, Claims, at_work, create_table, free_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Measurement
 from ddstudy.settings import AXES, SearchSpace, Setting
@@ -94,6 +94,14 @@ class StudyView:
             metas = [json.loads(v) for k, v in trial.system_attrs.items() if k.startswith(ARTIFACTS_ATTR_PREFIX)]
             found[trial.number] = {meta["filename"]: self._artifacts / meta["artifact_id"] for meta in metas}
         return found
+
+    @property
+    def logs(self) -> dict[str, tuple[str, str]]:
+        """Of every setting that was given up and has no result: why, and all that is known of its last failure."""
+        attrs = {trial.number: trial.user_attrs for trial in self._recorded}
+        failed = failed_settings(self.trials)
+        rows = failed[["number", "fit_id", "iterations", "reason"]].itertuples(index=False, name=None)
+        return {f"{fit}-i{budget}": (why, attrs[number].get("log", "")) for number, fit, budget, why in rows}
 
 
 class NoStudiesError(UserError):
@@ -249,6 +257,11 @@ class Store:
                 "Only the results of the same target, noise and fit options can be reused.",
             )
         return other
+
+    def at_work(self, name: str) -> list[AtWork]:
+        """The fits of a study that are being done now, by whichever drivers."""
+        (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
+        return at_work(self.storage.engine, study._study_id)
 
     def lost_images(self, name: str) -> str:
         """How many images of a study are missing or damaged, in words; empty if all are there."""
@@ -487,11 +500,11 @@ class Driven:
                 continue
             self._fail(trial._trial_id, "the driver of this trial died")
 
-    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False) -> None:
+    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False, log: str = "") -> None:
         """Closes a trial that was asked for and not measured; its setting is free again, if not `given_up`."""
-        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}))
+        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}), **({"log": log} if log else {}))
 
-    def _fail(self, trial_id: int, why: str, **marks: bool) -> None:
+    def _fail(self, trial_id: int, why: str, **marks: Any) -> None:
         def close() -> None:
             for key, value in {"reason": why, **marks}.items():
                 self._store.storage.set_trial_user_attr(trial_id, key, value)
@@ -647,13 +660,14 @@ class Driven:
         self._results.add(setting, recorded)
         return recorded
 
-    def record_failure(self, setting: Setting, why: str) -> None:
+    def record_failure(self, setting: Setting, why: str, log: str = "") -> None:
         """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
+        marks: dict[str, Any] = {"given_up": True} | ({"log": log} if log else {})
         frozen = create_trial(
             state=TrialState.FAIL,
             params={axis: getattr(setting, axis) for axis in AXES},
             distributions=distributions(self.space),
-            user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, "given_up": True},
+            user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, **marks},
         )
         self.claims.patiently(lambda: self.study.add_trial(frozen))
 
@@ -784,7 +798,7 @@ def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "number": trial.number,
             "state": trial.state.name,
             **trial.params,
-            **{key: value for key, value in trial.user_attrs.items() if key != "curve"},
+            **{key: value for key, value in trial.user_attrs.items() if key not in ("curve", "log")},
             "started": trial.datetime_start,
             "finished": trial.datetime_complete,
         }

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import clusters
 import numpy as np
 import postgres
 import pytest
 
+from ddstudy.ray_pool import Ray
 from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.target import Target, load_target
 
@@ -89,3 +91,18 @@ def make_spec(picture: Path) -> Callable[..., StudySpec]:
 @pytest.fixture
 def tiny_target(make_spec: Callable[..., StudySpec]) -> Target:
     return load_target(make_spec().target)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> "Iterator[clusters.Cluster]":
+    """A Ray cluster of two nodes with a processor each; whoever takes a node away puts another in its place."""
+    with clusters.cluster(nodes=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def pool(cluster: "clusters.Cluster") -> Iterator[Ray]:
+    """The executor on it."""
+    executor = clusters.executor(cluster.address)
+    yield executor
+    executor.close()

@@ -4,13 +4,16 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
+import clusters
 import cv2
 import nibabel
 import numpy as np
@@ -19,6 +22,7 @@ import postgres
 import pytest
 
 from ddstudy import cli
+from ddstudy.runner import Forecast, outlook
 from ddstudy.store import Store
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -501,3 +505,52 @@ def test_a_study_starts_from_the_results_of_another(ddstudy: Cli, folder: Path) 
     assert "no study 'quick'" in err
     assert "none" not in ddstudy("status")[1]  # a refused run leaves no study behind
     assert ddstudy("run", "more.toml", "--reuse", "tiny", "--dry-run")[0] == 2
+
+
+def test_whoever_looks_sees_who_is_fitting_what_and_when_it_ends(ddstudy: Cli, folder: Path) -> None:
+    url = f"sqlite:///{folder}/ddstudy.db"
+    (folder / "long.toml").write_text(
+        (folder / "tiny.toml").read_text().replace("iterations = [5, 10]", "iterations = [5, 50_000]")
+    )
+    with start("run", "long.toml", store=url, folder=folder) as driver:
+        try:
+            assert driver.stdout is not None
+            next(line for line in driver.stdout if line.startswith("Forecast"))
+            with Store(url, read_only=True) as store:
+                clusters.until(lambda: any(each.worker for each in store.at_work("long")))
+                (at_work,) = store.at_work("long")
+                assert (at_work.fit, at_work.of) == ("k4-s4-l2-uniform-1x1", 50_000)
+                assert at_work.driver == f"{socket.gethostname()}/{driver.pid}"
+                assert at_work.worker == socket.gethostname()
+                clusters.until(lambda: not store.view("long").trials.empty)
+                ahead = outlook(store.view("long"), store.at_work("long"), datetime.now())
+                assert ahead.per_minute > 0
+                assert ahead.eta_seconds is not None
+                # all but a thousandth of the work is left, so it takes longer than what is done took
+                assert ahead.eta_seconds > 60 / ahead.per_minute
+        finally:
+            driver.kill()
+            driver.communicate()
+
+    assert ddstudy("run", "tiny.toml")[0] == 0
+    code, out, err = ddstudy("status", "--watch", "tiny")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "tiny: 4 of 4 settings measured, 0 failed"
+    code, out, _ = ddstudy("logs", "tiny")
+    assert (code, out) == (0, "tiny: no fit failed\n")
+
+
+def test_logs_tell_all_that_is_known_of_a_failure(ddstudy: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise MemoryError("no memory is left")
+
+    ddstudy("run", "tiny.toml", "--trials", "2")
+    monkeypatch.setattr("ddstudy.evaluate.problem", broken)
+    monkeypatch.setattr("ddstudy.runner.calibrate", lambda *_: Forecast())
+    assert ddstudy("run", "tiny.toml")[0] == 1
+    _, out, _ = ddstudy("status", "tiny")
+    assert "`ddstudy logs tiny` tells all" in out
+    code, out, _ = ddstudy("logs")
+    assert code == 0
+    assert "k4-s4-l2-uniform-1x1-i10: MemoryError: no memory is left" in out
+    assert out.count("Traceback") == 2

@@ -371,7 +371,7 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
     order: list[str] = []
 
     class Watched(Recording):
-        slots, shared = 2, True
+        slots = 2
 
         def submit(self, ticket: str, job: Job) -> None:
             order.append(f"{ticket} beside {len(self._waiting) + len(self.running)}")
@@ -380,7 +380,7 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
         running: tuple[str, ...] = ()
 
         def events(self) -> Iterator[tuple[str, Event]]:
-            yield self._waiting.popleft()[0], Failed("OutOfMemoryError: of the test")
+            yield self._waiting.popleft()[0], Failed("OutOfMemoryError: of the test", shared=True)
             while self._waiting:
                 self.running = (self._waiting[0][0],)
                 waiting, self._waiting = self._waiting, type(self._waiting)()

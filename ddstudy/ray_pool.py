@@ -1,0 +1,521 @@
+"""Fits on a Ray cluster: a pool of workers, one per slot, that grows and shrinks with the cluster.
+
+Ray lives in a process of its own beside the driver. When a cluster is gone, Ray ends the process that was connected to
+it, without asking; the driver outlives that, says so in one line and keeps its claims in order until then. And what a
+cluster learns about whoever connects, its command line and environment, holds no password of the store.
+
+`Ray` is the executor in the driver. `serve` is the other process: a `_Pool`, in which every slot is a coroutine that
+makes its worker, hands it one job after another and passes on what comes back. `_Worker` is the actor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ddstudy.errors import UserError, WorkError
+from ddstudy.evaluate import Check, Job, Measurement, evaluate
+from ddstudy.executors import Event, Failed, Finished, Started, Workers, describe, layout, usable_cores, work_events
+from ddstudy.spec import ExecutorSpec, FitSpec
+from ddstudy.target import Target
+
+LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
+TOGETHER_SECONDS = 0.05  # events that follow each other faster travel together
+PATIENCE_SECONDS = 600.0  # without any worker: nodes of a cloud may take minutes to start
+CONTEXT_BYTES = 1e9  # of CUDA and its libraries in each process; a cautious guess, nothing was measured
+TRIES = 3  # of starting a worker, before its slot is given up
+GONE = "the Ray cluster is gone\nWhat was finished is kept; the same command goes on."
+
+Work = Callable[..., Iterator[Check | Measurement]]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a study wants of a cluster.
+
+    Attributes:
+        fit: members, device and engine of its fits.
+        executor: address, and how GPUs are shared.
+        timed: seconds are an objective: a fit has its device to itself, and all devices are of one kind.
+        bytes_per_fit: memory of the largest fit; asked for where it decides.
+        work: what a worker does with a job.
+    """
+
+    fit: FitSpec
+    executor: ExecutorSpec
+    timed: bool
+    bytes_per_fit: Callable[[], float]
+    work: Work = evaluate
+
+
+@dataclass(frozen=True)
+class Place:
+    """A slot on a node.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        resources: what Ray sets aside for it: `num_cpus` and `num_gpus`.
+        threads: of a fit.
+        shared: whether other fits run on the same device.
+    """
+
+    device: str
+    resources: dict[str, float]
+    threads: int
+    shared: bool
+
+
+class Ray:
+    """Fits on the workers of a Ray cluster.
+
+    Args:
+        wish: what the study wants.
+
+    Raises:
+        UserError: there is no such cluster, or it cannot do what the study wants.
+        WorkError: no worker starts.
+    """
+
+    def __init__(self, wish: Wish) -> None:
+        self.slots = 0
+        self._jobs: set[str] = set()
+        self._expected = 0
+        self._targets: dict[int, Target] = {}
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"from ddstudy.ray_pool import serve; serve({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()],
+                env=environment_for_ray(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        self._pipe = Connection(ours.detach())
+        try:
+            self._pipe.send(wish)
+            while not self.slots:
+                self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, ticket: str, job: Job) -> None:
+        """See `Executor`."""
+        key = id(job.target)
+        if key not in self._targets:
+            self._targets[key] = job.target  # kept, so that no other takes its place
+            self._send("target", key, job.target)
+        self._jobs.add(ticket)
+        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability))
+
+    def cancel(self, ticket: str) -> None:
+        """See `Executor`."""
+        self._send("cancel", ticket)
+
+    def expect(self, jobs: int) -> None:
+        """See `Executor`."""
+        if jobs != self._expected:
+            self._expected = jobs
+            self._send("expect", jobs)
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        """See `Executor`."""
+        while self._jobs:
+            ticket, events = self._receive()
+            for event in events:
+                if isinstance(event, Finished | Failed):
+                    self._jobs.discard(ticket)
+                yield ticket, event
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self._jobs.clear()
+        self._pipe.close()  # which ends the other process
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, *message: Any) -> None:
+        with contextlib.suppress(OSError):  # it is gone; why is the next thing that we receive
+            self._pipe.send(message)
+
+    def _receive(self) -> tuple[str, list[Event]]:
+        try:
+            ticket, events = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkError(GONE) from None
+        for event in events:
+            if isinstance(event, Workers):
+                self.slots = event.slots
+            if isinstance(event, Exception):
+                raise event
+        return ticket, events
+
+
+def environment_for_ray() -> dict[str, str]:
+    """Our environment without what opens the store: workers of a cluster that we start would inherit it."""
+    environment = {key: value for key, value in os.environ.items() if key != "DDSTUDY_STORE" and key[:2] != "PG"}
+    # a worker without a GPU says which device it computes on; Ray warns that it hides all GPUs from such a one
+    environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    return environment
+
+
+def places(resources: dict[str, float], wish: Wish, device: str) -> list[Place]:
+    """The slots of a node.
+
+    Args:
+        resources: of the node, as Ray counts them: `CPU`, `GPU`, `memory` in bytes.
+        wish: of the study.
+        device: `cuda`, `cpu`, or `auto` for GPUs where the node has any and else its processor.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
+    share = wish.executor.gpus_per_fit
+    if device != "cpu" and gpus >= 1:
+        # Ray never spreads a fraction over two devices
+        count = int(gpus) * int(1 / share + 1e-9)
+        own = {"num_cpus": 1.0 if cpus >= count else 0.0, "num_gpus": share}
+        return [Place("cuda", own, max(1, min(wish.fit.members, cpus // count)), share < 1)] * count
+    if device == "cuda" or not cpus:
+        return []
+    cores = layout(
+        wish.fit, "cpu", exclusive=wish.timed, bytes_per_fit=wish.bytes_per_fit, cores=cpus,
+        memory=resources.get("memory"),
+    )  # fmt: skip
+    # whoever has a node alone has all of it, so that no other driver's fits come beside
+    own = {"num_cpus": float(cpus if cores.workers == 1 else cores.threads), "num_gpus": 0.0}
+    return [Place("cpu", own, cores.threads, cores.workers > 1)] * cores.workers
+
+
+class _Worker:
+    """The actor: fits one job after another.
+
+    Args:
+        place: what it has.
+        work: what it does with a job.
+    """
+
+    def __init__(self, place: Place, work: Work) -> None:
+        self._place, self._work = place, work
+        self._stop = threading.Event()
+        self._ticket = ""
+
+    def memory(self) -> float:
+        """Bytes of its whole GPU; 0 on the processor."""
+        if self._place.device != "cuda":
+            return 0.0
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory)
+
+    def stop(self, ticket: str) -> None:
+        """Ends a job soon, if it still runs."""
+        if ticket == self._ticket:
+            self._stop.set()
+
+    def fit(self, ticket: str, target: Target, parts: tuple[Any, ...]) -> Iterator[list[Event | UserError]]:
+        """The events of a job, those together that come together."""
+        self._stop.clear()
+        self._ticket = ticket
+        fit, budgets, options, noise, stability = parts
+        job = Job(fit, budgets, target, options, noise, stability)
+        # the processor is asked for where the GPU failed
+        device = "cpu" if options.device == "cpu" else self._place.device
+        work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
+        batch: list[Event | UserError] = []
+        told = time.monotonic()
+        for event in work_events(work, shared=self._place.shared):
+            batch.append(event)
+            if time.monotonic() - told > TOGETHER_SECONDS:
+                yield batch
+                batch, told = [], time.monotonic()
+        if batch:
+            yield batch
+
+
+def serve(descriptor: int) -> None:
+    """The process beside the driver: connects to the cluster, and ends with the driver's end of the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then closes the pipe
+    pipe = Connection(descriptor)
+    pool = _Pool(pipe, pipe.recv())
+    try:
+        asyncio.run(pool.run())
+    except (UserError, WorkError) as error:
+        pool.tell("", [error])
+    except Exception:  # a fault of ours: whoever reports it needs the traceback
+        pool.tell("", [RuntimeError(traceback.format_exc())])
+    finally:
+        pool.leave()
+
+
+class _Pool:
+    """The slots of a cluster and the jobs that wait for one."""
+
+    def __init__(self, pipe: Connection, wish: Wish) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._pipe, self._wish = pipe, wish
+        self._targets: dict[int, Any] = {}
+        self._waiting: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
+        self._running: dict[str, Any] = {}  # ticket -> worker
+        self._cancelled: set[str] = set()
+        self._nodes: dict[str, list[asyncio.Task[None]]] = {}
+        self._slots = 0
+        self._begun = False
+        self._expected = 0
+        self._scouts: list[Any] = []
+        self._given_up = ""
+        self._number = itertools.count(1)  # of the slots
+        self._end: asyncio.Future[None]
+
+    # the driver's side
+
+    def tell(self, ticket: str, events: list[Any]) -> None:
+        """Sends events to the driver."""
+        with contextlib.suppress(OSError):
+            self._pipe.send((ticket, events))
+
+    def leave(self) -> None:
+        """Leaves the cluster, or ends the one that was started here."""
+        self._ray.shutdown()
+
+    def _listen(self) -> None:
+        """Does what the driver says, message by message."""
+        try:
+            while self._pipe.poll():
+                what, *arguments = self._pipe.recv()
+                getattr(self, f"_on_{what}")(*arguments)
+        except (EOFError, OSError):
+            if not self._end.done():
+                self._end.set_result(None)
+        except Exception as error:  # a full object store
+            if not self._end.done():
+                self._end.set_exception(error)
+
+    def _on_target(self, key: int, target: Target) -> None:
+        try:
+            self._targets[key] = self._ray.put(target)
+        except self._ray.exceptions.RayError as error:
+            raise WorkError(f"the target does not fit into Ray's object store: {describe(error)}") from None
+
+    def _on_submit(self, ticket: str, target: int, parts: tuple[Any, ...]) -> None:
+        self._cancelled.discard(ticket)
+        self._waiting.put_nowait((ticket, target, parts))
+
+    def _on_cancel(self, ticket: str) -> None:
+        if ticket in self._running:
+            self._running[ticket].stop.options(concurrency_group="control").remote(ticket)
+        else:
+            self._cancelled.add(ticket)
+
+    def _on_expect(self, jobs: int) -> None:
+        self._expected = jobs
+
+    # the cluster's side
+
+    async def run(self) -> None:
+        """Keeps the slots in step with the nodes until the driver leaves."""
+        loop = asyncio.get_running_loop()
+        self._end = loop.create_future()
+        self._connect()
+        loop.add_reader(self._pipe.fileno(), self._listen)
+        device, since = self._device(), time.monotonic()
+        while not self._end.done():
+            try:
+                nodes = await asyncio.to_thread(self._ray.nodes)
+            except Exception:  # of several kinds; Ray ends this process soon, too
+                raise WorkError(GONE) from None
+            self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
+            self._scout(device)
+            if self._slots:
+                since = time.monotonic()
+            elif self._given_up and not any(not task.done() for tasks in self._nodes.values() for task in tasks):
+                raise WorkError(f"no worker starts: {self._given_up}\nEvery node needs ddstudy; see README, Ray.")
+            elif time.monotonic() - since > PATIENCE_SECONDS:
+                raise WorkError("the Ray cluster has no worker for this study\nThe same command goes on once it has.")
+            await asyncio.wait([self._end], timeout=LOOK_SECONDS)
+        self._end.result()
+
+    def _connect(self) -> None:
+        address = self._wish.executor.address or os.environ.get("RAY_ADDRESS") or "local"
+        valid = "Valid: local, auto (a cluster started with `ray start`) or HOST:PORT."
+        if address.startswith("ray://"):
+            raise UserError(f"{address}: fits stream back, which Ray's client cannot", f"{valid} Or `ray job submit`.")
+        options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+        if address == "local":
+            options |= {"num_cpus": usable_cores(), "include_dashboard": False}
+        try:
+            host, colon, port = address.rpartition(":")
+            if colon and port.isdecimal():  # Ray itself would try for a minute
+                socket.create_connection((host, int(port)), timeout=10).close()
+            self._ray.init(**options)
+        except (Exception, SystemExit) as error:  # of many kinds: connection, version, address
+            raise UserError(f"no Ray cluster at '{address}': {describe(error)}", valid) from None
+
+    def _device(self) -> str:
+        """Which devices the study uses: of `auto`, GPUs if the cluster has any now, and processors else."""
+        wanted = self._wish.fit.device
+        if wanted not in ("auto", "cpu", "cuda"):
+            raise UserError(f"fit.device: Ray chooses among devices, {wanted} is one", "Valid on Ray: auto, cpu, cuda.")
+        if wanted == "auto" and not self._wish.executor.mix:
+            return "cuda" if self._ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+        return wanted
+
+    def _follow(self, alive: dict[str, Any], device: str) -> None:
+        for node, found in alive.items():
+            if node not in self._nodes:
+                slots = places(found["Resources"], self._wish, device)
+                names = (f"{found['NodeManagerHostname']} {place.device} {next(self._number)}" for place in slots)
+                tasks = [self._attend(node, *slot) for slot in zip(names, slots, strict=True)]
+                self._nodes[node] = [asyncio.create_task(task) for task in tasks]
+                for task in self._nodes[node]:
+                    task.add_done_callback(self._on_end_of_slot)
+        for node in self._nodes.keys() - alive.keys():
+            for task in self._nodes.pop(node):
+                task.cancel()
+
+    def _on_end_of_slot(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (fault := task.exception()) and not self._end.done():
+            self._end.set_exception(fault)
+
+    def _scout(self, device: str) -> None:
+        """Lets an autoscaler see what is wanted: tasks that need a further slot each, and end where they find one.
+
+        At most as many as there are slots, so that a cluster doubles at a time. They end with this process, which a
+        request to the autoscaler itself would not.
+        """
+        if self._scouts:
+            self._scouts = self._ray.wait(self._scouts, num_returns=len(self._scouts), timeout=0)[1]
+        wanted = min(self._expected + self._waiting.qsize(), self._slots) if self._slots else 1
+        while len(self._scouts) > wanted:
+            self._ray.cancel(self._scouts.pop())
+        needs = {"num_gpus": self._wish.executor.gpus_per_fit} if device == "cuda" else {"num_cpus": 1}
+        if len(self._scouts) < wanted:
+            task = self._ray.remote(_nothing).options(**{"num_cpus": 0} | needs, max_retries=0)
+            self._scouts += [task.remote() for _ in range(wanted - len(self._scouts))]
+
+    async def _attend(self, node: str, name: str, place: Place) -> None:
+        """One slot: makes its worker, gives it job after job, and makes another when it dies."""
+        failures = 0
+        while failures < TRIES:
+            worker = self._hire(node, place)
+            try:
+                memory = await worker.memory.remote()
+            except self._ray.exceptions.RayError as error:
+                failures, self._given_up = failures + 1, str(error).strip().splitlines()[-1]
+                continue
+            failures = 0
+            if not await self._fits(place, memory):
+                return
+            with self._counted(name):
+                while await self._job(name, worker, await self._waiting.get(), place):
+                    pass
+
+    def _hire(self, node: str, place: Place) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        affinity = NodeAffinitySchedulingStrategy(node, soft=False)
+        options = {"scheduling_strategy": affinity, "max_restarts": 0, **place.resources}
+        actor = self._ray.remote(concurrency_groups={"control": 1})(_Worker).options(**options)
+        return actor.remote(place, self._wish.work)
+
+    async def _fits(self, place: Place, memory: float) -> bool:
+        """Whether a fit has the memory that it needs in its share of a GPU."""
+        share = place.resources["num_gpus"]
+        if place.device != "cuda" or share >= 1:
+            return True
+        need = CONTEXT_BYTES + await asyncio.to_thread(self._wish.bytes_per_fit)
+        if need <= share * memory:
+            return True
+        wrong = f"executor.gpus_per_fit: the largest fit needs {need / 1e9:.1f} GB, {share:g} of a GPU has "
+        self._given_up = f"{wrong}{share * memory / 1e9:.1f} GB"
+        if not self._begun and not self._end.done():
+            valid = f"Valid here: {min(1.0, need / memory + 0.005):.2f} to 1." if need < memory else "Valid here: 1."
+            self._end.set_exception(UserError(self._given_up, valid))
+        return False
+
+    @contextlib.contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        self._slots += 1
+        self.tell("", [Workers(self._slots, f"{name} came: {self._slots} workers" * self._begun)])
+        self._begun = True
+        try:
+            yield
+        finally:
+            self._slots -= 1
+            self.tell("", [Workers(self._slots, f"{name} is gone: {self._slots} workers")])
+
+    async def _job(self, name: str, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
+        """Does one job; False if the worker is lost."""
+        ticket, target, parts = work
+        if ticket in self._cancelled:
+            self._cancelled.discard(ticket)
+            self.tell(ticket, [Finished()])
+            return True
+        self._running[ticket] = worker
+        self.tell(ticket, [Started(name)])
+        try:
+            task = worker.fit.options(num_returns="streaming", name=parts[0].id)
+            async for reference in task.remote(ticket, self._targets[target], parts):
+                events = await reference
+                if isinstance(events[-1], Finished | Failed | UserError):
+                    del self._running[ticket]  # before the driver hears of it and uses the ticket again
+                    self.tell(ticket, events)
+                    break
+                self.tell(ticket, events)
+        except self._ray.exceptions.RayError as error:
+            worker.stop.options(concurrency_group="control").remote(ticket)  # should it go on unseen
+            fate = await self._fate(worker)
+            if self._running.get(ticket) is worker:
+                del self._running[ticket]
+                self.tell(ticket, [self._obituary(error, fate, place)])
+            return fate is None
+        finally:
+            if self._running.get(ticket) is worker:  # the slot's node is gone, and the slot with it
+                del self._running[ticket]
+                self.tell(ticket, [Failed("its node was lost", lost=True)])
+        return True
+
+    async def _fate(self, worker: Any) -> Exception | None:
+        """What a worker died of; None if it lives."""
+        while True:
+            try:
+                await worker.memory.remote()
+            except self._ray.exceptions.ActorUnavailableError:  # Ray does not know yet: a node may be away for a moment
+                await asyncio.sleep(LOOK_SECONDS)
+            except self._ray.exceptions.RayError as error:
+                died: Exception = error
+                return died
+            else:
+                return None
+
+    def _obituary(self, error: Exception, fate: Exception | None, place: Place) -> Failed:
+        """What the driver is told of a job that Ray lost."""
+        log = f"{error}\n{fate or ''}".strip()
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError) or "low on memory" in log:
+            return Failed("Ray ended its worker, since the node ran out of memory", log, place.shared)
+        if "node has died" in log:
+            return Failed("its node was lost", log, lost=True)
+        if fate is not None:
+            return Failed("its worker was killed or crashed", log, place.shared)
+        return Failed(describe(getattr(error, "cause", None) or error), log, place.shared)
+
+
+def _nothing() -> None:
+    """What a scout does."""

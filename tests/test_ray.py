@@ -1,0 +1,317 @@
+"""The pool on real Ray clusters: same results, growth, faults. Several nodes are on this machine; some are killed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import clusters
+import pytest
+import yaml
+
+from ddstudy import runner
+from ddstudy.errors import UserError
+from ddstudy.evaluate import Job, Measurement
+from ddstudy.executors import Executor, Failed, Finished, InProcess, Started, Workers
+from ddstudy.ray_pool import Place, Ray, places
+from ddstudy.samplers import sampler
+from ddstudy.settings import AXES, Fit
+from ddstudy.spec import ExecutorSpec, FitSpec, StudySpec
+from ddstudy.store import Store
+from ddstudy.target import Target
+
+CLUSTER = Path(__file__).parent.parent / "cluster"
+MakeSpec = Callable[..., StudySpec]
+slow = pytest.mark.slow
+
+
+# slots
+
+
+def wish_of(gpus_per_fit: float = 1.0, timed: bool = False, members: int = 5, need: float = 1.0) -> Any:
+    made = clusters.wish("local", FitSpec(members=members))
+    executor = ExecutorSpec(kind="ray", gpus_per_fit=gpus_per_fit)
+    return replace(made, executor=executor, timed=timed, bytes_per_fit=partial(float, need))
+
+
+@pytest.mark.parametrize(
+    ("resources", "wish", "device", "expected"),
+    [
+        ({"CPU": 8, "GPU": 2}, {}, "cuda", [Place("cuda", {"num_cpus": 1, "num_gpus": 1}, 4, False)] * 2),
+        ({"CPU": 8, "GPU": 2}, {}, "auto", [Place("cuda", {"num_cpus": 1, "num_gpus": 1}, 4, False)] * 2),
+        ({"CPU": 8, "GPU": 2}, {}, "cpu", [Place("cpu", {"num_cpus": 8, "num_gpus": 0}, 5, False)]),
+        ({"CPU": 8}, {}, "auto", [Place("cpu", {"num_cpus": 8, "num_gpus": 0}, 5, False)]),
+        ({"CPU": 8}, {}, "cuda", []),
+        ({"memory": 1e9}, {}, "cpu", []),  # a head without processors
+        # a third of a GPU, three times: a fraction never lies across two GPUs
+        (
+            {"CPU": 4, "GPU": 2},
+            {"gpus_per_fit": 0.3},
+            "cuda",
+            [Place("cuda", {"num_cpus": 0, "num_gpus": 0.3}, 1, True)] * 6,
+        ),
+        ({"CPU": 16}, {}, "cpu", [Place("cpu", {"num_cpus": 5, "num_gpus": 0}, 5, True)] * 3),
+        ({"CPU": 16}, {"timed": True}, "cpu", [Place("cpu", {"num_cpus": 16, "num_gpus": 0}, 5, False)]),
+        ({"CPU": 16, "memory": 10.0}, {"need": 4}, "cpu", [Place("cpu", {"num_cpus": 5, "num_gpus": 0}, 5, True)] * 2),
+    ],
+)
+def test_slots_of_a_node(resources: dict[str, float], wish: Any, device: str, expected: list[Place]) -> None:
+    assert places(resources, wish_of(**wish), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("executor", "said"), [({"gpus_per_fit": 0.5}, "fits on a GPU share time"), ({"mix": True}, "mix must be false")]
+)
+def test_what_spoils_seconds_is_refused(make_spec: MakeSpec, executor: dict[str, Any], said: str) -> None:
+    make_spec(executor=executor)
+    with pytest.raises(UserError, match=said):
+        make_spec(executor=executor, objectives={"seconds": "minimize"})
+
+
+def test_where_a_study_runs_is_no_part_of_it(make_spec: MakeSpec) -> None:
+    elsewhere = make_spec(executor={"kind": "ray", "address": "auto", "gpus_per_fit": 0.5})
+    assert elsewhere.fingerprint() == make_spec().fingerprint()
+
+
+# same results
+
+
+def go(
+    spec: StudySpec, target: Target, executor: Executor, folder: Path, fault: Callable[[str], None] | None = None
+) -> tuple[dict[Any, float], list[str]]:
+    """Runs a study; after the first check, a fault befalls its fit. Setting -> PSNR, and the log."""
+    log = []
+    with Store(f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db") as store:
+        driven = store.drive(spec, target, sampler(spec))
+        for progress in runner.run(driven, executor, runner.Forecast()):
+            log.append(progress.message)
+            if fault and progress.current:
+                fault(progress.current.split()[0])
+                fault = None
+        assert progress.done == progress.total
+        trials = store.view(spec.name).trials
+    assert "FAIL" not in set(trials["state"])
+    keys = list(trials[list(AXES)].itertuples(index=False, name=None))
+    assert len(set(keys)) == len(keys)
+    return dict(zip(keys, trials["psnr"], strict=True)), log
+
+
+@slow
+def test_the_same_to_the_last_bit_wherever_it_runs_and_whatever_dies(
+    cluster: "clusters.Cluster", pool: Ray, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(
+        space={"k": [2, 4], "l": [2, 3], "iterations": [1000, 4000]},
+        fit={"check_every": 500},
+    )
+    here, _ = go(spec, tiny_target, InProcess(2), tmp_path)
+    assert len(here) == 8
+    calm, _ = go(spec, tiny_target, pool, tmp_path)
+    assert calm == here
+
+    shaken, log = go(spec, tiny_target, pool, tmp_path, fault=clusters.kill_worker)
+    assert shaken == here
+    assert any("its worker was killed or crashed), trying again" in line for line in log)
+
+    node = next(node for node in cluster.worker_nodes)
+    lost, log = go(spec, tiny_target, pool, tmp_path, fault=lambda _: cluster.remove_node(node, allow_graceful=False))
+    assert lost == here
+    one, _ = go(spec, tiny_target, pool, tmp_path)  # with the worker that is left
+    assert one == here
+    clusters.add_node(cluster)
+
+
+# growth
+
+
+@slow
+def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(make_job: Callable[..., Job]) -> None:
+    with clusters.cluster() as small:
+        pool = clusters.executor(small.address)
+        assert pool.slots == 1
+        long = make_job(iterations=10_000_000)
+        pool.submit("one", long)
+        pool.submit("two", replace(long, fit=Fit(3, 4, 2, "uniform", "1x1")))
+        began, notes, node = {}, [], None
+        for ticket, event in pool.events():
+            if isinstance(event, Started):
+                began[ticket] = event.worker
+                if node is None:
+                    node = clusters.add_node(small)
+                elif len(began) == 2:
+                    small.remove_node(node, allow_graceful=False)
+            if isinstance(event, Workers):
+                notes.append((event.slots, event.note.split()[-3]))
+            if isinstance(event, Failed):
+                assert event.lost
+                assert ticket == "two"
+                pool.cancel("one")
+            assert not isinstance(event, Measurement) or event.budget == 5
+        assert len(set(began.values())) == 2
+        assert (notes, pool.slots) == ([(2, "came:"), (1, "gone:")], 1)
+        pool.close()
+
+
+# files for clusters
+
+
+def test_the_launchers_file_is_valid_for_ray() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    validate_config(prepare_config(config))
+
+
+def test_the_rayjob_is_what_rays_autoscaler_reads() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import validate_config
+
+    job = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert all(isinstance(v, str) for v in job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].values())
+    config = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "ddstudy", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    )
+    validate_config(config)
+    kinds = {name: kind["resources"] for name, kind in config["available_node_types"].items()}
+    assert kinds["headgroup"]["CPU"] == 0
+    assert (kinds["gpu"]["CPU"], kinds["gpu"]["GPU"]) == (4, 1)
+    workers = yaml.safe_dump(job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    assert "DDSTUDY_STORE" not in workers
+
+
+@slow
+def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environment(folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="ray job submit needs ray[default]")
+    environment = json.dumps({"py_modules": [str(CLUSTER.parent / "ddstudy")]})
+    with clusters.cluster(cpus=2, include_dashboard=True, dashboard_port=0) as head:
+        submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--runtime-env-json", environment]
+        submit += ["--address", f"http://{head.head_node.webui_url}", "--"]
+        program = f"{sys.executable} -m ddstudy.cli run {folder}/tiny.toml --ray --store sqlite:///{folder}/job.db"
+        done = subprocess.run([*submit, *program.split()], capture_output=True, text=True, timeout=200)
+    assert "8 settings measured" in done.stdout, done.stdout + done.stderr
+
+
+# faults
+
+
+@slow
+def test_memory_that_runs_out_fails_its_fit_only(monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    pool = clusters.executor("", clusters.out_of_memory)
+    for k in (2, 3, 4):
+        pool.submit(f"k{k}", make_job(k))
+    ends = {t: event for t, event in pool.events() if isinstance(event, Failed | Finished)}
+    assert (ends["k2"].why, ends["k2"].lost) == ("MemoryError: no memory is left", False)
+    assert "Traceback" in ends["k2"].log
+    assert (ends["k3"].why, ends["k3"].lost) == ("its worker was killed or crashed", False)
+    assert "OOM killer" in ends["k3"].log
+    assert isinstance(ends["k4"], Finished)
+    pool.close()
+
+
+@slow
+def test_a_full_object_store_costs_time_only(
+    cluster: "clusters.Cluster", pool: Ray, make_job: Callable[..., Job]
+) -> None:
+    script = f"""
+import ray, sys, numpy as np
+ray.init({cluster.address!r}, log_to_driver=False)
+kept = [ray.put(np.zeros(5_000_000)) for _ in range(4)]  # 160 MB into stores of 80
+print("full", flush=True)
+sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "full\n"
+        work = make_job()
+        big = Target(work.target.image.repeat(40, axis=1).repeat(40, axis=2).copy(), "big", None)  # 3.8 MB
+        pool.submit("big", replace(work, target=big))
+        ends = [event for _, event in pool.events() if isinstance(event, Failed | Finished | Measurement)]
+        assert [type(event) for event in ends] == [Measurement, Measurement, Finished]
+        other.communicate()
+
+
+@slow
+def test_when_the_cluster_is_gone_the_run_says_so_and_the_same_command_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "2")  # Ray waits for a minute by itself
+    command = [sys.executable, "-m", "ddstudy.cli", "run", "tiny.toml", "--ray"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": folder, "text": True}
+    with clusters.cluster() as doomed:
+        monkeypatch.setenv("RAY_ADDRESS", doomed.address)
+        with subprocess.Popen(command, **pipes) as run:
+            assert run.stdout is not None
+            for line in run.stdout:
+                if "dB, CV" in line:
+                    break
+            doomed.remove_node(doomed.head_node, allow_graceful=False)
+            _, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert err == "ddstudy: the Ray cluster is gone\nWhat was finished is kept; the same command goes on.\n"
+    monkeypatch.delenv("RAY_ADDRESS")
+    again = subprocess.run(command, check=True, **pipes)
+    assert "trials, 4 fits of 2 members, " in again.stdout
+    assert "8 settings measured" in again.stdout
+
+
+@slow
+def test_no_cluster_at_an_address() -> None:
+    for address in ("nonsense://1", "127.0.0.1:1"):
+        with pytest.raises(UserError, match="no Ray cluster at"):
+            clusters.executor(address)
+    with pytest.raises(UserError, match="which Ray's client cannot"):
+        clusters.executor("ray://127.0.0.1:10001")
+
+
+# secrets
+
+
+@slow
+def test_what_opens_the_store_never_reaches_a_worker(
+    monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("DDSTUDY_STORE", "postgresql://me:s3cret@host/db")
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    pool = clusters.executor("local", clusters.environment)
+    pool.submit("k2", make_job())
+    (found,) = [event for _, event in pool.events() if isinstance(event, Measurement)]
+    pool.close()
+    assert "PATH=" in str(found.values["environment"])
+    assert "s3cret" not in str(found.values["environment"])
+
+
+@pytest.fixture
+def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
+    def make(k: int = 2, iterations: int = 10) -> Job:
+        spec = make_spec(fit={"check_every": 500})
+        what = Fit(k, 4, 2, "uniform", "1x1")
+        return Job(what, (5, iterations), tiny_target, spec.fit, spec.noise, spec.stability)
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Path) -> Path:
+    """Eight settings in four fits that take a second each."""
+    (tmp_path / "tiny.toml").write_text(f"""
+[target]
+file = "{picture}"
+
+[space]
+k = [2, 4]
+s = [4]
+l = [2, 3]
+iterations = [1000, 5000]
+
+[fit]
+members = 2
+""")
+    return tmp_path
