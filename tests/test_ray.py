@@ -1,6 +1,7 @@
 """The pool on real Ray clusters: same results, growth, faults. Several nodes are on this machine; some are killed."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,7 +189,11 @@ def test_the_rayjob_is_what_rays_autoscaler_reads() -> None:
 def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environment(folder: Path) -> None:
     pytest.importorskip("aiohttp", reason="ray job submit needs ray[default]")
     environment = json.dumps({"py_modules": [str(CLUSTER.parent / "ddstudy")]})
-    with clusters.cluster(cpus=2, include_dashboard=True, dashboard_port=0) as head:
+    with socket.socket() as free:  # clusters beside this one have an agent at the usual port
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ports = {"dashboard_port": 0, "dashboard_agent_listen_port": port}
+    with clusters.cluster(cpus=2, **{"include_dashboard": True, **ports}) as head:
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--runtime-env-json", environment]
         submit += ["--address", f"http://{head.head_node.webui_url}", "--"]
         program = f"{sys.executable} -m ddstudy.cli run {folder}/tiny.toml --ray --store sqlite:///{folder}/job.db"
