@@ -70,11 +70,13 @@ def publish(view: StudyView) -> dict[str, str]:
     for number, panel in enumerate(read_panels(), 1):
         shown = show(panel, [view]) if panel.kind in _LIGHT else None
         if shown is not None and shown.figure is not None:
-            lines = textwrap.wrap(shown.sentence, 110)
+            lines = textwrap.wrap(shown.sentence, 90)
             title = f"<b>{panel.title}</b><br>" + "<br>".join(f"<sub>{line}</sub>" for line in lines)
-            top = 66 + 16 * len(lines)
-            shown.figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "yref": "container", "y": 0.97})
-            shown.figure.update_layout(margin_t=top, height=(shown.figure.layout.height or 360) + top)
+            place = {"text": title, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top"} | {
+                "pad": {"t": 14, "l": 8}
+            }
+            # the dashboard gives each figure a card of the same height
+            shown.figure.update_layout(title=place, margin_t=66 + 16 * len(lines), height=None, autosize=True)
             figures[f"ddstudy-{number:02}"] = shown.figure.to_json()
     return figures
 
