@@ -74,7 +74,8 @@ def measurement(setting: Setting, members: int, target: NDArray[np.float32], shi
         "device": "made up",
         "engine": "made up",
     }
-    checks = [setting.iterations * step // 50 for step in range(1, 51)]
+    every = 100 if setting.iterations >= 2000 else 10
+    checks = range(every, setting.iterations + 1, every)
     fits = [[round(float(score) - 9 * math.exp(-check / 900), 3) for score in of_members] for check in checks]
     times = [round(seconds * check / setting.iterations, 3) for check in checks]
     curve: dict[str, list[object]] = {"iterations": [*checks], "seconds": [*times], "psnr_members": [*fits]}

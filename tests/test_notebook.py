@@ -86,7 +86,7 @@ def test_numbers_of_a_figure_are_the_trials(store):
 @pytest.mark.parametrize(
     ("kind", "fields", "said"),
     [
-        ("pie", {}, "figure 'pie': kind: unknown, 'pie'\nValid: pareto, importance"),
+        ("pie", {}, "figure 'pie': kind: unknown, 'pie'\nValid: pareto, parallel"),
         ("pareto", {"x": "seconds"}, "figure 'pareto': y: missing"),
         ("pareto", {"x": "seconds", "y": "psnr", "z": 1}, "z: unknown key"),
         ("best", {"y": "psnr"}, "study quick: no figure of 'best'\nThis kind is a table."),
