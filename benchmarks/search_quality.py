@@ -88,7 +88,6 @@ class Replay:
     """An executor that looks results up."""
 
     slots = 1
-    shared = False
 
     def __init__(self, searched: Searched) -> None:
         self._searched = searched
@@ -114,6 +113,9 @@ class Replay:
 
     def cancel(self, ticket: str) -> None:
         """Nothing runs."""
+
+    def expect(self, jobs: int) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing runs."""

@@ -133,7 +133,6 @@ class Stub:
     """An executor whose fits cost nothing."""
 
     slots = 1
-    shared = False
 
     def __init__(self) -> None:
         options = FitSpec(device="cpu", engine="reference", check_every=1)
@@ -144,6 +143,9 @@ class Stub:
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
         self._waiting.append((ticket, job))
+
+    def expect(self, jobs: int) -> None:
+        """See `Executor`."""
 
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""

@@ -20,7 +20,7 @@ import socket
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
 _LIGHT = ("importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
-_REST = 10  # seconds at least from one set of figures to the next
+_HEAD_START = 2.0  # seconds for the page that reads a study before its figures are begun
+_REST = 10.0  # seconds at least from one set of figures to the next
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -69,11 +70,13 @@ def publish(view: StudyView) -> dict[str, str]:
     for number, panel in enumerate(read_panels(), 1):
         shown = show(panel, [view]) if panel.kind in _LIGHT else None
         if shown is not None and shown.figure is not None:
-            lines = textwrap.wrap(shown.sentence, 110)
+            lines = textwrap.wrap(shown.sentence, 90)
             title = f"<b>{panel.title}</b><br>" + "<br>".join(f"<sub>{line}</sub>" for line in lines)
-            top = 66 + 16 * len(lines)
-            shown.figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "yref": "container", "y": 0.97})
-            shown.figure.update_layout(margin_t=top, height=(shown.figure.layout.height or 360) + top)
+            place = {"text": title, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top"} | {
+                "pad": {"t": 14, "l": 8}
+            }
+            # the dashboard gives each figure a card of the same height
+            shown.figure.update_layout(title=place, margin_t=66 + 16 * len(lines), height=None, autosize=True)
             figures[f"ddstudy-{number:02}"] = shown.figure.to_json()
     return figures
 
@@ -86,9 +89,13 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
         artifacts: folder of the `FileSystemArtifactStore` that holds the trials' images, or None.
         host: name or address that the server is bound to: beside this machine's loopback, the only one answered to.
     """
-    files = None if artifacts is None else _Images(artifacts)
     # get_storage adds Optuna's cache of finished trials, without which every refresh reads the whole study again.
-    dashboard = optuna_dashboard.wsgi(_View(get_storage(storage)), files)
+    return _guarded(_View(get_storage(storage)), artifacts, host)
+
+
+def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
+    files = None if artifacts is None else _Images(artifacts)
+    dashboard = optuna_dashboard.wsgi(view, files)
     optuna_dashboard._app.get_pareto_front_trials = _feasible_front  # its own would take in unstable trials
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
     is_ours = _host_check(host)
@@ -152,7 +159,8 @@ def server(
             f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
             "give an address of this machine and another --port (0 to 65535; 0 picks a free one)",
         ) from error
-    bound.set_app(app(storage, artifacts, host))
+    bound.view = _View(get_storage(storage))
+    bound.set_app(_guarded(bound.view, artifacts, host))
     return bound
 
 
@@ -182,6 +190,7 @@ def serve(
         server(storage, artifacts, host, port, allow_remote=allow_remote) as bound,
         contextlib.suppress(KeyboardInterrupt),
     ):
+        threading.Thread(target=bound.view.warm_up, daemon=True).start()
         if ready is not None:
             ready(bound.url)
         bound.serve_forever()
@@ -191,6 +200,7 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
     """The standard library's WSGI server, a thread per request, without a request log."""
 
     daemon_threads = True  # a browser that keeps a connection open does not keep us from ending
+    view: _View
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -241,7 +251,7 @@ class _View(BaseStorage):
     ) -> list[FrozenTrial]:
         trials = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
         if states is None:
-            self._figures.setdefault(study_id, _Figures()).follow(trials)
+            self._figures_of(study_id).follow(trials)
         shown = []
         for trial in trials:
             seen = self._seen.get(trial._trial_id)
@@ -251,6 +261,12 @@ class _View(BaseStorage):
                     self._seen[trial._trial_id] = seen
             shown.append(seen)
         return copy.deepcopy(shown) if deepcopy else shown
+
+    def _figures_of(self, study_id: int) -> _Figures:
+        if study_id not in self._figures:
+            name, attrs = self.get_study_name_from_id(study_id), self.get_study_user_attrs(study_id)
+            self._figures[study_id] = _Figures(name, attrs)
+        return self._figures[study_id]
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """The best feasible trial, which Optuna's storages do not look for; the best of all where none is feasible."""
@@ -265,15 +281,21 @@ class _View(BaseStorage):
         return [self._with_figures(study) if "ddstudy:spec" in study.user_attrs else study for study in studies]
 
     def _with_figures(self, study: FrozenStudy) -> FrozenStudy:
-        figures = self._figures.setdefault(study._study_id, _Figures())
-        figures.make(study)
+        figures = self._figures_of(study._study_id)
         shown = copy.copy(study)
         note = {"dashboard:note_ver": 1, "dashboard:note_str:0": _note(study)}
         drawn = {f"dashboard:plot_data:{name}:0": drawing for name, drawing in figures.made.items()}
         shown.system_attrs = {**study.system_attrs, **note, **drawn}
-        # what a study file says stands in the note; as attributes it would fill the page
-        shown.user_attrs = {key: value for key, value in study.user_attrs.items() if not key.startswith("ddstudy:")}
+        # its study file and fingerprint would fill the page
+        others = {key: value for key, value in study.user_attrs.items() if not key.startswith("ddstudy:")}
+        shown.user_attrs = others | json.loads(study.user_attrs.get("ddstudy:facts", "{}"))
         return shown
+
+    def warm_up(self) -> None:
+        """Reads the latest study of ours, which is likely to be asked for first, and makes its figures."""
+        ours = [study._study_id for study in self._storage.get_all_studies() if "ddstudy:spec" in study.user_attrs]
+        if ours:
+            self.get_all_trials(max(ours), deepcopy=False)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
@@ -311,47 +333,48 @@ class _View(BaseStorage):
 class _Figures:
     """The figures of one study, made anew when trials have arrived.
 
+    Args:
+        name: of the study.
+        attrs: its user attributes.
+
     Attributes:
         made: the latest, see `publish`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, attrs: Mapping[str, Any]) -> None:
         self.made: dict[str, str] = {}
-        self._trials: Sequence[FrozenTrial] = ()
+        self._name = name
+        self._attrs = attrs
         self._drawn = 0  # finished trials in the latest figures
         self._due = 0.0
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def follow(self, trials: Sequence[FrozenTrial]) -> None:
-        """Takes note of the trials that a page has just read."""
-        self._trials = trials
+        """Begins to draw the trials that a page has just read, unless they are drawn, or others just were."""
+        finished = sum(trial.state.is_finished() for trial in trials)
+        with self._lock:
+            busy = self._thread is not None and self._thread.is_alive()
+            if busy or finished == self._drawn or time.monotonic() < self._due or "ddstudy:spec" not in self._attrs:
+                return
+            self._drawn = finished
+            self._thread = threading.Timer(_HEAD_START, self._make, (trials,))
+            self._thread.daemon = True
+            self._thread.start()
 
-    def make(self, study: FrozenStudy) -> None:
-        """Begins to make the figures of the trials seen last, unless they are made, being made or too young."""
-        busy = self._thread is not None and self._thread.is_alive()
-        finished = sum(trial.state.is_finished() for trial in self._trials)
-        if busy or finished == self._drawn or time.monotonic() < self._due:
-            return
-        self._drawn = finished
-        self._thread = threading.Thread(target=self._make, args=(study, self._trials), daemon=True)
-        self._thread.start()
-
-    def _make(self, study: FrozenStudy, trials: Sequence[FrozenTrial]) -> None:
+    def _make(self, trials: Sequence[FrozenTrial]) -> None:
         begun = time.monotonic()
-        # a study of another version, or one that is being made: the dashboard is of use without our figures
-        with contextlib.suppress(UserError, KeyError):
-            self.made = publish(view_of(study.study_name, study.user_attrs, trials, None, "this store"))
+        with contextlib.suppress(UserError):  # a study of another version: the dashboard is of use without our figures
+            self.made = publish(view_of(self._name, self._attrs, trials, None, "this store"))
         self._due = time.monotonic() + max(_REST, 10 * (time.monotonic() - begun))
 
 
 def _note(study: FrozenStudy) -> str:
-    """What a study is, as Markdown."""
-    facts = json.loads(study.user_attrs.get("ddstudy:facts", "{}"))
+    """What a study is and how it is shown, as Markdown."""
     description = json.loads(study.user_attrs["ddstudy:spec"]).get("description", "")
-    rows = "".join(f"| {key} | {value} |\n" for key, value in facts.items())
     return (
-        f"{description}\n\n| | |\n| --- | --- |\n{rows}\nUnstable trials are infeasible. "
-        f"More, and with images: `ddstudy report {study.study_name}`. This dashboard is read-only.\n"
+        f"{description}\n\nUnstable trials are shown as infeasible. This dashboard is read-only. More views, with "
+        f"images: `ddstudy report {study.study_name}`.\n"
     )
 
 

@@ -1,6 +1,6 @@
 """Studies as large as the thesis' grid, made in seconds: real stores, made-up results, images of the right size.
 
-`python tests/synthetic.py FOLDER [SETTINGS]` writes one, for looking at and for benchmarks/views.py.
+`python tests/synthetic.py FOLDER [SETTINGS]` writes one, or goes on with it.
 """
 
 import math
@@ -52,7 +52,7 @@ def quality(setting: Setting, shift: float = 0.0) -> tuple[float, float, float]:
 
 
 def measurement(setting: Setting, members: int, target: NDArray[np.float32], shift: float = 0.0) -> Measurement:
-    """A result with a curve, and an output that is as noisy as its PSNR says."""
+    """A result with a curve, and an output that is about as bad as its PSNR says."""
     random = np.random.default_rng([setting.fit.digest, setting.iterations, 1])
     psnr, cv, seconds = quality(setting, shift)
     of_members = psnr - 1.5 + (psnr - 1.5) * cv / 100 * np.resize([1.4, -1.4, 0.7, -0.7, 0.0], members)
@@ -74,11 +74,14 @@ def measurement(setting: Setting, members: int, target: NDArray[np.float32], shi
         "device": "made up",
         "engine": "made up",
     }
-    checks = [setting.iterations * step // 50 for step in range(1, 51)]
+    every = 100 if setting.iterations >= 2000 else 10
+    checks = range(every, setting.iterations + 1, every)
     fits = [[round(float(score) - 9 * math.exp(-check / 900), 3) for score in of_members] for check in checks]
     times = [round(seconds * check / setting.iterations, 3) for check in checks]
     curve: dict[str, list[object]] = {"iterations": [*checks], "seconds": [*times], "psnr_members": [*fits]}
-    noisy = target + random.normal(0, 10 ** (-psnr / 20), target.shape)
+    height, width = target.shape[1:]
+    coarse = cv2.resize(random.normal(0, 1, (height // 3, width // 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    noisy = target + coarse * 10 ** (-psnr / 20) / coarse.std() * (target > 0)
     return Measurement(setting.iterations, values, np.clip(noisy, 0, 1).astype(np.float32), curve, stopped=False)
 
 
@@ -109,7 +112,7 @@ def main(folder: Path, settings: int) -> None:
         space["iterations"] = [500 * step for step in range(1, 1 + -(-settings * 3 // 2268))]
     spec = spec_of("thesis", space)
     with driven(f"sqlite:///{folder / 'thesis.db'}", spec) as study:
-        record(study, list(spec.space.search_space)[:settings])
+        record(study, [s for s in spec.space.search_space if s not in study.measured()][:settings])
 
 
 if __name__ == "__main__":

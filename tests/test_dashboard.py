@@ -21,6 +21,7 @@ import optuna
 import optuna_dashboard
 import pytest
 import sqlalchemy
+import synthetic
 from browser import chromium, errors
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import IntDistribution
@@ -391,7 +392,7 @@ def test_several_objectives(storage):
     shown = detail(app, study._study_id)
     assert shown["objective_names"] == ["psnr", "seconds"]
     assert [t["constraints"] for t in shown["trials"]] == [[-1.0], [-1.0], [2.0], [9.0]]
-    assert 0 in [t["number"] for t in shown["best_trials"]]
+    assert [t["number"] for t in shown["best_trials"]] == [0]  # trial 2 is on the front of all, and unstable
 
 
 @pytest.mark.parametrize("page", ["csv/1", "api/studies/1/plot/slice", "api/studies/1/param_importances"])
@@ -424,7 +425,110 @@ def test_artifacts_of_a_trial_added_whole(storage, artifacts):
     assert call(app, "GET", f"/artifacts/{study._study_id}/{trial['trial_id']}/00ff")[2] == b"pixels"
 
 
+# --- a study of ours
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a store with 48 settings, measured with images and curves."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('ours') / 'studies.db'}"
+    space = {"k": [8, 128], "s": [4, 16], "l": [4], "iterations": [250, 500], "noise": ["uniform", "blur3", "simplex"]}
+    spec = synthetic.spec_of("ours", space | {"tiling": ["1x1", "4x5"]}, description="Made up for a test")
+    with synthetic.driven(url, spec, (48, 60)) as driven:
+        synthetic.record(driven, list(spec.space.search_space))
+    return url
+
+
+def test_our_figures_and_facts_come_along(ours, monkeypatch):
+    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    with Store(ours, read_only=True) as store, running(store.storage, store.artifacts) as server:
+        view = server.view
+        app = dashboard._guarded(view, store.artifacts, "127.0.0.1")
+        assert detail(app, 1)["plotly_graph_objects"] == []  # no page waits for them
+        view._figures[1]._thread.join()
+        shown = detail(app, 1)
+        trials = store.view("ours").trials
+    graphs = {graph["id"]: json.loads(graph["graph_object"]) for graph in shown["plotly_graph_objects"]}
+    assert sum(len(graph["graph_object"]) for graph in shown["plotly_graph_objects"]) < 200_000
+    titles = {graph["layout"]["title"]["text"] for graph in graphs.values()}
+    assert len(graphs) == len(titles) == 13
+    [ensemble] = [graph for graph in graphs.values() if "Gain of the ensemble" in graph["layout"]["title"]["text"]]
+    means = trials[trials["stable"]].groupby(["tiling", "noise"])[["psnr_1dd", "psnr"]].mean()
+    for bars, column in zip(ensemble["data"], means, strict=True):
+        assert bars["y"] == pytest.approx([means[column][pair] for pair in zip(*bars["x"], strict=True)])
+    assert {attr["key"]: attr["value"] for attr in shown["user_attrs"]}["target"] == "MNI152 T1 axial 94"
+    assert "Made up for a test" in shown["note"]["body"]
+    assert not [key for attr in shown["union_user_attrs"] if "curve" in (key := attr["key"])]
+    sortable = {attr["key"] for attr in shown["union_user_attrs"] if attr["sortable"]}
+    assert {"psnr", "ssim", "vif", "cv_percent", "seconds", "parameters", "psnr_member_0"} <= sortable
+    assert [t["constraints"] and max(t["constraints"]) <= 0 for t in shown["trials"]] == trials["stable"].tolist()
+    assert [t["number"] for t in shown["best_trials"]] == [trials[trials["stable"]]["psnr"].idxmax()]
+
+
+def test_figures_are_made_anew_only_when_trials_arrive(ours, monkeypatch):
+    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    monkeypatch.setattr(dashboard, "_REST", 0.0)
+    made = []
+    monkeypatch.setattr(dashboard, "publish", lambda view: made.append(len(view.trials)) or {})
+    with Store(ours, read_only=True) as store:
+        trials = store.storage.get_all_trials(1)
+        figures = dashboard._Figures("ours", store.storage.get_study_user_attrs(1))
+    for seen in (trials[:20], trials[:20], trials):
+        figures.follow(seen)
+        figures._thread.join()
+        figures._due = 0.0
+    assert made == [20, len(trials)]
+
+
+def test_a_study_of_another_version_is_shown_without_our_figures(ours, monkeypatch):
+    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    with Store(ours, read_only=True) as store:
+        trials, attrs = store.storage.get_all_trials(1), store.storage.get_study_user_attrs(1)
+    figures = dashboard._Figures("ours", attrs | {"ddstudy:spec": '{"name": "ours", "unheard": 1}'})
+    figures.follow(trials)
+    figures._thread.join()
+    assert figures.made == {}
+
+
 # --- in a browser
+
+
+@pytest.mark.slow
+def test_a_study_of_ours_in_chromium(ours):
+    with (
+        Store(ours, read_only=True) as store,
+        running(store.storage, store.artifacts) as server,
+        chromium() as browser,
+    ):
+        server.view.warm_up()
+        server.view._figures[1]._thread.join()
+        trials = store.view("ours").trials
+        wait = WebDriverWait(browser, 60)
+
+        def text() -> str:
+            return browser.find_element(By.TAG_NAME, "body").text
+
+        best = trials.loc[trials[trials["stable"]]["psnr"].idxmax()]
+        browser.get(f"{server.url}/dashboard/studies/1")
+        wait.until(lambda _: f"Best Trial (number={best['number']})" in text() and str(best["psnr"]) in text())
+        wait.until(lambda _: "Settings that depend on the initialisation" in text())
+        wait.until(lambda _: "MNI152 T1 axial 94" in text())
+
+        browser.get(f"{server.url}/dashboard/studies/1/smartSelection")
+        column = "//th[contains(., 'cv_percent')]"
+        wait.until(lambda b: b.find_elements(By.XPATH, column))
+        heading = browser.find_element(By.XPATH, column)
+        place = browser.execute_script("return arguments[0].cellIndex", heading)
+        heading.find_element(By.CSS_SELECTOR, "[role=button], .MuiTableSortLabel-root").click()
+        cells = "return [...document.querySelectorAll('tbody tr')].map(row => row.cells[arguments[0]].textContent)"
+        lowest = [str(value) for value in sorted(trials["cv_percent"])]
+        wait.until(lambda b: (shown := b.execute_script(cells, place)) and shown == lowest[: len(shown)])
+
+        browser.get(f"{server.url}/dashboard/studies/1/trials?numbers=7")
+        wait.until(lambda _: "Trial 7 " in text() and str(trials["seconds"][7]) in text())
+        pixels = "return [...document.images].filter(i => i.src.includes('/artifacts/')).map(i => i.naturalWidth)"
+        wait.until(lambda b: b.execute_script(pixels) == [60, 60, 60])
+        assert errors(browser) == []
 
 
 @pytest.mark.slow

@@ -307,7 +307,7 @@ summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
 .pictures img { display: block; width: 100%; image-rendering: pixelated; border-radius: 0.2rem; }
 .pictures figcaption, .none { margin: 0; color: var(--soft); font-size: 0.8rem; overflow-wrap: anywhere; }
 .thumbnail { position: fixed; z-index: 9; object-fit: none; transform: scale(2); transform-origin: 0 0;
-  pointer-events: none; border: 1px solid var(--line); }
+  pointer-events: none; outline: 1px solid var(--line); }
 .index ul { columns: 16rem; margin: 0.5rem 0; padding-left: 1.2rem; font-size: 0.9rem; }
 .skip { position: absolute; left: -99rem; }
 .skip:focus { left: 0.5rem; }
@@ -331,17 +331,18 @@ for (const plot of plots) {
 }
 for (const sheet of document.querySelectorAll(".thumbnail")) {
   const { columns, numbers } = sheet.dataset;
+  const [width, height] = ["width", "height"].map(side => Number(sheet.getAttribute(side)));
   const places = new Map(JSON.parse(numbers).map((number, place) => [number, place]));
   for (const plot of sheet.closest(".study").querySelectorAll(".plot")) {
     plot.on("plotly_hover", ({ points, event }) => {
       const place = places.get(points[0].customdata);
       sheet.hidden = place === undefined;
       if (sheet.hidden) return;
-      const left = (place % columns) * sheet.width, top = Math.floor(place / columns) * sheet.height;
+      const left = (place % columns) * width, top = Math.floor(place / columns) * height;
       sheet.style.objectPosition = `${-left}px ${-top}px`;
-      sheet.style.left = `${Math.min(event.clientX + 20, innerWidth - 2 * sheet.width - 8)}px`;
-      const above = event.clientY + 40 + 2 * sheet.height > innerHeight;
-      sheet.style.top = `${above ? event.clientY - 40 - 2 * sheet.height : event.clientY + 40}px`;
+      sheet.style.left = `${Math.min(event.clientX + 20, innerWidth - 2 * width - 8)}px`;
+      const above = event.clientY + 40 + 2 * height > innerHeight;
+      sheet.style.top = `${above ? event.clientY - 40 - 2 * height : event.clientY + 40}px`;
     });
     plot.on("plotly_unhover", () => { sheet.hidden = true; });
   }

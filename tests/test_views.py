@@ -1,0 +1,514 @@
+"""The views of a study with images and curves, and of several: their numbers by other means, and in a browser."""
+
+import base64
+import dataclasses
+import itertools
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from ddstudy.noise import noise_volume
+from ddstudy.report import comparison, figures, images, tables
+from ddstudy.report.contents import COMPARISONS, figure, show
+from ddstudy.report.page import render
+from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
+from ddstudy.settings import AXES, NOISES, TILINGS
+from ddstudy.store import Store, StudyView
+from ddstudy.target import split
+
+ROOT = Path(__file__).parents[1]
+THESIS = ROOT / "dashboards" / "thesis.toml"
+SPACE = {
+    "k": [8, 64],
+    "s": [4, 16],
+    "l": [4],
+    "iterations": [250, 500],
+    "noise": list(NOISES),
+    "tiling": ["1x1", "2x2", "3x3", "4x5"],
+}
+SIZE = (48, 60)
+STUDIES = {"mid": (94, 0.0), "up": (114, 2.0), "down": (64, 14.0)}  # slice, and how much k costs there
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three slices of one volume, 96 settings each; `down` is measured in part only."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('views') / 'studies.db'}"
+    for name, (index, shift) in STUDIES.items():
+        spec = synthetic.spec_of(name, SPACE, target={} if name == "mid" else {"slice": index}, fit={"members": 3})
+        with synthetic.driven(url, spec, SIZE, f"MNI152 T1 axial {index}") as study:
+            settings = list(spec.space.search_space)
+            synthetic.record(study, settings[: 60 if name == "down" else None], shift)
+    return url
+
+
+@pytest.fixture(scope="module")
+def views(store: str) -> list[StudyView]:
+    with Store(store, read_only=True) as opened:
+        return [opened.view(name) for name in STUDIES]
+
+
+@pytest.fixture
+def view(views: list[StudyView]) -> StudyView:
+    return views[0]
+
+
+def panel(kind: str, **fields: object):
+    return parse_panel({"kind": kind, "title": "T", **fields}, "test")
+
+
+def stable(view: StudyView) -> pd.DataFrame:
+    rows = view.trials
+    return rows[rows["cv_percent"].le(5) & rows["psnr"].ge(15) & rows["vif"].le(1)]
+
+
+def everything(view: StudyView, views: list[StudyView]) -> dict[str, object]:
+    """A panel of every kind with all that it needs."""
+    fields = {"x": "k", "y": "psnr", "group": "l", "table": "4.3"}
+    own = {"pareto": {"x": "seconds"}, "fronts": {"x": "seconds"}, "noise": {"x": "noise"}, "convergence": {"y": "mse"}}
+    return {
+        kind: panel(
+            kind, **{name: value for name, value in (fields | own.get(kind, {})).items() if name in model.model_fields}
+        )
+        for kind, model in KINDS.items()
+    }
+
+
+# --- of one study
+
+
+def test_every_kind_shows_something(view, views):
+    for kind, one in everything(view, views).items():
+        shown = show(one, views if isinstance(one, COMPARISONS) else [view])
+        assert not shown.missing, kind
+        assert shown.figure is not None or shown.table is not None or shown.pictures, kind
+        assert shown.sentence.endswith("."), kind
+
+
+@pytest.mark.parametrize("group", [None, "noise"])
+def test_means_are_those_of_pandas(view, group):
+    bars = figure(panel("means", x="tiling", y="seconds", **({"group": group} if group else {})), [view]).data
+    keys = ["tiling", *([group] if group else [])]
+    expected = view.trials.groupby(keys)["seconds"].mean()
+    assert len(bars) == (3 if group else 1)
+    for bar in bars:
+        assert list(bar.x) == list(TILINGS)
+        wanted = [expected[(tiling, bar.name) if group else tiling] for tiling in bar.x]
+        assert list(bar.y) == pytest.approx(wanted)
+
+
+def test_a_heat_map_is_the_median_of_stable_trials(view):
+    [cells] = figure(panel("heatmap", x="k", y="psnr", group="tiling"), [view]).data
+    expected = stable(view).pivot_table(index="tiling", columns="k", values="psnr", aggfunc="median")
+    assert (list(cells.y), list(cells.x)) == (list(TILINGS), ["8", "64"])
+    assert np.array(cells.z, float) == pytest.approx(expected.loc[list(TILINGS)].to_numpy(), nan_ok=True)
+
+
+def test_an_empty_cell_of_a_heat_map_stays_empty(view):
+    trials = view.trials.assign(stable=view.trials["stable"] & ~(view.trials["k"].eq(8) & view.trials["s"].eq(4)))
+    table = tables.by_axis(trials[~(trials["k"].eq(64) & trials["s"].eq(16))], "s", "k", metrics=("psnr",))
+    [cells] = figures.heatmap(table, "k", "psnr", "s").data
+    assert [[value is None for value in line] for line in cells.z] == [[True, False], [False, True]]
+
+
+def test_parallel_lines_pass_where_their_values_are(view):
+    lines = tables.parallel(view.trials, "psnr")
+    ranked = stable(view).sort_values("psnr", ascending=False)
+    assert len(lines) == len(ranked)
+    best = lines[lines["best"]]
+    assert best["number"].tolist() == ranked["number"].head(round(0.05 * len(ranked))).tolist()
+    for axis in AXES:
+        order = {"noise": NOISES, "tiling": TILINGS}.get(axis, SPACE[axis])
+        place = np.floor(lines[f"{axis}_at"] * len(order)).astype(int)
+        assert [order[index] for index in place] == lines[axis].tolist()
+        for _, rows in lines.groupby(axis):  # within a value, better lines are higher
+            assert rows.sort_values(f"{axis}_at")["psnr"].is_monotonic_increasing
+    assert lines["psnr_at"].min() == 0
+    assert lines["psnr_at"].max() == 1
+
+
+def test_many_lines_are_thinned_but_for_the_best(view):
+    lines = tables.parallel(view.trials, "psnr", drawn=10)
+    assert (~lines["best"]).sum() == 10
+    assert lines["best"].sum() == tables.parallel(view.trials, "psnr")["best"].sum()
+
+
+def test_parallel_lines_of_what_is_best_small(view):
+    lines = tables.parallel(view.trials, "seconds")
+    assert lines["seconds"].iloc[0] == stable(view)["seconds"].min()
+
+
+def test_convergence_takes_the_largest_cv_and_the_smallest_stable_one(view):
+    curves = tables.convergence(view, view.trials)
+    last = view.trials[view.trials["iterations"] == 500].set_index("fit_id")
+    fits = list(dict.fromkeys(curves["fit_id"]))
+    assert fits[0] == last["cv_percent"].idxmax()
+    assert fits[1] == last[last["stable"]]["cv_percent"].idxmin()
+    for fit, rows in curves.groupby("fit_id"):
+        trial = last.loc[fit]
+        ends = rows[rows["iteration"] == 500].set_index("member")["psnr"]
+        members = [trial[f"psnr_member_{member}"] for member in range(3)]
+        assert ends.tolist() == pytest.approx([score - 9 * math.exp(-500 / 900) for score in members], abs=1e-3)
+        assert rows["cv_percent"].unique() == pytest.approx([trial["cv_percent"]])
+    assert curves["mse"].to_numpy() == pytest.approx(10 ** (-curves["psnr"].to_numpy() / 10))
+
+
+def test_members_that_are_all_dead_are_not_those_that_agree_best(view):
+    dead = view.trials["fit_id"] == "k8-s4-l4-uniform-1x1"
+    trials = view.trials.assign(
+        cv_percent=view.trials["cv_percent"].mask(dead, 0.0), stable=view.trials["stable"].mask(dead, False)
+    )
+    assert "k8-s4-l4-uniform-1x1" not in set(tables.convergence(view, trials)["fit_id"])
+
+
+def test_a_gallery_is_the_best_setting_that_most_pairs_have(view):
+    rows = tables.gallery(view.trials)
+    best = view.trials.groupby(["k", "s", "l", "iterations"])["psnr"].mean().idxmax()
+    assert set(rows[["k", "s", "l", "iterations"]].itertuples(index=False, name=None)) == {best}
+    assert list(rows[["noise", "tiling"]].itertuples(index=False, name=None)) == list(
+        itertools.product(NOISES, TILINGS)
+    )
+    missing_a_pair = view.trials[
+        (
+            view.trials[["k", "s", "l", "iterations"]]
+            != pd.Series(dict(zip(["k", "s", "l", "iterations"], best, strict=True)))
+        ).any(axis=1)
+        | (view.trials["tiling"] != "4x5")
+    ]
+    assert tables.gallery(missing_a_pair)[["k", "s", "l", "iterations"]].iloc[0].tolist() != list(best)
+
+
+# --- images
+
+
+def decoded(uri: str) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_outputs_are_the_images_that_were_kept(view):
+    shown = show(panel("outputs"), [view])
+    rows = tables.gallery(view.trials)
+    assert [len(line) for line in shown.pictures] == [4, 4, 4]
+    for picture, row in zip(itertools.chain(*shown.pictures), rows.itertuples(), strict=True):
+        assert picture.caption.startswith(f"{row.noise}, {row.tiling}: {row.psnr:.2f} dB")
+        assert picture.caption.endswith("unstable") == (not row.stable)
+        for (uri, words), name in zip(picture.faces, ("output.png", "error.png"), strict=True):
+            kept = cv2.imread(str(view.images[row.number][name]))
+            assert np.abs(decoded(uri).astype(int) - kept).mean() < 8  # WebP loses a little
+            assert row.tiling in words
+
+
+def test_a_lost_image_leaves_its_words(view, tmp_path):
+    broken = tmp_path / "half.png"
+    number = int(tables.gallery(view.trials)["number"].iloc[0])
+    broken.write_bytes(view.images[number]["output.png"].read_bytes()[:40])
+    changed = dataclasses.replace(view)
+    changed.__dict__["images"] = {**view.images, number: {**view.images[number], "output.png": broken}}
+    shown = show(panel("outputs"), [changed])
+    assert shown.pictures[0][0].faces[0][0] == ""
+    assert "no image of output: uniform, 1x1" in render([changed], (panel("outputs"),))
+
+
+def test_thumbnails_are_where_the_sheet_says(view):
+    files = {number: files["output.png"] for number, files in view.images.items()}
+    sheet = images.sheet(files)
+    picture = decoded(sheet.uri)
+    assert set(sheet.numbers) == set(view.trials["number"])
+    assert (sheet.height, sheet.width) == SIZE  # smaller than a thumbnail may be
+    for place in (0, 17, len(files) - 1):
+        row, column = divmod(place, sheet.columns)
+        cut = picture[row * sheet.height :, column * sheet.width :][: sheet.height, : sheet.width]
+        kept = cv2.imread(str(files[sheet.numbers[place]]))
+        errors = [np.abs(cut.astype(int) - kept).mean(), np.abs(cut.astype(int) - cv2.imread(str(files[5]))).mean()]
+        assert errors[0] < 12
+        assert errors[0] < errors[1]
+    assert images.sheet({1: Path("nowhere")}) is None
+
+
+def test_noise_previews_are_the_inputs_of_the_study(view):
+    shown = images.noise_previews(view)
+    assert {kind: array.shape for kind, array in shown.items()} == dict.fromkeys(NOISES, (1, 12, 15))  # 48x60, s = 4
+    assert shown["blur3"] == pytest.approx(cv2.GaussianBlur(shown["uniform"][0], (3, 3), 0.8)[None], abs=1e-6)
+    sizes = images.feature_sizes(view)
+    assert list(sizes) == [1, 2, 4, 8]
+    options = view.spec.noise.model_copy(update={"feature_size": 4.0})
+    assert (sizes[4] == noise_volume("simplex", 1, 12, 15, np.random.default_rng(0), options)).all()
+    rough = [np.abs(np.diff(array[0], axis=1)).mean() for array in sizes.values()]
+    assert rough == sorted(rough, reverse=True)  # larger features are smoother
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_tilings_hold_every_tile(view, tiling):
+    target = synthetic.brain(*SIZE)
+    shown = images.tilings(view, target)[tiling][0]
+    for number, tile in enumerate(split(target, tiling)[:, 0]):
+        row, column = divmod(number, int(tiling[-1]))
+        top, left = row * (tile.shape[0] + 1), column * (tile.shape[1] + 1)
+        assert (shown[top : top + tile.shape[0], left : left + tile.shape[1]] == tile).all()
+
+
+# --- of several studies
+
+
+def test_rank_correlations_are_those_of_spearman(views):
+    stats = pytest.importorskip("scipy.stats")
+    table = comparison.matched(views, lambda trials: trials, "psnr")
+    for row in comparison.rank_correlations(table).itertuples():
+        one, other = (stable(view).set_index(list(AXES))["psnr"] for view in views if view.name in (row.one, row.other))
+        both = pd.concat([one, other], axis=1, join="inner")
+        assert row.n == len(both)
+        assert row.spearman == pytest.approx(stats.spearmanr(both.iloc[:, 0], both.iloc[:, 1]).statistic)
+
+
+def test_what_the_best_setting_is_worth_elsewhere(views):
+    table = comparison.transfer(comparison.matched(views, lambda trials: trials, "psnr"), "psnr")
+    by_name = {view.name: stable(view).set_index(list(AXES))["psnr"] for view in views}
+    assert set(zip(table["source"], table["target"], strict=True)) == {
+        *itertools.permutations(STUDIES, 2),
+        *(("", name) for name in STUDIES),
+    }
+    for row in table.to_dict("records"):
+        setting, there = tuple(row[axis] for axis in AXES), by_name[row["target"]]
+        if row["source"]:
+            assert setting == by_name[row["source"]].idxmax()
+        assert row["own_best"] == there.max()
+        if setting in there.index:
+            assert row["value"] == there[setting]
+            assert row["loss"] == pytest.approx(there.max() - there[setting])
+            assert row["rank"] == (there > there[setting]).sum() + 1
+        else:
+            assert pd.isna(row["value"])
+            assert pd.isna(row["rank"])
+    common = set.intersection(*(set(scores.index) for scores in by_name.values()))
+    worst = {setting: max(scores.max() - scores[setting] for scores in by_name.values()) for setting in common}
+    least = min(worst, key=worst.get)
+    assert {tuple(row[axis] for axis in AXES) for row in table[table["source"] == ""].to_dict("records")} == {least}
+
+
+def test_slices_stand_at_their_distance_from_the_middle(views):
+    table = comparison.slices(views, lambda trials: trials, "psnr")
+    by_name = {view.name: stable(view).set_index(list(AXES))["psnr"] for view in views}
+    chosen = by_name["mid"].idxmax()
+    assert table[["study", "slice", "distance"]].to_numpy().tolist() == [
+        ["down", 64, -30],
+        ["mid", 94, 0],
+        ["up", 114, 20],
+    ]
+    for row in table.to_dict("records"):
+        assert row["own_best"] == by_name[row["study"]].max()
+        assert row["chosen"] == pytest.approx(by_name[row["study"]].get(chosen, math.nan), nan_ok=True)
+    assert comparison.slices(views[:1], lambda trials: trials, "psnr").empty
+
+
+def test_slices_of_another_volume_are_left_out(views):
+    other = dataclasses.replace(views[1], facts=views[1].facts | {"target": "other.nii axial 114"})
+    assert comparison.slices([views[0], other, views[2]], lambda trials: trials, "psnr")["study"].tolist() == [
+        "down",
+        "mid",
+    ]
+
+
+def test_fronts_are_the_fronts_of_each_study(views):
+    drawn = figure(panel("fronts", x="seconds", y="psnr"), views).data
+    assert [line.name for line in drawn] == list(STUDIES)
+    for line, view in zip(drawn, views, strict=True):
+        rows = stable(view)[["seconds", "psnr"]].sort_values("seconds")
+        front = rows[rows["psnr"] > rows["psnr"].cummax().shift(fill_value=-np.inf)]
+        assert list(zip(line.x, line.y, strict=True)) == list(front.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(None, "a second study"), (["mid", "gone"], "naming the studies on the command line: gone")],
+)
+def test_a_comparison_says_what_it_lacks(views, data, said):
+    fields = {"data": data} if data else {}
+    assert said in render(views[:1], (panel("ranks", y="psnr", **fields),))
+
+
+def test_a_panel_is_about_the_studies_it_names(views):
+    page = render(
+        views, (panel("best", y="psnr", data=["up"]), panel("fronts", x="seconds", y="psnr", data=["mid", "up"]))
+    )
+    assert re.findall(r'<article class="panel\b[^"]*" id="([^"]+)"', page) == ["compared-panel-2", "study-2-panel-1"]
+    drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
+    assert [line["name"] for line in drawn["data"]] == ["mid", "up"]
+
+
+# --- the thesis
+
+
+def test_the_thesis_dashboard_has_its_figures_and_tables(view):
+    panels = read_panels(THESIS)
+    numbers = {found[0] for one in panels if (found := re.match(r"(Figure|Table) \d\.\d", one.title))}
+    figures_of = {f"Figure {number}" for number in ("3.1", "3.3", "3.4", "4.1", "4.2", "4.3", "4.4", "4.5", "4.6")}
+    assert numbers == figures_of | {f"Table {number}" for number in ("3.1", "4.1", "4.2", "4.3", "4.4", "4.5")}
+    page = render([view], panels)
+    assert "No data yet" not in page
+
+
+# --- in a browser
+
+
+@pytest.mark.slow
+def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
+    from browser import chromium, errors
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page = tmp_path / "report.html"
+    page.write_text(render(views, read_panels(COMPARE) + read_panels()), encoding="utf-8")
+    with chromium() as browser:
+        browser.get(page.as_uri())
+        assert errors(browser) == []
+        assert (
+            browser.execute_script(
+                "return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length"
+            )
+            == 0
+        )
+        assert (
+            browser.execute_script("return [...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+            == 0
+        )
+        assert "No data yet" not in browser.find_element(By.TAG_NAME, "main").text
+
+        # what a screen reader is told
+        assert browser.execute_script(
+            "return [...document.querySelectorAll('.plot')].every(p => p.role === 'img' && p.ariaLabel.length > 20)"
+        )
+        assert browser.execute_script(
+            "return [...document.querySelectorAll('.pictures img')].every(i => i.alt.length > 5)"
+        )
+        levels = browser.execute_script("return [...document.querySelectorAll('h1, h2, h3')].map(h => h.tagName)")
+        assert set(levels) == {"H1", "H2"}
+        assert levels[0] == "H1"
+        ids = browser.execute_script(
+            "return [...document.querySelectorAll('[id]')].map(e => e.id).filter(i => !i.includes('clip'))"
+        )
+        ids = [one for one in ids if one.startswith(("study", "compared", "main"))]
+        assert len(ids) == len(set(ids))
+
+        # the keyboard: the first stop leads to the results
+        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+        assert browser.switch_to.active_element.text == "Skip to the results"
+
+        # a pointer on a trial brings its thumbnail
+        plot = browser.find_element(By.CSS_SELECTOR, "#study-1 .plot")
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+        sheet = browser.find_element(By.CSS_SELECTOR, "#study-1 .thumbnail")
+        assert not sheet.is_displayed()
+        points = plot.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace:last-child .point")
+        ActionChains(browser).move_to_element(points[0]).perform()
+        WebDriverWait(browser, 20).until(lambda _: sheet.is_displayed())
+        front = json.loads(plot.find_element(By.XPATH, "following-sibling::script").get_attribute("textContent"))[
+            "data"
+        ][-1]
+        place = json.loads(sheet.get_attribute("data-numbers")).index(front["customdata"][0])
+        row, column = divmod(place, int(sheet.get_attribute("data-columns")))
+        assert browser.execute_script("return arguments[0].style.objectPosition", sheet) == (
+            f"{-column * SIZE[1]}px {-row * SIZE[0]}px"
+        )
+        assert browser.execute_script("const s = arguments[0]; return [s.clientWidth, s.clientHeight]", sheet) == [
+            SIZE[1],
+            SIZE[0],
+        ]
+
+        shown = browser.execute_script(
+            "return Object.fromEntries([...document.querySelectorAll('#compared .panel')].map(panel =>"
+            " [panel.querySelector('h2').textContent, [...panel.querySelectorAll('tbody tr')].map(row =>"
+            " [...row.querySelectorAll('td')].map(cell => cell.textContent))]))"
+        )
+        correlations = comparison.rank_correlations(comparison.matched(views, lambda trials: trials, "psnr"))
+        assert shown["Do settings rank alike?"] == [
+            [row.one, row.other, str(row.n), f"{row.spearman:.3f}"] for row in correlations.itertuples()
+        ]
+        for width in (1280, 800, 390):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            WebDriverWait(browser, 20).until(
+                lambda browser, width=width: (
+                    browser.execute_script("return document.documentElement.scrollWidth") <= width
+                )
+            )
+        assert len(base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])) > 100_000
+        assert errors(browser) == []
+
+
+# --- a running study
+
+
+@pytest.mark.slow
+def test_watching_a_study_until_it_is_done(tmp_path):
+    space = SPACE | {"tiling": ["1x1"], "noise": ["uniform"]}
+    spec, url = synthetic.spec_of("live", space, fit={"members": 2}), f"sqlite:///{tmp_path / 'live.db'}"
+    settings = list(spec.space.search_space)
+    command = [sys.executable, "-m", "ddstudy.cli", "report", "--watch", "--store", url]
+    with synthetic.driven(url, spec, SIZE) as study:
+        synthetic.record(study, settings[:3])
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        ) as process:
+            try:
+                assert "3 trials" in process.stdout.readline()
+                page = (tmp_path / "report.html").read_text()
+                assert 'data-reload="10"' in page
+                assert f"3 of {len(settings)} settings" in page
+                synthetic.record(study, settings[3:])
+                lines, errors = process.communicate(timeout=120)
+            finally:
+                process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert f"{len(settings)} trials" in lines.splitlines()[-1]
+    page = (tmp_path / "report.html").read_text()
+    assert "data-reload=" not in page
+    assert f"{len(settings)} of {len(settings)} settings" in page
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_watching_with_a_page_that_stays(store, tmp_path):
+    command = [sys.executable, "-m", "ddstudy.cli", "report", "down", "--watch", "--store", store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            assert "60 trials" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            lines, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert lines.startswith("Stopped following.\nWrote report.html")
+    assert "data-reload=" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
+    from browser import chromium
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page = tmp_path / "report.html"
+    page.write_text(render([view], read_panels()[:4], reload_seconds=2), encoding="utf-8")
+    with chromium() as browser:
+        browser.get(page.as_uri())
+        seen = "return document.querySelector('#study-1-panel-1 h2').getBoundingClientRect().top"
+        browser.execute_script("document.querySelector('.index').open = true; scrollTo(0, 700); window.old = true")
+        before = browser.execute_script(seen)
+        page.write_text(render([view], read_panels()[:5], reload_seconds=2), encoding="utf-8")
+        WebDriverWait(browser, 40).until(
+            lambda b: b.execute_script("return document.readyState === 'complete' && !window.old")
+        )
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")) == 2 + 5
+        assert browser.execute_script("return document.querySelector('.index').open")
+        assert browser.execute_script(seen) == pytest.approx(before, abs=30)  # a line of the index
