@@ -3,7 +3,9 @@
 `python tests/synthetic.py FOLDER [SETTINGS]` writes one, or goes on with it.
 """
 
+import contextlib
 import math
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,12 +107,26 @@ def record(study: Driven, settings: list[Setting], shift: float = 0.0) -> None:
         study.record(setting, result, shared=False, started=started)
 
 
+def multiply(database: Path, copies: int) -> None:
+    """Gives the only study of a SQLite store so many copies of each of its trials, in seconds."""
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        [(first, last)] = connection.execute("SELECT min(trial_id), max(trial_id) FROM trials")
+        tables = ("trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes")
+        for table in (*tables, "trial_system_attributes"):
+            names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")][
+                0 if table == "trials" else 1 :
+            ]
+            for copy in range(1, copies):
+                shift = copy * (last - first + 1)
+                values = [f"{name} + {shift}" if name in ("trial_id", "number") else name for name in names]
+                kept = "AND (key LIKE 'artifacts:%' OR key LIKE 'constraints:%')" * ("system" in table)
+                rows = f"SELECT {', '.join(values)} FROM {table} WHERE trial_id <= {last} {kept}"
+                connection.execute(f"INSERT INTO {table} ({', '.join(names)}) {rows}")
+
+
 def main(folder: Path, settings: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    space = dict(THESIS)
-    if settings > 2268:  # twice and more as many budgets
-        space["iterations"] = [500 * step for step in range(1, 1 + -(-settings * 3 // 2268))]
-    spec = spec_of("thesis", space)
+    spec = spec_of("thesis")
     with driven(f"sqlite:///{folder / 'thesis.db'}", spec) as study:
         record(study, [s for s in spec.space.search_space if s not in study.measured()][:settings])
 

@@ -1,0 +1,91 @@
+"""How fast the views of a large study are: the report and optuna-dashboard in headless Chromium.
+
+The study is the thesis' grid with made-up results and images of the thesis' size (tests/synthetic.py); with --copies
+each of its 2,268 trials is there so many times. Prints one line per measurement.
+
+    python benchmarks/views.py                # 2,268 trials; two minutes to make, once
+    python benchmarks/views.py --copies 5     # 11,340 trials
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import synthetic
+from browser import chromium, errors
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from ddstudy import dashboard
+from ddstudy.report.page import render
+from ddstudy.report.panels import read_panels
+from ddstudy.store import Store
+
+
+def timed(what: str, action: Callable[[], object]) -> object:
+    begun = time.perf_counter()
+    result = action()
+    print(f"{what:60s} {time.perf_counter() - begun:6.2f} s", flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "ddstudy-views", help="of the store"
+    )
+    parser.add_argument("--copies", type=int, default=1, help="of every trial")
+    options = parser.parse_args()
+    database = options.folder / "thesis.db"
+    if not database.exists():
+        synthetic.main(options.folder, 2268)
+    if options.copies > 1:
+        several = options.folder / f"copies-{options.copies}.db"
+        if not several.exists():
+            shutil.copy(database, several)
+            synthetic.multiply(several, options.copies)
+        database = several
+    store = Store(f"sqlite:///{database}", options.folder / "thesis-artifacts", read_only=True)
+    with store, tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        view = timed("study read from SQLite", store.view)
+        print(f"{len(view.trials):,} trials")
+        page = Path(folder) / "report.html"
+        page.write_text(timed("report rendered", lambda: render([view], read_panels())), encoding="utf-8")
+        print(f"report {page.stat().st_size / 1e6:.2f} MB")
+        timed("report loaded and drawn", lambda: browser.get(page.as_uri()))
+        [painted] = browser.execute_script(
+            "return performance.getEntriesByName('first-contentful-paint').map(entry => entry.startTime)"
+        )
+        print(f"report, first paint {painted / 1000:.2f} s")
+        with dashboard.server(store.storage, store.artifacts, port=0) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            timed("dashboard warmed up", server.view.warm_up)
+            pages = {
+                "study page": ("", "Best Trial"),
+                "study page again": ("", "Best Trial"),
+                "trial with its images": ("/trials?numbers=3", "output.png"),
+                "table": ("/smartSelection", "cv_percent"),
+            }
+            for what, (path, words) in pages.items():
+
+                def shown(path: str = path, words: str = words) -> None:
+                    browser.get(f"{server.url}/dashboard/studies/1{path}")
+                    wait = WebDriverWait(browser, 120, poll_frequency=0.02)
+                    wait.until(lambda b: words in b.find_element(By.TAG_NAME, "body").text)
+
+                timed(f"dashboard, {what}", shown)
+            server.shutdown()
+        print(f"errors on the console: {len(errors(browser))}")
+
+
+if __name__ == "__main__":
+    main()
