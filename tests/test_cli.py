@@ -88,7 +88,7 @@ def start(*arguments: str, store: str, folder: Path) -> subprocess.Popen[str]:
 
 def test_prune_audit_replays_the_rule(ddstudy: Cli, folder: Path) -> None:
     assert ddstudy("run", "tiny.toml")[0] == 0
-    code, out, _ = ddstudy("prune-audit", "--cv", "0.01", "--cv", "90", "--warmup", 0, "--patience", 1)
+    code, out, _ = ddstudy("prune-audit", "--cv", "0.01", "--cv", "90", "--stop", 1, "--warmup", 0, "--patience", 1)
     assert code == 0
     assert "2 fits of tiny" in out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
