@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import synthetic
 from browser import chromium, errors
-from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from ddstudy import dashboard
@@ -70,8 +69,8 @@ def main() -> None:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             timed("dashboard warmed up", server.view.warm_up)
             pages = {
-                "study page": ("", "Best Trial"),
-                "study page again": ("", "Best Trial"),
+                "study page": ("", "Best Trial (number="),
+                "study page again": ("", "Best Trial (number="),
                 "trial with its images": ("/trials?numbers=3", "output.png"),
                 "table": ("/smartSelection", "cv_percent"),
             }
@@ -79,8 +78,10 @@ def main() -> None:
 
                 def shown(path: str = path, words: str = words) -> None:
                     browser.get(f"{server.url}/dashboard/studies/1{path}")
-                    wait = WebDriverWait(browser, 120, poll_frequency=0.02)
-                    wait.until(lambda b: words in b.find_element(By.TAG_NAME, "body").text)
+                    wait = WebDriverWait(browser, 120, poll_frequency=0.1)
+                    wait.until(
+                        lambda b: b.execute_script("return document.body.textContent.includes(arguments[0])", words)
+                    )
 
                 timed(f"dashboard, {what}", shown)
             server.shutdown()

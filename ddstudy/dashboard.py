@@ -381,7 +381,9 @@ def _note(study: FrozenStudy) -> str:
 def _as_shown(trial: FrozenTrial) -> FrozenTrial:
     """The trial with its constraints as one list instead of Optuna 5's `constraints:NAME` keys (both would count).
 
-    The members' curves stay behind: they are long, no table can show them, and every page would carry them.
+    The members' curves stay behind: they are long, no table can show them, and every page would carry them. So does a
+    single intermediate value, which is the trial's own: the study page would draw each as a curve of one point, and of
+    2,268 takes half a minute. Where a pruner looked on there are more of them, and they are kept.
     """
     constraints = trial.constraints
     if not constraints and "curve" not in trial.user_attrs:
@@ -391,6 +393,8 @@ def _as_shown(trial: FrozenTrial) -> FrozenTrial:
         others = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints:")}
         seen.system_attrs = {**others, "constraints": list(constraints.values())}
     seen.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "curve"}
+    if len(trial.intermediate_values) == 1:
+        seen.intermediate_values = {}
     return seen
 
 

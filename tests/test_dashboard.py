@@ -459,6 +459,7 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
     assert {attr["key"]: attr["value"] for attr in shown["user_attrs"]}["target"] == "MNI152 T1 axial 94"
     assert "Made up for a test" in shown["note"]["body"]
     assert not [key for attr in shown["union_user_attrs"] if "curve" in (key := attr["key"])]
+    assert not shown["has_intermediate_values"]  # the study page would draw each trial as a curve of one point
     sortable = {attr["key"] for attr in shown["union_user_attrs"] if attr["sortable"]}
     assert {"psnr", "ssim", "vif", "cv_percent", "seconds", "parameters", "psnr_member_0"} <= sortable
     assert [t["constraints"] and max(t["constraints"]) <= 0 for t in shown["trials"]] == trials["stable"].tolist()
