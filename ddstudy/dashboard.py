@@ -61,14 +61,16 @@ _HEADERS = [
 def publish(view: StudyView) -> dict[str, str]:
     """The light panels of the overview as figures for the dashboard, which sends them along with every refresh.
 
-    Light are those whose size does not grow with the number of trials; the dashboard draws trials itself.
+    Light are those whose size does not grow with the number of trials; the dashboard draws trials itself, and over one
+    axis, too: each more figure keeps the study page from being drawn.
 
     Returns:
         Identity of the figure -> plotly's JSON. All together stay below 200 kB.
     """
     figures = {}
     for number, panel in enumerate(read_panels(), 1):
-        shown = show(panel, [view]) if panel.kind in _LIGHT else None
+        over_one_axis = getattr(panel, "group", "") is None
+        shown = show(panel, [view]) if panel.kind in _LIGHT and not over_one_axis else None
         if shown is not None and shown.figure is not None:
             lines = textwrap.wrap(shown.sentence, 90)
             title = f"<b>{panel.title}</b><br>" + "<br>".join(f"<sub>{line}</sub>" for line in lines)

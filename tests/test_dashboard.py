@@ -451,7 +451,7 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
     graphs = {graph["id"]: json.loads(graph["graph_object"]) for graph in shown["plotly_graph_objects"]}
     assert sum(len(graph["graph_object"]) for graph in shown["plotly_graph_objects"]) < 200_000
     titles = {graph["layout"]["title"]["text"] for graph in graphs.values()}
-    assert len(graphs) == len(titles) == 13
+    assert len(graphs) == len(titles) == 8
     [ensemble] = [graph for graph in graphs.values() if "Gain of the ensemble" in graph["layout"]["title"]["text"]]
     means = trials[trials["stable"]].groupby(["tiling", "noise"])[["psnr_1dd", "psnr"]].mean()
     for bars, column in zip(ensemble["data"], means, strict=True):
