@@ -79,7 +79,7 @@ def main() -> None:
                         name = f"b{time.monotonic_ns()}"
                         if kind == "sqlite":
                             return f"sqlite:///{folder}/{name}.db"
-                        return databases.enter_context(postgres.database(server, name))
+                        return databases.enter_context(postgres.database(server.url, name))
 
                     row = {"database": kind, "trials": trials, **costs(trials, fresh, folder)}
                     rows.append(row)
