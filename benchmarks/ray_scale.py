@@ -6,8 +6,9 @@
 fit, how much of a core the driver and the process beside it use, and the seconds until all workers are there; a worker
 takes 300 MB. Through the executor alone, and through the whole driver with its store.
 *Fits*: real ones on every core through Ray, against one plain process per core; both are warm, turns alternate.
-*Simulation*: the thesis' grid on N GPUs, longest fits first. The driver hands out one fit at a time, each worker loses
-the overhead of a fit, fails at a rate, is back after a minute, and its fit begins anew elsewhere. Costs of fits are
+*Simulation*: the thesis' grid on N GPUs, longest fits first. The driver hands out 200 fits a second, each worker loses
+50 ms a fit (both are assumed, not taken from the stubs), fails at a rate, is back after a minute, and its fit begins
+anew elsewhere. Costs of fits are
 those forecast from this machine's processor divided by `--gpu-speed`, a guess: no GPU has been measured.
 """
 

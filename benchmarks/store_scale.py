@@ -39,9 +39,9 @@ import optuna
 import sqlalchemy as sa
 
 from ddstudy import runner
-from ddstudy.claims import RESULT_OF
 from ddstudy.evaluate import Job, Measurement, evaluate
 from ddstudy.executors import Event, Finished
+from ddstudy.leases import RESULT_OF
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
 from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, StudySpec, parse_spec

@@ -257,7 +257,7 @@ def serve(descriptor: int) -> None:
         asyncio.run(pool.run())
     except (UserError, WorkError) as error:
         pool.tell("", [error])
-    except Exception:  # a fault of ours: whoever reports it needs the traceback
+    except Exception:  # a fault of ours: the driver raises it with its traceback, which would end here
         pool.tell("", [RuntimeError(traceback.format_exc())])
     finally:
         pool.leave()
@@ -304,7 +304,7 @@ class _Pool:
         except (EOFError, OSError):
             if not self._end.done():
                 self._end.set_result(None)
-        except Exception as error:  # a full object store
+        except Exception as error:  # the event loop would only log it: `run` raises it
             if not self._end.done():
                 self._end.set_exception(error)
 
@@ -339,7 +339,7 @@ class _Pool:
         while not self._end.done():
             try:
                 nodes = await asyncio.to_thread(self._ray.nodes)
-            except Exception:  # of several kinds; Ray ends this process soon, too
+            except Exception:  # Ray has no common one for a lost head, and ends this process soon, too
                 raise WorkError(GONE) from None
             self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
             self._scout(device)

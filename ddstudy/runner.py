@@ -20,11 +20,11 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from ddstudy.claims import AtWork
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import memory
+from ddstudy.leases import AtWork
 from ddstudy.metrics import measurable
 from ddstudy.samplers import Unseen, pruner, running_fits, unseen
 from ddstudy.settings import AXES, Fit, Setting, budgets_by_fit, rows_and_columns

@@ -1,6 +1,6 @@
 """The store: one database that holds every study, and a folder for the images of its trials.
 
-Optuna's tables hold the studies and trials, `ddstudy.claims` says which driver is fitting what. A database is a SQLite
+Optuna's tables hold the studies and trials, `ddstudy.leases` says which driver is fitting what. A database is a SQLite
 file, which one driver at a time may write, or PostgreSQL, which many may share. A result is written in one
 transaction where it can be, and what is done is read from finished trials only.
 """
@@ -35,9 +35,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL
 
-from ddstudy.claims import RESULT_OF, AtWork, Claims, at_work, create_table, free_result
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Measurement
+from ddstudy.leases import RESULT_OF, AtWork, Claims, at_work, create_table, free_result
 from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.stability import cv_percent, reason, violations

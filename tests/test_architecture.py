@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
-    "evaluate", "claims", "trials", "store", "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
+    "evaluate", "leases", "trials", "store", "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
     "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
     "report.contents", "report.page", "notebook", "dashboard", "cli",
 ]  # fmt: skip
@@ -22,7 +22,7 @@ HOMES = {
     "llvmlite": {"fit.simd", "fit.kernels_cpu"},
     "triton": {"fit.kernels_cuda"},
     "optuna": {"trials", "store", "samplers", "runner", "report.tables", "dashboard"},
-    "sqlalchemy": {"claims", "trials", "store"},
+    "sqlalchemy": {"leases", "trials", "store"},
     "ray": {"ray_pool"},
     "scipy": {"report.claims"},
     "plotly": {"report.figures", "report.page"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import THESIS
 
 from ddstudy.errors import UserError
 from ddstudy.report import figures, tables
@@ -450,15 +451,7 @@ def test_a_filter_narrows_a_panel_and_is_named(view, tmp_path):
 
 
 def test_a_thesis_sized_study_makes_a_page_below_ten_megabytes():
-    space = {
-        "k": [8, 16, 32, 64, 96, 128, 192],
-        "s": [8, 16, 32],
-        "l": [4, 5, 6],
-        "iterations": [2000, 5000, 7000],
-        "noise": list(NOISES),
-        "tiling": list(TILINGS),
-    }
-    page = render([view_of(space=space)], read_panels())
+    page = render([view_of(space=THESIS)], read_panels())
     assert "2,268 of 2,268 settings" in page
     assert len(page.encode()) < 10e6
 

@@ -113,7 +113,7 @@ class Patience:
         while True:
             try:
                 result = call()
-            except Exception as error:
+            except Exception as error:  # Optuna wraps the database's; all but those of a server away are passed on
                 now = time.monotonic()
                 self._silent_since = self._silent_since or now
                 if not _is_away(error) or now - self._silent_since > self._seconds:
