@@ -566,7 +566,7 @@ class _Run:
             done = len(self.results) - self.plan.done
             eta = elapsed / done * (self.plan.settings - len(self.results)) if done else None
         total = max(self.plan.settings, len(self.results))
-        failed = len(self.failed - self.results.keys())
+        failed = sum(setting not in self.results for setting in self.failed)  # these are few, results are many
         return Progress(
             len(self.results), total, self.pruned, failed, self.best, self.current, eta, message, self.images_lost
         )
