@@ -159,20 +159,23 @@ def fit_jobs(count: int, first: int = 0) -> list[Job]:
     target = load_target(TargetSpec(size=(128, 160)))
     fit = Fit(32, 16, 5, "uniform", "1x1")
     options = [FitSpec(members=1, device="cpu", seed=first + seed) for seed in range(count)]
-    return [Job(fit, (250,), target, each, NoiseSpec(), StabilitySpec(prune=False)) for each in options]
+    return [Job(fit, (1000,), target, each, NoiseSpec(), StabilitySpec(prune=False)) for each in options]
 
 
 def plain(pipe: Connection) -> None:
-    """One process without Ray: does the jobs that it is sent."""
+    """One process without Ray on one core, as Ray's workers are: does the jobs that it is sent."""
+    import torch
+
+    torch.set_num_threads(1)
     while jobs := pipe.recv():
         for job in jobs:
             list(evaluate(job, device="cpu", threads=1))
         pipe.send(len(jobs))
 
 
-def real_fits(turns: int = 3) -> dict[str, float]:
+def real_fits(turns: int = 15) -> dict[str, float]:
     cores = usable_cores()
-    count = 6 * cores
+    count = 4 * cores  # short turns: a shared machine changes its speed from minute to minute
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(cores)]
     processes = [context.Process(target=plain, args=(theirs,), daemon=True) for _, theirs in pairs]
@@ -187,16 +190,18 @@ def real_fits(turns: int = 3) -> dict[str, float]:
 
     ratios, with_ray, without_ray = [], [], []
     with ray(cores) as (executor, _):
-        without(fit_jobs(cores))
-        feed(executor, iter(fit_jobs(cores)), cores)
-        for _ in range(turns):
-            began = time.perf_counter()
-            without(fit_jobs(count))
-            middle = time.perf_counter()
-            feed(executor, iter(fit_jobs(count)), cores)
-            end = time.perf_counter()
-            without_ray.append(count / (middle - began))
-            with_ray.append(count / (end - middle))
+        ways = {"plain": without, "ray": lambda jobs: feed(executor, iter(jobs), cores)}
+        for work in ways.values():
+            work(fit_jobs(cores))
+        jobs = fit_jobs(count)
+        for turn in range(turns):
+            seconds = {}
+            for way, work in sorted(ways.items(), reverse=bool(turn % 2)):
+                began = time.perf_counter()
+                work(jobs)
+                seconds[way] = time.perf_counter() - began
+            without_ray.append(count / seconds["plain"])
+            with_ray.append(count / seconds["ray"])
             ratios.append(with_ray[-1] / without_ray[-1])
             print(f"fits a minute: plain {60 * without_ray[-1]:.1f}, Ray {60 * with_ray[-1]:.1f}", flush=True)
     for ours, _ in pairs:
