@@ -9,6 +9,7 @@ more attribute of its trial, in an index that takes each value once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 TELL_SECONDS = 2.0  # until others can see where a fit runs
 RESULT_OF = "ddstudy:result"  # system attribute of a trial with a result: "STUDY/SETTING"
 T = TypeVar("T")
+_text = functools.cache(sa.text)  # to make a statement takes longer than to execute it
 _table = sa.Table(
     "ddstudy_claims",
     sa.MetaData(),
@@ -251,4 +253,4 @@ class Claims:
         values: dict[str, Any] = {**self._common, "fit": fit_id, "doing": self._doing.get(fit_id or "", "")}
         used = {name: value for name, value in values.items() if f":{name}" in statement}
         with self._engine.begin() as connection:
-            return {row.fit: row.deaths for row in connection.execute(sa.text(statement), used)}
+            return {row.fit: row.deaths for row in connection.execute(_text(statement), used)}

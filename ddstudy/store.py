@@ -163,6 +163,8 @@ class Store:
             with self._alone():
                 storage = TrialStorage(url, engine_kwargs=options)
                 create_table(storage.engine)
+            if self.is_sqlite:
+                _lock_from_the_beginning(storage.engine)
             return storage
         except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             cause = error.__cause__ or error
@@ -692,6 +694,23 @@ class Driven:
             raise
         meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
         return artifact, vars(meta)
+
+
+def _lock_from_the_beginning(engine: sa.Engine) -> None:
+    """Makes every transaction on a SQLite file take its lock at once, and so wait for those of other threads.
+
+    One that reads first and writes then would fail without waiting if another thread has written in between.
+    """
+
+    def leave_beginning_to_us(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sa.event.listen(engine, "connect", leave_beginning_to_us)
+    sa.event.listen(engine, "begin", begin)
+    engine.dispose()  # the connections that were made before
 
 
 def is_whole(image: Path) -> bool:

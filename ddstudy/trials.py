@@ -41,33 +41,51 @@ class TrialStorage(RDBStorage):
                 told = set(connection.scalars(sa.select(step.step).where(step.trial_id == trial_id)))
                 known = copy.copy(known)
                 known.intermediate_values = {at: it for at, it in known.intermediate_values.items() if at not in told}
-                for model, rows in _descriptions(trial_id, known):
-                    connection.execute(sa.insert(model), rows)
+                for insert, rows in _descriptions(trial_id, known):
+                    connection.execute(insert, rows)
         return True
 
-    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
-        # Optuna's hook, within its transaction and its lock on the study: the latest trial is the latest of any driver
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """A trial that is finished already is written with one statement a table, in one transaction."""
         if template_trial is None:
-            return super()._get_prepared_new_trial(study_id, template_trial, session)
-        trial = models.TrialModel
-        latest = sa.select(trial.number).where(trial.study_id == study_id).order_by(trial.trial_id.desc()).limit(1)
-        before = session.scalar(latest)
-        new = trial(
-            study_id=study_id,
-            number=0 if before is None else before + 1,
-            state=template_trial.state,
-            datetime_start=template_trial.datetime_start,
-            datetime_complete=template_trial.datetime_complete,
-        )
-        session.add(new)
-        session.flush()  # makes its id
-        trial_id: Any = new.trial_id
-        for model, rows in (*_outcomes(trial_id, template_trial), *_descriptions(trial_id, template_trial)):
-            session.execute(sa.insert(model), rows)
-        return new
+            return super().create_new_trial(study_id)
+        trial = {
+            "study_id": study_id,
+            "state": template_trial.state,
+            "datetime_start": template_trial.datetime_start,
+            "datetime_complete": template_trial.datetime_complete,
+        }
+        with self.engine.begin() as connection:
+            connection.execute(_LOCK, {"study": study_id})  # as Optuna has it: the latest trial is that of any driver
+            latest = connection.scalar(_LATEST, {"study": study_id})
+            made = connection.execute(_NEW, {**trial, "number": 0 if latest is None else latest + 1})
+            trial_id = int(made.inserted_primary_key[0])  # type: ignore[index]  # there is one
+            for insert, rows in (*_outcomes(trial_id, template_trial), *_descriptions(trial_id, template_trial)):
+                connection.execute(insert, rows)
+        return trial_id
 
 
-_Rows = tuple[type[Any], Sequence[Mapping[str, Any]]]
+# statements are made once: to make one takes longer than to execute it
+_NEW = sa.insert(models.TrialModel.__table__)
+_LOCK = sa.select(models.StudyModel.study_id).where(models.StudyModel.study_id == sa.bindparam("study"))
+_LOCK = _LOCK.with_for_update()
+_LATEST = (
+    sa.select(models.TrialModel.number)
+    .where(models.TrialModel.study_id == sa.bindparam("study"))
+    .order_by(models.TrialModel.trial_id.desc())
+    .limit(1)
+)
+_INSERTS = {
+    model: sa.insert(model.__table__)
+    for model in (
+        models.TrialParamModel,
+        models.TrialValueModel,
+        models.TrialUserAttributeModel,
+        models.TrialSystemAttributeModel,
+        models.TrialIntermediateValueModel,
+    )
+}
+_Rows = tuple[sa.Insert, Sequence[Mapping[str, Any]]]
 
 
 def _outcomes(trial_id: int, trial: FrozenTrial) -> Iterator[_Rows]:
@@ -109,7 +127,7 @@ def _descriptions(trial_id: int, trial: FrozenTrial) -> Iterator[_Rows]:
 def _with_id(trial_id: int, tables: Mapping[type[Any], list[dict[str, Any]]]) -> Iterator[_Rows]:
     for model, rows in tables.items():
         if rows:
-            yield model, [{"trial_id": trial_id, **row} for row in rows]
+            yield _INSERTS[model], [{"trial_id": trial_id, **row} for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +161,22 @@ class Results:
 
     def __init__(self, engine: sa.Engine, study_id: int, distributions: Mapping[str, BaseDistribution]) -> None:
         self._engine = engine
-        self._study_id = study_id
         self._distributions = distributions
         self.given_up: dict[int, Setting] = {}
         self._known: dict[Setting, Result] = {}
         self._finished = 0  # every trial up to this id is finished and read
+        trial, value, param = models.TrialModel, models.TrialValueModel, models.TrialParamModel
+        attr, mark = models.TrialUserAttributeModel, aliased(models.TrialUserAttributeModel)
+        new = (trial.study_id == study_id, trial.trial_id > sa.bindparam("finished"))
+        self._of_results = (
+            sa.select(trial.trial_id, trial.state, value.value, value.value_type, attr.value_json, mark.value_json)
+            .outerjoin(value, (value.trial_id == trial.trial_id) & (value.objective == 0))
+            .outerjoin(attr, (attr.trial_id == trial.trial_id) & (attr.key == "stable"))
+            .outerjoin(mark, (mark.trial_id == trial.trial_id) & (mark.key == "given_up"))
+            .where(*new)
+            .order_by(trial.trial_id)
+        )
+        self._of_params = sa.select(param.trial_id, param.param_name, param.param_value).join(trial).where(*new)
 
     def add(self, setting: Setting, result: Result) -> None:
         """Notes what this driver has recorded itself."""
@@ -158,23 +187,12 @@ class Results:
 
         Drivers add and ask for trials under a lock on the study, so that trials appear in the order of their ids.
         """
-        trial, value, param = models.TrialModel, models.TrialValueModel, models.TrialParamModel
-        attr, mark = models.TrialUserAttributeModel, aliased(models.TrialUserAttributeModel)
-        new = (trial.study_id == self._study_id, trial.trial_id > self._finished)
-        results = (
-            sa.select(trial.trial_id, trial.state, value.value, value.value_type, attr.value_json, mark.value_json)
-            .outerjoin(value, (value.trial_id == trial.trial_id) & (value.objective == 0))
-            .outerjoin(attr, (attr.trial_id == trial.trial_id) & (attr.key == "stable"))
-            .outerjoin(mark, (mark.trial_id == trial.trial_id) & (mark.key == "given_up"))
-            .where(*new)
-            .order_by(trial.trial_id)
-        )
-        params = sa.select(param.trial_id, param.param_name, param.param_value).join(trial).where(*new)
+        finished, value = {"finished": self._finished}, models.TrialValueModel
         with self._engine.connect() as connection:
-            rows = connection.execute(results).all()
+            rows = connection.execute(self._of_results, finished).all()
             settings: dict[int, dict[str, Any]] = {}
             if rows:
-                for trial_id, name, number in connection.execute(params):
+                for trial_id, name, number in connection.execute(self._of_params, finished):
                     settings.setdefault(trial_id, {})[name] = self._distributions[name].to_external_repr(number)
         unbroken = True
         for trial_id, state, number, kind, stable, given_up in rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from ddstudy import runner
 from ddstudy.errors import UserError
@@ -20,6 +21,7 @@ from ddstudy.settings import Fit, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.store import Driven, Store
 from ddstudy.target import Target
+from ddstudy.trials import Result
 
 MakeSpec = Callable[..., StudySpec]
 
@@ -90,6 +92,31 @@ def test_grid_measures_every_setting_once_with_one_fit_for_all_budgets(go: Any, 
     assert last.best[1] == max(results_of(trials).values())
     assert sum(bool(step.message) for step in steps) == 4
     assert all(trial.datetime_complete > trial.datetime_start for trial in trials)
+
+
+def test_telling_the_progress_looks_at_no_result(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    real = Setting.__hash__
+
+    def counted(setting: Setting) -> int:
+        nonlocal looks
+        looks += 1
+        return real(setting)
+
+    spec = make_spec(space={"k": list(range(1, 101))})
+    with Store(store_url) as store:
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        for setting in spec.space.search_space:
+            driven._results.add(setting, Result(TrialState.COMPLETE, True, 1.0))
+        state = runner._Run(driven, InProcess(2), forecast())
+        state.failed.add(next(iter(spec.space.search_space)))
+        monkeypatch.setattr(Setting, "__hash__", counted)
+        told = state.progress()
+        monkeypatch.undo()
+    assert (told.done, told.failed) == (spec.trials, 0)
+    assert 0 < looks < 5
 
 
 def test_finished_study_does_nothing_more(go: Any, make_spec: MakeSpec) -> None:

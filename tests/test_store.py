@@ -268,6 +268,24 @@ def test_second_driver_of_a_sqlite_file_is_refused(tmp_path: Path, make_spec: Ma
         three.drive(spec, tiny_target, sampler(spec))
 
 
+def test_a_transaction_that_reads_first_keeps_others_from_writing_before_it(
+    tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    url, spec = f"sqlite:///{tmp_path / 'one.db'}", make_spec()
+    count, change = sa.text("SELECT count(*) FROM studies"), sa.text("UPDATE studies SET study_name = 'renamed'")
+    with Store(url) as store:
+        store.drive(spec, tiny_target, sampler(spec))
+        other = sa.create_engine(url, connect_args={"timeout": 0})
+        with store.storage.engine.begin() as connection:
+            assert connection.scalar(count) == 1
+            with pytest.raises(sa.exc.OperationalError, match="locked"), other.begin() as late:
+                late.execute(change)
+            connection.execute(change)
+        with other.begin() as late:
+            assert late.execute(change).rowcount == 1
+        other.dispose()
+
+
 def test_read_only_store_refuses_writes(store_url: str, drive: Callable[..., Driven]) -> None:
     driven = drive()
     record(driven, measured())
