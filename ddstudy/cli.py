@@ -116,19 +116,19 @@ def run(
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
-        with _executor(spec, image, workers, threads) as executor:
+        with _executor(spec, image, workers, threads, console) as executor:
             _print_plan(console, spec, image, the_plan, executor)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
         source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
         driven = opened.drive(spec, image, sampler(spec))
-        if source is not None:
-            _import(driven, source, console)
-        so_far = driven.measured()
-        driven.study.sampler = sampler(spec, len(so_far))
-        the_plan = runner.plan(spec, image, set(so_far), driven.reused)
-        with _executor(spec, image, workers, threads) as executor:
+        with _executor(spec, image, workers, threads, console) as executor:
+            if source is not None:
+                _import(driven, source, executor, console)
+            so_far = driven.measured()
+            driven.study.sampler = sampler(spec, len(so_far))
+            the_plan = runner.plan(spec, image, set(so_far), driven.reused)
             last = None
             try:
                 forecast = _print_plan(console, spec, image, the_plan, executor)
@@ -628,19 +628,23 @@ def _override(
     return parse_spec(tree, "ddstudy run")
 
 
-def _import(driven: Driven, source: StudyView, console: Console) -> None:
+def _import(driven: Driven, source: StudyView, executor: Executor, console: Console) -> None:
     from ddstudy.evaluate import device_name
     from ddstudy.executors import resolve_device
+    from ddstudy.ray_pool import Ray
     from ddstudy.samplers import Unseen
 
     sampler = driven.study.sampler
     marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
-    count = driven.reuse(source, device=device_name(resolve_device(driven.spec.fit.device)), marks=marks)
+    here = executor.device if isinstance(executor, Ray) else device_name(resolve_device(driven.spec.fit.device))
+    count = driven.reuse(source, device=here, marks=marks)
     console.print(f"{count:,} results of {source.name} imported", soft_wrap=True)
 
 
 @contextmanager
-def _executor(spec: StudySpec, image: Target, workers: int | None, threads: int | None) -> Iterator[Executor]:
+def _executor(
+    spec: StudySpec, image: Target, workers: int | None, threads: int | None, console: Console
+) -> Iterator[Executor]:
     from functools import partial
 
     from ddstudy.executors import InProcess, Threads, layout, resolve_device
@@ -652,7 +656,7 @@ def _executor(spec: StudySpec, image: Target, workers: int | None, threads: int 
     if spec.executor.kind == "ray":
         if workers or threads:
             raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit))
+        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit), console.print)
     else:
         cores = layout(
             spec.fit,

@@ -54,10 +54,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers came or went, under an empty ticket: there are so many slots now."""
+    """Workers came or went, under an empty ticket: there are so many slots now, on devices of this name."""
 
     slots: int
     note: str
+    device: str = ""
 
 
 Event = Started | Check | Measurement | Finished | Failed | Workers

@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Check, Job, Measurement, evaluate
+from ddstudy.evaluate import Check, Job, Measurement, device_name, evaluate
 from ddstudy.executors import Event, Failed, Finished, Started, Workers, describe, layout, usable_cores, work_events
 from ddstudy.spec import ExecutorSpec, FitSpec
 from ddstudy.target import Target
@@ -35,6 +35,7 @@ from ddstudy.target import Target
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 TOGETHER_SECONDS = 0.05  # events that follow each other faster travel together
 PATIENCE_SECONDS = 600.0  # without any worker: nodes of a cloud may take minutes to start
+SILENCE_SECONDS = 10.0  # without any worker, before the user is told what is waited for
 CONTEXT_BYTES = 1e9  # of CUDA and its libraries in each process; a cautious guess, nothing was measured
 TRIES = 3  # of starting a worker, before its slot is given up
 GONE = "the Ray cluster is gone\nWhat was finished is kept; the same command goes on."
@@ -52,6 +53,7 @@ class Wish:
         timed: seconds are an objective: a fit has its device to itself, and all devices are of one kind.
         bytes_per_fit: memory of the largest fit; asked for where it decides.
         work: what a worker does with a job.
+        idle_seconds: of a worker that no job is left for, until it leaves its node to others or to an autoscaler.
     """
 
     fit: FitSpec
@@ -59,6 +61,7 @@ class Wish:
     timed: bool
     bytes_per_fit: Callable[[], float]
     work: Work = evaluate
+    idle_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,20 @@ class Ray:
 
     Args:
         wish: what the study wants.
+        tell: is told what is waited for before the first worker is there.
+
+    Attributes:
+        slots: workers by now.
+        device: name of their devices; of those of the first worker if the cluster has several kinds.
 
     Raises:
         UserError: there is no such cluster, or it cannot do what the study wants.
         WorkError: no worker starts.
     """
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, wish: Wish, tell: Callable[[str], object]) -> None:
         self.slots = 0
+        self.device = ""
         self._jobs: set[str] = set()
         self._expected = 0
         self._targets: dict[int, Target] = {}
@@ -108,7 +117,9 @@ class Ray:
         try:
             self._pipe.send(wish)
             while not self.slots:
-                self._receive()
+                for event in self._receive()[1]:
+                    if isinstance(event, Workers) and not event.slots:
+                        tell(event.note)
         except BaseException:
             self.close()
             raise
@@ -162,7 +173,7 @@ class Ray:
             raise WorkError(GONE) from None
         for event in events:
             if isinstance(event, Workers):
-                self.slots = event.slots
+                self.slots, self.device = event.slots, self.device or event.device
             if isinstance(event, Exception):
                 raise event
         return ticket, events
@@ -215,13 +226,14 @@ class _Worker:
         self._stop = threading.Event()
         self._ticket = ""
 
-    def memory(self) -> float:
-        """Bytes of its whole GPU; 0 on the processor."""
-        if self._place.device != "cuda":
-            return 0.0
-        import torch
+    def device(self) -> tuple[str, float]:
+        """Name of its device, and bytes of its whole GPU or 0."""
+        name, memory = device_name(self._place.device), 0.0
+        if self._place.device == "cuda":
+            import torch
 
-        return float(torch.cuda.get_device_properties(0).total_memory)
+            memory = float(torch.cuda.get_device_properties(0).total_memory)
+        return name, memory
 
     def stop(self, ticket: str) -> None:
         """Ends a job soon, if it still runs."""
@@ -277,6 +289,7 @@ class _Pool:
         self._cancelled: set[str] = set()
         self._nodes: dict[str, list[asyncio.Task[None]]] = {}
         self._slots = 0
+        self._device_name = ""  # of the first worker
         self._begun = False
         self._expected = 0
         self._scouts: list[Any] = []
@@ -335,7 +348,7 @@ class _Pool:
         self._end = loop.create_future()
         self._connect()
         loop.add_reader(self._pipe.fileno(), self._listen)
-        device, since = self._device(), time.monotonic()
+        device, since, told = self._device(), time.monotonic(), False
         while not self._end.done():
             try:
                 nodes = await asyncio.to_thread(self._ray.nodes)
@@ -349,6 +362,11 @@ class _Pool:
                 raise WorkError(f"no worker starts: {self._given_up}\nEvery node needs ddstudy; see README, Ray.")
             elif time.monotonic() - since > PATIENCE_SECONDS:
                 raise WorkError("the Ray cluster has no worker for this study\nThe same command goes on once it has.")
+            elif time.monotonic() - since > SILENCE_SECONDS and not self._begun and not told:
+                what = {"cuda": "GPUs", "cpu": "processors"}.get(device, "devices")
+                why = f"all {what} of the Ray cluster are in use, or a node is still starting"
+                self.tell("", [Workers(0, f"Waiting for a worker, up to {PATIENCE_SECONDS / 60:.0f} minutes: {why}.")])
+                told = True
             await asyncio.wait([self._end], timeout=LOOK_SECONDS)
         self._end.result()
 
@@ -416,16 +434,38 @@ class _Pool:
         while failures < TRIES:
             worker = self._hire(node, place)
             try:
-                memory = await worker.memory.remote()
+                device, memory = await worker.device.remote()
             except self._ray.exceptions.RayError as error:
                 failures, self._given_up = failures + 1, str(error).strip().splitlines()[-1]
                 continue
             failures = 0
-            if not await self._fits(place, memory):
+            if not self._comparable(name, device) or not await self._fits(place, memory):
                 return
-            with self._counted(name):
-                while await self._job(name, worker, await self._waiting.get(), place):
+            with self._counted(name) as told:
+                while (work := await self._next()) is not None and await self._job(name, worker, work, place):
                     pass
+                told["end"] = "is gone" if work else "is left to others"
+            self._ray.kill(worker)
+            while work is None and not self._expected and self._waiting.empty():
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _next(self) -> tuple[str, int, Any] | None:
+        """The next job; None if there is none for long and none is expected, though not for the last worker."""
+        while True:
+            try:
+                return await asyncio.wait_for(self._waiting.get(), self._wish.idle_seconds)
+            except TimeoutError:
+                if not self._expected and self._slots > 1:
+                    return None
+
+    def _comparable(self, name: str, device: str) -> bool:
+        """Whether seconds on a device are seconds of this study, if it compares any."""
+        self._device_name = self._device_name or device
+        if not self._wish.timed or device == self._device_name:
+            return True
+        why = f"{name} stays idle: seconds are an objective, and it is no {self._device_name} but {device}"
+        self.tell("", [Workers(self._slots, why)])
+        return False
 
     def _hire(self, node: str, place: Place) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -451,15 +491,16 @@ class _Pool:
         return False
 
     @contextlib.contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
+    def _counted(self, name: str) -> Iterator[dict[str, str]]:
+        told = {"end": "is gone"}
         self._slots += 1
-        self.tell("", [Workers(self._slots, f"{name} came: {self._slots} workers" * self._begun)])
+        self.tell("", [Workers(self._slots, f"{name} came: {self._slots} workers" * self._begun, self._device_name)])
         self._begun = True
         try:
-            yield
+            yield told
         finally:
             self._slots -= 1
-            self.tell("", [Workers(self._slots, f"{name} is gone: {self._slots} workers")])
+            self.tell("", [Workers(self._slots, f"{name} {told['end']}: {self._slots} workers")])
 
     async def _job(self, name: str, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
         """Does one job; False if the worker is lost."""
@@ -496,7 +537,7 @@ class _Pool:
         """What a worker died of; None if it lives."""
         while True:
             try:
-                await worker.memory.remote()
+                await worker.device.remote()
             except self._ray.exceptions.ActorUnavailableError:  # Ray does not know yet: a node may be away for a moment
                 await asyncio.sleep(LOOK_SECONDS)
             except self._ray.exceptions.RayError as error:

@@ -1,8 +1,12 @@
 """Real Ray clusters for tests: several nodes on this machine, whose workers and nodes can be killed, and stub fits."""
 
 import contextlib
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +42,78 @@ def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> "Iterator[Cluster]":
         made.shutdown()
 
 
+@contextlib.contextmanager
+def autoscaling(most: int, folder: Path) -> Iterator[str]:
+    """A head without processors, and Ray's autoscaler, which starts nodes of one processor when they are wanted.
+
+    Yields:
+        The head's address.
+    """
+    from ray._private.services import get_node_ip_address
+
+    host = get_node_ip_address()
+    ports = [free_port(host) for _ in range(2)]
+    head = f"{0:056x}"
+    nodes = {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "gcs_address": f"{host}:{ports[0]}",
+        "head_node_id": head,
+        "launch_multiple": True,
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    }
+    kind = {"node_config": {}, "min_workers": 0}
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    lists = (*(f"{name}_commands" for name in commands), "cluster_synced_files", "rsync_exclude", "rsync_filter")
+    config = {
+        "cluster_name": "here",
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "upscaling_speed": 100.0,
+        **{name: [] for name in lists},
+        "max_workers": most,
+        "idle_timeout_minutes": 0.02,
+        "provider": nodes,
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0, **kind},
+            "cpu": {"resources": {"CPU": 1, "object_store_memory": 80 * 2**20}, "max_workers": most, **kind},
+        },
+    }
+    (folder / "autoscaler.json").write_text(json.dumps(config))
+    ours = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+    names = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": head, "RAY_CLOUD_INSTANCE_ID": head}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", "--num-cpus=0"]
+    command += [f"--autoscaling-config={folder}/autoscaler.json", f"--port={ports[0]}", f"--temp-dir={folder}"]
+    command += [f"--dashboard-agent-listen-port={ports[1]}", "--include-dashboard=false"]
+    try:
+        started = subprocess.run(command, env=os.environ | ours | names, capture_output=True, text=True, timeout=60)
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield f"{host}:{ports[0]}"
+    finally:  # `ray stop` would end every cluster of this machine
+        until(lambda: not kill(str(folder)))
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])
+
+
+def kill(words: str) -> int:
+    """SIGKILL to every process with these words in its command line; how many there were."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if words.encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                count += 1
+    return count
+
+
 def add_node(cluster: "Cluster", cpus: int = 1) -> Any:
     return cluster.add_node(num_cpus=cpus, object_store_memory=SMALL["object_store_memory"])
 
@@ -48,8 +124,8 @@ def wish(address: str, fit: FitSpec | None = None, **changes: Any) -> Wish:
     return Wish(fit, spec, timed=False, bytes_per_fit=partial(float, 1), **changes)
 
 
-def executor(address: str, work: Callable[..., Any] | None = None) -> Ray:
-    return Ray(wish(address, **({"work": work} if work else {})))
+def executor(address: str, tell: Callable[[str], object] = print, **changes: Any) -> Ray:
+    return Ray(wish(address, **changes), tell)
 
 
 def kill_worker(fit_id: str) -> None:

@@ -1,7 +1,6 @@
 """The pool on real Ray clusters: same results, growth, faults. Several nodes are on this machine; some are killed."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import yaml
 
 from ddstudy import runner
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Job, Measurement
+from ddstudy.evaluate import Job, Measurement, device_name
 from ddstudy.executors import Executor, Failed, Finished, InProcess, Started, Workers
 from ddstudy.ray_pool import Place, Ray, places
 from ddstudy.samplers import sampler
@@ -157,6 +156,54 @@ def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(make_job: 
         pool.close()
 
 
+@slow
+def test_nodes_come_when_fits_wait_and_go_when_none_are_left(
+    tmp_path_factory: pytest.TempPathFactory, make_job: Callable[..., Job]
+) -> None:
+    with clusters.autoscaling(2, tmp_path_factory.mktemp("r")) as address:
+        pool = clusters.executor(address, idle_seconds=1)
+        assert pool.slots == 1  # there was no node before
+        long = make_job(iterations=10_000_000)
+        names = ("one", "two")
+        for k, ticket in enumerate(names, 2):
+            pool.submit(ticket, replace(long, fit=Fit(k, 4, 2, "uniform", "1x1")))
+        began, notes = set(), []
+        for ticket, event in pool.events():
+            if isinstance(event, Workers):
+                notes.append((event.slots, event.note.split(maxsplit=3)[-1]))
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Started):
+                began.add(ticket)
+                if len(began) == 2:
+                    pool.cancel("one")
+            if isinstance(event, Workers) and began == set(names):
+                # the one that has nothing left to do left its node
+                pool.cancel("two")
+        assert notes == [(2, "came: 2 workers"), (1, "is left to others: 1 workers")]
+        # and comes back for more
+        pool.submit("one", make_job())
+        pool.submit("two", make_job(3))
+        assert {t for t, event in pool.events() if isinstance(event, Finished)} == set(names)
+        pool.close()
+
+
+@slow
+def test_a_full_cluster_is_waited_for_and_says_so(make_job: Callable[..., Job]) -> None:
+    with clusters.cluster() as small:
+        first = clusters.executor(small.address)
+        told: list[str] = []
+
+        def tell(note: str) -> None:
+            told.append(note)
+            first.close()
+
+        second = clusters.executor(small.address, tell=tell)
+        assert (second.slots, len(told)) == (1, 1)
+        assert "all processors of the Ray cluster are in use" in told[0]
+        assert second.device == device_name("cpu")
+        second.close()
+
+
 # files for clusters
 
 
@@ -189,10 +236,8 @@ def test_the_rayjob_is_what_rays_autoscaler_reads() -> None:
 def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environment(folder: Path) -> None:
     pytest.importorskip("aiohttp", reason="ray job submit needs ray[default]")
     environment = json.dumps({"py_modules": [str(CLUSTER.parent / "ddstudy")]})
-    with socket.socket() as free:  # clusters beside this one have an agent at the usual port
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ports = {"dashboard_port": 0, "dashboard_agent_listen_port": port}
+    # clusters beside this one have an agent at the usual port
+    ports = {"dashboard_port": 0, "dashboard_agent_listen_port": clusters.free_port("127.0.0.1")}
     with clusters.cluster(cpus=2, **{"include_dashboard": True, **ports}) as head:
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--runtime-env-json", environment]
         submit += ["--address", f"http://{head.head_node.webui_url}", "--"]
@@ -207,7 +252,7 @@ def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environm
 @slow
 def test_memory_that_runs_out_fails_its_fit_only(monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    pool = clusters.executor("", clusters.out_of_memory)
+    pool = clusters.executor("", work=clusters.out_of_memory)
     for k in (2, 3, 4):
         pool.submit(f"k{k}", make_job(k))
     ends = {t: event for t, event in pool.events() if isinstance(event, Failed | Finished)}
@@ -285,7 +330,7 @@ def test_what_opens_the_store_never_reaches_a_worker(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("DDSTUDY_STORE", "postgresql://me:s3cret@host/db")
     monkeypatch.setenv("PGPASSWORD", "s3cret")
-    pool = clusters.executor("local", clusters.environment)
+    pool = clusters.executor("local", work=clusters.environment)
     pool.submit("k2", make_job())
     (found,) = [event for _, event in pool.events() if isinstance(event, Measurement)]
     pool.close()
