@@ -6,10 +6,10 @@
 fit, how much of a core the driver and the process beside it use, and the seconds until all workers are there; a worker
 takes 300 MB. Through the executor alone, and through the whole driver with its store.
 *Fits*: real ones on every core through Ray, against one plain process per core; both are warm, turns alternate.
-*Simulation*: the thesis' grid on N GPUs, longest fits first. The driver hands out 200 fits a second, each worker loses
-50 ms a fit (both are assumed, not taken from the stubs), fails at a rate, is back after a minute, and its fit begins
-anew elsewhere. Costs of fits are
-those forecast from this machine's processor divided by `--gpu-speed`, a guess: no GPU has been measured.
+*Simulation*: the thesis' grid on N GPUs, longest fits first. What the driver takes for a fit, and what a worker loses
+by one, are those of the stubs, measured in the same run. A worker fails at `--failures`; that is noticed after 15 s,
+its fit begins anew elsewhere, and it is back a minute later (assumed). Costs of fits are those forecast from this
+machine's processor divided by `--gpu-speed`, a guess: no GPU has been measured.
 """
 
 import argparse
@@ -56,16 +56,18 @@ def main() -> None:
     # workers find the stub fits
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     found: dict[str, Any] = {"cores": usable_cores()}
-    if options.only in (None, "stubs"):
-        found["stubs"] = [stubs(workers, options.stubs) for workers in options.workers]
+    if options.only != "fits":
+        counts = options.workers if options.only != "simulation" else [1]
+        found["stubs"] = [stubs(workers, options.stubs) for workers in counts]
         found["driver"] = whole_driver(options.stubs)
     if options.only in (None, "fits"):
         found["fits"] = real_fits()
     if options.only in (None, "simulation"):
-        costs = thesis_costs()
+        dispatch = 1 / found["driver"]["fits_per_s"]
+        overhead = min(row["ms_per_fit"] * row["workers"] for row in found["stubs"]) / 1000
+        costs = [cost / options.gpu_speed for cost in thesis_costs()]
         found["simulation"] = [
-            simulation([cost / options.gpu_speed for cost in costs], gpus, options.failures / 3600)
-            for gpus in (1, 8, 64, 512)
+            simulation(costs, gpus, options.failures / 3600, dispatch, overhead) for gpus in (1, 8, 64, 512)
         ]
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -225,17 +227,15 @@ def thesis_costs() -> list[float]:
     ]
 
 
-def simulation(
-    costs: list[float], gpus: int, failures: float, dispatch: float = 1 / 200, overhead: float = 0.05
-) -> Any:
+def simulation(costs: list[float], gpus: int, failures: float, dispatch: float, overhead: float) -> Any:
     """Makespan of fits in this order.
 
     Args:
         costs: seconds of each fit.
         gpus: workers.
         failures: of a worker in a second.
-        dispatch: seconds of the driver for a fit; the slowest that is allowed.
-        overhead: seconds that a worker loses per fit: events that wait for company, the way there and back.
+        dispatch: seconds of the driver for a fit, its store included.
+        overhead: seconds that a worker loses per fit, from the end of one to the beginning of the next.
     """
     random = np.random.default_rng(0)
     waiting, lost, driver, last = list(reversed(costs)), 0, 0.0, 0.0
@@ -262,6 +262,7 @@ def simulation(
     row = {
         "gpus": gpus, "makespan_s": last, "ideal_s": ideal, "efficiency": ideal / last, "longest_fit_s": max(costs),
         "share_of_bound": bound / last, "fits_lost": lost, "failures_per_gpu_hour": 3600 * failures,
+        "dispatch_ms": 1000 * dispatch, "overhead_ms": 1000 * overhead,
     }  # fmt: skip
     print("simulated " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
     return row
