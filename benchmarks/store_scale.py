@@ -45,8 +45,9 @@ from ddstudy.leases import RESULT_OF
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
 from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, StudySpec, parse_spec
-from ddstudy.store import Store, distributions, parse_url
+from ddstudy.store import Store, parse_url
 from ddstudy.target import Target
+from ddstudy.trials import distributions
 
 BUDGETS = [2000, 5000, 7000]
 MARGIN = 99  # trials that are really run at either end

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ddstudy.driven import Driven
     from ddstudy.executors import Executor
     from ddstudy.report.claims import Answer
     from ddstudy.runner import Plan, Progress
     from ddstudy.spec import StudySpec
-    from ddstudy.store import Driven, StudyView
     from ddstudy.target import Target
+    from ddstudy.view import StudyView
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -240,7 +241,8 @@ def status(
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
     from rich.table import Table
 
-    from ddstudy.store import Store, failed_settings
+    from ddstudy.store import Store
+    from ddstudy.view import failed_settings
 
     if watch:
         _watch(store, study)
@@ -290,7 +292,8 @@ def _watch(store: str, name: str | None) -> None:
     from rich.table import Table
 
     from ddstudy.runner import outlook
-    from ddstudy.store import Store, failed_settings
+    from ddstudy.store import Store
+    from ddstudy.view import failed_settings
 
     console = _console()
     with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:

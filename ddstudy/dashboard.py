@@ -40,7 +40,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ddstudy.errors import UserError
 from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
-from ddstudy.store import StudyView, is_whole, view_of
+from ddstudy.view import StudyView, is_whole, view_of
 
 if TYPE_CHECKING:
     from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ddstudy.report import claims, contents, panels, thesis
-from ddstudy.store import Store, StudyView
+from ddstudy.store import Store
+from ddstudy.view import StudyView
 
 if TYPE_CHECKING:
     import pandas as pd

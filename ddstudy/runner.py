@@ -20,6 +20,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
+from ddstudy.driven import Driven
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
@@ -30,8 +31,8 @@ from ddstudy.samplers import Unseen, pruner, running_fits, unseen
 from ddstudy.settings import AXES, Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
-from ddstudy.store import Driven, StudyView
 from ddstudy.target import Target
+from ddstudy.view import StudyView
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left

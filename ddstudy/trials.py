@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import aliased
 
-from ddstudy.settings import AXES, Setting
+from ddstudy.settings import AXES, SearchSpace, Setting
 
 
 class TrialStorage(RDBStorage):
@@ -223,3 +223,24 @@ def count_finished(engine: sa.Engine, study_id: int) -> int:
     of_study = sa.select(sa.func.count()).where(trial.study_id == study_id, trial.state.in_(over))
     with engine.connect() as connection:
         return int(connection.scalar(of_study) or 0)
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """The space for Optuna, real values under their own names.
+
+    Ordered axes are integers on a logarithmic scale (blocks: linear), so that samplers know their order and every
+    view shows true values; the sampler snaps to the listed ones.
+    """
+    return {
+        "k": IntDistribution(space.k[0], space.k[-1], log=True),
+        "s": IntDistribution(space.s[0], space.s[-1], log=True),
+        "l": IntDistribution(space.l[0], space.l[-1]),
+        "iterations": IntDistribution(space.iterations[0], space.iterations[-1], log=True),
+        "noise": CategoricalDistribution(space.noise),
+        "tiling": CategoricalDistribution(space.tiling),
+    }
+
+
+def setting_of(trial: FrozenTrial) -> Setting:
+    """The setting that a trial measured or is measuring."""
+    return Setting(**{axis: trial.params[axis] for axis in AXES})

@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ddstudy.driven import Driven
 from ddstudy.evaluate import Measurement
 from ddstudy.settings import NOISES, TILINGS, Setting
 from ddstudy.spec import StudySpec, parse_spec
-from ddstudy.store import Driven, Store
+from ddstudy.store import Store
 from ddstudy.target import Target
 
 THESIS = {

@@ -8,7 +8,8 @@ PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
-    "evaluate", "leases", "trials", "store", "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
+    "evaluate", "leases", "trials", "view", "driven", "store",
+    "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
     "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
     "report.contents", "report.page", "notebook", "dashboard", "cli",
 ]  # fmt: skip
@@ -21,8 +22,8 @@ HOMES = {
     "numba": {"fit.simd", "fit.kernels_cpu"},
     "llvmlite": {"fit.simd", "fit.kernels_cpu"},
     "triton": {"fit.kernels_cuda"},
-    "optuna": {"trials", "store", "samplers", "runner", "report.tables", "dashboard"},
-    "sqlalchemy": {"leases", "trials", "store"},
+    "optuna": {"trials", "view", "driven", "store", "samplers", "runner", "report.tables", "dashboard"},
+    "sqlalchemy": {"leases", "trials", "driven", "store"},
     "ray": {"ray_pool"},
     "scipy": {"report.claims"},
     "plotly": {"report.figures", "report.page"},

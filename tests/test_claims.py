@@ -16,7 +16,7 @@ from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
 from ddstudy.settings import AXES, NOISES, TILINGS
 from ddstudy.spec import parse_spec
-from ddstudy.store import StudyView, trials_table
+from ddstudy.view import StudyView, trials_table
 
 THESIS_LIKE = {
     "k": [8, 64, 96, 128],

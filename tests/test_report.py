@@ -17,7 +17,7 @@ from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
 from ddstudy.settings import AXES, NOISES, TILINGS
 from ddstudy.spec import BETTER, parse_spec
-from ddstudy.store import StudyView, trials_table
+from ddstudy.view import StudyView, trials_table
 
 SPACE = {
     "k": [8, 64, 128],

@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ddstudy import runner
+from ddstudy.driven import Driven
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.executors import Event, Failed, InProcess
@@ -19,7 +20,7 @@ from ddstudy.runner import Progress
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
 from ddstudy.spec import StudySpec
-from ddstudy.store import Driven, Store
+from ddstudy.store import Store
 from ddstudy.target import Target
 from ddstudy.trials import Result
 

@@ -9,7 +9,7 @@ import pytest
 from ddstudy.samplers import SpaceExhaustedError, sampler
 from ddstudy.settings import AXES, Setting
 from ddstudy.spec import Sampler, StudySpec
-from ddstudy.store import distributions, setting_of
+from ddstudy.trials import distributions, setting_of
 
 MakeSpec = Callable[..., StudySpec]
 SEARCHES = [name for name in get_args(Sampler) if name != "grid"]

@@ -16,13 +16,16 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
+from ddstudy.driven import Driven
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Measurement
 from ddstudy.samplers import sampler
 from ddstudy.settings import AXES, Fit, Setting
 from ddstudy.spec import StudySpec
-from ddstudy.store import Driven, Store, StudyView, distributions, parse_url
+from ddstudy.store import Store, parse_url
 from ddstudy.target import Target
+from ddstudy.trials import distributions
+from ddstudy.view import StudyView
 
 MakeSpec = Callable[..., StudySpec]
 FIT = Fit(2, 4, 2, "uniform", "1x1")

@@ -15,7 +15,7 @@ from ddstudy.report import thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel, read_panels
 from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.store import trials_table
+from ddstudy.view import trials_table
 
 DASHBOARD = Path(__file__).parents[1] / "dashboards" / "thesis.toml"
 PUBLISHED = thesis._thesis()

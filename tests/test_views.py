@@ -23,8 +23,9 @@ from ddstudy.report.contents import COMPARISONS, figure, show
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
 from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.store import Store, StudyView
+from ddstudy.store import Store
 from ddstudy.target import split
+from ddstudy.view import StudyView
 
 ROOT = Path(__file__).parents[1]
 THESIS = ROOT / "dashboards" / "thesis.toml"

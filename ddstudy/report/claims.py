@@ -33,7 +33,7 @@ from ddstudy.report.tables import PAIR, comparable, finished, one_pixel_inputs, 
 from ddstudy.settings import AXES, TILINGS
 
 if TYPE_CHECKING:
-    from ddstudy.store import StudyView
+    from ddstudy.view import StudyView
 
 Ends = tuple[float, float, float]  # an effect, lower and upper end of its interval
 Verdict = Literal["supported", "contradicted", "not enough data"]

@@ -19,7 +19,7 @@ from ddstudy.settings import AXES
 from ddstudy.spec import BETTER
 
 if TYPE_CHECKING:
-    from ddstudy.store import StudyView
+    from ddstudy.view import StudyView
 
 
 def matched(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataFrame], metric: str) -> pd.DataFrame:

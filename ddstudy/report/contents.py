@@ -42,7 +42,7 @@ from ddstudy.spec import BETTER
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ddstudy.store import StudyView
+    from ddstudy.view import StudyView
 
 COMPARISONS = (Fronts, Ranks, Transfer, Slices)
 

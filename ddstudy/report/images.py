@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ddstudy.noise import noise_volume
 from ddstudy.settings import rows_and_columns
-from ddstudy.store import StudyView, is_whole
 from ddstudy.target import png_bytes, split
+from ddstudy.view import StudyView, is_whole
 
 _THUMBNAIL = 80  # pixels of the longer side
 _PICTURE = 320

@@ -20,7 +20,7 @@ from ddstudy.report.panels import Filtered, Panel, Panels
 from ddstudy.settings import AXES
 
 if TYPE_CHECKING:
-    from ddstudy.store import StudyView
+    from ddstudy.view import StudyView
 
 _MOST_THUMBNAILS = 2500  # 3 MB of them
 

@@ -1,6 +1,6 @@
 """Study -> data: every number that a report shows, as pandas tables.
 
-The functions take the table of trials (one row per finished trial, see `ddstudy.store.StudyView`) and leave it as it
+The functions take the table of trials (one row per finished trial, see `ddstudy.view.StudyView`) and leave it as it
 was. Three rules say which trials count, and they hold everywhere:
 
 - quality (`psnr`, `ssim`, ...) is compared among stable trials only, the thesis' filter (sec. 4.3);
@@ -25,7 +25,7 @@ from ddstudy.target import tile_shape
 
 if TYPE_CHECKING:
     from ddstudy.spec import StudySpec
-    from ddstudy.store import StudyView
+    from ddstudy.view import StudyView
 
 PAIR = ("tiling", "noise")
 QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")

@@ -20,7 +20,7 @@ from ddstudy.report.tables import PAIR, best_settings, comparable, finished, gai
 from ddstudy.settings import AXES
 
 if TYPE_CHECKING:
-    from ddstudy.store import StudyView
+    from ddstudy.view import StudyView
 
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
 NUMBERS: tuple[Number, ...] = get_args(Number)
