@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddstudy.driven import Driven
+from ddstudy.leases import Claims
 from ddstudy.settings import AXES
 from ddstudy.store import Store
 
@@ -58,6 +60,13 @@ PRELOADED = [
     *("sqlalchemy.dialects.sqlite", "scipy.stats", "drivers", "ddstudy.cli", "ddstudy.runner", "ddstudy.fit.reference"),
 ]
 Key = tuple[object, ...]
+
+
+def beside(store: Store, one: Driven) -> Driven:
+    """Another driver of a study in this process, past the lock of a SQLite file."""
+    study = one.study
+    claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
+    return Driven(study, store.storage, one.spec, one.target, store.artifacts, claims, alone=store.is_sqlite)
 
 
 def write_study(folder: Path, *budgets: int) -> None:

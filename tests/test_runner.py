@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drivers import beside
 from optuna.trial import TrialState
 
 from ddstudy import runner
@@ -226,7 +227,7 @@ def test_search_waits_for_a_dead_drivers_trial_and_does_it(
         dead.claims._ended.set()
         dead.claims._renewer.join()
         store.driver = "another"
-        living = Driven(store, dead.study, spec, tiny_target)
+        living = beside(store, dead)
         list(runner.run(living, InProcess(2), forecast()))
         states = Counter(trial.state.name for trial in living.trials())
         living.claims.end()
@@ -381,7 +382,7 @@ def test_waiting_for_a_dead_drivers_lease(store_url: str, make_spec: MakeSpec, t
         dead.claims._ended.set()
         dead.claims._renewer.join()
         began = time.monotonic()
-        living = Driven(store, dead.study, spec, tiny_target)
+        living = beside(store, dead)
         store.driver = "another"
         list(runner.run(living, InProcess(2), forecast()))
         assert time.monotonic() - began > 1
@@ -464,10 +465,10 @@ def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
     with Store(store_url) as store:
         first = store.drive(spec, tiny_target, sampler(spec))
         store.driver = "another"
-        other = Driven(store, first.study, spec, tiny_target)
+        other = beside(store, first)
         executor = Recording()
-        beside = runner.run(other, executor, forecast())
-        next(beside)  # began before the other gave up, and has the first fit, k = 4
+        steps = runner.run(other, executor, forecast())
+        next(steps)  # began before the other gave up, and has the first fit, k = 4
         with store.storage.engine.begin() as connection:
             connection.exec_driver_sql(
                 "INSERT INTO ddstudy_claims (study_id, fit, driver, expires, deaths) "
@@ -479,7 +480,7 @@ def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
         assert len(failed) == 2
         assert {trial.user_attrs["reason"] for trial in failed} == {"3 drivers died while they fitted this"}
         began.close()
-        last = list(beside)[-1]
+        last = list(steps)[-1]
         assert [fit.k for fit, _ in executor.jobs] == [4, 2]
         assert (last.done, last.failed) == (4, 2)
         other.claims.end()

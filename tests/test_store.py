@@ -12,6 +12,7 @@ import numpy as np
 import postgres
 import pytest
 import sqlalchemy as sa
+from drivers import beside
 from optuna.artifacts import get_all_artifact_meta
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
@@ -61,7 +62,9 @@ def drive(store_url: str, tmp_path: Path, make_spec: MakeSpec, tiny_target: Targ
         def start(spec: StudySpec | None = None, target: Target = tiny_target, **options: Any) -> Driven:
             spec = spec or make_spec()
             store = stores.enter_context(Store(store_url, tmp_path / "images", **options))
-            return store.drive(spec, target, sampler(spec))
+            driven = store.drive(spec, target, sampler(spec))
+            driven.store = store  # type: ignore[attr-defined]  # for tests that close it or look behind it
+            return driven
 
         yield start
 
@@ -124,7 +127,7 @@ def test_states_and_constraints(drive: Callable[..., Driven], make_spec: MakeSpe
             assert bool(trial.user_attrs["reason"]) is not stable
             if trial.state == TrialState.PRUNED and not diverged:
                 assert trial.value == trial.user_attrs["psnr"]  # never the CV
-        driven._store.close()
+        driven.store.close()
 
 
 def test_asked_trials_get_the_same_record(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
@@ -143,24 +146,24 @@ def test_asked_trials_get_the_same_record(drive: Callable[..., Driven], make_spe
             assert asked.user_attrs == added.user_attrs | {"fit_id": setting.fit.id}
             assert asked.values == added.values
             assert asked.intermediate_values == added.intermediate_values
-        driven._store.close()
+        driven.store.close()
 
 
 def test_images_are_artifacts_of_the_trial(drive: Callable[..., Driven], make_spec: MakeSpec, tmp_path: Path) -> None:
     driven = drive()
     record(driven, measured())
     record(driven, measured(), Setting(4, 4, 2, 5, "uniform", "1x1"))
-    metas = [get_all_artifact_meta(trial, storage=driven._store.storage) for trial in driven.trials()]
+    metas = [get_all_artifact_meta(trial, storage=driven.store.storage) for trial in driven.trials()]
     first, second = ({meta.filename: meta.artifact_id for meta in one} for one in metas)
     assert set(first) == set(second) == {"target.png", "output.png", "error.png"}
     assert first["target.png"] == second["target.png"]  # stored once
     for artifact in first.values():
         assert (tmp_path / "images" / artifact).read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "images").iterdir())) == 5
-    driven._store.close()
+    driven.store.close()
     bare = drive(make_spec(name="bare", images=False))
     record(bare, measured())
-    assert not get_all_artifact_meta(bare.trials()[0], storage=bare._store.storage)
+    assert not get_all_artifact_meta(bare.trials()[0], storage=bare.store.storage)
 
 
 def test_changed_study_is_refused_with_the_difference(
@@ -168,8 +171,8 @@ def test_changed_study_is_refused_with_the_difference(
 ) -> None:
     first = drive()
     record(first, measured())
-    first._store.close()
-    drive(make_spec(description="only words", fit={"device": "cpu"}))._store.close()
+    first.store.close()
+    drive(make_spec(description="only words", fit={"device": "cpu"})).store.close()
     with pytest.raises(UserError, match=r"fit\.seed: stored 0, now 7") as caught:
         drive(make_spec(fit={"seed": 7}))
     assert "--name" in str(caught.value).split("\n")[1]
@@ -185,7 +188,7 @@ def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_t
     spec = make_spec()
     first_store = Store(store_url, lease_seconds=0.9)
     first = first_store.drive(spec, tiny_target, sampler(spec))
-    second = Driven(second_store := Store(store_url, lease_seconds=0.9), first.study, spec, tiny_target)
+    second = beside(second_store := Store(store_url, lease_seconds=0.9), first)
     assert first.claims.take(FIT.id)
     assert not second.claims.take(FIT.id)
     assert first.claims.holds(FIT.id)
@@ -220,7 +223,7 @@ def test_claim_that_is_looked_at_stays_for_half_a_lease(
         assert first.claims.take(FIT.id)
         taken = time.monotonic()
         store.driver = "another"
-        second = Driven(store, first.study, spec, tiny_target)
+        second = beside(store, first)
         time.sleep(1.8)
         assert first.claims.holds(FIT.id)
         time.sleep(max(0, taken + 3.1 - time.monotonic()))
@@ -237,7 +240,7 @@ def test_abandoned_trials_are_closed_with_the_reason(
     dead.claims.take(setting.fit.id)
     dead.claims._ended.set()
     dead.claims._renewer.join()
-    dead._store._stack.pop_all()  # died without a word
+    dead.store._stack.pop_all()  # died without a word
     if store_url.startswith("sqlite"):
         Path(f"{store_url.removeprefix('sqlite:///')}.lock").unlink(missing_ok=True)
     time.sleep(0.3)  # past the lease
@@ -364,7 +367,7 @@ def test_unreachable_server_is_named_without_passwords() -> None:
 
 
 def test_database_of_another_optuna(drive: Callable[..., Driven], store_url: str) -> None:
-    with drive()._store.storage.engine.begin() as connection:
+    with drive().store.storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
     with pytest.raises(UserError, match="optuna storage upgrade"):
         Store(store_url, read_only=True)
@@ -423,7 +426,7 @@ def test_a_setting_has_one_result_whoever_records_at_the_same_time(
 ) -> None:
     spec = make_spec(search={"sampler": "random"})
     one = drive(spec)
-    two = Driven(one._store, one.study, spec, tiny_target)  # a driver beside it, past every claim
+    two = beside(one.store, one)  # a driver beside it, past every claim
     trial, setting = one.ask()
     assert two.record(setting, measured(), shared=False, started=datetime.now()) is not None
     assert one.record(setting, measured(), shared=False, started=datetime.now(), trial=trial) is None
@@ -439,7 +442,7 @@ def test_a_driver_that_died_while_it_told_a_result_leaves_the_setting_free(
     driven = drive(make_spec(search={"sampler": "random"}))
     trial, setting = driven.ask()
     system_attrs = {"ddstudy:result": f"{driven.study._study_id}/{setting.id}"}
-    driven._store.storage.set_trial_system_attr(trial._trial_id, *next(iter(system_attrs.items())))
+    driven.store.storage.set_trial_system_attr(trial._trial_id, *next(iter(system_attrs.items())))
     driven.fail(trial, "the driver of this trial died")
     assert driven.record(setting, measured(), shared=False, started=datetime.now(), trial=trial) is not None
     assert [trial.state.name for trial in driven.trials()] == ["FAIL", "COMPLETE"]
@@ -455,7 +458,7 @@ def test_claims_count_the_drivers_that_died_with_a_fit(
         counts = []
         for name in "abc":
             store.driver = name
-            living = Driven(store, dead.study, spec, tiny_target)
+            living = beside(store, dead)
             assert living.claims.take(FIT.id)
             counts.append(living.claims.deaths[FIT.id])
             living.claims._ended.set()
@@ -472,7 +475,7 @@ def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Drive
     (trial,) = driven.trials()
     assert trial.state == TrialState.COMPLETE
     assert trial.user_attrs["images"].startswith("not kept: ")
-    assert driven._store.lost_images("tiny") == "1 trials never had theirs kept"
+    assert driven.store.lost_images("tiny") == "1 trials never had theirs kept"
 
 
 def test_claims_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
