@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from ddstudy.driven import Driven
     from ddstudy.executors import Executor
-    from ddstudy.report.claims import Answer
-    from ddstudy.runner import Plan, Progress
     from ddstudy.spec import StudySpec
     from ddstudy.target import Target
     from ddstudy.view import StudyView
@@ -98,6 +96,7 @@ def run(
     from ddstudy.samplers import sampler
     from ddstudy.store import Store
     from ddstudy.target import load_target
+    from ddstudy.terminal import announce, live, print_summary, terminal
 
     spec = _override(
         _spec(study),
@@ -111,14 +110,14 @@ def run(
         ray=ray,
     )
     image = load_target(spec.target)
-    console = _console()
+    console = terminal()
     if dry_run and reuse:
         raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
     if dry_run:
         done = _measured_so_far(store, spec)
         the_plan = runner.plan(spec, image, done)
         with _executor(spec, image, workers, threads, console) as executor:
-            _print_plan(console, spec, image, the_plan, executor)
+            announce(console, spec, image, the_plan, executor)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
@@ -132,16 +131,17 @@ def run(
             the_plan = runner.plan(spec, image, set(so_far), driven.reused)
             last = None
             try:
-                forecast = _print_plan(console, spec, image, the_plan, executor)
+                forecast = announce(console, spec, image, the_plan, executor)
                 if forecast is not None:
-                    with _live(console) as show:
+                    with live(console) as show:
                         for progress in runner.run(driven, executor, forecast):
                             show(progress)
                             last = progress
             except KeyboardInterrupt:
                 _complain("Stopped. What was finished is kept; the same command goes on.", 130)
         view = opened.view(spec.name)
-        _print_summary(console, view, opened.shown_url, store)
+        default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
+        print_summary(console, view, opened.shown_url, "" if default else f" --store {opened.shown_url}")
     if last is not None and last.failed:
         raise WorkError(
             f"{last.failed} settings failed (`ddstudy status` says why)\nThe same command tries them again."
@@ -178,6 +178,7 @@ def fit(
     from ddstudy.settings import Fit
     from ddstudy.spec import parse_spec
     from ddstudy.target import load_target, nifti_bytes, png_bytes
+    from ddstudy.terminal import terminal
 
     spec = parse_spec(
         {
@@ -195,7 +196,7 @@ def fit(
     _check_stem(out)
     image = load_target(spec.target)
     what = Fit(k, s, l, spec.space.noise[0], spec.space.tiling[0])
-    console = _console()
+    console = terminal()
     console.print(f"Fitting {what.id} to {image.name}, {members} members, {iterations} iterations")
     job = runner.job(spec, image, what, (iterations,))
     device = resolve_device(device)
@@ -242,10 +243,11 @@ def status(
     from rich.table import Table
 
     from ddstudy.store import Store
+    from ddstudy.terminal import follow, terminal
     from ddstudy.view import failed_settings
 
     if watch:
-        _watch(store, study)
+        follow(store, study)
         return
 
     table, notes = Table(), []
@@ -277,47 +279,10 @@ def status(
                     f"`ddstudy logs {view.name}` tells all; "
                     f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
                 )
-    console = _console()
+    console = terminal()
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
-
-
-def _watch(store: str, name: str | None) -> None:
-    """Shows who is fitting what until a study has its results."""
-    from datetime import datetime
-
-    from rich.console import Group
-    from rich.live import Live
-    from rich.table import Table
-
-    from ddstudy.runner import outlook
-    from ddstudy.store import Store
-    from ddstudy.view import failed_settings
-
-    console = _console()
-    with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            view = opened.view(name)
-            at_work, results = opened.at_work(view.name), int((view.trials["state"] != "FAIL").sum())
-            ahead = outlook(view, at_work, datetime.now())
-            line = f"{view.name}: {results} of {view.spec.trials} settings, {ahead.per_minute:.1f} a minute"
-            line += f", about {_duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
-            table = Table("worker", "fit", "iteration", "of", "run")
-            for each in at_work:
-                progress = (str(each.iteration), str(each.of)) if each.worker else ("", "")
-                table.add_row(each.worker or "waiting", each.fit, *progress, each.driver)
-            if console.is_terminal:
-                live.update(Group(line, table), refresh=True)
-            else:
-                console.print(f"{line}; {len(at_work)} fits at work", soft_wrap=True)
-                for each in at_work:
-                    console.print(f"  {each.worker or 'waiting'}: {each.fit} at {each.iteration} of {each.of}")
-            failed = len(failed_settings(view.trials))
-            if not at_work and results + failed >= view.spec.trials:
-                break
-            time.sleep(2)
-    console.print(f"{view.name}: {results} of {view.spec.trials} settings measured, {failed} failed", soft_wrap=True)
 
 
 @app.command(epilog="Example: ddstudy logs quick")
@@ -379,19 +344,20 @@ def claims(
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
     from ddstudy.report.claims import CLAIMS, ask, retest
     from ddstudy.store import Store
+    from ddstudy.terminal import print_answers, print_trials, terminal
 
     by_name = {claim.name: claim for claim in CLAIMS}
     if trials is not None and trials not in by_name:
         raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
     with Store(store, read_only=True) as opened:
         views = [opened.view(name) for name in studies] if studies else [opened.view()]
-    console = _console()
+    console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
         if trials is None:
-            _print_answers(console, view, retest(view, others))
+            print_answers(console, view, retest(view, others))
         else:
-            _print_trials(console, view, ask(by_name[trials], view, others))
+            print_trials(console, view, ask(by_name[trials], view, others))
     if trials is None:
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
 
@@ -440,6 +406,7 @@ def prune_audit(
     from ddstudy.report.tables import recorded
     from ddstudy.stability import audit
     from ddstudy.store import Store
+    from ddstudy.terminal import terminal
 
     with Store(store, read_only=True) as opened:
         views = [opened.view(name) for name in studies] if studies else [opened.view()]
@@ -463,7 +430,7 @@ def prune_audit(
             f"{found.wronged} of {found.stable}",
             f"{found.best_lost:.2f} dB",
         )
-    _console().print(table)
+    terminal().print(table)
     typer.echo(
         "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
         "stable."
@@ -534,13 +501,6 @@ def _unexpected(error: Exception) -> None:
 def _complain(message: str, code: int) -> None:
     typer.echo(f"ddstudy: {message}", err=True)
     sys.exit(code)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # piped output has no width of its own: lines are for programs then, and may not wrap
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def _follow(count: Callable[[], list[int]], write: Callable[[], bool]) -> None:
@@ -690,125 +650,6 @@ def _measured_so_far(store: str, spec: StudySpec) -> set[Any]:
         return set()
     results = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
     return {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def _print_plan(console: Console, spec: StudySpec, image: Target, the_plan: Plan, executor: Executor) -> Any:
-    """Says what a run will do; measures and returns its forecast, None if nothing is left to do."""
-    from ddstudy import runner
-    from ddstudy.settings import budgets_by_fit
-
-    objectives = ", ".join(f"{metric} ({direction})" for metric, direction in spec.objectives.items())
-    shape = "x".join(map(str, image.image.shape[1:]))
-    console.print(f"Study {spec.name}: {spec.search.sampler}, {objectives}", soft_wrap=True)
-    console.print(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}", soft_wrap=True)
-    most = "" if spec.search.sampler == "grid" else "at most "
-    done = f", {the_plan.done:,} done" if the_plan.done else ""
-    console.print(f"{the_plan.settings:,} trials, {most}{the_plan.fits:,} fits of {spec.fit.members} members{done}")
-    if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
-        console.print("Nothing left to do.")
-        return None
-    fits = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
-    forecast = runner.calibrate(spec, image, fits, executor)
-    seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
-    at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
-    console.print(f"Forecast: about {_duration(seconds)} of fitting{at_most}")
-    return forecast
-
-
-@contextmanager
-def _live(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield lambda progress: _log_line(console, progress)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console, refresh_per_second=4) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total, description=_describe(progress))
-
-        yield show
-
-
-def _describe(progress: Progress) -> str:
-    parts = []
-    if progress.eta_seconds is not None:
-        parts.append(f"{_duration(progress.eta_seconds)} left")
-    if progress.best:
-        parts.append(f"best {progress.best[1]:.2f} {progress.best[0].id}")
-    parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
-    return " | ".join([*parts, progress.current] if progress.current else parts)
-
-
-def _log_line(console: Console, progress: Progress) -> None:
-    if progress.message:
-        left = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
-        stamp = time.strftime("%H:%M:%S")
-        console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", soft_wrap=True)
-
-
-def _print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
-    from rich.table import Table
-
-    from ddstudy.report.thesis import differences
-
-    table = Table(title=f"The thesis' findings on {view.name}, {view.facts['target']}", show_lines=True)
-    for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
-    for answer in answers:
-        claim, count = answer.claim, f"{len(answer.numbers):,}"
-        table.add_row(claim.name, claim.finding, answer.verdict, answer.effect_text, count, answer.tested)
-    console.print(table)
-    console.print(" ".join(differences(view).values()), soft_wrap=True)
-
-
-def _print_trials(console: Console, view: StudyView, answer: Answer) -> None:
-    claim = answer.claim
-    for line in (
-        f"{view.name}: {claim.finding} ({claim.source})",
-        f"{answer.verdict}: {answer.effect_text}. {answer.tested}",
-        f"Rule: {claim.rule}",
-    ):
-        console.print(line, soft_wrap=True)
-    if len(answer.rows):
-        console.print(answer.rows.to_string(index=False, float_format="%.4g"), soft_wrap=True)
-
-
-def _print_summary(console: Console, view: StudyView, shown_url: str, store: str) -> None:
-    from rich.table import Table
-
-    from ddstudy.spec import BETTER
-
-    results = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
-    stable = results[results["stable"].eq(True)]
-    table = Table(title=f"Best settings of {view.name}, stable ones only")
-    for column in ("metric", "value", *("k", "s", "l", "iterations", "noise", "tiling")):
-        table.add_column(column)
-    for metric, direction in BETTER.items():
-        scored = stable.dropna(subset=[metric])
-        if len(scored):
-            row = scored.sort_values(metric, ascending=direction == "minimize", kind="stable").iloc[0]
-            setting = [str(row[axis]) for axis in ("k", "s", "l", "iterations", "noise", "tiling")]
-            table.add_row(metric, f"{row[metric]:.4g}", *setting)
-    console.print(table)
-    unstable = int(results["stable"].eq(False).sum())
-    share = 100 * unstable / max(1, len(results))
-    pruned = int((results["state"] == "PRUNED").sum())
-    console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
-    option = "" if store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ else f" --store {shown_url}"
-    console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
 
 
 if __name__ == "__main__":

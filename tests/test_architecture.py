@@ -11,7 +11,7 @@ ORDER = [
     "evaluate", "leases", "trials", "view", "driven", "store",
     "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
     "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
-    "report.contents", "report.page", "notebook", "dashboard", "cli",
+    "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec", "report.panels"},
@@ -29,7 +29,7 @@ HOMES = {
     "plotly": {"report.figures", "report.page"},
     "optuna_dashboard": {"dashboard"},
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"terminal", "cli"},
 }
 
 

@@ -1,0 +1,167 @@
+"""What commands print on a terminal, or as plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from ddstudy import runner
+from ddstudy.executors import Executor
+from ddstudy.report.claims import Answer
+from ddstudy.report.thesis import differences
+from ddstudy.runner import Forecast, Plan, Progress, outlook
+from ddstudy.settings import budgets_by_fit
+from ddstudy.spec import BETTER, StudySpec
+from ddstudy.store import Store
+from ddstudy.target import Target
+from ddstudy.view import StudyView, failed_settings
+
+
+def terminal() -> Console:
+    """Where a command prints."""
+    # piped output has no width of its own: lines are for programs then, and may not wrap
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def announce(console: Console, spec: StudySpec, image: Target, the_plan: Plan, executor: Executor) -> Forecast | None:
+    """Says what a run will do; measures and returns its forecast, None if nothing is left to do."""
+    objectives = ", ".join(f"{metric} ({direction})" for metric, direction in spec.objectives.items())
+    shape = "x".join(map(str, image.image.shape[1:]))
+    console.print(f"Study {spec.name}: {spec.search.sampler}, {objectives}", soft_wrap=True)
+    console.print(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}", soft_wrap=True)
+    most = "" if spec.search.sampler == "grid" else "at most "
+    done = f", {the_plan.done:,} done" if the_plan.done else ""
+    console.print(f"{the_plan.settings:,} trials, {most}{the_plan.fits:,} fits of {spec.fit.members} members{done}")
+    if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
+        console.print("Nothing left to do.")
+        return None
+    fits = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
+    forecast = runner.calibrate(spec, image, fits, executor)
+    seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+    at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
+    console.print(f"Forecast: about {_duration(seconds)} of fitting{at_most}")
+    return forecast
+
+
+@contextmanager
+def live(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        yield lambda progress: _log_line(console, progress)
+        return
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total, description=_describe(progress))
+
+        yield show
+
+
+def _describe(progress: Progress) -> str:
+    parts = []
+    if progress.eta_seconds is not None:
+        parts.append(f"{_duration(progress.eta_seconds)} left")
+    if progress.best:
+        parts.append(f"best {progress.best[1]:.2f} {progress.best[0].id}")
+    parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
+    return " | ".join([*parts, progress.current] if progress.current else parts)
+
+
+def _log_line(console: Console, progress: Progress) -> None:
+    if progress.message:
+        left = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+        stamp = time.strftime("%H:%M:%S")
+        console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", soft_wrap=True)
+
+
+def print_summary(console: Console, view: StudyView, shown_url: str, option: str) -> None:
+    """Best settings, and the next command to type, with the option that it needs to find the store."""
+    results = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
+    stable = results[results["stable"].eq(True)]
+    table = Table(title=f"Best settings of {view.name}, stable ones only")
+    for column in ("metric", "value", *("k", "s", "l", "iterations", "noise", "tiling")):
+        table.add_column(column)
+    for metric, direction in BETTER.items():
+        scored = stable.dropna(subset=[metric])
+        if len(scored):
+            row = scored.sort_values(metric, ascending=direction == "minimize", kind="stable").iloc[0]
+            setting = [str(row[axis]) for axis in ("k", "s", "l", "iterations", "noise", "tiling")]
+            table.add_row(metric, f"{row[metric]:.4g}", *setting)
+    console.print(table)
+    unstable = int(results["stable"].eq(False).sum())
+    share = 100 * unstable / max(1, len(results))
+    pruned = int((results["state"] == "PRUNED").sum())
+    console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
+    console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
+
+
+def follow(store: str, name: str | None) -> None:
+    """Shows who is fitting what until a study has its results."""
+    console = terminal()
+    with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            view = opened.view(name)
+            at_work, results = opened.at_work(view.name), int((view.trials["state"] != "FAIL").sum())
+            ahead = outlook(view, at_work, datetime.now())
+            line = f"{view.name}: {results} of {view.spec.trials} settings, {ahead.per_minute:.1f} a minute"
+            line += f", about {_duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
+            table = Table("worker", "fit", "iteration", "of", "run")
+            for each in at_work:
+                progress = (str(each.iteration), str(each.of)) if each.worker else ("", "")
+                table.add_row(each.worker or "waiting", each.fit, *progress, each.driver)
+            if console.is_terminal:
+                live.update(Group(line, table), refresh=True)
+            else:
+                console.print(f"{line}; {len(at_work)} fits at work", soft_wrap=True)
+                for each in at_work:
+                    console.print(f"  {each.worker or 'waiting'}: {each.fit} at {each.iteration} of {each.of}")
+            failed = len(failed_settings(view.trials))
+            if not at_work and results + failed >= view.spec.trials:
+                break
+            time.sleep(2)
+    console.print(f"{view.name}: {results} of {view.spec.trials} settings measured, {failed} failed", soft_wrap=True)
+
+
+def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
+    """The answers to the thesis' findings as a table."""
+    table = Table(title=f"The thesis' findings on {view.name}, {view.facts['target']}", show_lines=True)
+    for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for answer in answers:
+        claim, count = answer.claim, f"{len(answer.numbers):,}"
+        table.add_row(claim.name, claim.finding, answer.verdict, answer.effect_text, count, answer.tested)
+    console.print(table)
+    console.print(" ".join(differences(view).values()), soft_wrap=True)
+
+
+def print_trials(console: Console, view: StudyView, answer: Answer) -> None:
+    """How a finding was decided, and the trials behind it."""
+    claim = answer.claim
+    for line in (
+        f"{view.name}: {claim.finding} ({claim.source})",
+        f"{answer.verdict}: {answer.effect_text}. {answer.tested}",
+        f"Rule: {claim.rule}",
+    ):
+        console.print(line, soft_wrap=True)
+    if len(answer.rows):
+        console.print(answer.rows.to_string(index=False, float_format="%.4g"), soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
