@@ -207,10 +207,10 @@ class Unseen(BaseSampler):
             raise SpaceExhaustedError
         # of the settings of a fit the last has the most iterations
         largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.iterations)}
+        if isinstance(self._inner, _ListedGP):
+            self._inner.allowed = free  # of whole fits, too, it judges every budget: the best one is seldom the largest
         if self._whole:
             free = list(largest.values())
-        if isinstance(self._inner, _ListedGP):
-            self._inner.allowed = free
         allowed = set(free)
         proposal = None
         for _ in range(REDRAWS):
