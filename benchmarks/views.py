@@ -67,7 +67,7 @@ def main() -> None:
         print(f"report, first paint {painted / 1000:.2f} s")
         with dashboard.server(store.storage, store.artifacts, port=0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            timed("dashboard warmed up", server.view.warm_up)
+            timed("dashboard warmed up", server.warm_up)
             pages = {
                 "study page": ("", "Best Trial (number="),
                 "study page again": ("", "Best Trial (number="),

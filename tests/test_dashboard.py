@@ -501,8 +501,7 @@ def test_a_study_of_ours_in_chromium(ours):
         running(store.storage, store.artifacts) as server,
         chromium() as browser,
     ):
-        server.view.warm_up()
-        server.view._figures[1]._thread.join()
+        server.warm_up()
         trials = store.view("ours").trials
         wait = WebDriverWait(browser, 60)
 
