@@ -224,7 +224,6 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
         name = socket.gethostname() if self._host in _EVERYWHERE else self._host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.server_port}"
 
-
     def warm_up(self) -> None:
         """Makes what the page of the latest study needs, before and after its figures are there."""
         study_id = self.view.latest()
@@ -459,8 +458,10 @@ class _Figures:
 
     def wait(self) -> None:
         """Returns when the figures that are being made are there."""
-        if self._thread is not None:
-            self._thread.join()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def _make(self, trials: Sequence[FrozenTrial]) -> None:
         begun = time.monotonic()
