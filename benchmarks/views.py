@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import synthetic
 from browser import chromium, errors
+from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from ddstudy import dashboard
@@ -35,6 +36,20 @@ def timed(what: str, action: Callable[[], object]) -> object:
     result = action()
     print(f"{what:60s} {time.perf_counter() - begun:6.2f} s", flush=True)
     return result
+
+
+def first_paint(browser: webdriver.Chrome) -> float:
+    """Seconds from the navigation to the first contentful paint."""
+    script = "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    return float(browser.execute_script(script)) / 1000
+
+
+def answered(browser: webdriver.Chrome) -> str:
+    """What the server took for all trials of the study, and how much it sent."""
+    script = """return performance.getEntriesByType('resource').filter(entry => entry.name.includes('?after=0')).map(
+        entry => [entry.responseEnd - entry.requestStart, entry.encodedBodySize, entry.decodedBodySize])"""
+    [(milliseconds, sent, unpacked)] = browser.execute_script(script)
+    return f"trials in {milliseconds / 1000:.2f} s: {sent / 1e6:.2f} MB sent, {unpacked / 1e6:.1f} MB unpacked"
 
 
 def main() -> None:
@@ -61,18 +76,15 @@ def main() -> None:
         page.write_text(timed("report rendered", lambda: render([view], read_panels())), encoding="utf-8")
         print(f"report {page.stat().st_size / 1e6:.2f} MB")
         timed("report loaded and drawn", lambda: browser.get(page.as_uri()))
-        [painted] = browser.execute_script(
-            "return performance.getEntriesByName('first-contentful-paint').map(entry => entry.startTime)"
-        )
-        print(f"report, first paint {painted / 1000:.2f} s")
+        print(f"report, first paint {first_paint(browser):.2f} s")
         with dashboard.server(store.storage, store.artifacts, port=0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            timed("dashboard warmed up", server.view.warm_up)
+            timed("dashboard warmed up", server.warm_up)
             pages = {
                 "study page": ("", "Best Trial (number="),
                 "study page again": ("", "Best Trial (number="),
                 "trial with its images": ("/trials?numbers=3", "output.png"),
-                "table": ("/smartSelection", "cv_percent"),
+                "table and its WebGL figure": ("/smartSelection", "cv_percent"),  # drawn without a graphics card here
             }
             for what, (path, words) in pages.items():
 
@@ -83,7 +95,8 @@ def main() -> None:
                         lambda b: b.execute_script("return document.body.textContent.includes(arguments[0])", words)
                     )
 
-                timed(f"dashboard, {what}", shown)
+                timed(f"dashboard, {what}, until its content", shown)
+                print(f"{'':12s}first paint {first_paint(browser):.2f} s, {answered(browser)}")
             server.shutdown()
         print(f"errors on the console: {len(errors(browser))}")
 

@@ -7,15 +7,18 @@ its own name to 127.0.0.1 stays outside); and a store that is opened read-only r
 
 The view also translates. Optuna 5 stores each constraint under a key of its own, the dashboard looks for one list, and
 would call every unstable trial feasible; and it adds what is nowhere stored, a note on every study and our figures.
-They are made from the trials that the dashboard has read anyway, in a thread, so that no page waits for them.
+They are made from the trials that the dashboard has read anyway, in a thread, so that no page waits for them. What the
+dashboard answers about all trials of a study, megabytes that it would write anew for each page, is kept (`_Answers`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import ipaddress
 import json
+import re
 import socket
 import textwrap
 import threading
@@ -23,13 +26,15 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.util import setup_testing_defaults
 
 import optuna_dashboard
 import optuna_dashboard._app
+import optuna_dashboard._custom_plot_data
 import optuna_dashboard._pareto_front
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -50,6 +55,7 @@ _EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every 
 _LIGHT = ("importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
 _HEAD_START = 2.0  # seconds for the page that reads a study before its figures are begun
 _REST = 10.0  # seconds at least from one set of figures to the next
+_MOST_KEPT = 8  # answers about whole studies
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -98,8 +104,11 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
 def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
     files = None if artifacts is None else _Images(artifacts)
     dashboard = optuna_dashboard.wsgi(view, files)
-    optuna_dashboard._app.get_pareto_front_trials = _feasible_front  # its own would take in unstable trials
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
+    for name, ours in _MENDED.items():
+        getattr(optuna_dashboard._app, name)  # a version that has it no longer must not pass in silence
+        setattr(optuna_dashboard._app, name, ours)
+    answers = _Answers(dashboard, view)
     is_ours = _host_check(host)
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -122,7 +131,7 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             return refuse("405 Method Not Allowed", "This dashboard is read-only.", ("Allow", "GET, HEAD"))
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # the dashboard fails without one
         try:
-            return dashboard(environ, secured)  # type: ignore[no-any-return]
+            return answers(environ, secured)
         except ArtifactNotFound:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
 
@@ -192,7 +201,7 @@ def serve(
         server(storage, artifacts, host, port, allow_remote=allow_remote) as bound,
         contextlib.suppress(KeyboardInterrupt),
     ):
-        threading.Thread(target=bound.view.warm_up, daemon=True).start()
+        threading.Thread(target=bound.warm_up, daemon=True).start()
         if ready is not None:
             ready(bound.url)
         bound.serve_forever()
@@ -215,6 +224,18 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
         name = socket.gethostname() if self._host in _EVERYWHERE else self._host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.server_port}"
 
+    def warm_up(self) -> None:
+        """Makes what the page of the latest study needs, before and after its figures are there."""
+        study_id = self.view.latest()
+        application = self.get_app()
+        if study_id is None or application is None:
+            return
+        for _ in range(2):
+            asked: WSGIEnvironment = {"PATH_INFO": f"/api/studies/{study_id}", "QUERY_STRING": "after=0"}
+            setup_testing_defaults(asked)
+            b"".join(application(asked | {"HTTP_ACCEPT_ENCODING": "gzip"}, lambda *begun: lambda body: None))
+            self.view.wait_for_figures(study_id)
+
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
@@ -232,6 +253,67 @@ class _Images(FileSystemArtifactStore):
         if not is_whole(self._folder / artifact_id):
             raise ArtifactNotFound(artifact_id)
         return super().open_reader(artifact_id)
+
+
+class _Answer(NamedTuple):
+    state: object
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class _Answers:
+    """The dashboard's answers; one about all trials of a study is kept, compressed, while the study stays as it is.
+
+    Args:
+        dashboard: the application that answers.
+        view: what it reads.
+    """
+
+    def __init__(self, dashboard: WSGIApplication, view: _View) -> None:
+        self._dashboard = dashboard
+        self._view = view
+        self._kept: dict[tuple[int, str], _Answer] = {}
+        self._lock = threading.Lock()  # two pages opened at once wait for one answer
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        about = re.fullmatch(r"/api/studies/(\d+)", environ["PATH_INFO"])
+        compressed = "gzip" in environ["HTTP_ACCEPT_ENCODING"]
+        if about is None or not compressed or environ["REQUEST_METHOD"] != "GET":
+            return self._dashboard(environ, start_response)
+        study_id = int(about[1])
+        asked = study_id, environ.get("QUERY_STRING", "")
+        with self._lock:
+            try:
+                # what changes from here on is in the answer, or not, but the next state will differ
+                state = self._view.state_of(study_id)
+            except KeyError:  # the dashboard says that there is no such study
+                return self._dashboard(environ, start_response)
+            answer = self._kept.get(asked)
+            if answer is None or answer.state != state:
+                status, headers, body = self._ask(environ)
+                if status != "200 OK":
+                    start_response(status, headers)
+                    return [body]
+                body = gzip.compress(body, 1)  # to a ninth; more effort gains little
+                others = [header for header in headers if header[0].lower() != "content-length"]
+                encoding = [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
+                answer = _Answer(state, [*others, *encoding, ("Content-Length", str(len(body)))], body)
+                if len(self._kept) >= _MOST_KEPT:
+                    self._kept.clear()
+                self._kept[asked] = answer
+        start_response("200 OK", answer.headers)
+        return [answer.body]
+
+    def _ask(self, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], bytes]:
+        status, headers = "", list[tuple[str, str]]()
+
+        def begin(said: str, with_headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            nonlocal status, headers
+            status, headers = said, with_headers
+            return lambda body: None
+
+        body = b"".join(self._dashboard(environ, begin))
+        return status, headers, body
 
 
 class _View(BaseStorage):
@@ -264,6 +346,22 @@ class _View(BaseStorage):
             shown.append(seen)
         return copy.deepcopy(shown) if deepcopy else shown
 
+    def state_of(self, study_id: int) -> object:
+        """What differs as soon as anything differs that the dashboard shows of a study."""
+        attrs = self.get_study_user_attrs(study_id), self.get_study_system_attrs(study_id)
+        trials = self.get_all_trials(study_id, deepcopy=False)
+        unfinished = [trial for trial in trials if not trial.state.is_finished()]  # the others never change again
+        return attrs, len(trials), trials[-1:], unfinished, self._figures_of(study_id).made
+
+    def latest(self) -> int | None:
+        """The latest study of ours, which is likely to be asked for first."""
+        ours = [study._study_id for study in self._storage.get_all_studies() if "ddstudy:spec" in study.user_attrs]
+        return max(ours, default=None)
+
+    def wait_for_figures(self, study_id: int) -> None:
+        """Returns when those that are being made are there."""
+        self._figures_of(study_id).wait()
+
     def _figures_of(self, study_id: int) -> _Figures:
         if study_id not in self._figures:
             name, attrs = self.get_study_name_from_id(study_id), self.get_study_user_attrs(study_id)
@@ -292,12 +390,6 @@ class _View(BaseStorage):
         others = {key: value for key, value in study.user_attrs.items() if not key.startswith("ddstudy:")}
         shown.user_attrs = others | json.loads(study.user_attrs.get("ddstudy:facts", "{}"))
         return shown
-
-    def warm_up(self) -> None:
-        """Reads the latest study of ours, which is likely to be asked for first, and makes its figures."""
-        ours = [study._study_id for study in self._storage.get_all_studies() if "ddstudy:spec" in study.user_attrs]
-        if ours:
-            self.get_all_trials(max(ours), deepcopy=False)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
@@ -364,6 +456,13 @@ class _Figures:
             self._thread.daemon = True
             self._thread.start()
 
+    def wait(self) -> None:
+        """Returns when the figures that are being made are there."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def _make(self, trials: Sequence[FrozenTrial]) -> None:
         begun = time.monotonic()
         with contextlib.suppress(UserError):  # a study of another version: the dashboard is of use without our figures
@@ -406,6 +505,24 @@ def _feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDir
     feasible = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
     front = optuna_dashboard._pareto_front.get_pareto_front_trials(trials=feasible or complete, directions=directions)
     return list(front)
+
+
+def _in_order(system_attrs: dict[str, Any]) -> dict[str, str]:
+    """The figures of a study, as the panels are listed; the dashboard's own function goes through a set."""
+    return dict(sorted(optuna_dashboard._custom_plot_data.get_plotly_graph_objects(system_attrs).items()))
+
+
+def _trials_now(cache: object, storage: BaseStorage, study_id: int) -> list[FrozenTrial]:
+    """The trials as they are; the dashboard's own function lets them be ten seconds old."""
+    return storage.get_all_trials(study_id, deepcopy=False)
+
+
+# functions of the dashboard's application in whose place ours are called
+_MENDED: dict[str, Callable[..., Any]] = {
+    "get_pareto_front_trials": _feasible_front,  # its own would take in unstable trials
+    "get_plotly_graph_objects": _in_order,
+    "get_trials": _trials_now,
+}
 
 
 def _host_check(bound: str) -> Callable[[str], bool]:

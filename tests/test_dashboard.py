@@ -1,5 +1,6 @@
 """The dashboard shows a study as it is and cannot change it."""
 
+import gzip
 import io
 import json
 import re
@@ -32,6 +33,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ddstudy import dashboard
 from ddstudy.errors import UserError
+from ddstudy.report.panels import read_panels
 from ddstudy.store import Store, parse_url
 
 PSNR = 31.25
@@ -104,6 +106,8 @@ def call(
     body = b"".join(chunks)
     getattr(chunks, "close", lambda: None)()
     [(status, headers)] = answer
+    if dict(headers).get("Content-Encoding") == "gzip":
+        body = gzip.decompress(body)
     return int(status.split()[0]), dict(headers), body
 
 
@@ -379,6 +383,59 @@ def test_new_trials_appear(study, storage, dashboard_url):
         assert added.number == told.number + 1
 
 
+@pytest.fixture
+def written(monkeypatch) -> list[int]:
+    """How many trials each answer about a whole study has, one entry for each time that the dashboard writes one."""
+    counts = []
+    write = optuna_dashboard._app.serialize_study_detail
+
+    def counted(study, best_trials, trials, *others):
+        counts.append(len(trials))
+        return write(study, best_trials, trials, *others)
+
+    monkeypatch.setattr(optuna_dashboard._app, "serialize_study_detail", counted)
+    return counts
+
+
+def test_an_answer_about_a_whole_study_is_kept_while_nothing_changes(study, storage, written):
+    app = dashboard.app(storage, None)
+    first = call(app, "GET", "/api/studies/1", QUERY_STRING="after=0")
+    assert call(app, "GET", "/api/studies/1", QUERY_STRING="after=0") == first
+    assert written == [4]
+    assert first[1]["Content-Encoding"] == "gzip"
+    assert call(app, "HEAD", "/api/studies/1", QUERY_STRING="after=0")[::2] == (200, b"")
+    plain = call(app, "GET", "/api/studies/1", without=("HTTP_ACCEPT_ENCODING",), QUERY_STRING="after=0")
+    assert "Content-Encoding" not in plain[1]
+    assert plain[2] == first[2]
+    later = call(app, "GET", "/api/studies/1", QUERY_STRING="after=3")[2]
+    assert [trial["number"] for trial in json.loads(later)["trials"]] == [3]
+    assert call(app, "GET", "/api/studies/99", QUERY_STRING="after=0")[0] == 404
+
+
+def test_a_kept_answer_gives_way_to_whatever_changes(study, storage, written):
+    """The dashboard itself lets its trials be seconds old, and one that old must not be kept for good."""
+    app = dashboard.app(storage, None)
+    assert len(detail(app, 1)["trials"]) == 4
+    going_on = study.ask(SPACE)
+    assert [t["state"] for t in detail(app, 1)["trials"]][4:] == ["Running"]
+    going_on.report(1.5, step=1)
+    assert detail(app, 1)["trials"][4]["intermediate_values"] == [{"step": 1, "value": 1.5}]
+    study.tell(going_on, 40.0)
+    assert detail(app, 1)["trials"][4]["values"] == [40.0]
+    study.set_user_attr("subject", "sub-01")
+    assert detail(app, 1)["user_attrs"] == [{"key": "subject", "value": "sub-01"}]
+    detail(app, 1)
+    assert written == [4, 5, 5, 5, 5]
+
+
+def test_not_more_answers_are_kept_than_a_few(study, storage, written):
+    app = dashboard.app(storage, None)
+    for after in range(2 * dashboard._MOST_KEPT):
+        call(app, "GET", "/api/studies/1", QUERY_STRING=f"after={after}")
+    call(app, "GET", "/api/studies/1", QUERY_STRING="after=0")
+    assert len(written) == 2 * dashboard._MOST_KEPT + 1
+
+
 @pytest.mark.filterwarnings(
     "ignore:.*set_metric_names is experimental"
 )  # the names of the objectives have no other home
@@ -452,6 +509,9 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
     assert sum(len(graph["graph_object"]) for graph in shown["plotly_graph_objects"]) < 200_000
     titles = {graph["layout"]["title"]["text"] for graph in graphs.values()}
     assert len(graphs) == len(titles) == 8
+    titled = [panel.title for panel in read_panels()]
+    shown_titles = [re.match("<b>(.*?)</b>", graph["layout"]["title"]["text"])[1] for graph in graphs.values()]
+    assert shown_titles == [title for title in titled if title in shown_titles]  # in the order of the panels
     [ensemble] = [graph for graph in graphs.values() if "Gain of the ensemble" in graph["layout"]["title"]["text"]]
     means = trials[trials["stable"]].groupby(["tiling", "noise"])[["psnr_1dd", "psnr"]].mean()
     for bars, column in zip(ensemble["data"], means, strict=True):
@@ -481,6 +541,16 @@ def test_figures_are_made_anew_only_when_trials_arrive(ours, monkeypatch):
     assert made == [20, len(trials)]
 
 
+def test_warmed_up_the_first_page_finds_its_answer_and_its_figures(ours, monkeypatch, written):
+    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    with Store(ours, read_only=True) as store, running(store.storage, store.artifacts) as server:
+        server.warm_up()
+        assert written == [48, 48]  # before and after the figures
+        answer = json.loads(call(server.get_app(), "GET", "/api/studies/1", QUERY_STRING="after=0")[2])
+        assert len(answer["plotly_graph_objects"]) == 8
+        assert len(written) == 2
+
+
 def test_a_study_of_another_version_is_shown_without_our_figures(ours, monkeypatch):
     monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
     with Store(ours, read_only=True) as store:
@@ -501,8 +571,7 @@ def test_a_study_of_ours_in_chromium(ours):
         running(store.storage, store.artifacts) as server,
         chromium() as browser,
     ):
-        server.view.warm_up()
-        server.view._figures[1]._thread.join()
+        server.warm_up()
         trials = store.view("ours").trials
         wait = WebDriverWait(browser, 60)
 

@@ -311,6 +311,38 @@ def test_slices_stand_at_their_distance_from_the_middle(views):
     assert comparison.slices(views[:1], lambda trials: trials, "psnr").empty
 
 
+def test_each_slice_shows_what_the_chosen_setting_makes_of_it(views):
+    chosen = stable(views[0]).sort_values("psnr").iloc[-1]
+    shown = show(panel("slices", y="psnr"), views)
+    [row] = shown.pictures
+    for picture, view in zip(row, (views[2], views[0], views[1]), strict=True):  # by slice
+        index = STUDIES[view.name][0]
+        [trial] = view.trials[(view.trials[list(AXES)] == chosen[list(AXES)]).all(axis=1)].to_dict("records")
+        score = f"{trial['psnr']:.2f}" + ("" if trial["stable"] else ", unstable")
+        assert picture.caption == f"slice {index} ({view.name}): PSNR (dB) {score}"
+        for (uri, words), name in zip(picture.faces, ("target", "output", "error"), strict=True):
+            assert uri == images.picture(view.images[trial["number"]][f"{name}.png"])
+            assert words.endswith(f": slice {index}")
+
+
+def test_slices_without_images_are_a_figure_alone(views):
+    bare = [dataclasses.replace(view) for view in views]
+    for view in bare:
+        view.__dict__["images"] = {}
+    shown = show(panel("slices", y="psnr"), bare)
+    assert shown.figure is not None
+    assert shown.pictures == []
+    assert "Images" not in shown.sentence
+
+
+def test_a_slice_where_the_chosen_setting_is_missing_says_so(views):
+    chosen = stable(views[0]).sort_values("psnr").iloc[-1]
+    other = (views[1].trials[list(AXES)] != chosen[list(AXES)]).any(axis=1)
+    fewer = dataclasses.replace(views[1], trials=views[1].trials[other])
+    captions = [picture.caption for picture in show(panel("slices", y="psnr"), [views[0], fewer]).pictures[0]]
+    assert captions[1] == "slice 114 (up): PSNR (dB) not measured"
+
+
 def test_slices_of_another_volume_are_left_out(views):
     other = dataclasses.replace(views[1], facts=views[1].facts | {"target": "other.nii axial 114"})
     assert comparison.slices([views[0], other, views[2]], lambda trials: trials, "psnr")["study"].tolist() == [
@@ -352,7 +384,9 @@ def test_a_panel_is_about_the_studies_it_names(views):
 def test_the_thesis_dashboard_has_its_figures_and_tables(view):
     panels = read_panels(THESIS)
     numbers = {found[0] for one in panels if (found := re.match(r"(Figure|Table) \d\.\d", one.title))}
-    figures_of = {f"Figure {number}" for number in ("3.1", "3.3", "3.4", "4.1", "4.2", "4.3", "4.4", "4.5", "4.6")}
+    figures_of = {
+        f"Figure {number}" for number in ("3.1", "3.3", "3.4", "4.1", "4.2", "4.3", "4.4", "4.5", "4.6", "5.1")
+    }
     assert numbers == figures_of | {f"Table {number}" for number in ("3.1", "4.1", "4.2", "4.3", "4.4", "4.5")}
     page = render([view], panels)
     assert "No data yet" not in page

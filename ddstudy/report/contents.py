@@ -55,11 +55,14 @@ class Table:
         frame: the numbers.
         columns: heading -> column of the frame.
         digits: after the point, of fractions in columns that are not named after a metric.
+        folded: heading of a column of long words. Where the page is narrow, each row is a block of its own, and these
+            words are folded away.
     """
 
     frame: pd.DataFrame
     columns: dict[str, str]
     digits: int = 2
+    folded: str = ""
 
 
 @dataclass(frozen=True)
@@ -393,7 +396,9 @@ def _claims(view: StudyView) -> Shown:
         for answer in claims.retest(view)
     ]
     columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
-    return Shown(sentence, table=Table(pd.DataFrame(rows), columns), differences=thesis.differences(view))
+    return Shown(
+        sentence, table=Table(pd.DataFrame(rows), columns, folded="compared"), differences=thesis.differences(view)
+    )
 
 
 # --- several studies
@@ -464,4 +469,33 @@ def _slices(views: Sequence[StudyView], panel: Slices) -> Shown:
     )
     columns = {"study": "study", "slice": "slice", "distance": "distance", "settings": "n"}
     columns |= {"chosen setting": "chosen", "own best": "own_best"}
-    return Shown(sentence, figures.slices(table, y), Table(table, columns, DIGITS[y]))
+    pictures = _slice_pictures(views, table, y)
+    if pictures:
+        sentence += " Images, by slice: target, output of the ensemble, absolute error (black 0 to bright 0.2)."
+    return Shown(sentence, figures.slices(table, y), Table(table, columns, DIGITS[y]), pictures)
+
+
+def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str) -> list[list[Picture]]:
+    """What the chosen setting makes of each slice; empty where no image is left.
+
+    Args:
+        views: the studies.
+        table: of `comparison.slices`.
+        metric: told below the images.
+    """
+    by_name = {view.name: view for view in views}
+    names = {"target": "target", "output": "output", "error": "absolute error"}
+    pictures = []
+    for row in table.itertuples():
+        view = by_name[str(row.study)]
+        chosen = (view.trials[list(AXES)] == table.iloc[0][list(AXES)]).all(axis=1)
+        faces, score = [("", f"output: slice {row.slice}")], "not measured"
+        for trial in tables.finished(view.trials[chosen]).to_dict("records"):
+            files = view.images.get(trial["number"], {})
+            uris = {name: images.picture(files[f"{name}.png"]) for name in names if f"{name}.png" in files}
+            faces = [(uris.get(name) or "", f"{words}: slice {row.slice}") for name, words in names.items()]
+            score = f"{trial[metric]:,.{DIGITS[metric]}f}" + ", unstable" * (not trial["stable"])
+        pictures.append(Picture(tuple(faces), f"slice {row.slice} ({row.study}): {LABELS[metric]} {score}"))
+    if not any(uri for picture in pictures for uri, _ in picture.faces):
+        return []
+    return [pictures[first : first + 4] for first in range(0, len(pictures), 4)]

@@ -40,8 +40,12 @@ def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) 
     title = html.escape(", ".join(view.name for view in views) or "no study")
     studies = "".join(_study(view, panels, f"study-{place}") for place, view in enumerate(views, 1))
     compared = _compared(views, panels) if views else ""
-    links = ['<a href="#compared">Side by side</a>'] if compared else []
-    links += [f'<a href="#study-{place}">{html.escape(view.name)}</a>' for place, view in enumerate(views, 1)]
+    links = [f'<a href="#study-{place}">{html.escape(view.name)}</a>' for place, view in enumerate(views, 1)]
+    sections = [studies]
+    if compared:
+        place = 0 if len(views) > 1 else 1  # of one study these panels can only say what they lack
+        links.insert(place, '<a href="#compared">Side by side</a>')
+        sections.insert(place, compared)
     navigation = f'<nav aria-label="Studies">{" ".join(links)}</nav>' if len(links) > 1 else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -56,7 +60,7 @@ def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) 
 <body{f' data-reload="{reload_seconds}"' if reload_seconds else ""}>
 <a class="skip" href="#main">Skip to the results</a>
 <header><p>ddstudy report{" of a running study" if reload_seconds else ""}</p>{navigation}</header>
-<main id="main">{compared}{studies or "<p>The store holds no study.</p>"}</main>
+<main id="main">{"".join(sections) or "<p>The store holds no study.</p>"}</main>
 <script>{get_plotlyjs()}</script>
 <script>{_SCRIPT}</script>
 </body>
@@ -226,7 +230,23 @@ def _table(table: Table) -> str:
     formats = [_format(column, table.digits) for column in table.columns.values()]
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
     rows = [[form(value) for form, value in zip(formats, row, strict=True)] for row in frame.itertuples(index=False)]
-    return _rows(list(table.columns), rows, numbers)
+    if not table.folded:
+        return _rows(list(table.columns), rows, numbers)
+    return _blocks(list(table.columns), rows, table.folded)
+
+
+def _blocks(headings: list[str], rows: list[list[str]], folded: str) -> str:
+    """A table of cells that are HTML already, whose rows are blocks on a narrow page; see `Table.folded`."""
+
+    def cell(heading: str, content: str) -> str:
+        if heading == folded:
+            content = f'<details class="fold" open><summary>{html.escape(heading)}</summary>{content}</details>'
+        return f'<td role="cell" data-heading="{html.escape(heading)}">{content}</td>'
+
+    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in headings)
+    body = "".join(f'<tr role="row">{"".join(map(cell, headings, row))}</tr>' for row in rows)
+    # the roles, since a browser may take what is laid out as blocks for no table
+    return f'<table class="blocks" role="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _rows(headings: list[str], rows: list[list[str]], numbers: Iterable[bool] = ()) -> str:
@@ -299,11 +319,23 @@ tbody tr { border-top: 1px solid var(--line); }
 .facts td { overflow-wrap: anywhere; }
 details { margin-top: 0.75rem; }
 summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
+.fold { margin: 0; }
+@media screen and (width < 600px) {
+  .blocks, .blocks tbody, .blocks tr, .blocks td { display: block; }
+  .blocks thead { position: absolute; left: -99rem; }
+  .blocks tr { padding-block: 0.75rem; }
+  .blocks td { padding: 0.1rem 0; }
+  .blocks td:first-child { font-size: 0.95rem; }
+  .blocks td:nth-child(n + 3):not(:has(.fold))::before { content: attr(data-heading) ": "; color: var(--soft); }
+}
+@media not all and (width < 600px) { .fold > summary { display: none; } }
+@media print { .fold > summary { display: none; } }
 .plot { width: 100%; }
 .plot text:not(.hoverlayer *, .heatmap-label *) { fill: var(--ink) !important; }
 .pictures { display: grid; gap: 0.5rem; grid-template-columns: repeat(var(--columns), minmax(0, 18rem)); }
 .pictures figure { margin: 0; }
-.pictures figure div { display: grid; gap: 2px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 7rem), 1fr)); }
+.pictures figure div { display: grid; gap: 2px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 5.5rem), 1fr)); }
 .pictures img { display: block; width: 100%; image-rendering: pixelated; border-radius: 0.2rem; }
 .pictures figcaption, .none { margin: 0; color: var(--soft); font-size: 0.8rem; overflow-wrap: anywhere; }
 .thumbnail { position: fixed; z-index: 9; object-fit: none; transform: scale(2); transform-origin: 0 0;
@@ -347,6 +379,8 @@ for (const sheet of document.querySelectorAll(".thumbnail")) {
     plot.on("plotly_unhover", () => { sheet.hidden = true; });
   }
 }
+if (matchMedia("(width < 600px)").matches)
+  for (const fold of document.querySelectorAll(".fold")) fold.open = false;
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details:not([open])")) details.open = details.opened = true;
   for (const plot of plots) Plotly.relayout(plot, { width: 640 });
