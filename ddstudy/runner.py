@@ -324,8 +324,13 @@ class _Run:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
 
     def _next_of_grid(self) -> bool:
-        for fit in list(self.todo):
-            if fit in self.failures or fit.id in self.in_flight or not self.study.claims.take(fit.id):
+        taken: set[Fit] = set()  # by others
+        while True:
+            free = (fit for fit in self.todo if not (fit in self.failures or fit.id in self.in_flight or fit in taken))
+            if (fit := next(free, None)) is None:
+                return False
+            if not self.study.claims.take(fit.id):
+                taken.add(fit)
                 continue
             # the claim is ours: what another driver recorded before it gave the fit back is visible now
             self._refresh()
@@ -335,7 +340,6 @@ class _Run:
                 continue
             self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
             return True
-        return False
 
     def _put_back(self, fit: Fit, budgets: tuple[int, ...]) -> None:
         self.todo[fit] = budgets
