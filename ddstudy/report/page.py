@@ -351,6 +351,10 @@ summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
   .panel { margin-bottom: 1rem; }
   .index, .skip, .thumbnail { display: none; }
   .plot, tr, figure, .panel > p { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  table { font-size: 0.7rem; }
+  th, td { padding-right: 0.5rem; }
+  thead th { white-space: normal; }
   h2, .panel > p, summary { break-after: avoid; }
 }
 """
