@@ -381,7 +381,7 @@ def test_a_panel_is_about_the_studies_it_names(views):
 # --- the thesis
 
 
-def test_the_thesis_dashboard_has_its_figures_and_tables(view):
+def test_the_thesis_dashboard_has_its_figures_and_tables(view, views):
     panels = read_panels(THESIS)
     numbers = {found[0] for one in panels if (found := re.match(r"(Figure|Table) \d\.\d", one.title))}
     figures_of = {
@@ -389,7 +389,14 @@ def test_the_thesis_dashboard_has_its_figures_and_tables(view):
     }
     assert numbers == figures_of | {f"Table {number}" for number in ("3.1", "4.1", "4.2", "4.3", "4.4", "4.5")}
     page = render([view], panels)
-    assert "No data yet" not in page
+    # Figure 5.1 takes another slice: it comes after the study, and says so
+    assert re.findall(r"No data yet[^<]*", page) == [
+        "No data yet. Filled by a second study: name two or more on the command line."
+    ]
+    assert page.index('id="study-1"') < page.index('id="compared"') < page.index("No data yet")
+    both = render(views, panels)
+    assert both.index('id="compared"') < both.index('id="study-1"')
+    assert "Filled by a second study" not in both
 
 
 # --- in a browser
@@ -479,6 +486,33 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
                 )
             )
         assert len(base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])) > 100_000
+        assert errors(browser) == []
+
+
+@pytest.mark.slow
+def test_claims_on_a_phone_and_on_paper(views, tmp_path):
+    from browser import chromium, errors
+
+    page = tmp_path / "report.html"
+    page.write_text(render(views[:2], read_panels(THESIS)))
+    opened = "return [...document.querySelectorAll(arguments[0])].map(details => details.open)"
+    with chromium() as browser:
+        for width, folds in ((390, False), (1280, True)):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            browser.get(page.as_uri())
+            assert set(browser.execute_script(opened, ".fold")) == {folds}
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            cells = "[...document.querySelector('.blocks tbody tr').cells]"
+            tops = browser.execute_script(f"return {cells}.map(cell => cell.getBoundingClientRect().top)")
+            assert (len(set(tops)) == 1) == folds  # cells beside or below each other
+        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        differences = browser.execute_script(opened, "#study-1 .differences")
+        assert differences == [True] + [False] * (len(differences) - 1)
+        assert len(differences) > 1
+        assert all(browser.execute_script(opened, "#study-1 details:not(.differences)"))
+        browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        assert not any(browser.execute_script(opened, "#study-1 .differences"))
         assert errors(browser) == []
 
 

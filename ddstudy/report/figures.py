@@ -366,7 +366,7 @@ def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
 
 def slices(table: pd.DataFrame, metric: str) -> go.Figure:
     """A metric over the slices of a volume (thesis Fig. 5.1). Of `comparison.slices`."""
-    figure = _figure("slices from the one that the setting was chosen for", LABELS[metric], {})
+    figure = _figure("slices from the chosen one", LABELS[metric], {})
     for column, name, colour, symbol, dash in (
         ("own_best", "each slice's own best setting", _BLUE, "circle", "solid"),
         ("chosen", "the chosen slice's best setting", _VERMILLION, "x", "dash"),

@@ -190,7 +190,8 @@ def _panel(panel: Panel, views: Sequence[StudyView], place: str) -> tuple[str, S
 def _differences(found: dict[str, str]) -> str:
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found.values())
     return (
-        f"<details><summary>Not as in the thesis: {html.escape(', '.join(found))}</summary><ul>{items}</ul></details>"
+        f'<details class="differences"><summary>Not as in the thesis: {html.escape(", ".join(found))}</summary>'
+        f"<ul>{items}</ul></details>"
     )
 
 
@@ -335,7 +336,8 @@ summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
 .pictures { display: grid; gap: 0.5rem; grid-template-columns: repeat(var(--columns), minmax(0, 18rem)); }
 .pictures figure { margin: 0; }
 .pictures figure div { display: grid; gap: 2px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 5.5rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 7rem), 1fr)); }
+.pictures figure div:has(> :nth-child(3)) { grid-template-columns: 1fr; }
 .pictures img { display: block; width: 100%; image-rendering: pixelated; border-radius: 0.2rem; }
 .pictures figcaption, .none { margin: 0; color: var(--soft); font-size: 0.8rem; overflow-wrap: anywhere; }
 .thumbnail { position: fixed; z-index: 9; object-fit: none; transform: scale(2); transform-origin: 0 0;
@@ -348,13 +350,18 @@ summary { color: var(--soft); font-size: 0.9rem; cursor: pointer; }
   .panels { display: block; }
   .panel { margin-bottom: 1rem; }
   .index, .skip, .thumbnail { display: none; }
-  .plot, tr, figure { break-inside: avoid; }
+  .plot, tr, figure, .panel > p { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  table { font-size: 0.7rem; }
+  th, td { padding-right: 0.5rem; }
+  thead th { white-space: normal; }
   h2, .panel > p, summary { break-after: avoid; }
 }
 """
 
-# Figures follow the width of the paper while they are printed, and closed tables are opened. A page that is written
-# anew comes back at the same place, and not while someone moves about in it.
+# Figures follow the width of the paper while they are printed, and what is closed is opened, but the list of
+# differences, which is the same at each table, only once a study. A page that is written anew comes back at the same
+# place, and not while someone moves about in it.
 _SCRIPT = """
 const plots = [...document.querySelectorAll(".plot")];
 for (const plot of plots) {
@@ -382,7 +389,11 @@ for (const sheet of document.querySelectorAll(".thumbnail")) {
 if (matchMedia("(width < 600px)").matches)
   for (const fold of document.querySelectorAll(".fold")) fold.open = false;
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not([open])")) details.open = details.opened = true;
+  for (const study of document.querySelectorAll(".study")) {
+    const again = [...study.querySelectorAll(".differences")].slice(1);
+    for (const details of study.querySelectorAll("details:not([open])"))
+      if (!again.includes(details)) details.open = details.opened = true;
+  }
   for (const plot of plots) Plotly.relayout(plot, { width: 640 });
 });
 addEventListener("afterprint", () => {
