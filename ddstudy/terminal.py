@@ -25,6 +25,8 @@ from ddstudy.store import Store
 from ddstudy.target import Target
 from ddstudy.view import StudyView, failed_settings
 
+NARROW = 100  # columns of a terminal
+
 
 def terminal() -> Console:
     """Where a command prints."""
@@ -135,8 +137,17 @@ def follow(store: str, name: str | None) -> None:
 
 
 def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
-    """The answers to the thesis' findings as a table."""
-    table = Table(title=f"The thesis' findings on {view.name}, {view.facts['target']}", show_lines=True)
+    """The answers to the thesis' findings as a table; as paragraphs where a table would be all columns of one word."""
+    title = f"The thesis' findings on {view.name}, {view.facts['target']}"
+    if console.width < NARROW:
+        console.print(title)
+        for answer in answers:
+            console.print(f"\n{answer.claim.name}: {answer.claim.finding}")
+            console.print(f"{answer.verdict}: {answer.effect_text}, {len(answer.numbers):,} trials. {answer.tested}")
+        console.print()
+        console.print(" ".join(differences(view).values()))
+        return
+    table = Table(title=title, show_lines=True)
     for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for answer in answers:

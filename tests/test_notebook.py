@@ -1,6 +1,7 @@
 """A study in a notebook, and `ddstudy claims`: from a store with known results."""
 
 import dataclasses
+import io
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import ddstudy
 from ddstudy import cli
@@ -19,6 +21,7 @@ from ddstudy.report import claims, contents, page, panels, thesis
 from ddstudy.samplers import sampler
 from ddstudy.store import Store
 from ddstudy.target import load_target
+from ddstudy.terminal import print_answers
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 STORE = "sqlite:///ddstudy.db"
@@ -163,6 +166,17 @@ def test_the_command_answers_every_claim(call):
         assert f" {claim.name} " in out
     assert "iterations is 5, 10; in the thesis 2000, 5000, 7000." in out
     assert re.search(r"blur .*Blurred noise raises PSNR .*not enough data .*\+0\.00 dB \[\+0\.00, \+0\.00\] .* 8 ", out)
+
+
+def test_on_a_narrow_terminal_answers_are_paragraphs(store):
+    view, out = ddstudy.open_study(store).view, io.StringIO()
+    print_answers(Console(file=out, width=60), view, claims.retest(view))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    text = " ".join(out.getvalue().split())
+    for claim in claims.CLAIMS:
+        assert f"{claim.name}: {claim.finding}" in text
+    assert "not enough data: +0.00 dB [+0.00, +0.00]" in text
 
 
 def test_the_command_lists_the_trials_behind_a_claim(call, store):
