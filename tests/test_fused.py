@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
@@ -45,13 +45,15 @@ def cases(draw: st.DrawFn) -> Case:
 @example(Case(geometry(1, 1, 1, 2, 2), tiles=1, members=1))
 @example(Case(geometry(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
 def test_gradients_are_those_of_autograd(case: Case) -> None:
+    bound = case.bound()
+    assume(bound < 1)  # else torch in single precision has no digit either: nothing to compare with
     losses, gradients = case.autograd()
     found, exact = fused_step(case, "float64")
     np.testing.assert_allclose(found, losses, rtol=1e-7)  # a thin decoder amplifies rounding errors
     assert error(exact, gradients) < max(1e-9, 100 * case.sensitivity(1e-15))
     found, single = fused_step(case, "float32")
     np.testing.assert_allclose(found, losses, rtol=1e-4)
-    assert error(single, gradients) < case.bound()
+    assert error(single, gradients) < bound
 
 
 @pytest.mark.parametrize("k", [64, 96])
