@@ -373,6 +373,8 @@ class _Pool:
     def _connect(self) -> None:
         address = self._wish.executor.address or os.environ.get("RAY_ADDRESS") or "local"
         valid = "Valid: local, auto (a cluster started with `ray start`) or HOST:PORT."
+        if not os.environ.get("RAY_AUTH_MODE"):  # `ray start` uses tokens where it finds one, who connects must say so
+            valid += " A cluster that wants a token needs RAY_AUTH_MODE=token."
         if address.startswith("ray://"):
             raise UserError(f"{address}: fits stream back, which Ray's client cannot", f"{valid} Or `ray job submit`.")
         options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}

@@ -565,8 +565,9 @@ class _Run:
         elapsed, eta = time.monotonic() - self.began, None
         if self.todo or self.in_flight:
             # what metrics, storage and early stops did to the forecast so far, they will do to the rest
-            ratio = elapsed * self.executor.slots / spent if spent else 1.0
-            eta = remaining * ratio / self.executor.slots
+            slots = max(1, self.executor.slots)  # of a cluster, all may be gone for a moment
+            ratio = elapsed * slots / spent if spent else 1.0
+            eta = remaining * ratio / slots
         if self.study.spec.search.sampler != "grid":
             done = len(self.results) - self.plan.done
             eta = elapsed / done * (self.plan.settings - len(self.results)) if done else None

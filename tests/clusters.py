@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # workers find this module, whose stub fits they run
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+# a token in the home folder, which Ray makes at times, would close some of these clusters to us
+os.environ["RAY_AUTH_MODE"] = "disabled"
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 

@@ -121,6 +121,16 @@ def test_telling_the_progress_looks_at_no_result(
     assert 0 < looks < 5
 
 
+def test_progress_is_told_while_a_cluster_has_no_worker(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec, executor = make_spec(), InProcess(2)
+    executor.slots = 0  # type: ignore[misc]
+    with Store(store_url) as store:
+        state = runner._Run(store.drive(spec, tiny_target, sampler(spec)), executor, forecast())
+        assert (state.progress().eta_seconds or 0) > 0
+
+
 def test_finished_study_does_nothing_more(go: Any, make_spec: MakeSpec) -> None:
     go(make_spec())
     executor = Recording()
