@@ -1,4 +1,32 @@
-"""ddstudy: hyperparameter studies of the Deep Decoder on MR images."""
+"""ddstudy: hyperparameter studies of the Deep Decoder on MR images.
+
+Data flows one way: a module imports only from those above it, and a library has one home; tests hold both.
+
+    errors      what the user is told instead of a traceback
+    settings    a point of a study, a fit, the grid; no Optuna
+    spec        the study file
+    target      volume or image -> target; tiles
+    noise       input tensors from a seed
+    decoder     geometry and parameters; the network in torch
+    fit         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
+    metrics     PSNR, SSIM, MS-SSIM, VIF
+    stability   CV, the thesis' filter, the rule that stops a fit early; numbers only
+    evaluate    one fit -> the results of every setting that it serves; no Optuna, no database
+    leases      which driver is fitting what
+    trials      settings as rows of Optuna's tables, written and read at a cost that does not grow
+    view        a study to look at, as tables
+    driven      a study to record: ask, tell, import
+    store       the database: opens it, gives a view or a driven study
+    samplers    proposals that were not measured yet
+    executors   where fits run: here, one or several at a time
+    ray_pool    and on a Ray cluster
+    runner      the loop: plan, claim, submit, receive, record; progress and forecast
+    report      study -> tables, answers, figures -> page
+    notebook    the same in one line each
+    dashboard   optuna-dashboard over the store, for eyes only
+    terminal    what commands print
+    cli         commands
+"""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

@@ -246,8 +246,10 @@ def status(
     from ddstudy.terminal import follow, terminal
     from ddstudy.view import failed_settings
 
+    console = terminal()
     if watch:
-        follow(store, study)
+        with Store(store, read_only=True) as opened:
+            follow(console, opened, study)
         return
 
     table, notes = Table(), []
@@ -279,7 +281,6 @@ def status(
                     f"`ddstudy logs {view.name}` tells all; "
                     f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
                 )
-    console = terminal()
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)

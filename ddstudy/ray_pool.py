@@ -443,10 +443,14 @@ class _Pool:
             failures = 0
             if not self._comparable(name, device) or not await self._fits(place, memory):
                 return
-            with self._counted(name) as told:
+            self._count(1, f"{name} came")
+            fate = "is gone"  # also where the node is lost, and this slot with it
+            try:
                 while (work := await self._next()) is not None and await self._job(name, worker, work, place):
                     pass
-                told["end"] = "is gone" if work else "is left to others"
+                fate = fate if work else "is left to others"
+            finally:
+                self._count(-1, f"{name} {fate}")
             self._ray.kill(worker)
             while work is None and not self._expected and self._waiting.empty():
                 await asyncio.sleep(LOOK_SECONDS)
@@ -492,17 +496,10 @@ class _Pool:
             self._end.set_exception(UserError(self._given_up, valid))
         return False
 
-    @contextlib.contextmanager
-    def _counted(self, name: str) -> Iterator[dict[str, str]]:
-        told = {"end": "is gone"}
-        self._slots += 1
-        self.tell("", [Workers(self._slots, f"{name} came: {self._slots} workers" * self._begun, self._device_name)])
+    def _count(self, change: int, what: str) -> None:
+        self._slots += change
+        self.tell("", [Workers(self._slots, f"{what}: {self._slots} workers" * self._begun, self._device_name)])
         self._begun = True
-        try:
-            yield told
-        finally:
-            self._slots -= 1
-            self.tell("", [Workers(self._slots, f"{name} {told['end']}: {self._slots} workers")])
 
     async def _job(self, name: str, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
         """Does one job; False if the worker is lost."""

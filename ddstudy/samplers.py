@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ddstudy.settings import AXES, TILINGS, SearchSpace, Setting, rows_and_columns
 from ddstudy.spec import StudySpec
-from ddstudy.trials import setting_of
+from ddstudy.trials import distributions, setting_of
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
 GP_START = 3  # fits before the GP decides; Optuna's 10 trials spend more on chance than the GP gains by them
@@ -188,8 +188,6 @@ class Unseen(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, always."""
-        from ddstudy.trials import distributions
-
         return {name: axis for name, axis in distributions(self._space).items() if not axis.single()}
 
     def sample_relative(

@@ -199,13 +199,11 @@ class Store:
 
     def at_work(self, name: str) -> list[AtWork]:
         """The fits of a study that are being done now, by whichever drivers."""
-        (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
-        return at_work(self.storage.engine, study._study_id)
+        return at_work(self.storage.engine, self.storage.get_study_id_from_name(name))
 
     def lost_images(self, name: str) -> str:
         """How many images of a study are missing or damaged, in words; empty if all are there."""
-        (study,) = [study for study in self.storage.get_all_studies() if study.study_name == name]
-        trials = self.storage.get_all_trials(study._study_id, deepcopy=False)
+        trials = self.storage.get_all_trials(self.storage.get_study_id_from_name(name), deepcopy=False)
         keys = {key for trial in trials for key in trial.system_attrs if key.startswith(ARTIFACTS_ATTR_PREFIX)}
         lost = [key for key in keys if not is_whole(self.artifacts / key.removeprefix(ARTIFACTS_ATTR_PREFIX))]
         kept = f"{len(lost)} of {len(keys)} images are missing or damaged in {self.artifacts}" if lost else ""

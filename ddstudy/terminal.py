@@ -109,10 +109,9 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
 
 
-def follow(store: str, name: str | None) -> None:
+def follow(console: Console, opened: Store, name: str | None) -> None:
     """Shows who is fitting what until a study has its results."""
-    console = terminal()
-    with Store(store, read_only=True) as opened, Live(console=console, auto_refresh=False, transient=True) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             view = opened.view(name)
             at_work, results = opened.at_work(view.name), int((view.trials["state"] != "FAIL").sum())

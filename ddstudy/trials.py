@@ -67,8 +67,9 @@ class TrialStorage(RDBStorage):
 
 # statements are made once: to make one takes longer than to execute it
 _NEW = sa.insert(models.TrialModel.__table__)
-_LOCK = sa.select(models.StudyModel.study_id).where(models.StudyModel.study_id == sa.bindparam("study"))
-_LOCK = _LOCK.with_for_update()
+_LOCK = (
+    sa.select(models.StudyModel.study_id).where(models.StudyModel.study_id == sa.bindparam("study")).with_for_update()
+)
 _LATEST = (
     sa.select(models.TrialModel.number)
     .where(models.TrialModel.study_id == sa.bindparam("study"))

@@ -4,6 +4,8 @@ import ast
 import sys
 from pathlib import Path
 
+import ddstudy
+
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
@@ -56,6 +58,11 @@ def imports(path: Path) -> set[str]:
 
 def test_every_module_has_its_place() -> None:
     assert set(modules()) == set(ORDER)
+
+
+def test_the_package_tells_its_rooms_in_their_order() -> None:
+    told = [line.split()[0] for line in (ddstudy.__doc__ or "").splitlines() if line.startswith("    ")]
+    assert told == [name for name in ORDER if "." not in name]
 
 
 def test_modules_import_only_from_above() -> None:
