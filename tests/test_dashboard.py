@@ -180,10 +180,9 @@ def test_the_unguarded_dashboard_would_delete(study, storage):
     assert call(optuna_dashboard.wsgi(storage), "DELETE", "/api/studies/1")[0] == 204
 
 
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_reading_leaves_an_sqlite_file_byte_for_byte(study, storage, artifacts, tmp_path):
-    file = tmp_path / "study.db"
-    if not file.exists():
-        pytest.skip("a file is SQLite's")
+    file = tmp_path / "studies.db"
     before = file.read_bytes()
     app = dashboard.app(storage, artifacts)
     for method, path in [*changing_routes(), ("GET", "/api/studies"), ("GET", "/api/studies/1"), ("GET", "/csv/1")]:
