@@ -19,6 +19,7 @@ functions. Tiles share weights, not statistics; members are the leading axis of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -252,11 +253,15 @@ class _Group:
         return outputs
 
 
+@functools.cache  # once, though a second kind of fit may need more kernels
+def _tell_of_compilation() -> None:
+    _log.warning("Compiling the kernels of the fit, once on this machine: up to half a minute.")
+
+
 @contextlib.contextmanager
 def _telling_of_compilation() -> Iterator[None]:
     """Kernels that are on disk load within a second."""
-    text = "Compiling the kernels of the fit, once on this machine: up to half a minute."
-    timer = threading.Timer(2.0, _log.warning, [text])
+    timer = threading.Timer(2.0, _tell_of_compilation)
     timer.daemon = True
     timer.start()
     try:
