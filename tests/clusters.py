@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,14 +117,14 @@ def kill(words: str) -> int:
     return count
 
 
-def add_node(cluster: "Cluster", cpus: int = 1) -> Any:
-    return cluster.add_node(num_cpus=cpus, object_store_memory=SMALL["object_store_memory"])
+def add_node(cluster: "Cluster", cpus: int = 1, **how: Any) -> Any:
+    return cluster.add_node(num_cpus=cpus, object_store_memory=SMALL["object_store_memory"], **how)
 
 
 def wish(address: str, fit: FitSpec | None = None, **changes: Any) -> Wish:
     fit = fit or FitSpec(members=2, device="cpu")
     spec = ExecutorSpec(kind="ray", address=address)
-    return Wish(fit, spec, timed=False, bytes_per_fit=partial(float, 1), **changes)
+    return replace(Wish(fit, spec, timed=False, bytes_per_fit=partial(float, 1)), **changes)
 
 
 def executor(address: str, tell: Callable[[str], object] = print, **changes: Any) -> Ray:

@@ -1,6 +1,7 @@
 """The pool on real Ray clusters: same results, growth, faults. Several nodes are on this machine; some are killed."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -202,6 +203,32 @@ def test_a_full_cluster_is_waited_for_and_says_so(make_job: Callable[..., Job]) 
         assert "all processors of the Ray cluster are in use" in told[0]
         assert second.device == device_name("cpu")
         second.close()
+
+
+@slow
+def test_devices_of_another_kind_stay_idle_where_seconds_are_compared(
+    tmp_path: Path, make_job: Callable[..., Job]
+) -> None:
+    # what every process of the other node believes of its processor
+    (tmp_path / "sitecustomize.py").write_text("""
+import builtins, io
+real = builtins.open
+builtins.open = lambda file, *rest, **named: (
+    io.StringIO("model name : Other") if file == "/proc/cpuinfo" else real(file, *rest, **named)
+)
+""")
+    with clusters.cluster() as small:
+        pool = clusters.executor(small.address, timed=True)
+        path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+        clusters.add_node(small, env_vars={"PYTHONPATH": path})
+        pool.submit("long", make_job(iterations=10_000_000))
+        for ticket, event in pool.events():
+            if isinstance(event, Workers):
+                assert event.slots == 1
+                assert f"it is no {device_name('cpu')} but Other" in event.note
+                pool.cancel("long")
+            assert ticket != "long" or not isinstance(event, Failed)
+        pool.close()
 
 
 # files for clusters
