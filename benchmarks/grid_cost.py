@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.decoder import DeepDecoder
 from ddstudy.evaluate import Job, device_name, problem
 from ddstudy.executors import resolve_device, usable_cores
 from ddstudy.fit import Problem, choose, fit
+from ddstudy.fit.reference import DeepDecoder
 from ddstudy.metrics import psnr
 from ddstudy.runner import operations
 from ddstudy.settings import Fit, budgets_by_fit

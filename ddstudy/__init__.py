@@ -7,7 +7,7 @@ Data flows one way: a module imports only from those above it, and a library has
     spec        the study file
     target      volume or image -> target; tiles
     noise       input tensors from a seed
-    decoder     geometry and parameters; the network in torch
+    decoder     geometry, parameters and random starts of the network
     fit         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
     metrics     PSNR, SSIM, MS-SSIM, VIF
     stability   CV, the thesis' filter, the rule that stops a fit early; numbers only

@@ -1,4 +1,4 @@
-"""The Deep Decoder: its geometry, its size and the reference network (thesis sec. 2.2).
+"""The Deep Decoder: its geometry, its size and its random start (thesis sec. 2.2); `fit.reference` has the network.
 
 A decoder is l blocks of 1x1 convolution, bilinear upsampling, ReLU and instance normalisation (Eq. 2.1), then a 1x1
 convolution to the image's channels and a sigmoid (Eq. 2.2). Sizes grow geometrically from the input's to the
@@ -11,9 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 EPS = 1e-5  # of the normalisation
 
@@ -60,7 +58,7 @@ def _progression(size: int, s: int, l: int) -> list[int]:
 
 
 def initial_weights(shape: Geometry, rng: np.random.Generator) -> NDArray[np.float32]:
-    """One member's random start, a flat vector in the order of `DeepDecoder.parameters()`.
+    """One member's random start, a flat vector in the order of `reference.DeepDecoder.parameters()`.
 
     Convolutions are U(-1/sqrt(k), 1/sqrt(k)), torch's default for a 1x1 convolution; normalisation starts as the
     identity. Drawn with numpy, so that every engine and device starts from the same numbers.
@@ -74,33 +72,3 @@ def initial_weights(shape: Geometry, rng: np.random.Generator) -> NDArray[np.flo
         parts += [rng.uniform(-bound, bound, k * k), np.ones(k), np.zeros(k)]
     parts.append(rng.uniform(-bound, bound, shape.channels * k))
     return np.concatenate(parts).astype(np.float32)
-
-
-class Block(nn.Module):
-    """B_{i+1} = norm(relu(upsample(conv(B_i)))) (Eq. 2.1); (tiles, k, h, w) -> (tiles, k, *size)."""
-
-    def __init__(self, k: int, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-        self.conv = nn.Conv2d(k, k, 1, bias=False)
-        # per tile and channel: batch normalisation would mix the tiles (sec. 3.2)
-        self.norm = nn.InstanceNorm2d(k, eps=EPS, affine=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One block."""
-        up = nn.functional.interpolate(self.conv(x), self.size, mode="bilinear", align_corners=False)
-        normalised: torch.Tensor = self.norm(torch.relu(up))
-        return normalised
-
-
-class DeepDecoder(nn.Module):
-    """The reference network in plain torch: input (tiles, k, h0, w0) -> output (tiles, channels, h, w) in [0, 1]."""
-
-    def __init__(self, shape: Geometry) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(Block(shape.k, size) for size in shape.sizes[1:]))
-        self.head = nn.Conv2d(shape.k, shape.channels, 1, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """All blocks and the head (Eq. 2.2)."""
-        return torch.sigmoid(self.head(self.blocks(x)))

@@ -202,9 +202,9 @@ def device_name(device: str) -> str:
     """What a device is called, for people: the GPU's or the processor's name."""
     import platform
 
-    import torch
-
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.get_device_name(device)
     if device == "mps":
         return "Apple GPU"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Image = NDArray[np.float32]
@@ -44,6 +43,7 @@ def quality(outputs: Image, target: Image) -> list[dict[str, float]]:
         One dictionary per reconstruction; `ssim`, `ms_ssim` are missing below 11 pixels, `vif` below 41.
     """
     import piq
+    import torch
 
     clipped = np.clip(outputs, 0, 1)
     results = [{"psnr": psnr(output, target)} for output in clipped]

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddstudy.decoder import DeepDecoder, Geometry, geometry, initial_weights
+from ddstudy.decoder import Geometry, geometry, initial_weights
 from ddstudy.fit import Problem
+from ddstudy.fit.reference import DeepDecoder
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 

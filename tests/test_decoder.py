@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.decoder import EPS, DeepDecoder, geometry, initial_weights
+from ddstudy.decoder import EPS, geometry, initial_weights
+from ddstudy.fit.reference import DeepDecoder
 
 
 def test_parameter_count_of_the_thesis() -> None:

@@ -7,8 +7,8 @@ import torch
 from problems import make_problem
 from torch import nn
 
-from ddstudy.decoder import DeepDecoder
 from ddstudy.fit import Method, Snapshot, choose, fit
+from ddstudy.fit.reference import DeepDecoder
 
 
 @pytest.fixture(params=["reference", "fused"])

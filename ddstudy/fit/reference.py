@@ -19,8 +19,38 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.decoder import DeepDecoder
+from ddstudy.decoder import EPS, Geometry
 from ddstudy.fit import AVERAGED, Problem, Snapshot, setting
+
+
+class Block(nn.Module):
+    """B_{i+1} = norm(relu(upsample(conv(B_i)))) (Eq. 2.1); (tiles, k, h, w) -> (tiles, k, *size)."""
+
+    def __init__(self, k: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+        self.conv = nn.Conv2d(k, k, 1, bias=False)
+        # per tile and channel: batch normalisation would mix the tiles (sec. 3.2)
+        self.norm = nn.InstanceNorm2d(k, eps=EPS, affine=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One block."""
+        up = nn.functional.interpolate(self.conv(x), self.size, mode="bilinear", align_corners=False)
+        normalised: torch.Tensor = self.norm(torch.relu(up))
+        return normalised
+
+
+class DeepDecoder(nn.Module):
+    """The reference network in plain torch: input (tiles, k, h0, w0) -> output (tiles, channels, h, w) in [0, 1]."""
+
+    def __init__(self, shape: Geometry) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block(shape.k, size) for size in shape.sizes[1:]))
+        self.head = nn.Conv2d(shape.k, shape.channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All blocks and the head (Eq. 2.2)."""
+        return torch.sigmoid(self.head(self.blocks(x)))
 
 
 def fit(
