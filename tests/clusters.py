@@ -29,6 +29,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 # a token in the home folder, which Ray makes at times, would close some of these clusters to us
 os.environ["RAY_AUTH_MODE"] = "disabled"
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+# a head looks after its nodes, otherwise every 3 seconds, and misses one five times before it is lost
+WATCHFUL = {"_system_config": {"health_check_period_ms": 400, "health_check_initial_delay_ms": 500}}
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> "Iterator[Cluster]":
     """Nodes with some processors each; the first is the head."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **SMALL, **head})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **SMALL, **WATCHFUL, **head})
     try:
         for _ in range(nodes - 1):
             add_node(made, cpus)
