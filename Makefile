@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/ddstudy run --grid
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder # much of it waits for servers and browsers
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder # much of it waits for servers and browsers
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -133,13 +133,15 @@ def executor(address: str, tell: Callable[[str], object] = print, **changes: Any
     return Ray(wish(address, **changes), tell)
 
 
-def kill_worker(fit_id: str) -> None:
-    """SIGKILL to the worker that is fitting something: Ray calls processes after what they do."""
+def kill_worker(address: str, fit_id: str) -> None:
+    """SIGKILL to the worker of a cluster that is fitting something: Ray calls processes after what they do."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "cmdline").read_bytes().startswith(f"ray::{fit_id}".encode()):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
+                node = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                if address.encode() in Path(f"/proc/{node}/cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
     raise LookupError(fit_id)
 
 

@@ -15,15 +15,9 @@ from ddstudy.spec import StudySpec, parse_spec
 from ddstudy.target import Target, load_target
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Files stay together where tests run side by side, and those with Ray, which kill its workers by name."""
-    ray = item.path.stem in ("test_ray", "test_executors")
-    item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest group comes first."""
-    items.sort(key=lambda item: next(item.iter_markers("xdist_group")).args != ("ray",))
+    """The file that takes longest comes first, beside which others run."""
+    items.sort(key=lambda item: item.path.stem != "test_ray")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,8 @@ from ddstudy.fit.reference import DeepDecoder
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
+torch.set_num_threads(1)  # threads of two tests side by side would wait for each other
+
 
 def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24) -> Problem:
     shape = geometry(k, 4, 3, size, size - 3, channels)

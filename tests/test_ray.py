@@ -114,7 +114,7 @@ def test_the_same_to_the_last_bit_wherever_it_runs_and_whatever_dies(
     calm, _ = go(spec, tiny_target, pool, tmp_path)
     assert calm == here
 
-    shaken, log = go(spec, tiny_target, pool, tmp_path, fault=clusters.kill_worker)
+    shaken, log = go(spec, tiny_target, pool, tmp_path, fault=partial(clusters.kill_worker, cluster.address))
     assert shaken == here
     assert any("its worker was killed or crashed), trying again" in line for line in log)
 

@@ -12,6 +12,9 @@ Four facts make it fast.
    sum dY R = (C * G) 1 and sum dY = C (sum dZ); then dR = a dY + alpha + beta R per channel with
    sum dY xhat = (sum dY R - mean sum dY) / sd, beta = -a (sum dY xhat) / (N sd), alpha = -a (sum dY) / N - beta mean.
 
+Where a channel is constant in a tile, its normalisation is exactly zero there, and so is its 1 / sd as we use it: the
+rounding of R, times 1 / sqrt(eps) in every block on the way back, would outgrow the gradient of all other tiles.
+
 `Step` is that step for any kernel module: `kernels_cpu` (numba) or `kernels_cuda` (Triton), which offer the same
 functions. Tiles share weights, not statistics; members are the leading axis of every array.
 """

@@ -30,12 +30,12 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.decoder import EPS
-from ddstudy.fit import AVERAGED
+from ddstudy.fit import AVERAGED, CONSTANT
 
 if TYPE_CHECKING:
     from ddstudy.fit.fused import Axis, Step
 
-_EPS = tl.constexpr(EPS)
+_EPS, _CONSTANT = tl.constexpr(EPS), tl.constexpr(CONSTANT)
 # numbers of an array that one program has in hand: they, their corners and their sums have to fit its registers
 _BLEND, _GATHER, _TABLE = 2048, 1024, 4096
 _SPLIT = 32  # pixels, at least, of one product R^T dZ
@@ -73,11 +73,12 @@ def _fold(weights, partial, affine, folded, constants, parts, pixels, parameters
         scale = tl.load(affine + 2 * K + c, c < K, other=0.0)
         shift = tl.load(affine + 3 * K + c, c < K, other=0.0)
     else:
-        partial += unit * parts * 2 * K
-        mean = _total(partial, parts, 2 * K, c, c < K, ROWS, CHANNELS) / pixels
-        variance = _total(partial + K, parts, 2 * K, c, c < K, ROWS, CHANNELS) / pixels - mean * mean
-        variance = tl.where(variance < 0, 0.0, variance)  # which NaN is not
-        inverse = 1.0 / tl.sqrt(variance + _EPS)
+        partial += unit * parts * 3 * K
+        offset = _total(partial, parts, 3 * K, c, c < K, ROWS, CHANNELS) / pixels
+        variance = _total(partial + K, parts, 3 * K, c, c < K, ROWS, CHANNELS) / pixels - offset * offset
+        mean = tl.load(partial + 2 * K + c, c < K, other=0.0).to(tl.float64) + offset
+        constant = variance <= mean * mean * _CONSTANT  # which NaN is not
+        inverse = tl.where(constant, 0.0, 1.0 / tl.sqrt(tl.where(constant, 0.0, variance) + _EPS))
         scale = tl.load(weights + norm + c, c < k, other=0.0) * inverse
         shift = tl.load(weights + norm + k + c, c < k, other=0.0) - scale * mean
         if block == 0:
@@ -117,12 +118,17 @@ def _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h
 @triton.jit(do_not_specialize=_SIZES)
 def _blend(z, constants, r, partial, y_lower, y_fraction, x_lower, x_fraction, h, w, H, W, per, K: tl.constexpr,
            CHANNELS: tl.constexpr, PIXELS: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Upsampling and ReLU. Programs (part, unit, channels); partial sums of R and R^2."""
+    """Upsampling and ReLU. Programs (part, unit, channels); partial sums of R - R0 and (R - R0)^2, and R0, the first R.
+
+    Without it the variance of a channel that varies little would be a difference of two large numbers.
+    """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     constant = tl.load(constants + unit * K + c, c < K, other=0.0)
     z += unit * h * w * K
     r += unit * H * W * K
+    corner = tl.load(z + c, c < K, other=0.0) + constant
+    origin = tl.where(corner < 0, 0.0, corner)
     first = tl.zeros((PIXELS, CHANNELS), z.dtype.element_ty)
     second = tl.zeros((PIXELS, CHANNELS), z.dtype.element_ty)
     blocks = tl.cdiv(W, PIXELS)
@@ -130,13 +136,16 @@ def _blend(z, constants, r, partial, y_lower, y_fraction, x_lower, x_fraction, h
         y = item // blocks
         x = item % blocks * PIXELS + tl.arange(0, PIXELS)
         value = _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h, w, W, K)
+        here = (x < W)[:, None] & (c < K)[None, :]
         if KEEP:
-            tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, (x < W)[:, None] & (c < K)[None, :])
+            tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, here)
+        value = tl.where(here, value - origin[None, :], 0.0)
         first += value
         second += value * value
-    partial += (unit * tl.num_programs(0) + part) * 2 * K
+    partial += (unit * tl.num_programs(0) + part) * 3 * K
     tl.store(partial + c, tl.sum(first, axis=0), c < K)
     tl.store(partial + K + c, tl.sum(second, axis=0), c < K)
+    tl.store(partial + 2 * K + c, origin, c < K)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -475,7 +484,7 @@ class _Scratch:
         self.folded = [kernels.zeros((units, K, K), dtype) for _ in range(l)] + [step.head]
         self.constants = [kernels.zeros((units, outs), dtype) for outs in [K] * l + [C]]
         self.pulls = kernels.zeros((units, 2, K), dtype)
-        parts = max([2 * split.parts for split in self.blends] + [split.parts for split in self.gathers])
+        parts = max([3 * split.parts for split in self.blends] + [split.parts for split in self.gathers])
         self.partial = kernels.zeros((units * parts * K,), dtype)
         self.head_partial = kernels.zeros((units, self.head.parts, C, K), dtype)
         self.head_sums = kernels.zeros((units, self.head.parts, 2, C), dtype)
