@@ -3,8 +3,8 @@
     python benchmarks/ray_scale.py [--only stubs|fits|simulation] [--workers 1 2 8 64] [--json FILE]
 
 *Stubs*: fits that take no time on logical workers, which share this machine's cores: fits a second, milliseconds of a
-fit, how much of a core the driver and the process beside it use, and the seconds until all workers are there; a worker
-takes 300 MB. Through the executor alone, and through the whole driver with its store.
+fit, how much of a core the driver and the process beside it use, and the seconds until all workers are there; such a
+worker takes 70 MB. Through the executor alone, and through the whole driver with its store.
 *Fits*: real ones on every core through Ray, against one plain process per core; both are warm, turns alternate.
 *Simulation*: the thesis' grid on N GPUs, longest fits first. What the driver takes for a fit, and what a worker loses
 by one, are those of the stubs, measured in the same run. A worker fails at `--failures`; that is noticed after 15 s,
