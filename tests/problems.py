@@ -27,15 +27,19 @@ def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 
 
 
 class Case:
-    """A decoder with weights far from the start's identity normalisations, and data to fit."""
+    """A decoder with weights far from the start's identity normalisations, and data to fit.
 
-    def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0) -> None:
+    The inputs of the first `flat` tiles are constant, so all their channels are.
+    """
+
+    def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0, flat: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.seed = seed
         k = shape.k
         self.shape = shape
         self.tiles = rng.random((tiles, shape.channels, *shape.sizes[-1]))
         self.inputs = rng.random((members, tiles, k, *shape.sizes[0]))
+        self.inputs[:, :flat] = 0.7
         self.weights = np.stack([initial_weights(shape, rng).astype(float) for _ in range(members)])
         for block in range(shape.blocks):
             start = block * (k * k + 2 * k) + k * k

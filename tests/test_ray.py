@@ -34,9 +34,9 @@ slow = pytest.mark.slow
 
 
 def wish_of(gpus_per_fit: float = 1.0, timed: bool = False, members: int = 5, need: float = 1.0) -> Any:
-    made = clusters.wish("local", FitSpec(members=members))
     executor = ExecutorSpec(kind="ray", gpus_per_fit=gpus_per_fit)
-    return replace(made, executor=executor, timed=timed, bytes_per_fit=partial(float, need))
+    fit = FitSpec(members=members)
+    return clusters.wish("local", fit, executor=executor, timed=timed, bytes_per_fit=partial(float, need))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from ddstudy.decoder import Geometry
 from ddstudy.errors import UserError
 
 AVERAGED = 100  # iterations that the running average reaches back
-CONSTANT = 1e-12  # of the squared mean: where the variance of a channel in a tile is less, it is that of rounding
+FLAT = 1e-12  # of its squared mean: a channel whose variance in a tile is less is constant there but for rounding
 
 
 @dataclass(frozen=True)

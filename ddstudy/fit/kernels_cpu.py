@@ -23,7 +23,7 @@ from llvmlite import binding
 from numpy.typing import NDArray
 
 from ddstudy.decoder import EPS
-from ddstudy.fit import AVERAGED, CONSTANT
+from ddstudy.fit import AVERAGED, FLAT
 from ddstudy.fit.simd import (
     LANES_1,
     LANES_8,
@@ -333,8 +333,8 @@ def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, 
         norm = at + k * k
         for c in range(K):
             offset = sums[0, c] / (H * W)
-            variance, mean = max(sums[1, c] / (H * W) - offset * offset, 0.0), origins[c] + offset
-            inverse = 0.0 if variance <= CONSTANT * mean * mean else 1 / np.sqrt(variance + EPS)  # NaN stays
+            variance, mean = sums[1, c] / (H * W) - offset * offset, origins[c] + offset
+            inverse = 0.0 if variance <= FLAT * mean * mean else 1 / np.sqrt(variance + EPS)  # NaN stays
             scale = weights[m, norm + c] * inverse if c < k else 0.0
             shift = weights[m, norm + k + c] - scale * mean if c < k else 0.0
             after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c], after[m, t, 3, c] = mean, inverse, scale, shift

@@ -30,12 +30,12 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.decoder import EPS
-from ddstudy.fit import AVERAGED, CONSTANT
+from ddstudy.fit import AVERAGED, FLAT
 
 if TYPE_CHECKING:
     from ddstudy.fit.fused import Axis, Step
 
-_EPS, _CONSTANT = tl.constexpr(EPS), tl.constexpr(CONSTANT)
+_EPS, _FLAT = tl.constexpr(EPS), tl.constexpr(FLAT)
 # numbers of an array that one program has in hand: they, their corners and their sums have to fit its registers
 _BLEND, _GATHER, _TABLE = 2048, 1024, 4096
 _SPLIT = 32  # pixels, at least, of one product R^T dZ
@@ -77,8 +77,8 @@ def _fold(weights, partial, affine, folded, constants, parts, pixels, parameters
         offset = _total(partial, parts, 3 * K, c, c < K, ROWS, CHANNELS) / pixels
         variance = _total(partial + K, parts, 3 * K, c, c < K, ROWS, CHANNELS) / pixels - offset * offset
         mean = tl.load(partial + 2 * K + c, c < K, other=0.0).to(tl.float64) + offset
-        constant = variance <= mean * mean * _CONSTANT  # which NaN is not
-        inverse = tl.where(constant, 0.0, 1.0 / tl.sqrt(tl.where(constant, 0.0, variance) + _EPS))
+        flat = variance <= mean * mean * _FLAT  # which NaN is not
+        inverse = tl.where(flat, 0.0, 1.0 / tl.sqrt(tl.where(flat, 0.0, variance) + _EPS))
         scale = tl.load(weights + norm + c, c < k, other=0.0) * inverse
         shift = tl.load(weights + norm + k + c, c < k, other=0.0) - scale * mean
         if block == 0:
