@@ -24,7 +24,11 @@ def psnr(output: NDArray[np.floating], target: NDArray[np.floating]) -> float:
 
     Eq. 3.6 of the thesis lacks the minus sign; this has it.
     """
-    mse = float(np.mean((output.astype(np.float64) - target) ** 2))
+    return psnr_of(float(np.mean((output.astype(np.float64) - target) ** 2)))
+
+
+def psnr_of(mse: float) -> float:
+    """The PSNR of a mean squared error."""
     return -10 * math.log10(mse) if mse > 10 ** (-PSNR_CAP / 10) else PSNR_CAP
 
 

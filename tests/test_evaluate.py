@@ -1,4 +1,5 @@
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ddstudy import evaluate as module
 from ddstudy.decoder import Geometry
 from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
-from ddstudy.fit import Problem, Snapshot
+from ddstudy.fit import Problem, Snapshot, summary
 from ddstudy.metrics import psnr
 from ddstudy.noise import noise_volume
 from ddstudy.settings import NOISES, TILINGS, Fit
@@ -120,14 +121,19 @@ def test_unstable_fit_is_stopped_with_everything_measured(make_job: Callable[...
 
 
 def test_diverged_member_ends_the_fit(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverging(work: Problem, stops: list[int], **_: object) -> Iterator[Snapshot]:
-        outputs = np.full((2, *work.tiles.shape), 0.5, dtype=np.float32)
-        for stop in stops:
+    def diverging(
+        works: list[Problem], stops: list[list[int]], *, ended: list[threading.Event], **_: object
+    ) -> Iterator[tuple[int, Snapshot]]:
+        outputs = np.full((2, *works[0].tiles.shape), 0.5, dtype=np.float32)
+        for stop in stops[0]:
+            if ended[0].is_set():
+                return
             if stop >= 6:
                 outputs[1] = np.nan
-            yield Snapshot(stop, stop / 10, np.zeros(2), outputs)
+            losses, ranges = summary(outputs, works[0].tiles, None)
+            yield 0, Snapshot(stop, stop / 10, losses, ranges, outputs.copy)
 
-    monkeypatch.setattr(module, "run_fit", diverging)
+    monkeypatch.setattr(module, "fit_together", diverging)
     checks, results = run(make_job(budgets=(5, 10), stability={"prune": False}))
     assert [check.iteration for check in checks] == [2, 4, 5]
     assert [(result.budget, result.stopped) for result in results] == [(5, False), (10, True)]
