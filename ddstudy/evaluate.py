@@ -75,7 +75,7 @@ class Measurement:
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
-        shared: other fits ran on its device, so its seconds are not comparable; told by who ran it, and of packs.
+        shared: other fits ran on its device, so its seconds are not comparable; told by who ran it.
     """
 
     budget: int
@@ -142,7 +142,7 @@ def evaluate_together(
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
     method = choose(device, jobs[0].options.engine, jobs[0].options.precision)
-    courses = [_Course(job, device, method, shared=len(jobs) > 1) for job in jobs]
+    courses = [_Course(job, device, method) for job in jobs]
     # metrics take a processor: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     aside = device != "cpu" and not any(job.timed for job in jobs)
     coming: deque[tuple[int, Check | Future[list[Measurement]] | None]] = deque()
@@ -191,8 +191,8 @@ class _Course:
         over: nothing more is to be seen.
     """
 
-    def __init__(self, job: Job, device: str, method: Method, *, shared: bool) -> None:
-        self.job, self.device, self.method, self.shared = job, device, method, shared
+    def __init__(self, job: Job, device: str, method: Method) -> None:
+        self.job, self.device, self.method = job, device, method
         self.work = problem(job)
         self.budgets = set(job.budgets)
         self.last = max(self.budgets)
@@ -239,7 +239,7 @@ class _Course:
             if budget == check.iteration or (stopped and budget > check.iteration):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = stopped and (budget > check.iteration or not check.psnr_members)
-                made.append(Measurement(budget, values, ensemble, curve, late, self.shared))
+                made.append(Measurement(budget, values, ensemble, curve, late))
         return made
 
 

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -124,6 +124,15 @@ class Ray:
             self.close()
             raise
 
+    def room(self, job: Job) -> int:
+        """See `Executor`; a worker does one job at a time."""
+        return 1
+
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        """See `Executor`."""
+        for ticket, job in jobs.items():
+            self.submit(ticket, job)
+
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
         key = id(job.target)
@@ -131,7 +140,7 @@ class Ray:
             self._targets[key] = job.target  # kept, so that no other takes its place
             self._send("target", key, job.target)
         self._jobs.add(ticket)
-        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability))
+        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability, job.timed))
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
@@ -244,8 +253,8 @@ class _Worker:
         """The events of a job, those together that come together."""
         self._stop.clear()
         self._ticket = ticket
-        fit, budgets, options, noise, stability = parts
-        job = Job(fit, budgets, target, options, noise, stability)
+        fit, budgets, options, noise, stability, timed = parts
+        job = Job(fit, budgets, target, options, noise, stability, timed)
         # the processor is asked for where the GPU failed
         device = "cpu" if options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
@@ -509,7 +518,7 @@ class _Pool:
             self.tell(ticket, [Finished()])
             return True
         self._running[ticket] = worker
-        self.tell(ticket, [Started(name)])
+        self.tell(ticket, [Started(name, "cpu" if parts[2].device == "cpu" else place.device)])
         try:
             task = worker.fit.options(num_returns="streaming", name=parts[0].id)
             async for reference in task.remote(ticket, self._targets[target], parts):

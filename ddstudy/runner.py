@@ -203,7 +203,7 @@ def forecast_seconds(spec: StudySpec, target: Target, the_plan: Plan, forecast: 
 
 def job(spec: StudySpec, target: Target, fit: Fit, budgets: tuple[int, ...]) -> Job:
     """The job of one fit."""
-    return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
+    return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability, timed="seconds" in spec.objectives)
 
 
 @dataclass(frozen=True)
@@ -263,11 +263,27 @@ class _InFlight:
     reached: int = 0
     alone: bool = False
     worker: str = ""
+    device: str = ""
+    pack: int = 0  # number of the pack that it is in
 
     @property
     def share(self) -> float:
         """How much of the fit is done."""
         return self.reached / max(self.budgets)
+
+
+@dataclass
+class _Pack:
+    """Fits of one kind that are submitted together."""
+
+    number: int
+    kind: object
+    room: int
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.jobs) < self.room
 
 
 class _Run:
@@ -297,6 +313,9 @@ class _Run:
             self._put_back(fit, budgets)
         self.work_done = 0.0
         self.pruner = pruner(study.spec)
+        self.packs: list[_Pack] = []  # that are being filled
+        self.numbers = itertools.count(1)  # of the packs
+        self.kinds: dict[Fit, object] = {}
 
     # choosing
 
@@ -307,12 +326,28 @@ class _Run:
         if self.again:
             if len(self.in_flight) == len(self.again):
                 flight, work = self.again.popleft()
-                flight.alone = True
+                flight.alone, flight.pack = True, next(self.numbers)
                 self.executor.submit(flight.fit.id, work)
             return
-        while len(self.in_flight) < self.executor.slots and self._submit_next():
-            pass
+        grid = self.study.spec.search.sampler == "grid"
+        while self._taken() < self.executor.slots and self._submit_next():
+            if grid:
+                begun = self.packs[-1]
+                while begun.has_room and self._next_of_grid(begun.kind):
+                    pass
+        for pack in self.packs:
+            if len(pack.jobs) > 1:
+                self.executor.submit_together(pack.jobs)
+            else:
+                self.executor.submit(*next(iter(pack.jobs.items())))
+        self.packs.clear()
         self.executor.expect(self._waiting())
+
+    def _taken(self) -> int:
+        """Slots in use: of a search one by each fit, so that it asks for none earlier than it must."""
+        if self.study.spec.search.sampler != "grid":
+            return len(self.in_flight)
+        return len({flight.pack for flight in self.in_flight.values()})
 
     def _waiting(self) -> int:
         """Fits that could run now if there were slots."""
@@ -323,10 +358,13 @@ class _Run:
     def _submit_next(self) -> bool:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
 
-    def _next_of_grid(self) -> bool:
+    def _next_of_grid(self, kind: object = None) -> bool:
+        """Claims and submits the next fit, of a kind if one is given."""
         taken: set[Fit] = set()  # by others
         while True:
             free = (fit for fit in self.todo if not (fit in self.failures or fit.id in self.in_flight or fit in taken))
+            if kind is not None:
+                free = (fit for fit in free if self._kind(fit) == kind)
             if (fit := next(free, None)) is None:
                 return False
             if not self.study.claims.take(fit.id):
@@ -398,8 +436,29 @@ class _Run:
         return fit in self.failures
 
     def _submit(self, flight: _InFlight) -> None:
+        """Into a pack that is being filled, or one of its own; a fit that drivers died of has nothing beside it."""
         self.in_flight[flight.fit.id] = flight
-        self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, flight.budgets))
+        work = job(self.study.spec, self.study.target, flight.fit, flight.budgets)
+        suspect = self.study.claims.deaths[flight.fit.id] > 0
+        pack = next((pack for pack in self.packs if pack.has_room and pack.kind == work.kind and not suspect), None)
+        if pack is None:
+            pack = _Pack(next(self.numbers), work.kind, 1 if suspect else self._room(work))
+            self.packs.append(pack)
+        flight.pack = pack.number
+        pack.jobs[flight.fit.id] = work
+
+    def _room(self, work: Job) -> int:
+        """How many fits of a kind are to run as a pack: as many as fill the device, in even shares for all slots."""
+        room = 1 if work.timed else self.executor.room(work)
+        if room > 1 and self.study.spec.search.sampler == "grid":
+            left = 1 + sum(self._kind(fit) == work.kind for fit in self.todo)
+            room = min(room, -(-left // max(1, self.executor.slots)))
+        return room
+
+    def _kind(self, fit: Fit) -> object:
+        if fit not in self.kinds:
+            self.kinds[fit] = job(self.study.spec, self.study.target, fit, ()).kind
+        return self.kinds[fit]
 
     # receiving
 
@@ -418,7 +477,7 @@ class _Run:
         elif isinstance(event, Measurement):
             return self._record(flight, event)
         elif isinstance(event, Started):
-            flight.worker, flight.started = event.worker, datetime.now()
+            flight.worker, flight.device, flight.started = event.worker, event.device, datetime.now()
             self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets))
         elif isinstance(event, Failed):
             return self._failed(flight, event)
@@ -482,11 +541,12 @@ class _Run:
         if event.lost and missing:
             self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
             return f"{flight.fit.id}: {why}, beginning again elsewhere"
-        unsound = _why_not_on_processor(self.study.spec)
+        elsewhere = flight.device not in ("", "cpu")
+        may_move = self.study.spec.executor.fallback == "processor"
         if flight.failures < RETRIES and missing:
-            flight.failures, flight.alone = flight.failures + 1, False
+            flight.failures, flight.alone, flight.pack = flight.failures + 1, False, next(self.numbers)
             work, how = job(self.study.spec, self.study.target, flight.fit, missing), ""
-            if flight.failures == RETRIES and not unsound:
+            if flight.failures == RETRIES and elsewhere and may_move:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
             if event.shared and "memory" in why.lower():
@@ -495,7 +555,7 @@ class _Run:
             else:
                 self.executor.submit(flight.fit.id, work)
             return f"{flight.fit.id}: failed ({why}), trying again{how}"
-        why += f"; not tried on the processor, since {unsound}" * bool(unsound)
+        why += "; not tried on the processor, since executor.fallback is 'none'" * (elsewhere and not may_move)
         self._give_up(flight.fit, missing, why, flight.trial, event.log)
         flight.trial = None
         self._forget(flight)
@@ -611,17 +671,6 @@ def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progr
             study.close_abandoned()
     finally:
         state.abandon()
-
-
-def _why_not_on_processor(spec: StudySpec) -> str:
-    """Why what a GPU cannot do must not be done on the processor in this study; empty if it may."""
-    if spec.fit.device not in ("auto", "cpu"):
-        return f"fit.device is {spec.fit.device}"
-    if "seconds" in spec.objectives and spec.fit.device == "auto":
-        return "seconds are an objective"
-    if spec.fit.precision == "bfloat16" and spec.fit.device == "auto":
-        return "fit.precision is bfloat16"
-    return ""
 
 
 def _setting(fit: Fit, budget: int) -> Setting:

@@ -1,7 +1,7 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from ddstudy import runner
 from ddstudy.driven import Driven
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.executors import Event, Failed, InProcess
+from ddstudy.executors import Event, Failed, InProcess, Started
 from ddstudy.runner import Progress
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
@@ -34,18 +34,21 @@ class Recording(InProcess):
     def __init__(self, failures: int = 0, stop_after: int | None = None) -> None:
         super().__init__(threads=2)
         self.jobs: list[tuple[Fit, tuple[int, ...]]] = []
+        self.device = "cpu"  # where it says that fits fail
         self.failures = failures
         self.stop_after = stop_after
 
-    def submit(self, ticket: str, job: Job) -> None:
-        self.jobs.append((job.fit, job.budgets))
-        super().submit(ticket, job)
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        self.jobs += [(job.fit, job.budgets) for job in jobs.values()]
+        super().submit_together(jobs)
 
     def events(self) -> Iterator[tuple[str, Event]]:
         while self._waiting:
             if self.failures:
                 self.failures -= 1
-                yield self._waiting.popleft()[0], Failed("MemoryError: of the test")
+                for ticket in self._waiting.popleft():
+                    yield ticket, Started("here", self.device)
+                    yield ticket, Failed("MemoryError: of the test")
                 continue
             for ticket, event in super().events():
                 if isinstance(event, Measurement) and self.stop_after is not None:
@@ -419,12 +422,12 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
         running: tuple[str, ...] = ()
 
         def events(self) -> Iterator[tuple[str, Event]]:
-            yield self._waiting.popleft()[0], Failed("OutOfMemoryError: of the test", shared=True)
+            (ticket,) = self._waiting.popleft()
+            yield ticket, Failed("OutOfMemoryError: of the test", shared=True)
             while self._waiting:
-                self.running = (self._waiting[0][0],)
+                self.running = tuple(self._waiting[0])
                 waiting, self._waiting = self._waiting, type(self._waiting)()
-                ticket, job = waiting.popleft()
-                self._waiting.append((ticket, job))
+                self._waiting.append(waiting.popleft())
                 for event in InProcess.events(self):
                     if type(event[1]).__name__ == "Finished":
                         self.running = ()
@@ -440,32 +443,48 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
 
 
 @pytest.mark.parametrize(
-    ("tables", "devices", "said"),
+    ("tables", "device", "devices", "said"),
     [
-        ({}, ["auto", "auto", "cpu"], ""),
-        ({"fit": {"device": "cpu"}}, ["cpu", "cpu", "cpu"], ""),
-        ({"objectives": {"seconds": "minimize"}}, ["auto"] * 3, "since seconds are an objective"),
-        ({"fit": {"precision": "bfloat16"}}, ["auto"] * 3, "since fit.precision is bfloat16"),
-        ({"fit": {"device": "cuda:1"}}, ["cuda:1"] * 3, "since fit.device is cuda:1"),
+        ({}, "cuda", ["auto"] * 3, "; not tried on the processor, since executor.fallback is 'none'"),
+        ({"executor": {"fallback": "processor"}}, "cuda", ["auto", "auto", "cpu"], ""),
+        ({"fit": {"device": "cuda:1"}, "executor": {"fallback": "processor"}}, "cuda:1", ["cuda:1"] * 2 + ["cpu"], ""),
+        ({}, "cpu", ["auto"] * 3, ""),  # of a GPU there is nothing to say
     ],
 )
-def test_the_last_try_is_on_the_processor_where_that_is_sound(
-    go: Any, make_spec: MakeSpec, tables: dict[str, Any], devices: list[str], said: str
+def test_what_a_gpu_could_not_do_moves_to_the_processor_where_the_study_allows_it(
+    go: Any, make_spec: MakeSpec, tables: dict[str, Any], device: str, devices: list[str], said: str
 ) -> None:
     tried: list[str] = []
 
     class NoDevice(Recording):
-        def submit(self, ticket: str, job: Job) -> None:
-            tried.append(job.options.device)
-            self._waiting.append((ticket, job))
+        def room(self, job: Job) -> int:
+            return 1
+
+        def submit_together(self, jobs: Mapping[str, Job]) -> None:
+            tried.extend(job.options.device for job in jobs.values())
+            self._waiting.append(dict(jobs))
 
     spec = make_spec(space={"k": [2], "iterations": [5]}, **tables)
-    steps, trials = go(spec, NoDevice(failures=3))
+    executor = NoDevice(failures=3)
+    executor.device = device
+    steps, trials = go(spec, executor)
     assert tried == devices
     assert steps[-1].failed == 1
     (trial,) = trials
-    assert said in trial.user_attrs["reason"]
+    assert trial.user_attrs["reason"] == f"MemoryError: of the test{said}"
     assert trial.user_attrs["given_up"] is True
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"objectives": {"seconds": "minimize"}}, "where seconds are an objective"),
+        ({"fit": {"precision": "bfloat16"}}, "where fit.precision is bfloat16"),
+    ],
+)
+def test_a_fallback_that_would_spoil_results_is_refused(make_spec: MakeSpec, tables: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_spec(**tables, executor={"fallback": "processor"})
 
 
 def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(

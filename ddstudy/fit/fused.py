@@ -22,8 +22,10 @@ functions. Tiles share weights, not statistics; members are the leading axis of 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +41,11 @@ from ddstudy.decoder import Geometry
 from ddstudy.fit import Look, Problem, setting
 
 _log = logging.getLogger("ddstudy")
+
+
+MOST = 40  # members of one launch; more gain nothing: an H100 is full (of 16 channels or fewer, twice as many)
+USABLE = 0.9  # of a GPU's free memory: the allocator cannot give away all of it
+LIBRARIES_BYTES = 256e6  # workspaces of cuBLAS and pools of graphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +176,8 @@ def _owner(value: Any) -> Any:
     """The array whose memory a view uses."""
     while isinstance(getattr(value, "base", None), np.ndarray):
         value = value.base
+    if getattr(value, "_base", None) is not None:  # torch's name for it
+        value = value._base
     return value if hasattr(value, "nbytes") else None
 
 
@@ -338,14 +347,58 @@ def _joined(looks: list[Look]) -> Look:
     )
 
 
-def memory(shape: Geometry, tiles: int, members: int, threads: int) -> int:
-    """Bytes that a fit needs on the processor: a step's work arrays per thread, and the members' weights and inputs."""
-    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels_for("cpu"))
-    (h, w), threads = shape.sizes[0], min(threads, members)
-    outputs: int = members * step.outputs.nbytes * 4  # a snapshot, and its errors in double precision
-    work: int = threads * step.nbytes
-    weights: int = members * 4 * (5 * shape.parameters + tiles * h * w * step.width)
-    return work + weights + outputs
+def memory(
+    shape: Geometry,
+    tiles: int,
+    members: int,
+    threads: int,
+    kernels: Any = None,
+    precision: str = "float32",
+) -> int:
+    """Bytes that a fit needs: work arrays, the members' weights and inputs, and what a look at them takes.
+
+    Args:
+        shape: geometry of the decoder.
+        tiles: of the target.
+        members: of all problems that are fitted together.
+        threads: of the fit, on the processor.
+        kernels: of the device, by default the processor's; nothing is allocated there.
+        precision: of the factors of matrix products.
+    """
+    kernels = kernels or kernels_for("cpu")
+    h, w = shape.sizes[0]
+    picture = 4 * tiles * shape.channels * math.prod(shape.sizes[-1])
+    if not kernels.TOGETHER:
+        step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels, precision)
+        work: int = min(threads, members) * step.nbytes
+        looks = members * 4 * picture  # a snapshot, and its errors in double precision
+        return work + looks + members * 4 * (5 * shape.parameters + tiles * h * w * int(step.width))
+    import torch
+
+    kernels = copy.copy(kernels)
+    kernels.device = torch.device("meta")  # arrays there have a size, and no memory
+    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), members, kernels, precision)
+    # weights, their gradients, Adam's two moments and the kept ones, and inputs: twice while a group takes over from
+    # another; what a graph keeps for a moment; a target, where the pixels are in it, and a look's errors in double
+    each = 4 * (2 * 5 * shape.parameters + 4 * shape.parameters + 2 * tiles * h * w * step.width) + 8 * picture
+    return int(step.nbytes + members * each)
+
+
+def capacity(shape: Geometry, tiles: int, device: str, bytes_free: float, precision: str = "float32") -> int:
+    """Members that are fitted fastest together on a GPU: no more than its free memory holds, or than are of use.
+
+    Args:
+        shape: geometry of the decoder.
+        tiles: of the target.
+        device: a torch device with kernels that compute all members at once.
+        bytes_free: of it.
+        precision: of the factors of matrix products.
+    """
+    kernels = kernels_for(device)
+    one, two = (memory(shape, tiles, members, 1, kernels, precision) for members in (1, 2))
+    room = USABLE * bytes_free - LIBRARIES_BYTES - (2 * one - two)
+    most = MOST if shape.k > 16 else 2 * MOST
+    return min(most, int(room // (two - one)))
 
 
 class _Group:
