@@ -257,6 +257,7 @@ class _Ensemble:
             for group in self.groups:
                 group.close()
             self.targets, self.groups, self.steps = {}, [], []
+            self.rounds += 1
 
     def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
         """See `Ensemble`."""
@@ -286,7 +287,8 @@ class _Ensemble:
                 for index in group.rows.keys() & set(indices):
                     outputs = shown[group.rows[index]]
                     losses, ranges = self.kernels.summary(outputs, *self.targets[index])
-                    looks[index] = Look(losses, ranges, partial(self._fetch, outputs, self.rounds))
+                    fetch = partial(self._fetch, outputs, self.rounds) if self.kernels.TOGETHER else outputs.copy
+                    looks[index] = Look(losses, ranges, fetch)
             free.put(step)
             return looks
 
@@ -294,7 +296,7 @@ class _Ensemble:
         return {index: _joined([looks[index] for looks in found if index in looks]) for index in indices}
 
     def _fetch(self, shown: Any, rounds: int) -> NDArray[np.float32]:
-        if self.kernels.TOGETHER and rounds != self.rounds:
+        if rounds != self.rounds:
             raise RuntimeError("the fit has gone on since: its outputs are no longer there")
         outputs: NDArray[np.float32] = self.pool.submit(self.kernels.numbers, shown).result()
         return outputs
