@@ -616,11 +616,12 @@ def _executor(
     from ddstudy.runner import bytes_of_largest_fit
 
     timed, bytes_per_fit = "seconds" in spec.objectives, partial(bytes_of_largest_fit, spec, image)
+    bytes_on_gpu = partial(bytes_of_largest_fit, spec, image, "cuda:0")
     executor: Executor
     if spec.executor.kind == "ray":
         if workers or threads:
             raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit), console.print)
+        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit, bytes_on_gpu), console.print)
     else:
         cores = layout(
             spec.fit,

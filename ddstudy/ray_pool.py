@@ -51,7 +51,8 @@ class Wish:
         fit: members, device and engine of its fits.
         executor: address, and how GPUs are shared.
         timed: seconds are an objective: a fit has its device to itself, and all devices are of one kind.
-        bytes_per_fit: memory of the largest fit; asked for where it decides.
+        bytes_per_fit: memory of the largest fit on the processor; asked for where it decides.
+        bytes_on_gpu: of the largest fit on a GPU, likewise.
         work: what a worker does with a job.
         idle_seconds: of a worker that no job is left for, until it leaves its node to others or to an autoscaler.
     """
@@ -60,6 +61,7 @@ class Wish:
     executor: ExecutorSpec
     timed: bool
     bytes_per_fit: Callable[[], float]
+    bytes_on_gpu: Callable[[], float]
     work: Work = evaluate
     idle_seconds: float = 60.0
 
@@ -495,7 +497,7 @@ class _Pool:
         share = place.resources["num_gpus"]
         if place.device != "cuda" or share >= 1:
             return True
-        need = CONTEXT_BYTES + await asyncio.to_thread(self._wish.bytes_per_fit)
+        need = CONTEXT_BYTES + await asyncio.to_thread(self._wish.bytes_on_gpu)
         if need <= share * memory:
             return True
         wrong = f"executor.gpus_per_fit: the largest fit needs {need / 1e9:.1f} GB, {share:g} of a GPU has "

@@ -24,7 +24,7 @@ from ddstudy.driven import Driven
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
-from ddstudy.fit.fused import memory
+from ddstudy.fit.fused import kernels_for, memory
 from ddstudy.leases import AtWork
 from ddstudy.metrics import measurable
 from ddstudy.samplers import Unseen, pruner, running_fits, unseen
@@ -126,15 +126,16 @@ def operations(fit: Fit, target: Target) -> float:
     return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
 
 
-def bytes_of_largest_fit(spec: StudySpec, target: Target) -> int:
-    """Memory of the largest fit of a study on the processor, all members in threads of their own."""
+def bytes_of_largest_fit(spec: StudySpec, target: Target, device: str = "cpu") -> int:
+    """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
     shapes = [
         (job_geometry(fit, target), rows_and_columns(fit.tiling)) for fit in budgets_by_fit(spec.space.search_space)
     ]
     shape, (rows, columns) = max(
         shapes, key=lambda it: it[0].k * sum(h * w for h, w in it[0].sizes) * it[1][0] * it[1][1]
     )
-    return memory(shape, rows * columns, spec.fit.members, spec.fit.members)
+    members = spec.fit.members
+    return memory(shape, rows * columns, members, members, kernels_for(device), spec.fit.precision)
 
 
 @dataclass

@@ -359,6 +359,8 @@ def memory(
 ) -> int:
     """Bytes that a fit needs: work arrays, the members' weights and inputs, and what a look at them takes.
 
+    Of a GPU, too, without one: `kernels_for("cuda:0")`. What CUDA and its libraries take themselves is not in it.
+
     Args:
         shape: geometry of the decoder.
         tiles: of the target.
@@ -459,7 +461,7 @@ class _Group:
                     setattr(ours, name, value)
 
     def close(self) -> None:
-        """Frees what was captured, which refers to the group and the step."""
+        """Frees what was captured now, rather than whenever Python collects what refers to itself."""
         if hasattr(self, "advance"):
             del self.advance
 
