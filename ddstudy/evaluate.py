@@ -7,7 +7,9 @@ numbers on every worker. Checks tell how the members are doing; a measurement is
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from ddstudy.decoder import Geometry, geometry, initial_weights
 from ddstudy.fit import Method, Problem, choose
 from ddstudy.fit import fit as run_fit
-from ddstudy.metrics import foreground, psnr, quality
+from ddstudy.metrics import foreground, measurable, psnr, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import Fit, rows_and_columns
 from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec
@@ -118,26 +120,56 @@ def evaluate(
     last = max(budgets)
     stops = sorted(budgets | set(range(job.options.check_every, last, job.options.check_every)))
     checks: list[Check] = []
-    for snapshot in run_fit(work, stops, device=device, threads=threads, method=method, stop=stop):
-        members = np.clip(join(snapshot.outputs, job.fit.tiling, height, width), 0, 1)
-        finite = bool(np.isfinite(members).all())
-        scores = tuple(psnr(member, job.target.image) for member in members) if finite else ()
-        check = Check(snapshot.iteration, snapshot.seconds, scores)
-        if finite:
-            checks.append(check)
-            yield check
-        dead = int(dead_members(snapshot.outputs).sum())
-        hopeless = job.stability.prune and snapshot.iteration < last and (dead > 0 or _unstable(checks, job))
-        stopped = not finite or hopeless
-        if stopped or snapshot.iteration in budgets:
-            values = _values(job, work.shape, check, members, snapshot.outputs, work.tiles, device, method)
-            values["dead_members"] = dead
-            for budget in sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration)):
+    coming: deque[Future[list[Measurement]]] = deque()
+    with ThreadPoolExecutor(1) as aside:
+        for snapshot in run_fit(work, stops, device=device, threads=threads, method=method, stop=stop):
+            members = np.clip(join(snapshot.outputs, job.fit.tiling, height, width), 0, 1)
+            finite = bool(np.isfinite(members).all())
+            scores = tuple(psnr(member, job.target.image) for member in members) if finite else ()
+            check = Check(snapshot.iteration, snapshot.seconds, scores)
+            yield from _come(coming)
+            if finite:
+                checks.append(check)
+                yield check
+            dead = int(dead_members(snapshot.outputs).sum())
+            hopeless = job.stability.prune and snapshot.iteration < last and (dead > 0 or _unstable(checks, job))
+            stopped = not finite or hopeless
+            if stopped or snapshot.iteration in budgets:
+                served = sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration))
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
-                late = stopped and (budget > check.iteration or not finite)
-                yield Measurement(budget, values, members.mean(axis=0), _curve(checks), late)
-        if stopped:
-            return
+                late = {budget: stopped and (budget > check.iteration or not finite) for budget in served}
+                now = (check, members, snapshot.outputs, dead, late, _curve(checks))
+                coming.append(aside.submit(_measure, job, work, device, method, *now))
+            # metrics need the processor: only a fit elsewhere goes on meanwhile, with the seconds that it has alone
+            yield from _come(coming, wait=device == "cpu")
+            if stopped:
+                break
+        yield from _come(coming, wait=True)
+
+
+def _come(coming: deque[Future[list[Measurement]]], *, wait: bool = False) -> Iterator[Measurement]:
+    """The measurements that are there, in their order; all of them if it is waited for."""
+    while coming and (wait or coming[0].done()):
+        yield from coming.popleft().result()
+
+
+def _measure(
+    job: Job,
+    work: Problem,
+    device: str,
+    method: Method,
+    check: Check,
+    members: NDArray[np.float32],
+    outputs: NDArray[np.float32],
+    dead: int,
+    late: dict[int, bool],
+    curve: dict[str, list[object]],
+) -> list[Measurement]:
+    """What a fit gives where it is: the result of every budget, which it was stopped before or not."""
+    values = _values(job, work.shape, check, members, outputs, work.tiles, device, method)
+    values["dead_members"] = dead
+    output = members.mean(axis=0)
+    return [Measurement(budget, values, output, curve, stopped) for budget, stopped in late.items()]
 
 
 def _unstable(checks: list[Check], job: Job) -> bool:
@@ -177,17 +209,20 @@ def _values(
     ]
     values |= whole
     values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in single])) for name in whole}
-    values |= _mean_over_tiles(outputs.mean(axis=0), tiles)
+    values |= {f"{name}_tiles": score for name, score in _over_tiles(outputs.mean(axis=0), tiles, whole).items()}
     values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
     values["cv_percent"] = cv_percent(check.psnr_members)
     values["sd_db"] = float(np.std(check.psnr_members))
     return values
 
 
-def _mean_over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32]) -> dict[str, float]:
-    """The thesis' patch-wise reading of the metrics: mean over tiles of each."""
-    scores = [quality(output[None], tile)[0] for output, tile in zip(outputs, tiles, strict=True)]
-    return {f"{name}_tiles": float(np.mean([s[name] for s in scores])) for name in scores[0] if name != "ms_ssim"}
+def _over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32], whole: dict[str, float]) -> dict[str, float]:
+    """The thesis' patch-wise reading of the metrics: mean over tiles of each; of one tile it is the whole slice's."""
+    names = [name for name in ("psnr", "ssim", "vif") if measurable(name, *tiles.shape[-2:])]
+    if len(tiles) == 1:
+        return {name: whole[name] for name in names}
+    scores = [quality(output[None], tile, scales=False)[0] for output, tile in zip(outputs, tiles, strict=True)]
+    return {name: float(np.mean([score[name] for score in scores])) for name in names}
 
 
 def _curve(checks: list[Check]) -> dict[str, list[object]]:

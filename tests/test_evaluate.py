@@ -1,4 +1,5 @@
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from ddstudy import evaluate as module
 from ddstudy.decoder import Geometry
 from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
-from ddstudy.fit import Problem, Snapshot
-from ddstudy.metrics import psnr
+from ddstudy.fit import Method, Problem, Snapshot
+from ddstudy.metrics import psnr, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import NOISES, TILINGS, Fit
 from ddstudy.spec import StudySpec
@@ -81,6 +82,53 @@ def test_ensemble_of_one_is_its_member(make_job: Callable[..., Job]) -> None:
     _, (_, single) = run(replace(job, options=job.options.model_copy(update={"members": 1})))
     assert single.values["psnr"] == single.values["psnr_1dd"] == result.values["psnr_member_0"]
     assert single.values["cv_percent"] == 0
+
+
+@pytest.mark.parametrize(("tiling", "calls"), [("1x1", 1), ("2x2", 5)])
+def test_no_quality_is_computed_twice(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tiling: Any, calls: int
+) -> None:
+    asked: list[int] = []
+
+    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], **how: Any) -> list[dict[str, float]]:
+        asked.append(len(outputs))
+        return quality(outputs, target, **how)
+
+    monkeypatch.setattr(module, "quality", counted)
+    _, (result,) = run(make_job(fit=Fit(4, 4, 2, "uniform", tiling), budgets=(5,)))
+    assert asked == [3, *[1] * (calls - 1)]  # the ensemble and its members at once, then tile by tile
+    assert (result.values["ssim_tiles"] == result.values["ssim"]) == (tiling == "1x1")
+    assert "vif_tiles" not in result.values  # the slice is too small
+
+
+def test_metrics_go_on_beside_a_fit_that_is_not_on_the_processor(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU waited for metrics at every budget, a fifth of a run's time."""
+    reached, measured = threading.Event(), threading.Event()
+
+    def elsewhere(work: Problem, stops: list[int], **_: object) -> Iterator[Snapshot]:
+        outputs = np.random.default_rng(0).random((2, *work.tiles.shape), dtype=np.float32)
+        yield Snapshot(2, 0.1, np.zeros(2), outputs)
+        yield Snapshot(4, 0.2, np.zeros(2), outputs)
+        yield Snapshot(5, 0.3, np.zeros(2), outputs)
+        reached.set()  # the fit goes on, although the first result is not measured
+        assert measured.wait(20)
+        yield Snapshot(6, 0.4, np.zeros(2), outputs)
+
+    def slow(*arguments: Any, **how: Any) -> list[dict[str, float]]:
+        assert reached.wait(20)
+        try:
+            return quality(*arguments, **how)
+        finally:
+            measured.set()
+
+    monkeypatch.setattr(module, "run_fit", elsewhere)
+    monkeypatch.setattr(module, "quality", slow)
+    monkeypatch.setattr(module, "choose", lambda *_: Method("fused", "float32"))
+    monkeypatch.setattr(module, "device_name", lambda device: device)
+    events = list(evaluate(make_job(budgets=(5,)), device="cuda", threads=1))
+    assert [event.budget for event in events if isinstance(event, Measurement)] == [5]
 
 
 def test_seeds_depend_on_study_seed_fit_and_member_only(make_job: Callable[..., Job]) -> None:
