@@ -27,7 +27,7 @@ from ddstudy.executors import Event, Executor, Failed, Finished, Started, Worker
 from ddstudy.fit.fused import memory
 from ddstudy.leases import AtWork
 from ddstudy.metrics import measurable
-from ddstudy.samplers import Unseen, pruner, running_fits, unseen
+from ddstudy.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.settings import AXES, Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
@@ -35,6 +35,7 @@ from ddstudy.target import Target
 from ddstudy.view import StudyView
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
+LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
 
 
@@ -260,6 +261,7 @@ class _InFlight:
     setting: Setting | None
     started: datetime
     failures: int = 0
+    losses: int = 0  # of the nodes that it ran on
     reached: int = 0
     alone: bool = False
     worker: str = ""
@@ -373,7 +375,12 @@ class _Run:
         sampler = self.study.study.sampler
         assert isinstance(sampler, Unseen)
         sampler.busy = busy
-        trial, setting = self.study.ask()
+        try:
+            trial, setting = self.study.ask()
+        except SpaceExhaustedError as none:  # another driver took the last ones since we looked
+            self.study._fail(none.trial_id, "another driver took the last settings")
+            self._refresh()
+            return False
         if not self.study.claims.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
@@ -384,6 +391,10 @@ class _Run:
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space.iterations if b <= setting.iterations]
         budgets = tuple(b for b in passed if _setting(setting.fit, b) not in self.results)
+        if not budgets:
+            self.study.fail(trial, "another driver measured this")
+            self.study.claims.release(setting.fit.id)
+            return False
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
 
@@ -480,6 +491,9 @@ class _Run:
         why = event.why
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
         if event.lost and missing:
+            flight.losses += 1
+            if flight.losses == LOSSES:
+                return self._end(flight, missing, f"{LOSSES} nodes were lost while they fitted this", event.log)
             self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
             return f"{flight.fit.id}: {why}, beginning again elsewhere"
         unsound = _why_not_on_processor(self.study.spec)
@@ -496,10 +510,14 @@ class _Run:
                 self.executor.submit(flight.fit.id, work)
             return f"{flight.fit.id}: failed ({why}), trying again{how}"
         why += f"; not tried on the processor, since {unsound}" * bool(unsound)
-        self._give_up(flight.fit, missing, why, flight.trial, event.log)
+        return self._end(flight, missing, why, event.log)
+
+    def _end(self, flight: _InFlight, missing: tuple[int, ...], why: str, log: str) -> str:
+        """Gives a fit up that was tried often enough."""
+        self._give_up(flight.fit, missing, why, flight.trial, log)
         flight.trial = None
         self._forget(flight)
-        return f"{flight.fit.id}: FAIL after {RETRIES + 1} tries: {why}"
+        return f"{flight.fit.id}: FAIL after {max(flight.failures + 1, flight.losses)} tries: {why}"
 
     def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None, log: str = "") -> None:
         """Records settings as FAIL; the trial that was asked for is the largest budget's."""

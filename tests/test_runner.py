@@ -279,6 +279,55 @@ def test_failures_that_stay_are_reported_and_tried_again_by_the_next_run(
     assert set(settings_of(trials).values()) == {1}
 
 
+@pytest.mark.parametrize(("losses", "given_up"), [(runner.LOSSES - 1, False), (runner.LOSSES, True)])
+def test_a_fit_whose_nodes_are_lost_every_time_is_given_up(
+    go: Any, make_spec: MakeSpec, losses: int, given_up: bool
+) -> None:
+    """It was begun again for ever."""
+
+    class Deadly(Recording):
+        left = losses
+
+        def events(self) -> Iterator[tuple[str, Event]]:
+            while self._waiting:
+                if self._waiting[0][0].startswith("k4") and self.left:
+                    self.left -= 1
+                    yield self._waiting.popleft()[0], Failed("its node was lost", lost=True)
+                    continue
+                yield from super().events()
+
+    executor = Deadly()
+    steps, trials = go(make_spec(space={"iterations": [5]}), executor)
+    assert [fit.k for fit, _ in executor.jobs].count(4) == losses + (not given_up)
+    assert (steps[-1].done, steps[-1].failed) == ((1, 1) if given_up else (2, 0))
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert [trial.user_attrs["reason"] for trial in failed] == ["5 nodes were lost while they fitted this"] * given_up
+
+
+@pytest.mark.parametrize("k", [[2], [2, 4]], ids=["one setting, which no sampler is asked for", "several"])
+def test_a_search_ends_when_another_driver_takes_the_last_settings(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target, k: list[int]
+) -> None:
+    """Between the look and the ask: it was a traceback and left a trial RUNNING."""
+    spec = make_spec(space={"k": k, "iterations": [5]}, search={"sampler": "random", "trials": len(k)})
+    with Store(store_url, lease_seconds=2) as store:
+        first = store.drive(spec, tiny_target, sampler(spec))
+        store.driver = "another"
+        other = beside(store, first)
+        ask = first.ask
+
+        def late() -> Any:
+            list(runner.run(other, InProcess(2), forecast()))
+            return ask()
+
+        first.ask = late  # type: ignore[method-assign]
+        last = list(runner.run(first, InProcess(2), forecast()))[-1]
+        other.claims.end()
+        states = Counter(trial.state.name for trial in first.trials())
+    assert (last.done, last.failed) == (len(k), 0)
+    assert states == {"COMPLETE": len(k), "FAIL": 1}
+
+
 def test_two_drivers_share_a_postgres_study(postgres_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec(space={"k": [2, 3, 4], "l": [2, 3]})
     with Store(postgres_url) as one, Store(postgres_url) as two:
