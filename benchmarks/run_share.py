@@ -62,7 +62,7 @@ def measure(spec: StudySpec) -> dict[str, str]:
         driven = store.drive(spec, target, sampler(spec))
         with cli._executor(spec, target, None, None, quiet) as executor:
             plan = runner.plan(spec, target, set())
-            forecast = announce(quiet, spec, target, plan, executor)
+            forecast = announce(quiet, spec, target, plan, executor, driven)
             assert forecast is not None
             announced = runner.forecast_seconds(spec, target, plan, forecast, executor.slots)
             began, told = time.perf_counter(), []

@@ -18,8 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ddstudy.errors import UserError
-from ddstudy.evaluate import Check, Job, Measurement, evaluate
+from ddstudy.errors import UserError, WorkError
+from ddstudy.evaluate import Check, Job, Measurement, evaluate, job_geometry
+from ddstudy.fit import fused
+from ddstudy.settings import rows_and_columns
 from ddstudy.spec import FitSpec
 
 
@@ -96,12 +98,17 @@ def usable_cores() -> int:
     return cores
 
 
-def usable_memory() -> float:
-    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown."""
+def usable_memory(*, swap: bool = False) -> float:
+    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown.
+
+    Args:
+        swap: count what the system can make free by swapping, too.
+    """
     try:
         with open("/proc/meminfo") as meminfo:
-            free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+            lines = {line.partition(":")[0]: line.split()[1] for line in meminfo}
+        free = 1024 * sum(int(lines[name]) for name in ("MemAvailable", *["SwapFree"] * swap))
+    except (OSError, KeyError):
         return float("inf")
     limit, used = _control_group("memory.max").strip(), _control_group("memory.current").strip()
     return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
@@ -203,9 +210,26 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
+def careful(
+    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
+) -> Iterator[Check | Measurement]:
+    """`evaluate`, where there is memory for it: the system ends a run that takes more, with all that it does.
+
+    Raises:
+        WorkError: a fit on the processor needs more memory than is free.
+    """
+    if device == "cpu" and job.options.engine != "reference":  # whose memory nobody has measured
+        rows, columns = rows_and_columns(job.fit.tiling)
+        need = fused.memory(job_geometry(job.fit, job.target), rows * columns, job.options.members, threads)
+        if need > (free := usable_memory(swap=True)):
+            raise WorkError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
+    yield from evaluate(job, device=device, threads=threads, stop=stop)
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:500]
+    kind = "" if isinstance(error, WorkError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".strip().partition("\n")[0][:500]
 
 
 class InProcess:
@@ -241,7 +265,7 @@ class InProcess:
             self._stop.clear()
             yield ticket, Started(socket.gethostname())
             device = resolve_device(job.options.device)
-            for event in work_events(evaluate(job, device=device, threads=self._threads, stop=self._stop)):
+            for event in work_events(careful(job, device=device, threads=self._threads, stop=self._stop)):
                 if isinstance(event, UserError):
                     raise event
                 yield ticket, event
@@ -278,7 +302,7 @@ class Threads:
         name = self._names.get()
         self._queue.put((ticket, Started(name)))
         device = resolve_device(job.options.device)
-        for event in work_events(evaluate(job, device=device, threads=self._threads, stop=stop), shared=True):
+        for event in work_events(careful(job, device=device, threads=self._threads, stop=stop), shared=True):
             if isinstance(event, Finished | Failed):
                 self._names.put(name)
             self._queue.put((ticket, event))

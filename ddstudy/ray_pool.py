@@ -27,8 +27,19 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Check, Job, Measurement, device_name, evaluate
-from ddstudy.executors import Event, Failed, Finished, Started, Workers, describe, layout, usable_cores, work_events
+from ddstudy.evaluate import Check, Job, Measurement, device_name
+from ddstudy.executors import (
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Workers,
+    careful,
+    describe,
+    layout,
+    usable_cores,
+    work_events,
+)
 from ddstudy.spec import ExecutorSpec, FitSpec
 from ddstudy.target import Target
 
@@ -60,7 +71,7 @@ class Wish:
     executor: ExecutorSpec
     timed: bool
     bytes_per_fit: Callable[[], float]
-    work: Work = evaluate
+    work: Work = careful
     idle_seconds: float = 60.0
 
 
