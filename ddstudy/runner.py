@@ -241,8 +241,8 @@ def calibrate(
     order = sorted(fits, key=lambda fit: operations(fit, target))
     chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
     if claims is not None:
-        others = claims.orphans() | claims.alive()
-        chosen = {name: fit for name, fit in chosen.items() if name not in others}
+        elsewhere = claims.orphans() | claims.alive()
+        chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
     options = spec.fit.model_copy(update={"check_every": CALIBRATION_CHECKS})
     stability = spec.stability.model_copy(update={"prune": False})
     last = 10 * CALIBRATION_CHECKS + 1
