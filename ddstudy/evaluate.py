@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ddstudy.decoder import Geometry, geometry, initial_weights
 from ddstudy.fit import Method, Problem, choose
 from ddstudy.fit import fit as run_fit
+from ddstudy.load import DISTURBED_PERCENT, watched
 from ddstudy.metrics import foreground, measurable, psnr, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import Fit, rows_and_columns
@@ -122,7 +123,9 @@ def evaluate(
     checks: list[Check] = []
     coming: deque[Future[list[Measurement]]] = deque()
     with ThreadPoolExecutor(1) as aside:
-        for snapshot in run_fit(work, stops, device=device, threads=threads, method=method, stop=stop):
+        fitting = run_fit(work, stops, device=device, threads=threads, method=method, stop=stop)
+        busy = min(threads, job.options.members) if device == "cpu" else 1
+        for snapshot, waited in watched(fitting, busy, on_processor=device == "cpu"):
             members = np.clip(join(snapshot.outputs, job.fit.tiling, height, width), 0, 1)
             finite = bool(np.isfinite(members).all())
             scores = tuple(psnr(member, job.target.image) for member in members) if finite else ()
@@ -138,7 +141,7 @@ def evaluate(
                 served = sorted(b for b in budgets if b == check.iteration or (stopped and b > check.iteration))
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = {budget: stopped and (budget > check.iteration or not finite) for budget in served}
-                now = (check, members, snapshot.outputs, dead, late, _curve(checks))
+                now = (check, members, snapshot.outputs, dead, waited, late, _curve(checks))
                 coming.append(aside.submit(_measure, job, work, device, method, *now))
             # metrics need the processor: only a fit elsewhere goes on meanwhile, with the seconds that it has alone
             yield from _come(coming, wait=device == "cpu")
@@ -162,12 +165,15 @@ def _measure(
     members: NDArray[np.float32],
     outputs: NDArray[np.float32],
     dead: int,
+    waited: float | None,
     late: dict[int, bool],
     curve: dict[str, list[object]],
 ) -> list[Measurement]:
     """What a fit gives where it is: the result of every budget, which it was stopped before or not."""
     values = _values(job, work.shape, check, members, outputs, work.tiles, device, method)
     values["dead_members"] = dead
+    if waited is not None:
+        values |= {"waited_percent": waited, "disturbed": waited > DISTURBED_PERCENT}
     output = members.mean(axis=0)
     return [Measurement(budget, values, output, curve, stopped) for budget, stopped in late.items()]
 

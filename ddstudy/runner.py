@@ -601,7 +601,8 @@ class _Run:
             keep_forecast(self.study, self.forecast)
         shown = f"{event.values['psnr']:.2f} dB" if "psnr" in event.values else "diverged"
         cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
-        return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s"
+        rough = " (disturbed by other programs)" if event.values.get("disturbed") else ""
+        return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s{rough}"
 
     def _failed(self, flight: _InFlight, event: Failed) -> str:
         why = event.why

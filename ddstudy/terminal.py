@@ -145,6 +145,8 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     share = 100 * unstable / max(1, len(results))
     pruned = int((results["state"] == "PRUNED").sum())
     console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
+    if rough := int(results["disturbed"].eq(True).sum()):
+        console.print(f"The seconds of {rough} were disturbed by other programs on their machine.")
     console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
 
 
