@@ -595,7 +595,7 @@ class _Run:
         cost = operations(flight.fit, self.study.target)
         iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
         self.forecast.learn(cost, max(seconds, 1e-6) / iterations)
-        flight.fitted, flight.recorded = seconds, flight.recorded + 1
+        flight.fitted, flight.recorded = max(flight.fitted, seconds), flight.recorded + 1
         if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
             self.kept = time.monotonic()
             keep_forecast(self.study, self.forecast)

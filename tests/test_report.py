@@ -142,6 +142,7 @@ def test_by_axis_of_several_axes_has_a_row_per_combination(view):
 
 
 def test_figures_say_which_seconds_other_programs_disturbed(view, tmp_path):
+    view = dataclasses.replace(view, trials=view.trials.assign(device="a processor"))
     three = tables.comparable(view.trials, "seconds")["number"][:3]
     rough = dataclasses.replace(view, trials=view.trials.assign(disturbed=view.trials["number"].isin(three)))
     said = " The seconds of 3 were disturbed by other programs on their machine."
