@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ddstudy.decoder import Geometry, geometry, initial_weights
 from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together
-from ddstudy.metrics import foreground, psnr, psnr_of, quality
+from ddstudy.load import DISTURBED_PERCENT, watched
+from ddstudy.metrics import foreground, measurable, psnr, psnr_of, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import Fit, rows_and_columns
 from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec
@@ -153,17 +154,13 @@ def evaluate_together(
             for one in event.result() if isinstance(event, Future) else [event]:
                 yield index, one
 
+    works, looks = [course.work for course in courses], [course.stops for course in courses]
+    fitting = fit_together(works, looks, device=device, threads=threads, method=method, ended=stops)
+    busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
+    going = set(range(len(jobs)))
     with ThreadPoolExecutor(1) as metrics:
-        going = set(range(len(jobs)))
-        for index, snapshot in fit_together(
-            [course.work for course in courses],
-            [course.stops for course in courses],
-            device=device,
-            threads=threads,
-            method=method,
-            ended=stops,
-        ):
-            check, measure = courses[index].see(snapshot)
+        for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
+            check, measure = courses[index].see(snapshot, waited)
             if check is not None:
                 coming.append((index, check))
             if measure is not None and aside:
@@ -200,10 +197,16 @@ class _Course:
         self.checks: list[Check] = []
         self.over = False
 
-    def see(self, snapshot: Snapshot) -> tuple[Check | None, Callable[[], list[Measurement]] | None]:
+    def see(
+        self, snapshot: Snapshot, waited: float | None
+    ) -> tuple[Check | None, Callable[[], list[Measurement]] | None]:
         """The check that a snapshot is, if no member diverged, and what makes measurements of it, if any are due.
 
         A check is made of losses and ranges, that no outputs need leave their device for.
+
+        Args:
+            snapshot: of the fit.
+            waited: percent of its time that it waited for others on its machine; None where nobody can tell.
         """
         finite = bool(np.isfinite(snapshot.losses).all())
         scores = tuple(psnr_of(float(loss)) for loss in snapshot.losses) if finite else ()
@@ -216,7 +219,7 @@ class _Course:
         self.over = stopped or check.iteration == self.last
         measure = None
         if stopped or check.iteration in self.budgets:
-            measure = partial(self._measure, check, dead, stopped, snapshot.outputs, _curve(self.checks))
+            measure = partial(self._measure, check, dead, stopped, waited, snapshot.outputs, _curve(self.checks))
         return check if finite else None, measure
 
     def _unstable(self) -> bool:
@@ -228,12 +231,20 @@ class _Course:
         return stops_at(iterations, scores, self.job.stability) is not None
 
     def _measure(
-        self, check: Check, dead: int, stopped: bool, outputs: NDArray[np.float32], curve: dict[str, list[object]]
+        self,
+        check: Check,
+        dead: int,
+        stopped: bool,
+        waited: float | None,
+        outputs: NDArray[np.float32],
+        curve: dict[str, list[object]],
     ) -> list[Measurement]:
         _, height, width = self.job.target.image.shape
         members = np.clip(join(outputs, self.job.fit.tiling, height, width), 0, 1)
         values = _values(self.job, self.work, check, members, outputs, self.device, self.method)
         values["dead_members"] = dead
+        if waited is not None:
+            values |= {"waited_percent": waited, "disturbed": waited > DISTURBED_PERCENT}
         ensemble, made = members.mean(axis=0), []
         for budget in sorted(self.budgets):
             if budget == check.iteration or (stopped and budget > check.iteration):
@@ -271,17 +282,20 @@ def _values(
     ]
     values |= whole
     values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in single])) for name in whole}
-    values |= _mean_over_tiles(outputs.mean(axis=0), work.tiles)
+    values |= {f"{name}_tiles": score for name, score in _over_tiles(outputs.mean(axis=0), work.tiles, whole).items()}
     values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
     values["cv_percent"] = cv_percent(check.psnr_members)
     values["sd_db"] = float(np.std(check.psnr_members))
     return values
 
 
-def _mean_over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32]) -> dict[str, float]:
-    """The thesis' patch-wise reading of the metrics: mean over tiles of each."""
-    scores = [quality(output[None], tile)[0] for output, tile in zip(outputs, tiles, strict=True)]
-    return {f"{name}_tiles": float(np.mean([s[name] for s in scores])) for name in scores[0] if name != "ms_ssim"}
+def _over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32], whole: dict[str, float]) -> dict[str, float]:
+    """The thesis' patch-wise reading of the metrics: mean over tiles of each; of one tile it is the whole slice's."""
+    names = [name for name in ("psnr", "ssim", "vif") if measurable(name, *tiles.shape[-2:])]
+    if len(tiles) == 1:
+        return {name: whole[name] for name in names}
+    scores = [quality(output[None], tile, scales=False)[0] for output, tile in zip(outputs, tiles, strict=True)]
+    return {name: float(np.mean([score[name] for score in scores])) for name in names}
 
 
 def _curve(checks: list[Check]) -> dict[str, list[object]]:

@@ -13,15 +13,14 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ddstudy.errors import UserError
-from ddstudy.evaluate import Check, Job, Measurement, evaluate_together, job_geometry
-from ddstudy.fit import choose
-from ddstudy.fit.fused import capacity
+from ddstudy.errors import UserError, WorkError
+from ddstudy.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_geometry
+from ddstudy.fit import choose, fused
 from ddstudy.settings import rows_and_columns
 from ddstudy.spec import FitSpec
 
@@ -106,12 +105,17 @@ def usable_cores() -> int:
     return cores
 
 
-def usable_memory() -> float:
-    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown."""
+def usable_memory(*, swap: bool = False) -> float:
+    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown.
+
+    Args:
+        swap: count what the system can make free by swapping, too.
+    """
     try:
         with open("/proc/meminfo") as meminfo:
-            free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+            lines = {line.partition(":")[0]: line.split()[1] for line in meminfo}
+        free = 1024 * sum(int(lines[name]) for name in ("MemAvailable", *["SwapFree"] * swap))
+    except (OSError, KeyError):
         return float("inf")
     limit, used = _control_group("memory.max").strip(), _control_group("memory.current").strip()
     return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
@@ -213,9 +217,44 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
+def careful(
+    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
+) -> Iterator[Check | Measurement]:
+    """`evaluate`, where there is memory for it: the system ends a run that takes more, with all that it does.
+
+    Raises:
+        WorkError: the fit needs more memory than is free on its device.
+    """
+    _need_memory([job], device, threads)
+    yield from evaluate(job, device=device, threads=threads, stop=stop)
+
+
+def careful_together(
+    jobs: Sequence[Job], *, device: str, threads: int, stops: Sequence[threading.Event]
+) -> Iterator[tuple[int, Check | Measurement | None]]:
+    """`evaluate_together`, likewise."""
+    _need_memory(jobs, device, threads)
+    yield from evaluate_together(jobs, device=device, threads=threads, stops=stops)
+
+
+def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
+    first, on_gpu = jobs[0], device.startswith("cuda")
+    method = choose(device, first.options.engine, first.options.precision)
+    if method.engine == "reference":  # whose memory nobody has measured
+        return
+    rows, columns = rows_and_columns(first.fit.tiling)
+    members = sum(job.options.members for job in jobs)
+    kernels = fused.kernels_for(device) if on_gpu else None
+    shape = job_geometry(first.fit, first.target)
+    need = fused.memory(shape, rows * columns, members, threads, kernels, method.precision)
+    if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
+        raise WorkError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:500]
+    kind = "" if isinstance(error, WorkError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".strip().partition("\n")[0][:500]
 
 
 def room_on(device: str, job: Job, workers: int) -> int:
@@ -233,13 +272,20 @@ def room_on(device: str, job: Job, workers: int) -> int:
         return 1
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
+    free = _free_on_gpu(device)
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
-    reusable = torch.cuda.memory_reserved(device) - held
-    bytes_free = min(free + reusable, (free + reusable + held) / workers)
     rows, columns = rows_and_columns(job.fit.tiling)
     shape, members = job_geometry(job.fit, job.target), job.options.members
-    return max(1, capacity(shape, rows * columns, device, bytes_free, method.precision) // members)
+    most = fused.capacity(shape, rows * columns, device, min(free, (free + held) / workers), method.precision)
+    return max(1, most // members)
+
+
+def _free_on_gpu(device: str) -> float:
+    """Bytes of a GPU that a fit may take: what is free, and what torch keeps of fits that are over."""
+    import torch
+
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + reusable)
 
 
 class InProcess:
@@ -373,7 +419,7 @@ def pack_events(
     device = resolve_device(jobs[tickets[0]].options.device)
     for ticket in tickets:
         yield ticket, Started(worker, device)
-    work = evaluate_together(
+    work = careful_together(
         list(jobs.values()), device=device, threads=threads, stops=[stops[ticket] for ticket in tickets]
     )
     for index, event in _guarded(work, len(jobs), shared or len(jobs) > 1):

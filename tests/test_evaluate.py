@@ -12,7 +12,7 @@ from ddstudy import evaluate as module
 from ddstudy.decoder import Geometry
 from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
 from ddstudy.fit import Problem, Snapshot, summary
-from ddstudy.metrics import psnr
+from ddstudy.metrics import psnr, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import NOISES, TILINGS, Fit
 from ddstudy.spec import StudySpec
@@ -38,7 +38,8 @@ def run(job: Job) -> tuple[list[Check], list[Measurement]]:
 
 
 def comparable(measurement: Measurement) -> dict[str, Any]:
-    return {key: value for key, value in measurement.values.items() if not key.startswith("seconds")}
+    rough = ("seconds", "waited", "disturbed")
+    return {key: value for key, value in measurement.values.items() if not key.startswith(rough)}
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -82,6 +83,23 @@ def test_ensemble_of_one_is_its_member(make_job: Callable[..., Job]) -> None:
     _, (_, single) = run(replace(job, options=job.options.model_copy(update={"members": 1})))
     assert single.values["psnr"] == single.values["psnr_1dd"] == result.values["psnr_member_0"]
     assert single.values["cv_percent"] == 0
+
+
+@pytest.mark.parametrize(("tiling", "calls"), [("1x1", 1), ("2x2", 5)])
+def test_no_quality_is_computed_twice(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tiling: Any, calls: int
+) -> None:
+    asked: list[int] = []
+
+    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], **how: Any) -> list[dict[str, float]]:
+        asked.append(len(outputs))
+        return quality(outputs, target, **how)
+
+    monkeypatch.setattr(module, "quality", counted)
+    _, (result,) = run(make_job(fit=Fit(4, 4, 2, "uniform", tiling), budgets=(5,)))
+    assert asked == [3, *[1] * (calls - 1)]  # the ensemble and its members at once, then tile by tile
+    assert (result.values["ssim_tiles"] == result.values["ssim"]) == (tiling == "1x1")
+    assert "vif_tiles" not in result.values  # the slice is too small
 
 
 def test_seeds_depend_on_study_seed_fit_and_member_only(make_job: Callable[..., Job]) -> None:

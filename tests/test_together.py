@@ -195,11 +195,13 @@ def make_jobs(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., list[Jo
 
 
 def plain(event: Check | Measurement | None) -> Any:
-    """Without seconds."""
+    """Without what depends on the machine."""
     if isinstance(event, Check):
         return event.iteration, event.psnr_members
     if isinstance(event, Measurement):
-        values = {key: value for key, value in event.values.items() if not key.startswith("seconds")}
+        values = {
+            key: value for key, value in event.values.items() if not key.startswith(("seconds", "waited", "disturbed"))
+        }
         return event.budget, values, event.output.tobytes(), event.stopped, event.curve["psnr_members"]
     return event
 
