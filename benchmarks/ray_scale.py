@@ -81,7 +81,10 @@ def ray(workers: int, work: Callable[..., Any] = evaluate) -> Iterator[tuple[Ray
     began = time.perf_counter()
     head = {"num_cpus": workers, "object_store_memory": 500 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    executor = Ray(Wish(ONE, ExecutorSpec(kind="ray", address=cluster.address), False, partial(float, 1), work), print)
+    executor = Ray(
+        Wish(ONE, ExecutorSpec(kind="ray", address=cluster.address), False, partial(float, 1), partial(float, 1), work),
+        print,
+    )
     try:
         while executor.slots < workers:
             executor._receive()

@@ -93,6 +93,10 @@ class Replay:
         self._searched = searched
         self._waiting: deque[tuple[str, Job]] = deque()
 
+    def room(self, job: Job) -> int:
+        """See `Executor`."""
+        return 1
+
     def submit(self, ticket: str, job: Job) -> None:
         """See `ddstudy.executors.Executor`."""
         self._waiting.append((ticket, job))

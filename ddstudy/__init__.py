@@ -9,6 +9,7 @@ Data flows one way: a module imports only from those above it, and a library has
     noise       input tensors from a seed
     decoder     geometry, parameters and random starts of the network
     fit         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
+    load        whether other programs disturbed a fit's seconds
     metrics     PSNR, SSIM, MS-SSIM, VIF
     stability   CV, the thesis' filter, the rule that stops a fit early; numbers only
     evaluate    one fit -> the results of every setting that it serves; no Optuna, no database

@@ -131,7 +131,7 @@ def run(
             the_plan = runner.plan(spec, image, set(so_far), driven.reused)
             last = None
             try:
-                forecast = announce(console, spec, image, the_plan, executor)
+                forecast = announce(console, spec, image, the_plan, executor, driven)
                 if forecast is not None:
                     with live(console) as show:
                         for progress in runner.run(driven, executor, forecast):
@@ -593,15 +593,12 @@ def _override(
 
 
 def _import(driven: Driven, source: StudyView, executor: Executor, console: Console) -> None:
-    from ddstudy.evaluate import device_name
-    from ddstudy.executors import resolve_device
-    from ddstudy.ray_pool import Ray
     from ddstudy.samplers import Unseen
+    from ddstudy.terminal import device_of
 
     sampler = driven.study.sampler
     marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
-    here = executor.device if isinstance(executor, Ray) else device_name(resolve_device(driven.spec.fit.device))
-    count = driven.reuse(source, device=here, marks=marks)
+    count = driven.reuse(source, device=device_of(executor, driven.spec), marks=marks)
     console.print(f"{count:,} results of {source.name} imported", soft_wrap=True)
 
 
@@ -616,11 +613,12 @@ def _executor(
     from ddstudy.runner import bytes_of_largest_fit
 
     timed, bytes_per_fit = "seconds" in spec.objectives, partial(bytes_of_largest_fit, spec, image)
+    bytes_on_gpu = partial(bytes_of_largest_fit, spec, image, "cuda:0")
     executor: Executor
     if spec.executor.kind == "ray":
         if workers or threads:
             raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit), console.print)
+        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit, bytes_on_gpu), console.print)
     else:
         cores = layout(
             spec.fit,

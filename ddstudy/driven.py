@@ -108,7 +108,8 @@ class Driven:
 
         They are judged anew by this study's limits, and carry where they come from as `reused_from`. Left out are
         settings outside of this space, those without a metric that is an objective here, fits that another rule
-        stopped early, and, where seconds are an objective, results of another device or of a shared one.
+        stopped early, and, where seconds are an objective, results of another device, or with
+        seconds that others had a part in.
 
         Args:
             other: what `Store.source` gave.
@@ -126,7 +127,7 @@ class Driven:
                 continue
             setting, attrs = setting_of(trial), trial.user_attrs
             stopped = attrs["iterations_done"] < setting.iterations
-            comparable = not attrs["shared"] and attrs["device"] == device
+            comparable = not attrs["shared"] and not attrs.get("disturbed") and attrs["device"] == device
             complete = "psnr" not in attrs or all(metric in attrs for metric in self.spec.objectives)
             wanted = setting in self.space and setting not in measured and complete
             if not wanted or (stopped and not same_rule) or (timed and not comparable):

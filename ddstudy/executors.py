@@ -13,21 +13,24 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ddstudy.errors import UserError
-from ddstudy.evaluate import Check, Job, Measurement, evaluate
+from ddstudy.errors import UserError, WorkError
+from ddstudy.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_geometry
+from ddstudy.fit import choose, fused
+from ddstudy.settings import rows_and_columns
 from ddstudy.spec import FitSpec
 
 
 @dataclass(frozen=True)
 class Started:
-    """A job has begun on a worker, whose name is for people."""
+    """A job has begun on a worker, whose name is for people, and on a torch device."""
 
     worker: str
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,16 @@ class Executor(Protocol):
 
     @property
     def slots(self) -> int:
-        """Jobs that run at the same time, by now."""
+        """Jobs, or packs of them, that run at the same time, by now."""
+
+    def room(self, job: Job) -> int:
+        """How many jobs of this one's kind are done fastest as one pack here; 1 where they are better done alone."""
 
     def submit(self, ticket: str, job: Job) -> None:
         """Adds a job under a name of the caller's choice."""
+
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        """Adds jobs of one kind as a pack; each has its own events and its own end."""
 
     def cancel(self, ticket: str) -> None:
         """Ends a job early; its next event is `Finished`, or one that was on its way."""
@@ -96,12 +105,17 @@ def usable_cores() -> int:
     return cores
 
 
-def usable_memory() -> float:
-    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown."""
+def usable_memory(*, swap: bool = False) -> float:
+    """Bytes that fits may take here: what is free, within the limit of the control group; infinite if unknown.
+
+    Args:
+        swap: count what the system can make free by swapping, too.
+    """
     try:
         with open("/proc/meminfo") as meminfo:
-            free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+            lines = {line.partition(":")[0]: line.split()[1] for line in meminfo}
+        free = 1024 * sum(int(lines[name]) for name in ("MemAvailable", *["SwapFree"] * swap))
+    except (OSError, KeyError):
         return float("inf")
     limit, used = _control_group("memory.max").strip(), _control_group("memory.current").strip()
     return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
@@ -203,13 +217,79 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
+def careful(
+    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
+) -> Iterator[Check | Measurement]:
+    """`evaluate`, where there is memory for it: the system ends a run that takes more, with all that it does.
+
+    Raises:
+        WorkError: the fit needs more memory than is free on its device.
+    """
+    _need_memory([job], device, threads)
+    yield from evaluate(job, device=device, threads=threads, stop=stop)
+
+
+def careful_together(
+    jobs: Sequence[Job], *, device: str, threads: int, stops: Sequence[threading.Event]
+) -> Iterator[tuple[int, Check | Measurement | None]]:
+    """`evaluate_together`, likewise."""
+    _need_memory(jobs, device, threads)
+    yield from evaluate_together(jobs, device=device, threads=threads, stops=stops)
+
+
+def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
+    first, on_gpu = jobs[0], device.startswith("cuda")
+    method = choose(device, first.options.engine, first.options.precision)
+    if method.engine == "reference":  # whose memory nobody has measured
+        return
+    rows, columns = rows_and_columns(first.fit.tiling)
+    members = sum(job.options.members for job in jobs)
+    kernels = fused.kernels_for(device) if on_gpu else None
+    shape = job_geometry(first.fit, first.target)
+    need = fused.memory(shape, rows * columns, members, threads, kernels, method.precision)
+    if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
+        raise WorkError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:500]
+    kind = "" if isinstance(error, WorkError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".strip().partition("\n")[0][:500]
+
+
+def room_on(device: str, job: Job, workers: int) -> int:
+    """How many fits like a job's fill a device together, by its free memory; see `Executor.room`.
+
+    On the processor a pack gains nothing: members are computed one by one there (benchmarks/layout.py).
+
+    Args:
+        device: a torch device.
+        job: one of them.
+        workers: packs that run there at the same time.
+    """
+    method = choose(device, job.options.engine, job.options.precision)
+    if method.engine != "fused" or not device.startswith("cuda"):
+        return 1
+    import torch
+
+    free = _free_on_gpu(device)
+    held = torch.cuda.memory_allocated(device)  # by fits that run beside
+    rows, columns = rows_and_columns(job.fit.tiling)
+    shape, members = job_geometry(job.fit, job.target), job.options.members
+    most = fused.capacity(shape, rows * columns, device, min(free, (free + held) / workers), method.precision)
+    return max(1, most // members)
+
+
+def _free_on_gpu(device: str) -> float:
+    """Bytes of a GPU that a fit may take: what is free, and what torch keeps of fits that are over."""
+    import torch
+
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + reusable)
 
 
 class InProcess:
-    """One fit at a time, in this thread: nothing else runs while a fit is timed.
+    """One fit, or one pack, at a time, in this thread: nothing else runs while a fit is timed.
 
     Args:
         threads: of a fit.
@@ -219,17 +299,26 @@ class InProcess:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._waiting: deque[tuple[str, Job]] = deque()
-        self._stop = threading.Event()
+        self._waiting: deque[dict[str, Job]] = deque()
+        self._stops: dict[str, threading.Event] = {}
+
+    def room(self, job: Job) -> int:
+        """See `Executor`."""
+        return room_on(resolve_device(job.options.device), job, self.slots)
 
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
-        resolve_device(job.options.device)
-        self._waiting.append((ticket, job))
+        self.submit_together({ticket: job})
+
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        """See `Executor`."""
+        for job in jobs.values():
+            resolve_device(job.options.device)
+        self._waiting.append(dict(jobs))
 
     def cancel(self, ticket: str) -> None:
-        """See `Executor`; a job that runs is the only one that anybody has heard of."""
-        self._stop.set()
+        """See `Executor`."""
+        self._stops[ticket].set()
 
     def expect(self, jobs: int) -> None:
         """See `Executor`."""
@@ -237,11 +326,9 @@ class InProcess:
     def events(self) -> Iterator[tuple[str, Event]]:
         """See `Executor`."""
         while self._waiting:
-            ticket, job = self._waiting.popleft()
-            self._stop.clear()
-            yield ticket, Started(socket.gethostname())
-            device = resolve_device(job.options.device)
-            for event in work_events(evaluate(job, device=device, threads=self._threads, stop=self._stop)):
+            jobs = self._waiting.popleft()
+            self._stops = {ticket: threading.Event() for ticket in jobs}
+            for ticket, event in pack_events(jobs, self._stops, socket.gethostname(), self._threads):
                 if isinstance(event, UserError):
                     raise event
                 yield ticket, event
@@ -268,20 +355,27 @@ class Threads:
         for index in range(layout.workers):
             self._names.put(f"{socket.gethostname()} {index + 1}")
 
+    def room(self, job: Job) -> int:
+        """See `Executor`."""
+        return room_on(resolve_device(job.options.device), job, self.slots)
+
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
-        resolve_device(job.options.device)
-        self._stops[ticket] = threading.Event()
-        self._pool.submit(self._fit, ticket, job, self._stops[ticket])
+        self.submit_together({ticket: job})
 
-    def _fit(self, ticket: str, job: Job, stop: threading.Event) -> None:
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        """See `Executor`."""
+        stops = {ticket: threading.Event() for ticket in jobs}
+        for job in jobs.values():
+            resolve_device(job.options.device)
+        self._stops |= stops
+        self._pool.submit(self._fit, dict(jobs), stops)
+
+    def _fit(self, jobs: Mapping[str, Job], stops: Mapping[str, threading.Event]) -> None:
         name = self._names.get()
-        self._queue.put((ticket, Started(name)))
-        device = resolve_device(job.options.device)
-        for event in work_events(evaluate(job, device=device, threads=self._threads, stop=stop), shared=True):
-            if isinstance(event, Finished | Failed):
-                self._names.put(name)
+        for ticket, event in pack_events(jobs, stops, name, self._threads, shared=True):
             self._queue.put((ticket, event))
+        self._names.put(name)
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
@@ -307,6 +401,31 @@ class Threads:
         self._pool.shutdown(cancel_futures=True)
 
 
+def pack_events(
+    jobs: Mapping[str, Job], stops: Mapping[str, threading.Event], worker: str, threads: int, *, shared: bool = False
+) -> Iterator[tuple[str, Event | UserError]]:
+    """The events of a pack under its jobs' tickets, each from its start to its end or its failure.
+
+    What fails fails for all that were still at work: whoever submitted them tries each alone.
+
+    Args:
+        jobs: of one kind, under their tickets; one alone is a pack, too.
+        stops: of each, an event that ends it early.
+        worker: name for people.
+        threads: of the fit.
+        shared: whether other fits run on its device.
+    """
+    tickets = list(jobs)
+    device = resolve_device(jobs[tickets[0]].options.device)
+    for ticket in tickets:
+        yield ticket, Started(worker, device)
+    work = careful_together(
+        list(jobs.values()), device=device, threads=threads, stops=[stops[ticket] for ticket in tickets]
+    )
+    for index, event in _guarded(work, len(jobs), shared or len(jobs) > 1):
+        yield tickets[index], event
+
+
 def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) -> Iterator[Event | UserError]:
     """A fit's events with its end or its failure; a mistake of the user's comes as the last.
 
@@ -314,17 +433,32 @@ def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) ->
         work: `evaluate` of a job.
         shared: whether other fits run on its device.
     """
+
+    def alone() -> Iterator[tuple[int, Check | Measurement | None]]:
+        for event in work:
+            yield 0, event
+        yield 0, None
+
+    return (event for _, event in _guarded(alone(), 1, shared))
+
+
+def _guarded(
+    work: Iterator[tuple[int, Check | Measurement | None]], jobs: int, shared: bool
+) -> Iterator[tuple[int, Event | UserError]]:
+    going = set(range(jobs))
     with contextlib.closing(work):  # type: ignore[type-var]  # a generator has close()
-        while True:
+        while going:
             try:
-                event = next(work, None)
+                index, event = next(work)
             except UserError as error:
-                yield error
+                yield min(going), error
                 return
             except Exception as error:  # whatever a device or library raises, the study goes on
-                yield Failed(describe(error), traceback.format_exc(), shared)
+                failed = Failed(describe(error), traceback.format_exc(), shared)
+                yield from ((index, failed) for index in sorted(going))
                 return
             if event is None:
-                yield Finished()
-                return
-            yield replace(event, shared=shared) if isinstance(event, Measurement) else event
+                going.remove(index)
+                yield index, Finished()
+            else:
+                yield index, replace(event, shared=shared) if isinstance(event, Measurement) else event

@@ -76,6 +76,7 @@ class AtWork:
         worker: where it runs; empty if nothing was told yet.
         iteration: where it is.
         of: its last iteration.
+        ends: when its driver expects the study to be done, in seconds since 1970; None if nobody can tell.
     """
 
     fit: str
@@ -83,6 +84,7 @@ class AtWork:
     worker: str = ""
     iteration: int = 0
     of: int = 0
+    ends: float | None = None
 
 
 def at_work(engine: sa.Engine, study_id: int) -> list[AtWork]:
@@ -145,7 +147,8 @@ class Claims:
         lease_seconds: how long a claim outlives its driver; it is renewed three times as often.
 
     Attributes:
-        deaths: of the fits taken, how many drivers died with each since a run was begun last.
+        deaths: of the fits taken, how many drivers died with each, one after the other: who gives a fit back, done or
+            given up, ends the count.
         patiently: calls something again while the database's server is away, for as long as a lease.
     """
 
@@ -192,11 +195,22 @@ class Claims:
         )
         return bool(self._patient_rows(look, fit_id) or self._patient_rows(self._renewal, fit_id))
 
-    def tell(self, fit_id: str, worker: str, iteration: int, of: int) -> None:
-        """Lets others see where a fit that is ours runs, and from the next renewal on how far it is."""
+    def tell(self, fit_id: str, worker: str, iteration: int, of: int, left: float | None = None) -> None:
+        """Lets others see where a fit that is ours runs, and from the next renewal on how far it is.
+
+        Args:
+            fit_id: the fit.
+            worker: where it runs.
+            iteration: where it is.
+            of: its last iteration.
+            left: seconds until the study is done, if we can tell.
+        """
         if fit_id not in self._doing:
             self._untold.add(fit_id)
-        self._doing[fit_id] = json.dumps({"worker": worker[:200], "iteration": iteration, "of": of})
+        self._doing[fit_id] = json.dumps(
+            {"worker": worker[:200], "iteration": iteration, "of": of}
+            | ({} if left is None else {"ends": round(time.time() + left, 1)})
+        )
 
     def release(self, fit_id: str) -> None:
         """Gives a fit back; nothing happens to another driver's claim."""
@@ -217,13 +231,19 @@ class Claims:
             )
         )
 
-    def forget_all(self) -> None:
-        """Drops every driver's claims on the study."""
-        self._rows("DELETE FROM ddstudy_claims WHERE study_id = :study RETURNING fit, deaths")
+    def bury(self) -> None:
+        """Ends all claims of other drivers, who are known to be dead; whoever takes one counts a death."""
+        self._rows(
+            "UPDATE ddstudy_claims SET expires = 0 WHERE study_id = :study AND driver <> :driver RETURNING fit, deaths"
+        )
 
-    def forgive(self) -> None:
-        """Counts deaths anew: whoever begins a run asks for another try of the fits that drivers died with."""
-        self._rows("UPDATE ddstudy_claims SET deaths = -1 WHERE study_id = :study RETURNING fit, deaths")
+    def orphans(self) -> set[str]:
+        """Fits that drivers died with, and nobody has taken since."""
+        return set(
+            self._patient_rows(
+                f"SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND expires < {self._clock}"
+            )
+        )
 
     def end(self) -> None:
         """Stops renewing and gives back what is held."""

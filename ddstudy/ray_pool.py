@@ -14,21 +14,36 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Check, Job, Measurement, device_name, evaluate
-from ddstudy.executors import Event, Failed, Finished, Started, Workers, describe, layout, usable_cores, work_events
+from ddstudy.evaluate import Check, Job, Measurement, device_name
+from ddstudy.executors import (
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Workers,
+    careful,
+    describe,
+    layout,
+    usable_cores,
+    work_events,
+)
 from ddstudy.spec import ExecutorSpec, FitSpec
 from ddstudy.target import Target
 
@@ -38,7 +53,9 @@ PATIENCE_SECONDS = 600.0  # without any worker: nodes of a cloud may take minute
 SILENCE_SECONDS = 10.0  # without any worker, before the user is told what is waited for
 CONTEXT_BYTES = 1e9  # of CUDA and its libraries in each process; a cautious guess, nothing was measured
 TRIES = 3  # of starting a worker, before its slot is given up
-GONE = "the Ray cluster is gone\nWhat was finished is kept; the same command goes on."
+ANSWER_SECONDS = 5.0  # of a cluster that is asked whether it is there
+GONE = "the Ray cluster is gone"
+KEPT = "What was finished is kept; the same command goes on."
 
 Work = Callable[..., Iterator[Check | Measurement]]
 
@@ -51,7 +68,8 @@ class Wish:
         fit: members, device and engine of its fits.
         executor: address, and how GPUs are shared.
         timed: seconds are an objective: a fit has its device to itself, and all devices are of one kind.
-        bytes_per_fit: memory of the largest fit; asked for where it decides.
+        bytes_per_fit: memory of the largest fit on the processor; asked for where it decides.
+        bytes_on_gpu: of the largest fit on a GPU, likewise.
         work: what a worker does with a job.
         idle_seconds: of a worker that no job is left for, until it leaves its node to others or to an autoscaler.
     """
@@ -60,7 +78,8 @@ class Wish:
     executor: ExecutorSpec
     timed: bool
     bytes_per_fit: Callable[[], float]
-    work: Work = evaluate
+    bytes_on_gpu: Callable[[], float]
+    work: Work = careful
     idle_seconds: float = 60.0
 
 
@@ -103,15 +122,20 @@ class Ray:
         self._jobs: set[str] = set()
         self._expected = 0
         self._targets: dict[int, Target] = {}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (of the process, which outlives this function)
         ours, theirs = socket.socketpair()
         with theirs:
+            # it finds what this process finds, and neither it nor Ray's workers, who are told its folder, what happens
+            # to lie in the user's: a queue.py or numpy.py there is no library
+            begin = f"import sys; sys.path[:] = {sys.path!r}; from ddstudy.ray_pool import serve"
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from ddstudy.ray_pool import serve; serve({theirs.fileno()})"],
+                [sys.executable, "-P", "-c", f"{begin}; serve({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
+                cwd=Path(__file__).parent.parent,
                 env=environment_for_ray(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._errors,
             )
         self._pipe = Connection(ours.detach())
         try:
@@ -124,6 +148,15 @@ class Ray:
             self.close()
             raise
 
+    def room(self, job: Job) -> int:
+        """See `Executor`; a worker does one job at a time."""
+        return 1
+
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        """See `Executor`."""
+        for ticket, job in jobs.items():
+            self.submit(ticket, job)
+
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
         key = id(job.target)
@@ -131,7 +164,7 @@ class Ray:
             self._targets[key] = job.target  # kept, so that no other takes its place
             self._send("target", key, job.target)
         self._jobs.add(ticket)
-        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability))
+        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability, job.timed))
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
@@ -161,6 +194,7 @@ class Ray:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._errors.close()
 
     def _send(self, *message: Any) -> None:
         with contextlib.suppress(OSError):  # it is gone; why is the next thing that we receive
@@ -170,13 +204,23 @@ class Ray:
         try:
             ticket, events = self._pipe.recv()
         except (EOFError, OSError):
-            raise WorkError(GONE) from None
+            raise WorkError(f"{GONE}{self._last_words()}\n{KEPT}") from None
         for event in events:
             if isinstance(event, Workers):
                 self.slots, self.device = event.slots, self.device or event.device
             if isinstance(event, Exception):
                 raise event
         return ticket, events
+
+    def _last_words(self) -> str:
+        """What the other process wrote last, if it did not end in peace."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        words = re.sub(r"^\[[^]]*\] \S+:\d+: ", "", words)  # time, process and place in Ray's sources
+        return f": {textwrap.shorten(words, 160, placeholder=' ..')}" * bool(words)
 
 
 def environment_for_ray() -> dict[str, str]:
@@ -244,8 +288,8 @@ class _Worker:
         """The events of a job, those together that come together."""
         self._stop.clear()
         self._ticket = ticket
-        fit, budgets, options, noise, stability = parts
-        job = Job(fit, budgets, target, options, noise, stability)
+        fit, budgets, options, noise, stability, timed = parts
+        job = Job(fit, budgets, target, options, noise, stability, timed)
         # the processor is asked for where the GPU failed
         device = "cpu" if options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
@@ -353,7 +397,7 @@ class _Pool:
             try:
                 nodes = await asyncio.to_thread(self._ray.nodes)
             except Exception:  # Ray has no common one for a lost head, and ends this process soon, too
-                raise WorkError(GONE) from None
+                raise WorkError(f"{GONE}\n{KEPT}") from None
             self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
             self._scout(device)
             if self._slots:
@@ -375,18 +419,24 @@ class _Pool:
         valid = "Valid: local, auto (a cluster started with `ray start`) or HOST:PORT."
         if not os.environ.get("RAY_AUTH_MODE"):  # `ray start` uses tokens where it finds one, who connects must say so
             valid += " A cluster that wants a token needs RAY_AUTH_MODE=token."
-        if address.startswith("ray://"):
-            raise UserError(f"{address}: fits stream back, which Ray's client cannot", f"{valid} Or `ray job submit`.")
-        options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
             options |= {"num_cpus": usable_cores(), "include_dashboard": False}
         try:
-            host, colon, port = address.rpartition(":")
-            if colon and port.isdecimal():  # Ray itself would try for a minute
-                socket.create_connection((host, int(port)), timeout=10).close()
-            self._ray.init(**options)
+            found = address
+            if address == "auto":
+                found = self._ray._private.services.canonicalize_bootstrap_address(address)
+            if found.startswith("ray://"):
+                why = f"{found}: fits stream back, which Ray's client cannot"
+                raise UserError(why, f"{valid} Or `ray job submit`.")
+            if found != "local":
+                _ask(found)
+            self._ray.init(address=found, **options)
+        except UserError:
+            raise
         except (Exception, SystemExit) as error:  # of many kinds: connection, version, address
-            raise UserError(f"no Ray cluster at '{address}': {describe(error)}", valid) from None
+            where = f"'{address}'" if found == address else f"'{address}', which is {found} here"
+            raise UserError(f"no Ray cluster at {where}: {describe(error)}", valid) from None
 
     def _device(self) -> str:
         """Which devices the study uses: of `auto`, GPUs if the cluster has any now, and processors else."""
@@ -486,7 +536,7 @@ class _Pool:
         share = place.resources["num_gpus"]
         if place.device != "cuda" or share >= 1:
             return True
-        need = CONTEXT_BYTES + await asyncio.to_thread(self._wish.bytes_per_fit)
+        need = CONTEXT_BYTES + await asyncio.to_thread(self._wish.bytes_on_gpu)
         if need <= share * memory:
             return True
         wrong = f"executor.gpus_per_fit: the largest fit needs {need / 1e9:.1f} GB, {share:g} of a GPU has "
@@ -509,7 +559,7 @@ class _Pool:
             self.tell(ticket, [Finished()])
             return True
         self._running[ticket] = worker
-        self.tell(ticket, [Started(name)])
+        self.tell(ticket, [Started(name, "cpu" if parts[2].device == "cpu" else place.device)])
         try:
             task = worker.fit.options(num_returns="streaming", name=parts[0].id)
             async for reference in task.remote(ticket, self._targets[target], parts):
@@ -555,6 +605,25 @@ class _Pool:
         if fate is not None:
             return Failed("its worker was killed or crashed", log, place.shared)
         return Failed(describe(getattr(error, "cause", None) or error), log, place.shared)
+
+
+def _ask(address: str) -> None:
+    """Whether a cluster's head answers at HOST:PORT: where none does, Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens, or nobody answers as a server of gRPC does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # Ray says what is wrong with it
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        with contextlib.suppress(TimeoutError):
+            if connection.recv(9)[3:4] == b"\4":  # both sides of HTTP/2 begin with their settings
+                return
+        raise ConnectionError("what listens there does not answer as Ray does")
 
 
 def _nothing() -> None:

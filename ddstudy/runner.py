@@ -7,34 +7,42 @@ executors, and a result is recorded the moment it arrives, so stopping at any mo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from ddstudy.driven import Driven
 from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Check, Job, Measurement, job_geometry
 from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
-from ddstudy.fit.fused import memory
-from ddstudy.leases import AtWork
+from ddstudy.fit.fused import kernels_for, memory
+from ddstudy.leases import AtWork, Claims
 from ddstudy.metrics import measurable
-from ddstudy.samplers import Unseen, pruner, running_fits, unseen
-from ddstudy.settings import AXES, Fit, Setting, budgets_by_fit, rows_and_columns
+from ddstudy.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
+from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent
 from ddstudy.target import Target
 from ddstudy.view import StudyView
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
+LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of
+CALIBRATION_SECONDS = 5.0
+CALIBRATION_CHECKS = 4  # iterations: members are spread over threads, and one alone would leave the last of them idle
+PACE_SECONDS = 600.0  # that the time left looks back
+TRUST_SECONDS = 10.0  # of work that a forecast stands for, before what was seen outweighs it
+KEEP_SECONDS = 30.0  # between looks of other runs at what this one learnt
+_FORECAST = "ddstudy:forecast"  # attribute of a study
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
 
 
@@ -52,7 +60,7 @@ class Plan:
     settings: int
     fits: int
     done: int
-    todo: Mapping[Fit, tuple[int, ...]]
+    todo: dict[Fit, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -126,84 +134,197 @@ def operations(fit: Fit, target: Target) -> float:
     return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
 
 
-def bytes_of_largest_fit(spec: StudySpec, target: Target) -> int:
-    """Memory of the largest fit of a study on the processor, all members in threads of their own."""
+def bytes_of_largest_fit(spec: StudySpec, target: Target, device: str = "cpu") -> int:
+    """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
     shapes = [
         (job_geometry(fit, target), rows_and_columns(fit.tiling)) for fit in budgets_by_fit(spec.space.search_space)
     ]
     shape, (rows, columns) = max(
         shapes, key=lambda it: it[0].k * sum(h * w for h, w in it[0].sizes) * it[1][0] * it[1][1]
     )
-    return memory(shape, rows * columns, spec.fit.members, spec.fit.members)
+    members = spec.fit.members
+    return memory(shape, rows * columns, members, members, kernels_for(device), spec.fit.precision)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to do, or done: operations and iterations of all members, and results; sums of fits' are exact."""
+
+    operations: int = 0
+    iterations: int = 0
+    results: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.operations + other.operations, self.iterations + other.iterations, self.results + other.results
+        )
+
+    def __sub__(self, other: Work) -> Work:
+        return self + other.times(-1)
+
+    def times(self, factor: float) -> Work:
+        """A share of it."""
+        return Work(*(round(factor * part) for part in (self.operations, self.iterations, self.results)))
 
 
 @dataclass
 class Forecast:
-    """Seconds per iteration from what was measured so far: overhead + slope * operations."""
+    """What fits take, from what was measured so far.
 
-    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
-    _line: tuple[float, float] = (0.0, 0.0)
+    An iteration takes overhead + slope * operations seconds of fitting. Whatever a fit takes besides, for noise,
+    starting weights, metrics, images and the store, is counted per result.
+
+    Attributes:
+        where: the devices that it is of.
+        sums: of the least squares: x x, x y, y y, x and y over everything learnt.
+        besides: seconds besides fitting, and of how many results.
+    """
+
+    where: str = ""
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+    besides: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
     def learn(self, cost: float, seconds: float) -> None:
         """Adds one measured cost of an iteration of all members."""
         # least squares of relative errors, so that a fit of a minute does not drown one of a second; sums are all it
         # takes, and a study has many fits
         x, y = 1 / seconds, cost / seconds
-        self._sums += (x * x, x * y, y * y, x, y)
-        xx, xy, yy, sx, sy = map(float, self._sums)
+        self.sums = [sum(both) for both in zip(self.sums, (x * x, x * y, y * y, x, y), strict=True)]
+
+    def learn_besides(self, seconds: float, results: int) -> None:
+        """Adds what a fit with so many results took beside its fitting."""
+        self.besides = [self.besides[0] + seconds, self.besides[1] + results]
+
+    def _line(self) -> tuple[float, float]:
+        xx, xy, yy, sx, sy = self.sums
         determinant = xx * yy - xy * xy
-        overhead, slope = 0.0, sy / yy  # the line through the origin
         if determinant > 1e-9 * xx * yy:
             line = (sx * yy - sy * xy) / determinant, (sy * xx - sx * xy) / determinant
             if min(line) >= 0:  # else too few or too noisy for a line that makes sense
-                overhead, slope = line
-        self._line = (overhead, slope)
+                return line
+        return 0.0, sy / yy if yy else 0.0  # the line through the origin
 
-    def seconds(self, cost: float, iterations: float = 1) -> float:
-        """Expected seconds of so many iterations of all members that together have a cost, by default of one."""
-        overhead, slope = self._line
-        return overhead * iterations + slope * cost
+    @property
+    def known(self) -> bool:
+        """Whether anything was learnt."""
+        return any(self.sums)
+
+    def fitting(self, work: Work) -> float:
+        """Expected seconds of fitting."""
+        overhead, slope = self._line()
+        return overhead * work.iterations + slope * work.operations
+
+    def seconds(self, work: Work) -> float:
+        """Expected seconds with all that fits take besides."""
+        return self.fitting(work) + work.results * self.besides[0] / max(1, self.besides[1])
 
 
-def calibrate(spec: StudySpec, target: Target, fits: list[Fit], executor: Executor) -> Forecast:
-    """A few iterations of the cheapest, the middle and the dearest fit, where the study itself will run."""
+def calibrate(
+    spec: StudySpec, target: Target, fits: list[Fit], executor: Executor, claims: Claims | None = None
+) -> Forecast:
+    """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
+
+    It takes `CALIBRATION_SECONDS`, and whatever an iteration that is under way then, or compilation, takes beyond.
+
+    Args:
+        spec: the study.
+        target: its image.
+        fits: that are to do.
+        executor: where.
+        claims: ours, of a study that is stored: a driver may die of what is tried here, too.
+
+    Returns:
+        A forecast that knows nothing if there was no time for a single iteration.
+
+    Raises:
+        WorkError: no fit works.
+    """
     order = sorted(fits, key=lambda fit: operations(fit, target))
-    forecast = Forecast()
-    chosen = {order[0]: 12, order[len(order) // 2]: 6, order[-1]: 2}
-    measured: dict[str, list[float]] = {}
-    for fit, iterations in chosen.items():
-        work = job(spec, target, fit, (1, 1 + iterations))
-        executor.submit(fit.id, replace(work, stability=work.stability.model_copy(update={"prune": False})))
-    failures = []
+    chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
+    if claims is not None:
+        elsewhere = claims.orphans() | claims.alive()
+        chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
+    options = spec.fit.model_copy(update={"check_every": CALIBRATION_CHECKS})
+    stability = spec.stability.model_copy(update={"prune": False})
+    last = 10 * CALIBRATION_CHECKS + 1
+    for name, fit in chosen.items():
+        executor.submit(name, replace(job(spec, target, fit, (1, last)), options=options, stability=stability))
+    started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
+    besides: list[float] = []
+    end = time.monotonic() + CALIBRATION_SECONDS
     for ticket, event in executor.events():
-        if isinstance(event, Measurement):
-            measured.setdefault(ticket, []).append(float(event.values["seconds"]))
-        if isinstance(event, Failed):
+        now = time.monotonic()
+        if isinstance(event, Started):
+            started[ticket] = now
+            if claims is not None:
+                claims.take(ticket)
+        elif isinstance(event, Finished | Failed) and claims is not None:
+            claims.release(ticket)
+        if isinstance(event, Check):
+            checks.setdefault(ticket, []).append(event)
+        elif isinstance(event, Measurement) and event.budget == 1:
+            besides.append(now - started[ticket] - float(event.values["seconds"]))
+        elif isinstance(event, Failed):
             failures.append(f"{ticket}: {event.why}")
-    for fit, iterations in chosen.items():
-        if len(measured.get(fit.id, ())) == 2:
-            first, last = measured[fit.id]
-            forecast.learn(operations(fit, target), max(last - first, 1e-6) / iterations)
-    if not any(len(seconds) == 2 for seconds in measured.values()):
+        seen = checks.get(ticket, [])
+        enough = len(seen) > 1 and seen[-1].seconds > CALIBRATION_SECONDS / 10
+        if ticket and not isinstance(event, Finished | Failed) and (enough or (now > end and checks)):
+            executor.cancel(ticket)
+    for name, (first, *others) in checks.items():
+        seconds, iterations = first.seconds, first.iteration
+        if others:  # the first iteration may be unlike the rest
+            seconds, iterations = others[-1].seconds - seconds, others[-1].iteration - iterations
+        forecast.learn(operations(chosen[name], target), max(seconds, 1e-6) / iterations)
+    if besides:
+        forecast.learn_besides(min(besides), 1)  # the others may have loaded libraries and kernels
+    if chosen and len(failures) == len(chosen):
         raise WorkError(f"no fit works here: {failures[0]}")
     return forecast
 
 
+def kept_forecast(study: Driven, where: str) -> Forecast | None:
+    """What earlier runs of a study learnt on devices like ours."""
+    with contextlib.suppress(ValueError, TypeError):  # edited by hand, or by a later version
+        kept = Forecast(**json.loads(study.study.user_attrs.get(_FORECAST, "{}")))
+        numbers = np.asarray([*kept.sums, *kept.besides], dtype=float)
+        if kept.where == where and kept.known and numbers.shape == (7,) and np.isfinite(numbers).all():
+            return kept
+    return None
+
+
+def keep_forecast(study: Driven, forecast: Forecast) -> None:
+    """Stores what was learnt for the runs that go on with a study."""
+    study.claims.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
+
+
+def work_of(fit: Fit, budgets: tuple[int, ...], target: Target) -> Work:
+    """The work of a fit."""
+    return Work(int(operations(fit, target)) * max(budgets), max(budgets), len(budgets))
+
+
+def work_ahead(spec: StudySpec, target: Target, the_plan: Plan) -> Work:
+    """The work of a plan without any early stop; for a search, of average settings."""
+    if spec.search.sampler == "grid":
+        return sum((work_of(fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
+    # a search asks for whole fits, whose every budget is a result, or where time counts for any budget of theirs
+    asked = [
+        work_of(fit, budgets[:count], target)
+        for fit, budgets in budgets_by_fit(spec.space.search_space).items()
+        for count in (range(1, len(budgets) + 1) if "seconds" in spec.objectives else [len(budgets)])
+    ]
+    total = sum(asked, Work())
+    return total.times(max(0, the_plan.settings - the_plan.done) / total.results)
+
+
 def forecast_seconds(spec: StudySpec, target: Target, the_plan: Plan, forecast: Forecast, slots: int) -> float:
-    """Seconds of fitting that a plan needs without any early stop; for a search, of average settings."""
-    if the_plan.todo:
-        total = sum(forecast.seconds(operations(fit, target)) * max(b) for fit, b in the_plan.todo.items())
-    else:
-        grid = budgets_by_fit(spec.space.search_space)
-        cost = {fit: forecast.seconds(operations(fit, target)) for fit in grid}
-        mean = np.mean([cost[fit] * budget for fit, budgets in grid.items() for budget in budgets])
-        total = float(mean) * max(0, the_plan.settings - the_plan.done)
-    return total / slots
+    """Seconds that a plan takes without any early stop."""
+    longest = max((forecast.seconds(work_of(fit, b, target)) for fit, b in the_plan.todo.items()), default=0.0)
+    return max(longest, forecast.seconds(work_ahead(spec, target, the_plan)) / max(1, slots))
 
 
 def job(spec: StudySpec, target: Target, fit: Fit, budgets: tuple[int, ...]) -> Job:
     """The job of one fit."""
-    return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
+    return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability, timed="seconds" in spec.objectives)
 
 
 @dataclass(frozen=True)
@@ -212,7 +333,7 @@ class Outlook:
 
     Attributes:
         per_minute: settings that got their result, of late.
-        eta_seconds: time that is left at this pace; None while nothing is known, or nobody works on it.
+        eta_seconds: time that is left; None while nothing is known, or nobody works on it.
     """
 
     per_minute: float
@@ -220,36 +341,15 @@ class Outlook:
 
 
 def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outlook:
-    """The pace of the last ten minutes, and what it makes of the rest.
-
-    A grid does its longest fits first, so its pace is one of work, not of settings: a setting's work is that of the
-    iterations between the budget before it and its own.
-    """
+    """The pace of the last ten minutes, and when the drivers that are at work expect to end."""
     since = now - timedelta(minutes=10)
     results = view.trials[view.trials["state"] != "FAIL"]
     late = results[results["finished"] >= since]
-    if late.empty:
-        return Outlook(0.0, None)
-    seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3)
+    seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3) if len(late) else 1.0
     per_minute = 60 * len(late) / seconds
-    done = {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
-    left = view.spec.trials - len(done)
-    if not at_work or left <= 0:
-        return Outlook(per_minute, None)
-    if view.spec.search.sampler != "grid":
-        return Outlook(per_minute, 60 * left / per_minute)
-    shape = tuple(map(int, view.facts["target shape"].split("x")))
-    target = Target(np.empty(shape, np.float32), view.facts["target"], None)
-    work, reached = {}, {each.fit: each.iteration for each in at_work}
-    for fit, budgets in budgets_by_fit(itertools.islice(view.spec.space.search_space, view.spec.trials)).items():
-        for before, budget in itertools.pairwise((0, *budgets)):
-            begun = min(max(reached.get(fit.id, 0) - before, 0), budget - before)
-            cost = operations(fit, target)
-            work[_setting(fit, budget)] = (cost * (budget - before), cost * (budget - before - begun))
-    fresh = (Setting(*row) for row in late[list(AXES)].itertuples(index=False))
-    pace = sum(work[setting][0] for setting in fresh if setting in work) / seconds
-    rest = sum(remaining for setting, (_, remaining) in work.items() if setting not in done)
-    return Outlook(per_minute, rest / pace if pace else None)
+    # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
+    ends = [each.ends for each in at_work if each.ends is not None]
+    return Outlook(per_minute, max(0.0, min(ends) - now.timestamp()) if ends else None)
 
 
 @dataclass
@@ -260,14 +360,35 @@ class _InFlight:
     setting: Setting | None
     started: datetime
     failures: int = 0
+    losses: int = 0  # of the nodes that it ran on
     reached: int = 0
     alone: bool = False
     worker: str = ""
+    device: str = ""
+    pack: int = 0  # number of the pack that it is in
+    packed: bool = False  # with others
+    begun: float = 0.0  # on its worker
+    fitted: float = 0.0  # seconds since
+    recorded: int = 0  # results since
 
     @property
     def share(self) -> float:
         """How much of the fit is done."""
         return self.reached / max(self.budgets)
+
+
+@dataclass
+class _Pack:
+    """Fits of one kind that are submitted together."""
+
+    number: int
+    kind: object
+    room: int
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.jobs) < self.room
 
 
 class _Run:
@@ -289,14 +410,26 @@ class _Run:
         self.counted = 0  # of the results, in the pruned and the best
         self.pruned = 0
         self.best: tuple[Setting, float] | None = None
+        self.todo: dict[Fit, tuple[int, ...]] = {}
+        self.costs: dict[Fit, int] = {}
+        self.ahead = self.behind = self.average = Work()  # to do by anyone and not in flight; done since we began
+        self.way = deque([(self.began, self.behind)])  # of what was done, of late
+        self.left: float | None = None
+        self.kept = self.began
         self._count()
         self.plan = plan(study.spec, study.target, set(self.results), study.reused)
-        self.todo: dict[Fit, tuple[int, ...]] = {}
-        self.operations = self.iterations = 0  # of all that is to do
-        for fit, budgets in self.plan.todo.items():
-            self._put_back(fit, budgets)
-        self.work_done = 0.0
+        orphans = study.claims.orphans()
+        # what drivers died with comes last, the longest at the end: it may be what they die of
+        order = [fit for fit in self.plan.todo if fit.id not in orphans]
+        for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in orphans)]:
+            self._put_back(fit, self.plan.todo[fit])
+        if study.spec.search.sampler != "grid":
+            whole = work_ahead(study.spec, study.target, self.plan)
+            self.average = whole.times(1 / max(1, whole.results))
         self.pruner = pruner(study.spec)
+        self.packs: list[_Pack] = []  # that are being filled
+        self.numbers = itertools.count(1)  # of the packs
+        self.kinds: dict[Fit, object] = {}
 
     # choosing
 
@@ -307,12 +440,30 @@ class _Run:
         if self.again:
             if len(self.in_flight) == len(self.again):
                 flight, work = self.again.popleft()
-                flight.alone = True
+                flight.alone, flight.pack = True, next(self.numbers)
                 self.executor.submit(flight.fit.id, work)
             return
-        while len(self.in_flight) < self.executor.slots and self._submit_next():
-            pass
+        grid = self.study.spec.search.sampler == "grid"
+        while self._taken() < self.executor.slots and self._submit_next():
+            if grid:
+                begun = self.packs[-1]
+                while begun.has_room and self._next_of_grid(begun.kind):
+                    pass
+        for pack in self.packs:
+            if len(pack.jobs) > 1:
+                for ticket in pack.jobs:
+                    self.in_flight[ticket].packed = True
+                self.executor.submit_together(pack.jobs)
+            else:
+                self.executor.submit(*next(iter(pack.jobs.items())))
+        self.packs.clear()
         self.executor.expect(self._waiting())
+
+    def _taken(self) -> int:
+        """Slots in use: of a search one by each fit, so that it asks for none earlier than it must."""
+        if self.study.spec.search.sampler != "grid":
+            return len(self.in_flight)
+        return len({flight.pack for flight in self.in_flight.values()})
 
     def _waiting(self) -> int:
         """Fits that could run now if there were slots."""
@@ -323,10 +474,13 @@ class _Run:
     def _submit_next(self) -> bool:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
 
-    def _next_of_grid(self) -> bool:
+    def _next_of_grid(self, kind: object = None) -> bool:
+        """Claims and submits the next fit, of a kind if one is given."""
         taken: set[Fit] = set()  # by others
         while True:
             free = (fit for fit in self.todo if not (fit in self.failures or fit.id in self.in_flight or fit in taken))
+            if kind is not None:
+                free = (fit for fit in free if self._kind(fit) == kind)
             if (fit := next(free, None)) is None:
                 return False
             if not self.study.claims.take(fit.id):
@@ -343,20 +497,18 @@ class _Run:
 
     def _put_back(self, fit: Fit, budgets: tuple[int, ...]) -> None:
         self.todo[fit] = budgets
-        cost, iterations = self._work(fit, budgets)
-        self.operations += cost
-        self.iterations += iterations
+        self.ahead += self._work(fit, budgets)
 
     def _take_out(self, fit: Fit) -> tuple[int, ...]:
-        budgets = self.todo.pop(fit)
-        cost, iterations = self._work(fit, budgets)
-        self.operations -= cost
-        self.iterations -= iterations
+        budgets = self.todo.pop(fit, ())
+        self.ahead -= self._work(fit, budgets)
         return budgets
 
-    def _work(self, fit: Fit, budgets: tuple[int, ...]) -> tuple[int, int]:
-        """Operations and iterations of a fit; whole numbers, so that sums stay exact."""
-        return int(operations(fit, self.study.target)) * max(budgets), max(budgets)
+    def _work(self, fit: Fit, budgets: tuple[int, ...]) -> Work:
+        if fit not in self.costs:
+            self.costs[fit] = int(operations(fit, self.study.target))
+        iterations = max(budgets, default=0)
+        return Work(self.costs[fit] * iterations, iterations, len(budgets))
 
     def _next_of_search(self) -> bool:
         self._refresh()
@@ -373,7 +525,12 @@ class _Run:
         sampler = self.study.study.sampler
         assert isinstance(sampler, Unseen)
         sampler.busy = busy
-        trial, setting = self.study.ask()
+        try:
+            trial, setting = self.study.ask()
+        except SpaceExhaustedError as none:  # another driver took the last ones since we looked
+            self.study._fail(none.trial_id, "another driver took the last settings")
+            self._refresh()
+            return False
         if not self.study.claims.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
@@ -384,6 +541,10 @@ class _Run:
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space.iterations if b <= setting.iterations]
         budgets = tuple(b for b in passed if _setting(setting.fit, b) not in self.results)
+        if not budgets:
+            self.study.fail(trial, "another driver measured this")
+            self.study.claims.release(setting.fit.id)
+            return False
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
 
@@ -398,8 +559,29 @@ class _Run:
         return fit in self.failures
 
     def _submit(self, flight: _InFlight) -> None:
+        """Into a pack that is being filled, or one of its own; a fit that drivers died of has nothing beside it."""
         self.in_flight[flight.fit.id] = flight
-        self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, flight.budgets))
+        work = job(self.study.spec, self.study.target, flight.fit, flight.budgets)
+        suspect = self.study.claims.deaths[flight.fit.id] > 0
+        pack = next((pack for pack in self.packs if pack.has_room and pack.kind == work.kind and not suspect), None)
+        if pack is None:
+            pack = _Pack(next(self.numbers), work.kind, 1 if suspect else self._room(work))
+            self.packs.append(pack)
+        flight.pack = pack.number
+        pack.jobs[flight.fit.id] = work
+
+    def _room(self, work: Job) -> int:
+        """How many fits of a kind are to run as a pack: as many as fill the device, in even shares for all slots."""
+        room = 1 if work.timed else self.executor.room(work)
+        if room > 1 and self.study.spec.search.sampler == "grid":
+            left = 1 + sum(self._kind(fit) == work.kind for fit in self.todo)
+            room = min(room, -(-left // max(1, self.executor.slots)))
+        return room
+
+    def _kind(self, fit: Fit) -> object:
+        if fit not in self.kinds:
+            self.kinds[fit] = job(self.study.spec, self.study.target, fit, ()).kind
+        return self.kinds[fit]
 
     # receiving
 
@@ -411,18 +593,22 @@ class _Run:
         if isinstance(event, Check):
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
-            flight.reached = event.iteration
-            self.study.claims.tell(ticket, flight.worker, event.iteration, max(flight.budgets))
+            flight.reached, flight.fitted = event.iteration, event.seconds
+            self.study.claims.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
         elif isinstance(event, Measurement):
             return self._record(flight, event)
         elif isinstance(event, Started):
-            flight.worker, flight.started = event.worker, datetime.now()
-            self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets))
+            flight.worker, flight.device, flight.started = event.worker, event.device, datetime.now()
+            flight.begun, flight.fitted, flight.recorded = time.monotonic(), 0.0, 0
+            self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets), self.left)
         elif isinstance(event, Failed):
             return self._failed(flight, event)
         elif isinstance(event, Finished):
+            if flight.recorded and not flight.packed:  # of a pack it is mostly the others' fitting
+                besides = time.monotonic() - flight.begun - flight.fitted
+                self.forecast.learn_besides(max(0.0, besides), flight.recorded)
             self._forget(flight)
         return ""
 
@@ -472,21 +658,31 @@ class _Run:
         cost = operations(flight.fit, self.study.target)
         iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
         self.forecast.learn(cost, max(seconds, 1e-6) / iterations)
+        flight.fitted, flight.recorded = max(flight.fitted, seconds), flight.recorded + 1
+        if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
+            self.kept = time.monotonic()
+            keep_forecast(self.study, self.forecast)
         shown = f"{event.values['psnr']:.2f} dB" if "psnr" in event.values else "diverged"
         cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
-        return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s"
+        rough = " (disturbed by other programs)" if event.values.get("disturbed") else ""
+        return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s{rough}"
 
     def _failed(self, flight: _InFlight, event: Failed) -> str:
         why = event.why
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
         if event.lost and missing:
+            flight.losses += 1
+            if flight.losses == LOSSES:
+                return self._end(flight, missing, f"{LOSSES} nodes were lost while they fitted this", event.log)
             self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
             return f"{flight.fit.id}: {why}, beginning again elsewhere"
-        unsound = _why_not_on_processor(self.study.spec)
+        elsewhere = flight.device not in ("", "cpu")
+        may_move = self.study.spec.executor.fallback == "processor"
         if flight.failures < RETRIES and missing:
             flight.failures, flight.alone = flight.failures + 1, False
+            flight.pack, flight.packed = next(self.numbers), False
             work, how = job(self.study.spec, self.study.target, flight.fit, missing), ""
-            if flight.failures == RETRIES and not unsound:
+            if flight.failures == RETRIES and elsewhere and may_move:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
             if event.shared and "memory" in why.lower():
@@ -495,11 +691,15 @@ class _Run:
             else:
                 self.executor.submit(flight.fit.id, work)
             return f"{flight.fit.id}: failed ({why}), trying again{how}"
-        why += f"; not tried on the processor, since {unsound}" * bool(unsound)
-        self._give_up(flight.fit, missing, why, flight.trial, event.log)
+        why += "; not tried on the processor, since executor.fallback is 'none'" * (elsewhere and not may_move)
+        return self._end(flight, missing, why, event.log)
+
+    def _end(self, flight: _InFlight, missing: tuple[int, ...], why: str, log: str) -> str:
+        """Gives a fit up that was tried often enough."""
+        self._give_up(flight.fit, missing, why, flight.trial, log)
         flight.trial = None
         self._forget(flight)
-        return f"{flight.fit.id}: FAIL after {RETRIES + 1} tries: {why}"
+        return f"{flight.fit.id}: FAIL after {max(flight.failures + 1, flight.losses)} tries: {why}"
 
     def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None, log: str = "") -> None:
         """Records settings as FAIL; the trial that was asked for is the largest budget's."""
@@ -517,7 +717,8 @@ class _Run:
             self.study.fail(flight.trial, "the claim on this fit was lost")
         self.study.claims.release(flight.fit.id)
         del self.in_flight[flight.fit.id]
-        self.work_done += self._predicted(flight.fit, flight.budgets)
+        if flight.fit not in self.failures:
+            self.behind += self._work(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
         if lost and flight.setting is None and flight.fit not in self.failures:
             self._put_back(flight.fit, lost)  # whoever took the claim will measure these, or die and leave them to us
@@ -545,6 +746,8 @@ class _Run:
         sign = 1 if direction == "maximize" else -1
         new = list(itertools.islice(reversed(self.results), len(self.results) - self.counted))
         for setting in reversed(new):
+            if setting.fit.id not in self.in_flight:
+                self._done_elsewhere(setting)
             result = self.results[setting]
             self.pruned += result.state == TrialState.PRUNED
             if result.state != TrialState.COMPLETE or not result.stable or result.value is None:
@@ -553,28 +756,47 @@ class _Run:
                 self.best = (setting, result.value)
         self.counted = len(self.results)
 
-    def _predicted(self, fit: Fit, budgets: tuple[int, ...]) -> float:
-        return self.forecast.seconds(*self._work(fit, budgets))
+    def _done_elsewhere(self, setting: Setting) -> None:
+        """Takes what another driver did from the work that is ahead."""
+        done, budgets = self.average, self.todo.get(setting.fit, ())
+        if setting.iterations in budgets:
+            rest = tuple(budget for budget in budgets if budget != setting.iterations)
+            done = self._work(setting.fit, budgets) - self._work(setting.fit, rest)
+            self.ahead -= done
+            self.todo[setting.fit] = rest
+            if not rest:
+                del self.todo[setting.fit]
+        self.behind += done
+
+    def _time_left(self) -> float | None:
+        """What is ahead at the pace of late, which knows of stopped fits, other drivers and workers that went."""
+        ahead, flying = self.ahead, [(self._work(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
+        if self.study.spec.search.sampler != "grid":
+            coming = sum(len(flight.budgets) - flight.recorded for flight in self.in_flight.values())
+            ahead = self.average.times(max(0, self.plan.settings - len(self.results) - coming))
+        if not self.forecast.known or not (ahead.iterations or flying):
+            return None
+        now, done = time.monotonic(), sum((work.times(share) for work, share in flying), self.behind)
+        if now - self.way[-1][0] >= 1:
+            self.way.append((now, done))
+            while self.way[0][0] < now - PACE_SECONDS:
+                self.way.popleft()
+        since, before = self.way[0]
+        slots = max(1, self.executor.slots)  # of a cluster, all may be gone for a moment
+        # until something is done, as many fits as there are slots go on as the forecast has them
+        spent = max(0.0, self.forecast.seconds(done - before)) + slots * TRUST_SECONDS
+        pace = spent / (now - since + TRUST_SECONDS)
+        left = [self.forecast.seconds(work) * (1 - share) for work, share in flying]
+        together = self.forecast.seconds(ahead) + sum(left)
+        return max(together, slots * max(left, default=0.0)) / pace
 
     def progress(self, message: str = "") -> Progress:
         """Where the run stands."""
-        remaining = self.forecast.seconds(self.operations, self.iterations)
-        flying = [(self._predicted(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
-        remaining += sum(whole * (1 - share) for whole, share in flying)
-        spent = self.work_done + sum(whole * share for whole, share in flying)
-        elapsed, eta = time.monotonic() - self.began, None
-        if self.todo or self.in_flight:
-            # what metrics, storage and early stops did to the forecast so far, they will do to the rest
-            slots = max(1, self.executor.slots)  # of a cluster, all may be gone for a moment
-            ratio = elapsed * slots / spent if spent else 1.0
-            eta = remaining * ratio / slots
-        if self.study.spec.search.sampler != "grid":
-            done = len(self.results) - self.plan.done
-            eta = elapsed / done * (self.plan.settings - len(self.results)) if done else None
+        self.left = self._time_left()
         total = max(self.plan.settings, len(self.results))
         failed = sum(setting not in self.results for setting in self.failed)  # these are few, results are many
         return Progress(
-            len(self.results), total, self.pruned, failed, self.best, self.current, eta, message, self.images_lost
+            len(self.results), total, self.pruned, failed, self.best, self.current, self.left, message, self.images_lost
         )
 
     @property
@@ -611,17 +833,6 @@ def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progr
             study.close_abandoned()
     finally:
         state.abandon()
-
-
-def _why_not_on_processor(spec: StudySpec) -> str:
-    """Why what a GPU cannot do must not be done on the processor in this study; empty if it may."""
-    if spec.fit.device not in ("auto", "cpu"):
-        return f"fit.device is {spec.fit.device}"
-    if "seconds" in spec.objectives and spec.fit.device == "auto":
-        return "seconds are an objective"
-    if spec.fit.precision == "bfloat16" and spec.fit.device == "auto":
-        return "fit.precision is bfloat16"
-    return ""
 
 
 def _setting(fit: Fit, budget: int) -> Setting:

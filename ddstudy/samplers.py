@@ -32,7 +32,15 @@ POPULATION = 20  # NSGA's; Optuna's 50 would make small studies all random
 
 
 class SpaceExhaustedError(Exception):
-    """Every setting has a result or is being fitted."""
+    """Every setting has a result or is being fitted.
+
+    Attributes:
+        trial_id: Optuna's, of the trial that was asked for and is still RUNNING.
+    """
+
+    def __init__(self, trial_id: int) -> None:
+        super().__init__("every setting has a result or is being fitted")
+        self.trial_id = trial_id
 
 
 def unseen(space: SearchSpace, seen: Container[Setting], busy: Container[str]) -> Iterator[Setting]:
@@ -202,7 +210,7 @@ class Unseen(BaseSampler):
         seen = {setting_of(t) for t in trials if t.state != TrialState.FAIL and set(AXES) <= t.params.keys()}
         free = list(unseen(self._space, seen, {*self.busy, *running_fits(trials)}))
         if not free:
-            raise SpaceExhaustedError
+            raise SpaceExhaustedError(trial._trial_id)
         # of the settings of a fit the last has the most iterations
         largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.iterations)}
         if isinstance(self._inner, _ListedGP):

@@ -187,6 +187,9 @@ class ExecutorSpec(BaseModel):
     )
     gpus_per_fit: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of a GPU that a fit gets on Ray")
     mix: bool = Field(False, description="on Ray, fit on GPUs and on processors of nodes without any")
+    fallback: Literal["none", "processor"] = Field(
+        "none", description="where the last try of a fit is that failed on a GPU: there again, or on the processor"
+    )
 
 
 class StudySpec(BaseModel):
@@ -218,6 +221,10 @@ class StudySpec(BaseModel):
             raise ValueError("executor.gpus_per_fit must be 1 where seconds are an objective: fits on a GPU share time")
         if "seconds" in self.objectives and self.executor.mix:
             raise ValueError("executor.mix must be false where seconds are an objective, which devices differ in")
+        if self.executor.fallback != "none" and "seconds" in self.objectives:
+            raise ValueError("executor.fallback must be 'none' where seconds are an objective, which devices differ in")
+        if self.executor.fallback != "none" and self.fit.precision == "bfloat16":
+            raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16: few processors have it")
         return self
 
     @property

@@ -53,13 +53,12 @@ def reason(cv: float, psnr: float, vif: float | None, limits: StabilitySpec) -> 
     return ", ".join(words[name] for name, excess in beyond.items() if excess > 0)
 
 
-def dead_members(outputs: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Members (M,) whose outputs (M, T, C, h, w) are constant in every tile: all paths to the input are clipped.
+def dead_members(ranges: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Members (M,) whose outputs are constant in every tile, of ranges (M, T): all paths to the input are clipped.
 
     No gradient reaches past a clipped ReLU, so a dead member stays dead.
     """
-    dead: NDArray[np.bool_] = (np.ptp(outputs, axis=(2, 3, 4)) < 1e-4).all(axis=1)
-    return dead
+    return np.asarray((ranges < 1e-4).all(axis=1))
 
 
 def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], limits: StabilitySpec) -> int | None:

@@ -237,8 +237,7 @@ class Store:
             claims = Claims(self.storage.engine, study._study_id, self.driver, self.lease_seconds)
             stack.callback(claims.end)
             if self.is_sqlite:
-                claims.forget_all()  # we hold the file, so whoever held these is dead
-            claims.forgive()
+                claims.bury()  # we hold the file, so whoever held these is dead
             driven = Driven(study, self.storage, spec, target, self.artifacts, claims, alone=self.is_sqlite)
             driven.close_abandoned()
             self._stack.push(stack.pop_all())

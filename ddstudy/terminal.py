@@ -15,7 +15,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from ddstudy import runner
-from ddstudy.executors import Executor
+from ddstudy.driven import Driven
+from ddstudy.evaluate import device_name
+from ddstudy.executors import Executor, resolve_device
+from ddstudy.ray_pool import Ray
 from ddstudy.report.claims import Answer
 from ddstudy.report.thesis import differences
 from ddstudy.runner import Forecast, Plan, Progress, outlook
@@ -34,8 +37,27 @@ def terminal() -> Console:
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
-def announce(console: Console, spec: StudySpec, image: Target, the_plan: Plan, executor: Executor) -> Forecast | None:
-    """Says what a run will do; measures and returns its forecast, None if nothing is left to do."""
+def announce(
+    console: Console,
+    spec: StudySpec,
+    image: Target,
+    the_plan: Plan,
+    executor: Executor,
+    study: Driven | None = None,
+) -> Forecast | None:
+    """Says what a run will do, and how long it will take.
+
+    Args:
+        console: where it is said.
+        spec: the study.
+        image: its target.
+        the_plan: what is to do.
+        executor: where it is done.
+        study: driven by us, whose forecast is kept; None where nothing is stored.
+
+    Returns:
+        The forecast, None if nothing is left to do.
+    """
     objectives = ", ".join(f"{metric} ({direction})" for metric, direction in spec.objectives.items())
     shape = "x".join(map(str, image.image.shape[1:]))
     console.print(f"Study {spec.name}: {spec.search.sampler}, {objectives}", soft_wrap=True)
@@ -47,11 +69,28 @@ def announce(console: Console, spec: StudySpec, image: Target, the_plan: Plan, e
         console.print("Nothing left to do.")
         return None
     fits = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
-    forecast = runner.calibrate(spec, image, fits, executor)
+    where = f"{executor.slots} x {device_of(executor, spec)}, {spec.fit.engine}"
+    forecast = runner.kept_forecast(study, where) if study is not None else None
+    if forecast is None:
+        most = f"{runner.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
+        console.print(f"Trying some iterations for a forecast: {most}", soft_wrap=True)
+        forecast = runner.calibrate(spec, image, fits, executor, study.claims if study else None)
+        forecast.where = where
+        if study is not None:
+            runner.keep_forecast(study, forecast)
+    if not forecast.known:
+        console.print("Forecast: known after the first fit, whose iterations take long")
+        return forecast
     seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+    fitting = forecast.fitting(runner.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
     at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
-    console.print(f"Forecast: about {_duration(seconds)} of fitting{at_most}")
+    console.print(f"Forecast: about {_duration(seconds)}, {_duration(min(fitting, seconds))} of fitting{at_most}")
     return forecast
+
+
+def device_of(executor: Executor, spec: StudySpec) -> str:
+    """The device that fits run on, as their trials name it."""
+    return executor.device if isinstance(executor, Ray) else device_name(resolve_device(spec.fit.device))
 
 
 @contextmanager
@@ -106,6 +145,8 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     share = 100 * unstable / max(1, len(results))
     pruned = int((results["state"] == "PRUNED").sum())
     console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
+    if rough := int(results["disturbed"].eq(True).sum()):
+        console.print(f"The seconds of {rough} were disturbed by other programs on their machine.")
     console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
 
 

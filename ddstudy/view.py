@@ -32,6 +32,7 @@ _NUMBERS = (
     "parameters",
     "iterations_done",
     "dead_members",
+    "waited_percent",
 )
 _COLUMNS = (
     "number",
@@ -44,6 +45,7 @@ _COLUMNS = (
     "device",
     "engine",
     "shared",
+    "disturbed",
     "started",
     "finished",
 )
@@ -125,7 +127,7 @@ def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     """Finished trials as a table, one row each, in the order of their numbers.
 
     Columns: `number`, `state`, the setting, every measurement under its plain name, `stable`, `reason`, `fit_id`,
-    `device`, `engine`, `shared`, `started`, `finished`. Numbers that a trial lacks are NaN.
+    `device`, `engine`, `shared`, `disturbed`, `started`, `finished`. Numbers that a trial lacks are NaN.
     """
     rows = [
         {

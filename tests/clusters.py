@@ -126,7 +126,8 @@ def add_node(cluster: "Cluster", cpus: int = 1, **how: Any) -> Any:
 def wish(address: str, fit: FitSpec | None = None, **changes: Any) -> Wish:
     fit = fit or FitSpec(members=2, device="cpu")
     spec = ExecutorSpec(kind="ray", address=address)
-    return replace(Wish(fit, spec, timed=False, bytes_per_fit=partial(float, 1)), **changes)
+    nothing_much = partial(float, 1)
+    return replace(Wish(fit, spec, timed=False, bytes_per_fit=nothing_much, bytes_on_gpu=nothing_much), **changes)
 
 
 def executor(address: str, tell: Callable[[str], object] = print, **changes: Any) -> Ray:

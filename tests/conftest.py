@@ -35,6 +35,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests time is not disturbed by other programs, as it happens to be on any machine."""
+    monkeypatch.setattr("ddstudy.evaluate.DISTURBED_PERCENT", 100.0)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of a real server: the one named by DDSTUDY_TEST_POSTGRES, or one that the tests start."""

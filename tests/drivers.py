@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,16 +17,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddstudy.driven import Driven
+from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.leases import Claims
 from ddstudy.settings import AXES
 from ddstudy.store import Store
 
 LEASE_SECONDS = 2.0
 SERVER_AWAY = ("connection failed", "closed the connection", "terminating connection")
+GIVEN_UP = "settings failed (`ddstudy status` says why)"
 STUDY = """
 [target]
 file = "picture.npy"
@@ -82,7 +86,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _main(arguments: list[str], folder: Path, log: Path) -> None:
+def _main(arguments: list[str], folder: Path, log: Path, deadly: str) -> None:
     os.chdir(folder)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -92,9 +96,17 @@ def _main(arguments: list[str], folder: Path, log: Path) -> None:
     defaults = Store.__init__.__kwdefaults__
     assert defaults is not None
     defaults["lease_seconds"] = LEASE_SECONDS
-    from ddstudy import cli, runner
+    from ddstudy import cli, executors, runner
 
     runner.POLL_SECONDS = 0.2
+    fit = executors.careful
+
+    def killed_for_memory(job: Job, **how: Any) -> Iterator[Check | Measurement]:
+        if job.fit.id == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fit(job, **how)
+
+    executors.careful = killed_for_memory
     sys.argv = ["ddstudy", *arguments]
     cli.main()
 
@@ -105,12 +117,13 @@ class Driver:
     Args:
         folder: its working folder.
         arguments: of the command line.
+        deadly: a fit that the system ends it for, as for one that takes too much memory.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, deadly: str = "") -> None:
         self._log = folder / f"driver-{time.monotonic_ns()}.log"
         self._log.touch()
-        self._process = _context().Process(target=_main, args=(list(arguments), folder, self._log))
+        self._process = _context().Process(target=_main, args=(list(arguments), folder, self._log, deadly))
         self._process.start()
 
     @property
@@ -215,8 +228,9 @@ def kill_and_restart(
             running.append(Driver(folder, *arguments))
         while running:
             driver = running.pop()
-            # whoever begins or ends while the server is away says so; what runs between waits for it
-            if driver.wait() in (1, 2) and any(words in driver.output for words in SERVER_AWAY):
+            # whoever begins or ends while the server is away says so; what runs between waits for it. And three deaths
+            # with one fit may look like its fault
+            if driver.wait() in (1, 2) and any(words in driver.output for words in (*SERVER_AWAY, GIVEN_UP)):
                 running.append(Driver(folder, *arguments))
             else:
                 assert driver.wait() == 0, driver.output

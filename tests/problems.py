@@ -17,8 +17,10 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 torch.set_num_threads(1)  # threads of two tests side by side would wait for each other
 
 
-def make_problem(k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24) -> Problem:
-    shape = geometry(k, 4, 3, size, size - 3, channels)
+def make_problem(
+    k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24, blocks: int = 3
+) -> Problem:
+    shape = geometry(k, 4, blocks, size, size - 3, channels)
     target = np.random.default_rng(1).random((tiles, channels, size, size - 3), dtype=np.float32)
     streams = [np.random.default_rng(100 + member) for member in range(members)]
     inputs = np.stack([rng.random((tiles, k, *shape.sizes[0]), dtype=np.float32) for rng in streams])

@@ -9,7 +9,7 @@ import ddstudy
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
-    "fit.kernels_cuda", "fit.fused", "metrics", "stability",
+    "fit.kernels_cuda", "fit.fused", "load", "metrics", "stability",
     "evaluate", "leases", "trials", "view", "driven", "store",
     "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
     "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",

@@ -37,6 +37,7 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
         "state": "COMPLETE",
         "stable": True,
         "shared": False,
+        "disturbed": False,
         "psnr": lambda x, r: 30 + r.normal(0, 0.1),
         "psnr_foreground": 25.0,
         "ssim": lambda x, r: r.uniform(),
@@ -203,6 +204,19 @@ def test_a_slice_is_compared_with_the_middle_not_the_middle_with_it():
     mid, away = study("mid", facts=MID), study("away", facts=AWAY, tree=AT_130, psnr=20.0)
     assert answer("slices", mid, away).verdict == "supported"
     assert answer("slices", away, mid).verdict == "not enough data"
+
+
+def test_time_claims_leave_out_what_other_programs_disturbed_and_say_so():
+    """Load beside a fit changed its seconds by factors of 0.4 to 1.3, with nothing said."""
+    view = study(seconds=lambda x, r: x.l * math.exp(r.normal(0, 0.01)))
+    trials = view.trials
+    rough = trials["number"] % 5 == 0
+    trials.loc[rough, ["seconds", "disturbed"]] = [99.0, True]
+    found = answer("time-l", view)
+    assert found.effect == pytest.approx(1.5, rel=0.01)
+    assert found.tested.endswith(f" Left out: {rough.sum()} trials that other programs disturbed.")
+    assert not set(found.numbers) & set(trials.loc[rough, "number"])
+    assert "disturbed" not in answer("blur", view).tested
 
 
 # --- numbers, by loops

@@ -1,4 +1,5 @@
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from ddstudy import evaluate as module
 from ddstudy.decoder import Geometry
 from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
-from ddstudy.fit import Problem, Snapshot
-from ddstudy.metrics import psnr
+from ddstudy.fit import Problem, Snapshot, summary
+from ddstudy.metrics import psnr, quality
 from ddstudy.noise import noise_volume
 from ddstudy.settings import NOISES, TILINGS, Fit
 from ddstudy.spec import StudySpec
@@ -37,7 +38,8 @@ def run(job: Job) -> tuple[list[Check], list[Measurement]]:
 
 
 def comparable(measurement: Measurement) -> dict[str, Any]:
-    return {key: value for key, value in measurement.values.items() if not key.startswith("seconds")}
+    rough = ("seconds", "waited", "disturbed")
+    return {key: value for key, value in measurement.values.items() if not key.startswith(rough)}
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -83,6 +85,23 @@ def test_ensemble_of_one_is_its_member(make_job: Callable[..., Job]) -> None:
     assert single.values["cv_percent"] == 0
 
 
+@pytest.mark.parametrize(("tiling", "calls"), [("1x1", 1), ("2x2", 5)])
+def test_no_quality_is_computed_twice(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tiling: Any, calls: int
+) -> None:
+    asked: list[int] = []
+
+    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], **how: Any) -> list[dict[str, float]]:
+        asked.append(len(outputs))
+        return quality(outputs, target, **how)
+
+    monkeypatch.setattr(module, "quality", counted)
+    _, (result,) = run(make_job(fit=Fit(4, 4, 2, "uniform", tiling), budgets=(5,)))
+    assert asked == [3, *[1] * (calls - 1)]  # the ensemble and its members at once, then tile by tile
+    assert (result.values["ssim_tiles"] == result.values["ssim"]) == (tiling == "1x1")
+    assert "vif_tiles" not in result.values  # the slice is too small
+
+
 def test_seeds_depend_on_study_seed_fit_and_member_only(make_job: Callable[..., Job]) -> None:
     work = problem(make_job())
     again = problem(make_job(budgets=(7,)))
@@ -120,14 +139,19 @@ def test_unstable_fit_is_stopped_with_everything_measured(make_job: Callable[...
 
 
 def test_diverged_member_ends_the_fit(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverging(work: Problem, stops: list[int], **_: object) -> Iterator[Snapshot]:
-        outputs = np.full((2, *work.tiles.shape), 0.5, dtype=np.float32)
-        for stop in stops:
+    def diverging(
+        works: list[Problem], stops: list[list[int]], *, ended: list[threading.Event], **_: object
+    ) -> Iterator[tuple[int, Snapshot]]:
+        outputs = np.full((2, *works[0].tiles.shape), 0.5, dtype=np.float32)
+        for stop in stops[0]:
+            if ended[0].is_set():
+                return
             if stop >= 6:
                 outputs[1] = np.nan
-            yield Snapshot(stop, stop / 10, np.zeros(2), outputs)
+            losses, ranges = summary(outputs, works[0].tiles, None)
+            yield 0, Snapshot(stop, stop / 10, losses, ranges, outputs.copy)
 
-    monkeypatch.setattr(module, "run_fit", diverging)
+    monkeypatch.setattr(module, "fit_together", diverging)
     checks, results = run(make_job(budgets=(5, 10), stability={"prune": False}))
     assert [check.iteration for check in checks] == [2, 4, 5]
     assert [(result.budget, result.stopped) for result in results] == [(5, False), (10, True)]

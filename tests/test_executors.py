@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -144,6 +145,21 @@ def test_a_control_groups_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     files |= {"cpu.max": "max 100000\n", "memory.max": "max\n"}
     assert usable_cores() == 16
     assert usable_memory() > 600_000
+
+
+def test_a_fit_that_there_is_no_memory_for_is_refused_in_words(
+    executor: Executor, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The system would end the whole run for it, with one fit at a time as with several."""
+    if "ray" in request.node.name:
+        pytest.skip("its workers look at their own memory")
+    monkeypatch.setattr("ddstudy.executors.usable_memory", lambda **_: 1e7)
+    executor.submit("large", make_job(512))
+    executor.submit("small", make_job())
+    events = collect(executor)
+    assert isinstance(events["small"][-1], Finished), events
+    assert isinstance(failed := events["large"][-1], Failed)
+    assert re.fullmatch(r"the fit needs 0\.\d\d GB of memory, 0.01 GB are free", failed.why)
 
 
 def test_threads_end_soon_when_they_are_closed(make_job: Callable[..., Job]) -> None:

@@ -15,6 +15,8 @@ import psycopg
 import pytest
 from drivers import Driver, Key, findings
 
+from ddstudy import runner
+
 FULL = ("full", "File too large", "No space left", "disk I/O error")
 READ_ONLY = ("read-only", "readonly", "Read-only", "Permission denied", "unable to open")
 
@@ -63,6 +65,24 @@ def test_a_killed_driver_loses_nothing(folder: Path, truth: dict[Key, float], se
     assert list(drivers.kill_and_restart(folder, command, 3, random.Random(3)))
     assert_sound(url, truth, whole=not search)
     assert len(findings(url, "study").results) >= 6
+
+
+def test_a_fit_that_runs_die_of_is_given_up_and_the_rest_is_measured(
+    folder: Path, truth: dict[Key, float], store_url: str
+) -> None:
+    """Of memory, for example: every run began it again, before all others, and nothing was ever measured."""
+    command, deadly = ("run", "study.toml", "--store", store_url), "k8-s4-l2-uniform-1x1"  # the longest
+    for _ in range(runner.RETRIES + 1):
+        assert Driver(folder, *command, deadly=deadly).wait() == -signal.SIGKILL
+    assert len(findings(store_url, "study").results) == 6
+    last = Driver(folder, *command, deadly=deadly)
+    assert_says(last, ("2 settings failed",), code=1)
+    status = Driver(folder, "status", "--store", store_url)
+    assert status.wait() == 0
+    assert "3 drivers died while they fitted this" in status.output
+    again = Driver(folder, *command)  # and the same command tries again
+    assert again.wait() == 0, again.output
+    assert_sound(store_url, truth)
 
 
 def test_four_drivers_are_killed_and_their_server_restarts(

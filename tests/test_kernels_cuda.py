@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
 from ddstudy.decoder import geometry
-from ddstudy.fit import Problem, fused, reference
+from ddstudy.fit import Problem, Snapshot, choose, fit, follow, fused
 from ddstudy.fit.fused import Step
 
 pytest.importorskip("triton", reason="Triton is not available for this platform")
@@ -131,12 +131,17 @@ def kept(keep: str, device: str) -> Numbers:
     return {"weights": kernels.numbers(found.weights)}
 
 
+def fused_fit(work: Problem, stops: list[int], kernels: Any) -> list[Snapshot]:
+    opened = fused.ensemble([work], kernels, threads=1)
+    return [snapshot.fetched() for _, snapshot in follow(opened, [work], [stops], [threading.Event()])]
+
+
 def fit_problem() -> Problem:
     return make_problem(k=8, members=1, size=8)
 
 
 def short_fit(device: str) -> Numbers:
-    (end,) = fused.fit(fit_problem(), [5], kernels_on(device), threads=1, stop=threading.Event())
+    (end,) = fused_fit(fit_problem(), [5], kernels_on(device))
     return {"losses": end.losses, "outputs": end.outputs}
 
 
@@ -277,7 +282,7 @@ def test_adam_is_that_of_torch(dtype: str, tolerance: float, does: Callable[[str
 
 def test_a_fit_follows_the_reference(does: Callable[[str], Numbers]) -> None:
     work = fit_problem()
-    (end,) = reference.fit(work, [5], device="cpu", threads=1, stop=threading.Event())
+    (end,) = fit(work, [5], method=choose("cpu", "reference"))
     found = does("fit")
     np.testing.assert_allclose(found["losses"], end.losses, rtol=1e-3)
     np.testing.assert_allclose(found["outputs"], end.outputs, atol=5e-3)
@@ -289,10 +294,10 @@ def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles:
     work = make_problem(k=k, members=3, tiles=tiles, channels=channels, size=40)
 
     def ends() -> list[Any]:
-        return list(fused.fit(work, [7, 20], kernels_on("cuda"), threads=1, stop=threading.Event()))
+        return fused_fit(work, [7, 20], kernels_on("cuda"))
 
     once, again = ends(), ends()
-    (expected,) = reference.fit(work, [20], device="cpu", threads=1, stop=threading.Event())
+    (expected,) = fit(work, [20], method=choose("cpu", "reference"))
     for one, other in zip(once, again, strict=True):
         assert np.array_equal(one.outputs, other.outputs)
         assert np.array_equal(one.losses, other.losses)

@@ -1,9 +1,15 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import piq
 import pytest
+import torch
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from ddstudy import metrics
 from ddstudy.metrics import PSNR_CAP, foreground, measurable, psnr, quality
 
 
@@ -106,6 +112,46 @@ def test_a_batch_scores_like_its_images() -> None:
     for one, scores in zip(many, quality(many, target), strict=True):
         (alone,) = quality(one[None], target)
         assert alone == pytest.approx(scores, rel=1e-5)
+
+
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_metrics_take_one_of_torchs_threads_and_leave_others_theirs() -> None:
+    """Beside a busy core, two of torch's threads took up to twenty times longer than one, and most of a run."""
+    output, target = images(27, 22)
+    quality(output[None], target)
+    assert {metrics._later(torch.get_num_threads).result() for _ in range(8)} == {1}
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == 2
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(27, 22), (96, 81), (161, 170)])
+def test_values_are_piqs_own(size: tuple[int, int], channels: int) -> None:
+    output, target = images(*size, channels)
+    many = np.stack([output, target, 1 - output])
+    x, y = torch.from_numpy(many), torch.from_numpy(target).expand(3, -1, -1, -1)
+    weights = torch.tensor(metrics.SCALE_WEIGHTS[: {22: 2, 81: 4, 161: 5}[min(size)]])
+    expected = {
+        "ssim": piq.ssim(x, y, downsample=False, reduction="none"),
+        "ms_ssim": piq.multi_scale_ssim(x, y, scale_weights=weights, reduction="none"),
+    }
+    if min(size) >= metrics.VIF_SIDE:
+        expected["vif"] = piq.vif_p(x, y, sigma_n_sq=2.0, reduction="none")
+    found = quality(many, target)
+    for name, values in expected.items():
+        # to the last bit, where piq does not add up channels in another order
+        assert [scores[name] for scores in found] == pytest.approx(values.tolist(), abs=0 if channels == 1 else 2e-6)
+    assert "ms_ssim" not in quality(many, target, scales=False)[0]
 
 
 def test_foreground_is_otsus() -> None:

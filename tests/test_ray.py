@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +18,7 @@ import pytest
 import yaml
 
 from ddstudy import runner
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.evaluate import Job, Measurement, device_name
 from ddstudy.executors import Executor, Failed, Finished, InProcess, Started, Workers
 from ddstudy.ray_pool import Place, Ray, places
@@ -331,7 +334,8 @@ def test_when_the_cluster_is_gone_the_run_says_so_and_the_same_command_goes_on(
             doomed.remove_node(doomed.head_node, allow_graceful=False)
             _, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert err == "ddstudy: the Ray cluster is gone\nWhat was finished is kept; the same command goes on.\n"
+    kept = "What was finished is kept; the same command goes on."
+    assert re.fullmatch(rf"ddstudy: the Ray cluster is gone: Failed to connect to GCS .*\n{kept}\n", err), err
     monkeypatch.delenv("RAY_ADDRESS")
     again = subprocess.run(command, check=True, **pipes)
     assert "trials, 4 fits of 2 members, " in again.stdout
@@ -345,6 +349,57 @@ def test_no_cluster_at_an_address() -> None:
             clusters.executor(address)
     with pytest.raises(UserError, match="which Ray's client cannot"):
         clusters.executor("ray://127.0.0.1:10001")
+
+
+@slow
+@pytest.mark.parametrize("how", ["nobody listens", "another server", "a stale file"])
+def test_auto_says_within_seconds_that_its_cluster_is_dead(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray tries for 500 seconds, and says nothing."""
+    with socket.socket() as server:
+        server.bind(("", 0))  # Ray takes this machine's own address for 127.0.0.1
+        port = server.getsockname()[1]
+        if how != "nobody listens":
+            server.listen()
+        if how == "a stale file":
+            monkeypatch.delenv("RAY_ADDRESS", raising=False)
+            monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+            (tmp_path / "ray").mkdir()
+            (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+        else:
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        began = time.monotonic()
+        with pytest.raises(UserError) as said:
+            clusters.executor("auto")
+    assert time.monotonic() - began < 10
+    why = "refused" if how == "nobody listens" else "does not answer as Ray does"
+    assert re.match(rf"no Ray cluster at 'auto', which is [0-9.]+:{port} here: .*{why}\nValid: ", str(said.value))
+
+
+@slow
+def test_files_in_the_users_folder_are_no_libraries(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]
+) -> None:
+    """Its queue.py, numpy.py or ray.py ended Ray's processes, and all that was said is that the cluster is gone."""
+    for name in ("queue", "numpy", "ray", "ddstudy", "numba"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a library that is none')")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    pool = clusters.executor("local")
+    pool.submit("one", make_job())
+    ends = [event for _, event in pool.events() if isinstance(event, Failed | Finished)]
+    pool.close()
+    assert ends == [Finished()]
+
+
+def test_what_the_process_beside_the_driver_wrote_last_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])  # so it finds no library at all
+    with pytest.raises(WorkError) as said:
+        clusters.executor("local")
+    assert str(said.value).startswith("the Ray cluster is gone: ModuleNotFoundError: ")
+    assert len(str(said.value).splitlines()) == 2
 
 
 # secrets

@@ -12,7 +12,7 @@ import pytest
 from synthetic import THESIS
 
 from ddstudy.errors import UserError
-from ddstudy.report import figures, tables
+from ddstudy.report import contents, figures, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
 from ddstudy.settings import AXES, NOISES, TILINGS
@@ -50,6 +50,7 @@ def view_of(psnr=None, space=SPACE, **changes):
             "stable": True,
             "reason": "",
             "shared": False,
+            "disturbed": False,
             "iterations_done": float(setting.iterations),
         }
         for number, setting in enumerate(spec.space.search_space)
@@ -138,6 +139,27 @@ def test_by_axis_of_several_axes_has_a_row_per_combination(view):
         itertools.product(SPACE["tiling"], NOISES)
     )
     assert "psnr_median" not in table
+
+
+def test_figures_say_which_seconds_other_programs_disturbed(view, tmp_path):
+    view = dataclasses.replace(view, trials=view.trials.assign(device="a processor"))
+    three = tables.comparable(view.trials, "seconds")["number"][:3]
+    rough = dataclasses.replace(view, trials=view.trials.assign(disturbed=view.trials["number"].isin(three)))
+    said = " The seconds of 3 were disturbed by other programs on their machine."
+    for kind, places in {
+        "pareto": {"x": "seconds", "y": "psnr"},
+        "fronts": {"x": "seconds", "y": "psnr"},
+        "quartiles": {"x": "k", "y": "seconds"},
+        "means": {"x": "k", "y": "seconds"},
+        "heatmap": {"x": "k", "y": "seconds", "group": "l"},
+    }.items():
+        untimed = {**places, "y": "psnr"} | ({"x": "ssim"} if places["x"] == "seconds" else {})
+        for fields, seen, words in ((places, rough, said), (places, view, ""), (untimed, rough, "")):
+            text = "\n".join(f'{name} = "{value}"' for name, value in fields.items())
+            (panel,) = panels_of(tmp_path, f'[[panel]]\nkind = "{kind}"\ntitle = "t"\n{text}')
+            sentence = contents.show(panel, [seen]).sentence
+            assert ("disturbed" in sentence) == bool(words)
+            assert words in sentence
 
 
 def test_time_on_a_shared_device_is_not_compared(view):

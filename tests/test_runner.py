@@ -1,7 +1,11 @@
 import contextlib
+import heapq
+import io
+import itertools
+import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,18 +15,21 @@ import numpy as np
 import pytest
 from drivers import beside
 from optuna.trial import TrialState
+from rich.console import Console
 
 from ddstudy import runner
 from ddstudy.driven import Driven
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.executors import Event, Failed, InProcess
+from ddstudy.executors import Event, Failed, Finished, InProcess, Started
+from ddstudy.leases import AtWork
 from ddstudy.runner import Progress
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.store import Store
 from ddstudy.target import Target
+from ddstudy.terminal import announce
 from ddstudy.trials import Result
 
 MakeSpec = Callable[..., StudySpec]
@@ -34,18 +41,21 @@ class Recording(InProcess):
     def __init__(self, failures: int = 0, stop_after: int | None = None) -> None:
         super().__init__(threads=2)
         self.jobs: list[tuple[Fit, tuple[int, ...]]] = []
+        self.device = "cpu"  # where it says that fits fail
         self.failures = failures
         self.stop_after = stop_after
 
-    def submit(self, ticket: str, job: Job) -> None:
-        self.jobs.append((job.fit, job.budgets))
-        super().submit(ticket, job)
+    def submit_together(self, jobs: Mapping[str, Job]) -> None:
+        self.jobs += [(job.fit, job.budgets) for job in jobs.values()]
+        super().submit_together(jobs)
 
     def events(self) -> Iterator[tuple[str, Event]]:
         while self._waiting:
             if self.failures:
                 self.failures -= 1
-                yield self._waiting.popleft()[0], Failed("MemoryError: of the test")
+                for ticket in self._waiting.popleft():
+                    yield ticket, Started("here", self.device)
+                    yield ticket, Failed("MemoryError: of the test")
                 continue
             for ticket, event in super().events():
                 if isinstance(event, Measurement) and self.stop_after is not None:
@@ -279,6 +289,57 @@ def test_failures_that_stay_are_reported_and_tried_again_by_the_next_run(
     assert set(settings_of(trials).values()) == {1}
 
 
+@pytest.mark.parametrize(("losses", "given_up"), [(runner.LOSSES - 1, False), (runner.LOSSES, True)])
+def test_a_fit_whose_nodes_are_lost_every_time_is_given_up(
+    go: Any, make_spec: MakeSpec, losses: int, given_up: bool
+) -> None:
+    """It was begun again for ever."""
+
+    class Deadly(Recording):
+        left = losses
+
+        def events(self) -> Iterator[tuple[str, Event]]:
+            while self._waiting:
+                (ticket,) = self._waiting[0]
+                if ticket.startswith("k4") and self.left:
+                    self.left -= 1
+                    self._waiting.popleft()
+                    yield ticket, Failed("its node was lost", lost=True)
+                    continue
+                yield from super().events()
+
+    executor = Deadly()
+    steps, trials = go(make_spec(space={"iterations": [5]}), executor)
+    assert [fit.k for fit, _ in executor.jobs].count(4) == losses + (not given_up)
+    assert (steps[-1].done, steps[-1].failed) == ((1, 1) if given_up else (2, 0))
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert [trial.user_attrs["reason"] for trial in failed] == ["5 nodes were lost while they fitted this"] * given_up
+
+
+@pytest.mark.parametrize("k", [[2], [2, 4]], ids=["one setting, which no sampler is asked for", "several"])
+def test_a_search_ends_when_another_driver_takes_the_last_settings(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target, k: list[int]
+) -> None:
+    """Between the look and the ask: it was a traceback and left a trial RUNNING."""
+    spec = make_spec(space={"k": k, "iterations": [5]}, search={"sampler": "random", "trials": len(k)})
+    with Store(store_url, lease_seconds=2) as store:
+        first = store.drive(spec, tiny_target, sampler(spec))
+        store.driver = "another"
+        other = beside(store, first)
+        ask = first.ask
+
+        def late() -> Any:
+            list(runner.run(other, InProcess(2), forecast()))
+            return ask()
+
+        first.ask = late  # type: ignore[method-assign]
+        last = list(runner.run(first, InProcess(2), forecast()))[-1]
+        other.claims.end()
+        states = Counter(trial.state.name for trial in first.trials())
+    assert (last.done, last.failed) == (len(k), 0)
+    assert states == {"COMPLETE": len(k), "FAIL": 1}
+
+
 def test_two_drivers_share_a_postgres_study(postgres_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec(space={"k": [2, 3, 4], "l": [2, 3]})
     with Store(postgres_url) as one, Store(postgres_url) as two:
@@ -317,12 +378,114 @@ def test_what_another_driver_finished_meanwhile_is_not_done_again(
         assert set(settings_of(first.trials()).values()) == {1}
 
 
-def test_time_left_is_that_of_all_fits_to_do(go: Any, make_spec: MakeSpec, tiny_target: Target) -> None:
-    spec = make_spec()
-    expected = runner.forecast_seconds(spec, tiny_target, runner.plan(spec, tiny_target, set()), forecast(), 1)
-    steps, _ = go(spec)
-    assert steps[0].eta_seconds == pytest.approx(expected)
-    assert steps[-1].eta_seconds is None
+class Clockwork:
+    """A cluster in time of its own: fits take what `seconds` says, and as long again for what is not fitting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: int, seconds: Callable[[Fit, int], float]) -> None:
+        self.now, self.slots, self._seconds, self._order = 0.0, slots, seconds, itertools.count()
+        self._ahead: list[tuple[float, int, str, Event]] = []
+        monkeypatch.setattr(runner, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def room(self, job: Job) -> int:
+        return 1
+
+    def submit(self, ticket: str, job: Job) -> None:
+        curve: Any = {"iterations": [], "psnr_members": []}
+        events: list[tuple[float, Event]] = [(0.0, Started("here"))]
+        for budget in range(100, max(job.budgets) + 1, 100):
+            fitted = self._seconds(job.fit, budget)
+            events.append((2 * fitted, Check(budget, fitted, (30.0, 30.0))))
+            if budget not in job.budgets:
+                continue
+            values = {"psnr": 30.0, "seconds": fitted, "iterations_done": budget, "cv_percent": 1.0, "device": "d"}
+            result = Measurement(budget, values, np.zeros((1, 27, 22), np.float32), curve, False)
+            events.append((2 * fitted, result))
+        for after, event in [*events, (2 * fitted, Finished())]:
+            heapq.heappush(self._ahead, (self.now + after, next(self._order), ticket, event))
+
+    def expect(self, jobs: int) -> None:
+        pass
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        while self._ahead:
+            self.now, _, ticket, event = heapq.heappop(self._ahead)
+            yield ticket, event
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("search", [{}, {"sampler": "random", "trials": 40}], ids=["grid", "search"])
+def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
+    monkeypatch: pytest.MonkeyPatch, make_spec: MakeSpec, tiny_target: Target, slots: int, search: dict[str, Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """They counted fitting only, which may be half of a run, and each command did so by a rule of its own."""
+
+    def seconds(fit: Fit, budget: int) -> float:
+        return budget * (0.002 + 2e-6 * runner.operations(fit, tiny_target) / 1000)
+
+    spec = make_spec(
+        space={"k": [2, 4, 6, 8], "l": [2, 3], "s": [2, 4, 8], "iterations": [500, 1000]},
+        images=False,
+        search=search,
+    )
+    known = runner.Forecast()
+    for fit in (Fit(2, 8, 2, "uniform", "1x1"), Fit(8, 2, 3, "uniform", "1x1")):
+        known.learn(runner.operations(fit, tiny_target), seconds(fit, 1))
+        known.learn_besides(seconds(fit, 1000), 2)
+    clock = Clockwork(monkeypatch, slots, seconds)
+    with Store(f"sqlite:///{tmp_path}/a.db") as store:
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        plan = runner.plan(spec, tiny_target, set())
+        announced = runner.forecast_seconds(spec, tiny_target, plan, known, slots)
+        monkeypatch.setattr("ddstudy.leases.time.time", lambda: clock.now)
+        told, shown = [], []
+        for progress in runner.run(driven, clock, known):  # type: ignore[arg-type]
+            if progress.eta_seconds is not None:
+                told.append((clock.now, progress.eta_seconds))
+            if driven.claims._doing and len(told) % 40 == 0:
+                work = [AtWork("", "", **json.loads(doing)) for doing in driven.claims._doing.values()]
+                left = runner.outlook(store.view(spec.name), work, datetime.fromtimestamp(clock.now)).eta_seconds
+                shown.append((clock.now, left))
+    assert announced == pytest.approx(clock.now, rel=0.2)
+    assert all(abs(at + left - clock.now) < 0.2 * clock.now for at, left in told)
+    assert shown
+    assert all(abs(at + left - clock.now) < 0.2 * clock.now for at, left in shown)
+    assert progress.eta_seconds is None
+
+
+def test_what_was_learnt_is_kept_for_the_runs_that_go_on(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec, console = make_spec(), Console(file=io.StringIO(), width=200)
+    for tries in (1, 1, 2):
+        with Store(store_url) as store:
+            driven, executor = store.drive(spec, tiny_target, sampler(spec)), Recording()
+            executor.slots = tries  # another way to run it is another forecast
+            known = announce(console, spec, tiny_target, runner.plan(spec, tiny_target, set()), executor, driven)
+            assert known is not None
+            assert known.known
+        text = console.file.getvalue()
+        assert text.count("Trying some iterations for a forecast: 5 s at most") == tries
+    with Store(store_url) as store:  # edited by hand
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        for damaged in ("{", "[]", '{"where": "here", "sums": [1], "besides": null}', '{"else": 1}'):
+            driven.study.set_user_attr("ddstudy:forecast", damaged)
+            assert runner.kept_forecast(driven, "here") is None
+
+
+def test_a_calibration_is_over_after_some_seconds(
+    monkeypatch: pytest.MonkeyPatch, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec, executor = make_spec(space={"k": [2, 3, 4]}), Recording()
+    clock = itertools.count(0, 2)  # two seconds a look
+    monkeypatch.setattr(runner.time, "monotonic", lambda: float(next(clock)))
+    known = runner.calibrate(spec, tiny_target, list(runner.plan(spec, tiny_target, set()).todo), executor)
+    assert known.known
+    assert next(clock) < 40  # of which 33 checks of three fits would take more
+    assert not executor._waiting
 
 
 def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
@@ -331,7 +494,11 @@ def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec:
         driven = store.drive(spec, tiny_target, sampler(spec))
         steps = runner.run(driven, InProcess(2), forecast())
         next(steps)  # the fit is claimed and waits
-        driven.claims.forget_all()  # as another driver would after this one slept too long
+        store.driver = "another"
+        other = beside(store, driven)
+        other.claims.bury()  # this one slept too long
+        other.claims.take(Fit(2, 4, 2, "uniform", "1x1").id)
+        other.claims.end()
         messages = [step.message for step in steps]
         assert sum("not recorded" in message for message in messages) == 2
         assert len(driven.trials()) == len(driven.measured()) == 2  # claimed again and fitted again
@@ -353,26 +520,33 @@ def test_plan_counts_trials_and_fits(make_spec: MakeSpec, tiny_target: Target) -
 
 
 def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
+    def iteration(known: runner.Forecast, cost: float) -> float:
+        return known.seconds(runner.Work(int(cost), 1, 0))
+
     known = runner.Forecast()
+    assert not known.known
     for cost in (1e6, 5e6, 2e7):
         known.learn(cost, 0.002 + 3e-10 * cost)
-    assert known.seconds(1e7) == pytest.approx(0.005)
+    assert iteration(known, 1e7) == pytest.approx(0.005)
     same = runner.Forecast()
     for seconds in (0.004, 0.005, 0.005):  # of one cost: nothing tells overhead and slope apart
         same.learn(1e7, seconds)
-    assert same.seconds(1e7) == pytest.approx(0.005, rel=0.1)
-    assert same.seconds(2e7) == pytest.approx(2 * same.seconds(1e7))
+    assert iteration(same, 1e7) == pytest.approx(0.005, rel=0.1)
+    assert iteration(same, 2e7) == pytest.approx(2 * iteration(same, 1e7))
     noisy = runner.Forecast()
     noisy.learn(1e6, 0.005)
     noisy.learn(2e6, 0.001)  # no sensible line goes through these
-    assert noisy.seconds(5e5) > 0
+    assert iteration(noisy, 5e5) > 0
     spec = make_spec()
     fits = list(runner.plan(spec, tiny_target, set()).todo)
     measured = runner.calibrate(spec, tiny_target, fits, InProcess(2))
+    assert measured.seconds(runner.Work(0, 0, 1)) > 0  # metrics, at least
     plan = runner.plan(spec, tiny_target, set())
-    assert 0 < runner.forecast_seconds(spec, tiny_target, plan, measured, 1) < 60
-    two = runner.forecast_seconds(spec, tiny_target, plan, measured, 2)
-    assert two == pytest.approx(runner.forecast_seconds(spec, tiny_target, plan, measured, 1) / 2)
+    one = runner.forecast_seconds(spec, tiny_target, plan, measured, 1)
+    assert 0 < one < 60
+    assert one / 2 <= runner.forecast_seconds(spec, tiny_target, plan, measured, 2) < one
+    # no slot can do half of a fit
+    assert runner.forecast_seconds(spec, tiny_target, plan, measured, 99) > one / 4
 
 
 def test_cost_grows_with_channels_blocks_and_smaller_scale(tiny_target: Target) -> None:
@@ -419,12 +593,12 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
         running: tuple[str, ...] = ()
 
         def events(self) -> Iterator[tuple[str, Event]]:
-            yield self._waiting.popleft()[0], Failed("OutOfMemoryError: of the test", shared=True)
+            (ticket,) = self._waiting.popleft()
+            yield ticket, Failed("OutOfMemoryError: of the test", shared=True)
             while self._waiting:
-                self.running = (self._waiting[0][0],)
+                self.running = tuple(self._waiting[0])
                 waiting, self._waiting = self._waiting, type(self._waiting)()
-                ticket, job = waiting.popleft()
-                self._waiting.append((ticket, job))
+                self._waiting.append(waiting.popleft())
                 for event in InProcess.events(self):
                     if type(event[1]).__name__ == "Finished":
                         self.running = ()
@@ -440,32 +614,48 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
 
 
 @pytest.mark.parametrize(
-    ("tables", "devices", "said"),
+    ("tables", "device", "devices", "said"),
     [
-        ({}, ["auto", "auto", "cpu"], ""),
-        ({"fit": {"device": "cpu"}}, ["cpu", "cpu", "cpu"], ""),
-        ({"objectives": {"seconds": "minimize"}}, ["auto"] * 3, "since seconds are an objective"),
-        ({"fit": {"precision": "bfloat16"}}, ["auto"] * 3, "since fit.precision is bfloat16"),
-        ({"fit": {"device": "cuda:1"}}, ["cuda:1"] * 3, "since fit.device is cuda:1"),
+        ({}, "cuda", ["auto"] * 3, "; not tried on the processor, since executor.fallback is 'none'"),
+        ({"executor": {"fallback": "processor"}}, "cuda", ["auto", "auto", "cpu"], ""),
+        ({"fit": {"device": "cuda:1"}, "executor": {"fallback": "processor"}}, "cuda:1", ["cuda:1"] * 2 + ["cpu"], ""),
+        ({}, "cpu", ["auto"] * 3, ""),  # of a GPU there is nothing to say
     ],
 )
-def test_the_last_try_is_on_the_processor_where_that_is_sound(
-    go: Any, make_spec: MakeSpec, tables: dict[str, Any], devices: list[str], said: str
+def test_what_a_gpu_could_not_do_moves_to_the_processor_where_the_study_allows_it(
+    go: Any, make_spec: MakeSpec, tables: dict[str, Any], device: str, devices: list[str], said: str
 ) -> None:
     tried: list[str] = []
 
     class NoDevice(Recording):
-        def submit(self, ticket: str, job: Job) -> None:
-            tried.append(job.options.device)
-            self._waiting.append((ticket, job))
+        def room(self, job: Job) -> int:
+            return 1
+
+        def submit_together(self, jobs: Mapping[str, Job]) -> None:
+            tried.extend(job.options.device for job in jobs.values())
+            self._waiting.append(dict(jobs))
 
     spec = make_spec(space={"k": [2], "iterations": [5]}, **tables)
-    steps, trials = go(spec, NoDevice(failures=3))
+    executor = NoDevice(failures=3)
+    executor.device = device
+    steps, trials = go(spec, executor)
     assert tried == devices
     assert steps[-1].failed == 1
     (trial,) = trials
-    assert said in trial.user_attrs["reason"]
+    assert trial.user_attrs["reason"] == f"MemoryError: of the test{said}"
     assert trial.user_attrs["given_up"] is True
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"objectives": {"seconds": "minimize"}}, "where seconds are an objective"),
+        ({"fit": {"precision": "bfloat16"}}, "where fit.precision is bfloat16"),
+    ],
+)
+def test_a_fallback_that_would_spoil_results_is_refused(make_spec: MakeSpec, tables: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_spec(**tables, executor={"fallback": "processor"})
 
 
 def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
@@ -485,13 +675,13 @@ def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
                 f"VALUES ({first.study._study_id}, 'k3-s4-l2-uniform-1x1', 'dead', 0, {runner.RETRIES})"
             )
         began = runner.run(first, Recording(), forecast())
-        next(began)  # gave up k = 3, has k = 2
+        next(step for step in began if step.failed)  # did k = 2 and gave up k = 3, which comes last for its deaths
         failed = [trial for trial in first.trials() if trial.state.name == "FAIL"]
         assert len(failed) == 2
         assert {trial.user_attrs["reason"] for trial in failed} == {"3 drivers died while they fitted this"}
         began.close()
         last = list(steps)[-1]
-        assert [fit.k for fit, _ in executor.jobs] == [4, 2]
+        assert [fit.k for fit, _ in executor.jobs] == [4]
         assert (last.done, last.failed) == (4, 2)
         other.claims.end()
 

@@ -463,7 +463,9 @@ def test_claims_count_the_drivers_that_died_with_a_fit(
             counts.append(living.claims.deaths[FIT.id])
             living.claims._ended.set()
         assert counts == [0, 1, 2]
-        living.claims.forgive()
+        assert living.claims.orphans() == {FIT.id}
+        living.claims.release(FIT.id)  # done, or given up
+        assert living.claims.orphans() == set()
         assert dead.claims.take(FIT.id)
         assert dead.claims.deaths[FIT.id] == 0
 

@@ -22,22 +22,30 @@ functions. Tiles share weights, not statistics; members are the leading axis of 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
+import math
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.decoder import Geometry
-from ddstudy.fit import Problem, Snapshot, setting
+from ddstudy.fit import Look, Problem, setting
 
 _log = logging.getLogger("ddstudy")
+
+
+MOST = 40  # members of one launch; more gain nothing: an H100 is full (of 16 channels or fewer, twice as many)
+USABLE = 0.9  # of a GPU's free memory: the allocator cannot give away all of it
+LIBRARIES_BYTES = 256e6  # workspaces of cuBLAS and pools of graphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +176,8 @@ def _owner(value: Any) -> Any:
     """The array whose memory a view uses."""
     while isinstance(getattr(value, "base", None), np.ndarray):
         value = value.base
+    if getattr(value, "_base", None) is not None:  # torch's name for it
+        value = value._base
     return value if hasattr(value, "nbytes") else None
 
 
@@ -182,78 +192,278 @@ def kernels_for(device: str) -> Any:
     return Kernels(device)
 
 
-def fit(
-    problem: Problem,
-    stops: Sequence[int],
-    kernels: Any,
-    *,
-    threads: int,
-    stop: threading.Event,
-    precision: str = "float32",
-) -> Iterator[Snapshot]:
-    """See `ddstudy.fit.fit`.
+@contextlib.contextmanager
+def ensemble(
+    problems: Sequence[Problem], kernels: Any, *, threads: int, precision: str = "float32"
+) -> Iterator[_Ensemble]:
+    """The members of some problems, for kernels of either kind; see `ddstudy.fit.Ensemble`.
 
-    On the processor a member's numbers do not depend on `threads`, nor on the members beside it; on CUDA, cuBLAS may
-    add up in another order for another number of members.
+    A member's numbers depend neither on `threads` nor on the members beside it. Everything is done in the ensemble's
+    own threads: a fit on a GPU has one, with a stream of its own.
     """
-    M = len(problem.weights)
-    together = [slice(0, M)] if kernels.TOGETHER else [slice(m, m + 1) for m in range(M)]
-    steps = [
-        Step(problem.shape, problem.tiles, together[0].stop, kernels, precision)
-        for _ in range(min(threads, len(together)))
-    ]
-    groups = [_Group(problem, members, steps[0]) for members in together]
     left = threading.Event()
-    with ThreadPoolExecutor(len(steps)) as pool, setting(left):
-        with _telling_of_compilation():
-            for step in steps:  # compiles and touches everything: not part of the fit's time
-                _Group(problem, together[0], step).iterate(step)
-        kernels.wait()
-        done, seconds = 0, 0.0
-        for last in stops:
-            start = time.perf_counter()
-            queue = _Queue(groups, last - done, lambda: left.is_set() or stop.is_set())
-            list(pool.map(queue.work, steps))
-            kernels.wait()
-            if stop.is_set():
-                return
-            seconds += time.perf_counter() - start
-            done = last
-            outputs = np.concatenate([group.outputs(steps[0]) for group in groups])
-            errors = (outputs.astype(np.float64) - problem.tiles) ** 2
-            yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
+    count = 1 if kernels.TOGETHER else min(threads, sum(len(problem.weights) for problem in problems))
+    with ThreadPoolExecutor(count, initializer=kernels.begin) as pool:
+        made = _Ensemble(problems, kernels, precision, pool, count, left)
+        try:
+            with setting(left):  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+                pool.submit(made.set_up).result()
+                yield made
+        finally:
+            pool.submit(made.close).result()
 
 
-def memory(shape: Geometry, tiles: int, members: int, threads: int) -> int:
-    """Bytes that `fit` needs on the processor: a step's work arrays per thread, and the members' weights and inputs."""
-    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels_for("cpu"))
-    (h, w), threads = shape.sizes[0], min(threads, members)
-    outputs: int = members * step.outputs.nbytes * 4  # a snapshot, and its errors in double precision
-    work: int = threads * step.nbytes
-    weights: int = members * 4 * (5 * shape.parameters + tiles * h * w * step.width)
-    return work + weights + outputs
+class _Ensemble:
+    """Groups of members, and the steps that they take turns in: one for each thread."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        kernels: Any,
+        precision: str,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        left: threading.Event,
+    ) -> None:
+        self.problems = dict(enumerate(problems))
+        self.kernels, self.precision, self.pool, self.threads, self.left = kernels, precision, pool, threads, left
+        self.targets: dict[int, _Target] = {}
+        self.groups: list[_Group] = []
+        self.steps: list[Step] = []
+        self.rounds = 0
+
+    def set_up(self) -> None:
+        """Makes groups and steps. Compiles and touches everything: that is not part of the fit's time."""
+        everyone = [(index, m) for index, problem in self.problems.items() for m in range(len(problem.weights))]
+        parts = [everyone] if self.kernels.TOGETHER else [[member] for member in everyone]
+        problem = self.problems[everyone[0][0]]
+        with self.kernels.alone(), _telling_of_compilation():
+            self.steps = [
+                Step(problem.shape, problem.tiles, len(parts[0]), self.kernels, self.precision)
+                for _ in range(self.threads)
+            ]
+            self.targets = _targets(self.problems, self.kernels)
+            for step in self.steps:
+                _Group(self.problems, self.targets, parts[0], step).iterate(step)
+            self.groups = [_Group(self.problems, self.targets, part, self.steps[0]) for part in parts]
+            for group in self.groups:
+                group.get_ready(self.steps[0])
+            self.kernels.wait()
+
+    def close(self) -> None:
+        """Gives back what the device has of this ensemble."""
+        with self.kernels.alone():
+            self.kernels.wait()
+            for group in self.groups:
+                group.close()
+            self.targets, self.groups, self.steps = {}, [], []
+            self.rounds += 1
+
+    def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
+        """See `Ensemble`."""
+        queue = _Queue(self.groups, iterations, lambda g: self.left.is_set() or all(map(ended, g.rows)))
+
+        def work(step: Step) -> None:
+            queue.work(step)
+            self.kernels.wait()
+
+        self.rounds += 1
+        list(self.pool.map(work, self.steps))
+
+    def look(self, indices: Collection[int]) -> dict[int, Look]:
+        """See `Ensemble`; of a GPU, numbers that are few come at once, and outputs when they are asked for."""
+        groups = [group for group in self.groups if not group.rows.keys().isdisjoint(indices)]
+        free: SimpleQueue[Step] = SimpleQueue()
+        for step in self.steps:
+            free.put(step)
+
+        def show(group: _Group) -> dict[int, Look]:
+            step = free.get()  # there are as many as threads
+            with self.kernels.alone():
+                shown = step.forward(group.inputs, group.kept.weights)
+                if not self.kernels.TOGETHER:
+                    shown = self.kernels.numbers(shown)  # before the next group takes the step
+                looks = {}
+                for index in group.rows.keys() & set(indices):
+                    outputs = shown[group.rows[index]]
+                    losses, ranges = self.kernels.summary(outputs, *self.targets[index])
+                    fetch = partial(self._fetch, outputs, self.rounds) if self.kernels.TOGETHER else outputs.copy
+                    looks[index] = Look(losses, ranges, fetch)
+            free.put(step)
+            return looks
+
+        found = list(self.pool.map(show, groups))
+        return {index: _joined([looks[index] for looks in found if index in looks]) for index in indices}
+
+    def _fetch(self, shown: Any, rounds: int) -> NDArray[np.float32]:
+        if rounds != self.rounds:
+            raise RuntimeError("the fit has gone on since: its outputs are no longer there")
+        outputs: NDArray[np.float32] = self.pool.submit(self.kernels.numbers, shown).result()
+        return outputs
+
+    def drop(self, indices: Collection[int]) -> None:
+        """See `Ensemble`."""
+        for index in indices:
+            del self.problems[index]
+        self.groups, gone = [g for g in self.groups if g.rows.keys() <= self.problems.keys()], self.groups
+        if not self.groups:  # all members are one group
+            self.pool.submit(self._close_ranks, *gone).result()
+
+    def _close_ranks(self, old: _Group) -> None:
+        """Goes on with fewer members in one group."""
+        with self.kernels.alone():
+            old.close()
+            self.steps.clear()
+            self.set_up()
+            self.groups[0].take_over(old)
+            self.kernels.wait()
+
+
+class _Target(NamedTuple):
+    """A problem's target where the kernels compute: tiles (1, T, C, h, w), and which of their numbers are pixels."""
+
+    tiles: Any
+    pixels: Any
+
+
+def _targets(problems: Mapping[int, Problem], kernels: Any) -> dict[int, _Target]:
+    """Of each problem; those of equal tiles share them."""
+    made: dict[int, _Target] = {}
+    for index, problem in problems.items():
+        alike = (made[i].tiles for i in made if np.array_equal(problems[i].tiles, problem.tiles))
+        tiles = next(alike, None)
+        if tiles is None:
+            tiles = kernels.array(problem.tiles[None], "float32")
+        made[index] = _Target(tiles, None if problem.pixels is None else kernels.array(problem.pixels, "int64"))
+    return made
+
+
+def _joined(looks: list[Look]) -> Look:
+    """Of members that were looked at in several groups."""
+    if len(looks) == 1:
+        return looks[0]
+    return Look(
+        np.concatenate([look.losses for look in looks]),
+        np.concatenate([look.ranges for look in looks]),
+        lambda: np.concatenate([look.fetch() for look in looks]),
+    )
+
+
+def memory(
+    shape: Geometry,
+    tiles: int,
+    members: int,
+    threads: int,
+    kernels: Any = None,
+    precision: str = "float32",
+) -> int:
+    """Bytes that a fit needs: work arrays, the members' weights and inputs, and what a look at them takes.
+
+    Of a GPU, too, without one: `kernels_for("cuda:0")`. What CUDA and its libraries take themselves is not in it.
+
+    Args:
+        shape: geometry of the decoder.
+        tiles: of the target.
+        members: of all problems that are fitted together.
+        threads: of the fit, on the processor.
+        kernels: of the device, by default the processor's; nothing is allocated there.
+        precision: of the factors of matrix products.
+    """
+    kernels = kernels or kernels_for("cpu")
+    h, w = shape.sizes[0]
+    picture = 4 * tiles * shape.channels * math.prod(shape.sizes[-1])
+    if not kernels.TOGETHER:
+        step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels, precision)
+        work: int = min(threads, members) * step.nbytes
+        looks = members * 4 * picture  # a snapshot, and its errors in double precision
+        return work + looks + members * 4 * (5 * shape.parameters + tiles * h * w * int(step.width))
+    import torch
+
+    kernels = copy.copy(kernels)
+    kernels.device = torch.device("meta")  # arrays there have a size, and no memory
+    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), members, kernels, precision)
+    # weights, their gradients, Adam's two moments and the kept ones, and inputs: twice while a group takes over from
+    # another; what a graph keeps for a moment; a target, where the pixels are in it, and a look's errors in double
+    each = 4 * (2 * 5 * shape.parameters + 4 * shape.parameters + 2 * tiles * h * w * step.width) + 8 * picture
+    return int(step.nbytes + members * each)
+
+
+def capacity(shape: Geometry, tiles: int, device: str, bytes_free: float, precision: str = "float32") -> int:
+    """Members that are fitted fastest together on a GPU: no more than its free memory holds, or than are of use.
+
+    Args:
+        shape: geometry of the decoder.
+        tiles: of the target.
+        device: a torch device with kernels that compute all members at once.
+        bytes_free: of it.
+        precision: of the factors of matrix products.
+    """
+    kernels = kernels_for(device)
+    one, two = (memory(shape, tiles, members, 1, kernels, precision) for members in (1, 2))
+    room = USABLE * bytes_free - LIBRARIES_BYTES - (2 * one - two)
+    most = MOST if shape.k > 16 else 2 * MOST
+    return min(most, int(room // (two - one)))
 
 
 class _Group:
-    """Members that are computed together, and their optimiser."""
+    """Members that are computed together, and their optimiser.
 
-    def __init__(self, problem: Problem, members: slice, step: Step) -> None:
+    Args:
+        problems: whose members they are.
+        targets: of the problems.
+        members: index of the problem and of the member in it, for each; those of a problem follow each other.
+        step: where they are computed.
+
+    Attributes:
+        rows: which members are a problem's.
+    """
+
+    def __init__(
+        self,
+        problems: Mapping[int, Problem],
+        targets: Mapping[int, _Target],
+        members: Sequence[tuple[int, int]],
+        step: Step,
+    ) -> None:
+        owners = [index for index, _ in members]
+        self.rows = {index: slice(owners.index(index), owners.index(index) + owners.count(index)) for index in owners}
+        some = problems[owners[0]]
+        self.inputs = step.pad(np.stack([problems[index].inputs[m] for index, m in members]))
+        starts = np.stack([problems[index].weights[m] for index, m in members])
         self.kernels = step.kernels
-        self.inputs = step.pad(problem.inputs[members])
-        self.weights = step.kernels.array(problem.weights[members], step.dtype)
-        self.gradients = step.kernels.array(np.zeros_like(problem.weights[members]), step.dtype)
-        self.adam = step.kernels.Adam(self.weights, problem.learning_rate)
-        self.kept = step.kernels.Kept(self.weights, problem.keep)
-        self.advance = step.kernels.captured(self.iterate, step)
+        self.weights = self.kernels.array(starts, step.dtype)
+        self.gradients = self.kernels.array(np.zeros_like(starts), step.dtype)
+        self.adam = self.kernels.Adam(self.weights, some.learning_rate)
+        self.kept = self.kernels.Kept(self.weights, some.keep)
+        self.tiles = targets[owners[0]].tiles
+        if any(targets[index].tiles is not self.tiles for index in self.rows):
+            self.tiles = self.kernels.array(np.stack([problems[index].tiles for index in owners]), step.dtype)
 
     def iterate(self, step: Step) -> None:
+        step.tiles = self.tiles
         losses = step.mse(self.inputs, self.weights, self.gradients)
         self.kept.see(losses, self.weights)
         self.adam.update(self.gradients)
 
-    def outputs(self, step: Step) -> NDArray[np.float32]:
-        outputs: NDArray[np.float32] = self.kernels.numbers(step.forward(self.inputs, self.kept.weights))
-        return outputs
+    def get_ready(self, step: Step) -> None:
+        """Once everything that `iterate` launches was launched before."""
+        self.advance = self.kernels.captured(self.iterate, step)
+
+    def take_over(self, old: _Group) -> None:
+        """Goes on where some members stood in a larger group."""
+        members = [m for index in self.rows for m in range(len(old.weights))[old.rows[index]]]
+        for ours, theirs in [(self.adam, old.adam), (self.kept, old.kept)]:
+            for name, value in vars(theirs).items():
+                into = getattr(ours, name)
+                if hasattr(value, "shape"):  # of fewer members, where there is a number for each
+                    into[...] = value if into.shape == value.shape else value[members]
+                elif isinstance(value, int | float):
+                    setattr(ours, name, value)
+
+    def close(self) -> None:
+        """Frees what was captured now, rather than whenever Python collects what refers to itself."""
+        if hasattr(self, "advance"):
+            del self.advance
 
 
 @functools.cache  # once, though a second kind of fit may need more kernels
@@ -276,7 +486,7 @@ def _telling_of_compilation() -> Iterator[None]:
 class _Queue:
     """Iterations still to do; threads take the group that is most behind, so that none is idle but at the very end."""
 
-    def __init__(self, groups: list[_Group], iterations: int, ended: Callable[[], bool]) -> None:
+    def __init__(self, groups: list[_Group], iterations: int, ended: Callable[[_Group], bool]) -> None:
         self._lock = threading.Lock()
         self._waiting = [(iterations, i, group) for i, group in enumerate(groups)]
         self._ended = ended
@@ -284,7 +494,7 @@ class _Queue:
     def work(self, step: Step) -> None:
         """Iterates until nothing waits."""
         mine: tuple[int, int, _Group] | None = None
-        while not self._ended():
+        while True:
             with self._lock:
                 if mine and mine[0] > 1:
                     self._waiting.append((mine[0] - 1, *mine[1:]))
@@ -292,4 +502,7 @@ class _Queue:
                     return
                 mine = max(self._waiting, key=lambda entry: entry[:2])
                 self._waiting.remove(mine)
-            mine[2].advance(step)
+            if self._ended(mine[2]):
+                mine = None
+            else:
+                mine[2].advance(step)

@@ -12,6 +12,7 @@ Feature maps are contiguous arrays (members, tiles, rows, chunks, columns, lanes
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ddstudy.decoder import EPS
 from ddstudy.fit import AVERAGED, FLAT
+from ddstudy.fit import summary as summary_of
 from ddstudy.fit.simd import (
     LANES_1,
     LANES_8,
@@ -108,6 +110,20 @@ def array(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 def numbers(values: NDArray[Any]) -> NDArray[Any]:
     """A copy of the kernels' numbers for the rest of the program."""
     return values.copy()
+
+
+def summary(outputs: NDArray[Any], tiles: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
+    """See `ddstudy.fit.summary`."""
+    return summary_of(outputs, tiles[0], pixels)
+
+
+def begin() -> None:
+    """What a thread that is going to compute does first: nothing."""
+
+
+def alone() -> contextlib.AbstractContextManager[None]:
+    """While something is done that the device can do for one thread at a time only, of which there is nothing here."""
+    return contextlib.nullcontext()
 
 
 def wait() -> None:

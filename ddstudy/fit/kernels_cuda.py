@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -713,6 +715,9 @@ class _Scratch:
         )  # fmt: skip
 
 
+_locks: defaultdict[torch.device, threading.RLock] = defaultdict(threading.RLock)
+
+
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Launches go to the thread's current device, wherever the arrays are."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -741,7 +746,7 @@ class Kernels:
             self.device = torch.device("cuda", torch.cuda.current_device())
         if self.device.type == "cpu" and isinstance(_adam, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
-        # per member, and enough for the largest GPUs at a few members; the interpreter takes its time for each
+        # of one member, at most; the interpreter takes its time for each
         self.programs = 1024 if self.device.type == "cuda" else 3
 
     def padded(self, k: int) -> int:
@@ -773,40 +778,63 @@ class Kernels:
         """Rows of a block's products that must exist at a time: all, as one product makes them."""
         return height
 
-    def wait(self) -> None:
-        """Returns when everything asked for so far is computed."""
+    def begin(self) -> None:
+        """What a thread that is going to compute does first: it gets a stream of its own, so that fits overlap."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """While something is done that the device can do for one thread at a time only: a capture, or what breaks one.
+
+        A capture is broken by whatever waits for the whole device, as the allocator may when memory is short. So who
+        allocates or captures has the device's lock, and nobody waits but for his own stream. Launches need no lock.
+        """
+        return _locks[self.device] if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def summary(self, outputs: torch.Tensor, tiles: torch.Tensor, pixels: torch.Tensor | None) -> tuple[Any, Any]:
+        """Losses (M,) and ranges (M, T) of outputs, as `ddstudy.fit.summary` has them.
+
+        Of one fit's members at a time: how sums are split depends on the shape, and must not on the members beside.
+        """
+        seen, truth = outputs.flatten(1), tiles.flatten()
+        if pixels is not None:
+            seen, truth = seen[:, pixels], truth[pixels]
+        losses = (seen.double() - truth).square().mean(dim=1)
+        return self.numbers(losses), self.numbers(outputs.amax((2, 3, 4)) - outputs.amin((2, 3, 4)))
+
+    def wait(self) -> None:
+        """Returns when everything that this thread asked for so far is computed."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def captured(self, advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
-        """A sequence of kernels that will be run many times on the same arrays: a CUDA graph from its first call on.
+        """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
 
-        Kernels of these shapes must have run before, since compiling is nothing that a graph can hold.
+        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling and loading
+        code are nothing that a graph can hold. The graph is run by the same thread.
         """
         if self.device.type != "cuda":
             return advance
-        graph: torch.cuda.CUDAGraph | None = None
+        graph = self._graph(advance, step)
 
         def replay(_: Step) -> None:
-            nonlocal graph
-            with _on(self.device):
-                if graph is None:
-                    graph = self._graph(advance, step)
-                graph.replay()
+            graph.replay()
 
         return replay
 
     def _graph(self, advance: Callable[[Step], None], step: Step) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # cuBLAS sets itself up at a thread's first product, which must not happen while the graph is captured
-            some = torch.zeros((1, 8, 8), dtype=step.outputs.dtype, device=self.device)
-            torch.bmm(some, some)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do with the device does not concern this graph
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            advance(step)
+        with self.alone(), _on(self.device):
+            # not `torch.cuda.graph`, which waits for the whole device and empties the allocator's cache.
+            # thread_local: what other threads do with the device does not concern this graph
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                advance(step)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # which would hide why it is no graph
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph
 
     def forward(self, step: Step, i: int, inputs: torch.Tensor, weights: torch.Tensor) -> None:

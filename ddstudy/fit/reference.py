@@ -7,10 +7,11 @@ a fit amplifies that. So a member's numbers depend neither on the members beside
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddstudy.decoder import EPS, Geometry
-from ddstudy.fit import AVERAGED, Problem, Snapshot, setting
+from ddstudy.fit import AVERAGED, Look, Problem, setting, summary
 
 
 class Block(nn.Module):
@@ -53,34 +54,57 @@ class DeepDecoder(nn.Module):
         return torch.sigmoid(self.head(self.blocks(x)))
 
 
-def fit(
-    problem: Problem, stops: Sequence[int], *, device: str, threads: int, stop: threading.Event
-) -> Iterator[Snapshot]:
-    """See `ddstudy.fit.fit`."""
-    tiles = torch.tensor(problem.tiles, device=device)
-    members = [_Member(problem, index, tiles) for index in range(len(problem.weights))]
-    done, seconds = 0, 0.0
+@contextlib.contextmanager
+def ensemble(problems: Sequence[Problem], *, device: str, threads: int) -> Iterator[_Ensemble]:
+    """The members of some problems on any torch device; see `ddstudy.fit.Ensemble`."""
     left = threading.Event()
+    count = min(threads, sum(len(problem.weights) for problem in problems))
     with (
-        ThreadPoolExecutor(min(threads, len(members)), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         setting(left),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
     ):
-        list(pool.map(_Member.gradient, members))  # sets up kernels and memory: not part of the fit's time
-        for last in stops:
-            start = _now(device)
-            list(
-                pool.map(
-                    partial(_Member.advance, iterations=last - done, ended=lambda: left.is_set() or stop.is_set()),
-                    members,
-                )
-            )
-            if stop.is_set():
-                return
-            seconds += _now(device) - start
-            done = last
-            outputs = np.stack(list(pool.map(_Member.output, members)))
-            errors = (outputs.astype(np.float64) - problem.tiles) ** 2
-            yield Snapshot(done, seconds, errors.mean(axis=(1, 2, 3, 4)), outputs)
+        yield _Ensemble(problems, device, pool, left)
+
+
+class _Ensemble:
+    def __init__(
+        self, problems: Sequence[Problem], device: str, pool: ThreadPoolExecutor, left: threading.Event
+    ) -> None:
+        self.problems, self.device, self.pool, self.left = problems, device, pool, left
+        self.members: dict[int, list[_Member]] = {}
+        for index, problem in enumerate(problems):
+            tiles = torch.tensor(problem.tiles, device=device)
+            self.members[index] = [_Member(problem, m, tiles) for m in range(len(problem.weights))]
+        # sets up kernels and memory: not part of the fit's time
+        list(pool.map(_Member.gradient, itertools.chain(*self.members.values())))
+        self._wait()
+
+    def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
+        def work(index: int, member: _Member) -> None:
+            member.advance(iterations, lambda: self.left.is_set() or ended(index))
+
+        pairs = [(index, member) for index, members in self.members.items() for member in members]
+        list(self.pool.map(work, *zip(*pairs, strict=True)))
+        self._wait()
+
+    def look(self, indices: Collection[int]) -> dict[int, Look]:
+        looks = {}
+        for index in indices:
+            outputs = np.stack(list(self.pool.map(_Member.output, self.members[index])))
+            problem = self.problems[index]
+            losses, ranges = summary(outputs, problem.tiles, problem.pixels)
+            looks[index] = Look(losses, ranges, partial(np.copy, outputs))
+        return looks
+
+    def drop(self, indices: Collection[int]) -> None:
+        for index in indices:
+            del self.members[index]
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.current_stream(self.device).synchronize()  # all members' threads use it
+        elif self.device == "mps":
+            torch.mps.synchronize()
 
 
 class _Member:
@@ -126,11 +150,3 @@ class _Member:
     def output(self) -> NDArray[np.float32]:
         output: NDArray[np.float32] = self.kept(self.input).cpu().numpy()
         return output
-
-
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()

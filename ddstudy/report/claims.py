@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ddstudy.report.tables import PAIR, comparable, finished, one_pixel_inputs, paired
+from ddstudy.report.tables import PAIR, comparable, disturbed, finished, one_pixel_inputs, paired, timed
 from ddstudy.settings import AXES, TILINGS
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
 def ask(claim: Claim, view: StudyView, others: Sequence[StudyView] = ()) -> Answer:
     """One finding, tested on one study; `others` as for `retest`."""
     view, *others = (replace(one, trials=_drawing(one).assign(study=one.name)) for one in (view, *others))
-    return Answer(**vars(claim.test(view, others)), claim=claim)
+    found = claim.test(view, others)
+    if claim.name.startswith("time") and (left_out := disturbed(view.trials)):
+        found = replace(found, tested=f"{found.tested} Left out: {left_out:,} trials that other programs disturbed.")
+    return Answer(**vars(found), claim=claim)
 
 
 def _drawing(view: StudyView) -> pd.DataFrame:
@@ -188,7 +191,7 @@ def _blur(view: StudyView, others: Sequence[StudyView]) -> Found:
     "interval lies above 1, contradicted where below.",
 )
 def _time_of_blocks(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = comparable(view.trials, "seconds")
+    rows = timed(view.trials)
     return _change(rows, "l", _ends(rows, "l"), "seconds", "times")
 
 
@@ -200,7 +203,7 @@ def _time_of_blocks(view: StudyView, others: Sequence[StudyView]) -> Found:
     "interval lies above 1, contradicted where below.",
 )
 def _time_of_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = comparable(view.trials, "seconds")
+    rows = timed(view.trials)
     return _change(rows, "s", _ends(rows, "s")[::-1], "seconds", "times")
 
 
@@ -213,7 +216,7 @@ def _time_of_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
     "to 6, s 32 to 8) ask another question.",
 )
 def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = comparable(view.trials, "seconds")
+    rows = timed(view.trials)
     blocks, scales = _ends(rows, "l"), _ends(rows, "s")[::-1]
     if len(blocks) < 2 or len(scales) < 2:
         return _nothing("times", "It takes two values of l and two of s.")
@@ -240,7 +243,7 @@ def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> F
     f"where its interval lies within {1 / FLAT:g} and {FLAT:g}, contradicted where it lies outside.",
 )
 def _time_flat(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = comparable(view.trials, "seconds")
+    rows = timed(view.trials)
     return _change(rows, "k", _ends(rows[rows["k"] <= 64], "k"), "seconds", "times", within=(1 / FLAT, FLAT))
 
 
@@ -252,7 +255,7 @@ def _time_flat(view: StudyView, others: Sequence[StudyView]) -> Found:
     "supported where its interval lies above 1, contradicted where below.",
 )
 def _time_rise(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = comparable(view.trials, "seconds")
+    rows = timed(view.trials)
     low, high = rows[rows["k"] <= 64]["k"], rows[rows["k"] > 64]["k"]
     ends = [low.max(), high.max()] if len(low) and len(high) else []
     return _change(rows, "k", ends, "seconds", "times")

@@ -174,6 +174,7 @@ def _pareto(view: StudyView, panel: Pareto) -> Shown:
     )
     if "seconds" in (x, y) and (shared := int(trials["shared"].eq(True).sum())):
         sentence += f" {shared:,} shared their device with another fit and look slower than they are."
+    sentence += _roughness([view], panel)
     columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
     return Shown(sentence, figures.pareto(trials, front, x, y), Table(front, columns), thumbnails=True)
 
@@ -194,6 +195,7 @@ def _quartiles(view: StudyView, panel: Quartiles) -> Shown:
     table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
     who, needed = _who(y)
     sentence = f"{LABELS[y]} over {who}: the box is the middle half, the line the median, the dashes are the mean."
+    sentence += _roughness([view], panel)
     if not table[f"{y}_n"].sum():
         return Shown(sentence, missing=f"Filled by {needed}.")
     names = {"mean": "mean", "least": "min", "lower quartile": "q25", "median": "median", "upper quartile": "q75"}
@@ -249,6 +251,13 @@ def _best(view: StudyView, panel: Best) -> Shown:
     return Shown(sentence, table=Table(pd.DataFrame(rows), {"tiling": "tiling"} | {noise: noise for noise in noises}))
 
 
+def _roughness(views: Sequence[StudyView], panel: Pareto | Fronts | Quartiles | Means | Heatmap) -> str:
+    """Says where seconds that are shown are not those of the fits alone."""
+    shown = [panel.filter(view.trials) for view in views if "seconds" in (panel.x, panel.y)]
+    count = sum(map(tables.disturbed, shown))
+    return f" The seconds of {count:,} were disturbed by other programs on their machine." if count else ""
+
+
 def _who(metric: str) -> tuple[str, str]:
     """Whose `metric` is compared, in words, and who would fill a panel that has none."""
     if metric == "seconds":
@@ -276,7 +285,7 @@ def _means(view: StudyView, panel: Means) -> Shown:
     y, axes = panel.y, [panel.x, *([panel.group] if panel.group else [])]
     table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
     who, needed = _who(y)
-    sentence = f"Average {LABELS[y]} over {who}."
+    sentence = f"Average {LABELS[y]} over {who}.{_roughness([view], panel)}"
     if not table[f"{y}_n"].sum():
         return Shown(sentence, missing=f"Filled by {needed}.")
     columns = {axis: axis for axis in axes} | {f"average {LABELS[y]}": f"{y}_mean", "trials": f"{y}_n"}
@@ -287,7 +296,7 @@ def _heatmap(view: StudyView, panel: Heatmap) -> Shown:
     x, y, group = panel.x, panel.y, panel.group
     table = tables.by_axis(panel.filter(view.trials), group, x, metrics=(y,))
     who, needed = _who(y)
-    sentence = f"Median {LABELS[y]} over {who}; an empty cell has none."
+    sentence = f"Median {LABELS[y]} over {who}; an empty cell has none.{_roughness([view], panel)}"
     if not table[f"{y}_n"].sum():
         return Shown(sentence, missing=f"Filled by {needed}.")
     columns = {group: group, x: x, "measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
@@ -419,6 +428,7 @@ def _fronts(views: Sequence[StudyView], panel: Fronts) -> Shown:
     devices = {device for view in views for device in view.trials["device"].dropna().unique()}
     if "seconds" in (x, y) and len(devices) > 1:
         sentence += f" Seconds are of different devices: {', '.join(sorted(devices))}."
+    sentence += _roughness(views, panel)
     columns = {"study": "study", "trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
     return Shown(sentence, figures.fronts(points, x, y), Table(points, columns))
 

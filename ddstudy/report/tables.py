@@ -4,7 +4,8 @@ The functions take the table of trials (one row per finished trial, see `ddstudy
 was. Three rules say which trials count, and they hold everywhere:
 
 - quality (`psnr`, `ssim`, ...) is compared among stable trials only, the thesis' filter (sec. 4.3);
-- `seconds` are compared among trials that ran all their iterations, stable or not, on a device of their own;
+- `seconds` are compared among trials that ran all their iterations, stable or not, on a device of their own; answers
+  (`timed`) leave out those that other programs disturbed, figures say how many these are;
 - everything else among all trials that were measured.
 """
 
@@ -64,6 +65,17 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric == "seconds":
         return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]
     return rows
+
+
+def timed(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials whose `seconds` are those of the fit alone."""
+    rows = comparable(trials, "seconds")
+    return rows[~rows["disturbed"].eq(True)]
+
+
+def disturbed(trials: pd.DataFrame) -> int:
+    """How many trials would be comparable in `seconds`, had other programs not disturbed them."""
+    return int(comparable(trials, "seconds")["disturbed"].eq(True).sum())
 
 
 def recorded(trials: pd.DataFrame, checks: pd.DataFrame, spec: StudySpec) -> list[Recorded]:

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pandas as pd
 
 from ddstudy.errors import UserError
-from ddstudy.report.tables import PAIR, best_settings, comparable, finished, gain_of_ensemble, one_pixel_inputs, paired
+from ddstudy.report.tables import (
+    PAIR,
+    best_settings,
+    comparable,
+    finished,
+    gain_of_ensemble,
+    one_pixel_inputs,
+    paired,
+    timed,
+)
 from ddstudy.settings import AXES
 
 if TYPE_CHECKING:
@@ -115,7 +124,7 @@ def _options(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]
 
 
 def _time_by_pair(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    trials, parts = comparable(view.trials, "seconds"), []
+    trials, parts = timed(view.trials), []
     for axis, published in known["seconds"].items():
         there = set(trials[axis])
         sets = paired(trials, axis, [value for value in published if value in there], "seconds")
@@ -124,12 +133,12 @@ def _time_by_pair(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame,
             part[f"{side} / first"] = part[f"{side} (s)"] / part[f"{side} (s)"].iloc[0]
         part["settings"] = [len(sets) if value in sets else 0 for value in published]
         parts.append(part.rename_axis("mean over").reset_index())
-    words = "Ours are means over the settings that were timed for each noise, or for each tiling."
+    words = "Ours are means over the settings that were timed, undisturbed, for each noise, or for each tiling."
     return pd.concat(parts, ignore_index=True), words
 
 
 def _time_by_blocks(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    rows, chosen = comparable(view.trials, "seconds"), known["setting"]
+    rows, chosen = timed(view.trials), known["setting"]
     at = {}
     for axis, value in chosen.items():
         there = [one for one in getattr(view.spec.space.search_space, axis) if one in set(rows[axis])]

@@ -1,0 +1,87 @@
+"""The share of a run's wall time that is fitting, and how good its forecast is.
+
+    python benchmarks/run_share.py [--device auto] [--quick]
+
+Runs the packaged study (96x80) and one at 256x320 as `ddstudy run` does, into a new SQLite file with all images.
+`fitting` are the seconds of all fits, as their trials have them, for each of the fits that run at a time; what is left
+of the wall time went into noise, starting weights, metrics, images and the store. `announced` is the forecast that
+stood there before the first fit, `left` the largest error of the time left once a tenth of the run was over, as a share
+of the whole run. Stopped fits count with what they ran, so the forecast is made for studies without a stop rule.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from ddstudy import cli, runner
+from ddstudy.samplers import sampler
+from ddstudy.spec import StudySpec, parse_spec, read_spec
+from ddstudy.store import Store
+from ddstudy.target import load_target
+from ddstudy.terminal import announce
+
+PACKAGED = Path(runner.__file__).parent / "data" / "quick.toml"
+
+
+def whole_slice(device: str, quick: bool) -> StudySpec:
+    """A study of the size of the thesis' slice; on a GPU with the thesis' budgets."""
+    slow = device == "cpu"
+    budgets = [500, 1000] if slow else [2000, 5000, 7000]
+    space = {"k": [16, 64] if slow else [8, 16, 64], "s": [16], "l": [5], "iterations": budgets}
+    pairs = {"noise": ["uniform", "simplex"], "tiling": ["1x1", "4x5"]}
+    if quick:
+        space["iterations"], pairs = budgets[:1], {}
+    return parse_spec({"name": "whole-slice", "target": {"size": [256, 320]}, "space": space | pairs}, "run_share")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter fits at 256x320")
+    options = parser.parse_args()
+    from ddstudy.executors import resolve_device
+
+    device = resolve_device(options.device)
+    columns = ("fits", "slots", "fitting", "wall", "share", "announced", "left")
+    print(f"{'study':12s}", *(f"{column:>10s}" for column in columns), flush=True)
+    for spec in (read_spec(PACKAGED), whole_slice(device, options.quick)):
+        changes = {"fit": spec.fit.model_copy(update={"device": options.device})}
+        changes["stability"] = spec.stability.model_copy(update={"prune": False})
+        row = measure(spec.model_copy(update=changes))
+        print(f"{spec.name:12s}", *(f"{row[column]:>10s}" for column in columns), flush=True)
+
+
+def measure(spec: StudySpec) -> dict[str, str]:
+    """One run from its plan to its last result."""
+    quiet = Console(quiet=True)
+    target = load_target(spec.target)
+    with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/share.db") as store:
+        driven = store.drive(spec, target, sampler(spec))
+        with cli._executor(spec, target, None, None, quiet) as executor:
+            plan = runner.plan(spec, target, set())
+            forecast = announce(quiet, spec, target, plan, executor, driven)
+            assert forecast is not None
+            announced = runner.forecast_seconds(spec, target, plan, forecast, executor.slots)
+            began, told = time.perf_counter(), []
+            for progress in runner.run(driven, executor, forecast):
+                told.append((time.perf_counter() - began, progress.eta_seconds))
+            wall, slots = time.perf_counter() - began, executor.slots
+        trials = store.view(spec.name).trials
+    fitting = trials.groupby("fit_id")["seconds"].max().sum() / slots
+    late = [abs(at + left - wall) / wall for at, left in told if left is not None and at > wall / 10]
+    return {
+        "fits": str(trials["fit_id"].nunique()),
+        "slots": str(slots),
+        "fitting": f"{fitting:.1f} s",
+        "wall": f"{wall:.1f} s",
+        "share": f"{100 * fitting / wall:.0f} %",
+        "announced": f"{announced:.1f} s",
+        "left": f"{100 * max(late, default=0):.0f} %",
+    }
+
+
+if __name__ == "__main__":
+    main()
