@@ -7,10 +7,14 @@ by stretch; times are medians of stretches, in milliseconds per iteration and me
 s = 16, l = 5 only. PSNR is that of the ensemble after the same number of iterations.
 
 The floor is what this machine would need at its own measured rates: the operations that the step must do over the rate
-of a large float32 matrix product, plus the bytes that it must move over the rate of a copy. Operations: six times k^2
-for every low-resolution pixel (forward, gradient of the input, gradient of the weights), and for every channel of every
+of a large float32 matrix product, plus the bytes that it must move over the rate of a copy. On a GPU, products count at
+a third of the TF32 rate: three products of TF32 have the accuracy of float32. Operations: six times k^2 for every
+low-resolution pixel (forward, gradient of the input, gradient of the weights), and for every channel of every
 high-resolution pixel what upsampling, ReLU, sums and their gradients need (counted below). Bytes: each stored
 activation and gradient is written once and read once for each use.
+
+On a GPU, `--others` adds what plain torch can do with its own means, in milliseconds per iteration and member: one
+member compiled by torch.compile and captured in a CUDA graph, and all members at once through torch.func.vmap.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +32,7 @@ from ddstudy.decoder import Geometry
 from ddstudy.evaluate import Job, device_name, problem
 from ddstudy.executors import resolve_device, usable_cores
 from ddstudy.fit import Problem, Snapshot, choose, fit
+from ddstudy.fit.reference import DeepDecoder
 from ddstudy.metrics import psnr
 from ddstudy.settings import Fit
 from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
@@ -46,6 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="whole slice, s = 16, l = 5 only: under 5 minutes")
     parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32, 64, 96, 128, 192])
     parser.add_argument("--precision", default="auto", help="of the fused engine's matrix products")
+    parser.add_argument("--others", action="store_true", help="torch.compile in a CUDA graph, and vmap; GPU only")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     cases = [(16, 5, "1x1")] if options.quick else list(itertools.product((8, 32), (4, 6), ("1x1", "4x5")))
@@ -53,12 +60,16 @@ def main() -> None:
     device, threads = resolve_device("auto"), usable_cores()
     rates = measured_rates(device, threads)
     print(f"{target.name}, 256x320, {device_name(device)}, {threads} threads")
-    print(f"matrix product {rates[0] / 1e9:.0f} GFLOP/s, copy {rates[1] / 1e9:.1f} GB/s, both measured here")
+    print(f"matrix product {rates.product / 1e9:.0f} GFLOP/s, copy {rates.copy / 1e9:.1f} GB/s, both measured here")
     print("  k  s l tiling  reference    fused  ratio   floor  of floor   GFLOP/s   GB/s  PSNR reference / fused")
     rows = []
     for (s, l, tiling), k in itertools.product(cases, options.k):
         row = compare(target, Fit(k, s, l, "uniform", tiling), device, threads, options.precision, rates)
         rows.append(row)
+        if options.others:
+            work = problem(Job(Fit(k, s, l, "uniform", tiling), (1,), target, FitSpec(), NoiseSpec(), StabilitySpec()))
+            row |= {"compiled_ms": compiled_ms(work, device), "vmap_ms": vmap_ms(work, device)}
+            print(f"torch.compile in a CUDA graph {row['compiled_ms']:.3f}, vmap {row['vmap_ms']:.3f}")
         print(
             f"{k:3d} {s:2d} {l} {tiling:6s} {row['reference_ms']:10.1f} {row['fused_ms']:8.2f} {row['ratio']:6.1f}"
             f" {row['floor_ms']:7.2f} {row['fused_ms'] / row['floor_ms']:9.2f} {row['gflops']:9.0f} {row['gbs']:6.1f}"
@@ -70,9 +81,7 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=1))
 
 
-def compare(
-    target: Target, what: Fit, device: str, threads: int, precision: str, rates: tuple[float, float]
-) -> dict[str, object]:
+def compare(target: Target, what: Fit, device: str, threads: int, precision: str, rates: "Rates") -> dict[str, object]:
     job = Job(what, (1,), target, FitSpec(), NoiseSpec(), StabilitySpec())
     work = problem(job)
     # about two seconds of the reference engine to a stretch, four iterations at least
@@ -92,7 +101,7 @@ def compare(
         name: 1e3 * statistics.median(b - a for a, b in itertools.pairwise(t)) / length / members
         for name, t in times.items()
     }
-    operations, moved = counted(work)
+    products, elements, moved = counted(work)
     score = {
         name: psnr(join(snapshot.outputs.mean(axis=0), what.tiling, 256, 320), target.image)
         for name, snapshot in last.items()
@@ -101,14 +110,14 @@ def compare(
         "device": device_name(device), "k": what.k, "s": what.s, "l": what.l, "tiling": what.tiling,
         "members": members, "threads": threads, "iterations": stops[-1],
         "reference_ms": ms["reference"], "fused_ms": ms["fused"], "ratio": ms["reference"] / ms["fused"],
-        "floor_ms": 1e3 * (operations / rates[0] + moved / rates[1]),
-        "gflops": operations / ms["fused"] / 1e6, "gbs": moved / ms["fused"] / 1e6,
+        "floor_ms": floor_ms(work, rates),
+        "gflops": (products + elements) / ms["fused"] / 1e6, "gbs": moved / ms["fused"] / 1e6,
         "psnr_reference": score["reference"], "psnr_fused": score["fused"], "method": str(methods["fused"]),
     }  # fmt: skip
 
 
-def counted(work: Problem) -> tuple[float, float]:
-    """Operations and bytes of one iteration of one member."""
+def counted(work: Problem) -> tuple[float, float, float]:
+    """Operations of products, other operations, and bytes of one iteration of one member."""
     shape: Geometry = work.shape
     tiles, k = len(work.tiles), shape.k
     pixels = [tiles * h * w for h, w in shape.sizes]
@@ -118,20 +127,86 @@ def counted(work: Problem) -> tuple[float, float]:
     # R of the inner blocks: written, read by the next block, by its weights' gradient and for the mask; the last
     # block's product: written, read three times; gradients: written, read once
     floats = 4 * sum(stored[1:-1]) + 4 * stored[-2] + 2 * sum(stored[:-1]) + 2 * stored[0] + 3 * pixels[-1]
-    return float(products + elements), 4.0 * floats
+    return float(products), float(elements), 4.0 * floats
 
 
-def measured_rates(device: str, threads: int) -> tuple[float, float]:
-    """Operations a second of a float32 matrix product, bytes a second (read and written) of a copy, all threads."""
+class Rates(NamedTuple):
+    """Of this machine: operations a second of a product that is as good as float32, of others, bytes a second."""
+
+    product: float
+    elements: float
+    copy: float
+
+
+def floor_ms(work: Problem, rates: Rates) -> float:
+    """Milliseconds of an iteration of one member at these rates."""
+    return 1e3 * sum(amount / rate for amount, rate in zip(counted(work), rates, strict=True))
+
+
+def measured_rates(device: str, threads: int) -> Rates:
+    """Of large matrix products in float32, or in TF32 by three, and of a copy (read and written), all threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    a, b = torch.rand(4096, 1024, device=device), torch.rand(1024, 1024, device=device)
+    side = 8192 if device.startswith("cuda") else 1024
+    a, b = torch.rand(max(side, 4096), side, device=device), torch.rand(side, side, device=device)
     c, d = torch.rand(2**25, device=device), torch.empty(2**25, device=device)
-    out = torch.empty(4096, 1024, device=device)
-    product = median_seconds(lambda: torch.mm(a, b, out=out))
-    copy = median_seconds(lambda: d.copy_(c))
+    out = torch.empty_like(a)
+    product = elements = 2 * a.numel() * side / median_seconds(lambda: torch.mm(a, b, out=out))
+    copy = 2 * c.numel() * 4 / median_seconds(lambda: d.copy_(c))
+    if device.startswith("cuda"):
+        exact, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+        product = 2 * a.numel() * side / median_seconds(lambda: torch.mm(a, b, out=out)) / 3
+        torch.backends.cuda.matmul.allow_tf32 = exact
     torch.set_num_threads(before)
-    return 2 * a.numel() * 1024 / product, 2 * c.numel() * 4 / copy
+    return Rates(product, elements, copy)
+
+
+def compiled_ms(work: Problem, device: str, iterations: int = 50) -> float:
+    """An iteration of one member: torch.compile and Adam in a CUDA graph."""
+    net = DeepDecoder(work.shape).to(device)
+    torch.nn.utils.vector_to_parameters(torch.tensor(work.weights[0], device=device), net.parameters())
+    inputs, tiles = torch.tensor(work.inputs[0], device=device), torch.tensor(work.tiles, device=device)
+    optimiser = torch.optim.Adam(net.parameters(), lr=work.learning_rate, capturable=True)
+    loss_of = torch.compile(lambda: torch.nn.functional.mse_loss(net(inputs), tiles))
+
+    def iterate() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss_of().backward()
+        optimiser.step()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            iterate()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        iterate()
+    return 1e3 * median_seconds(lambda: [graph.replay() for _ in range(iterations)]) / iterations
+
+
+def vmap_ms(work: Problem, device: str) -> float:
+    """An iteration of all members through torch.func.vmap, by their number."""
+    nets = [DeepDecoder(work.shape).to(device) for _ in work.weights]
+    for net, weights in zip(nets, work.weights, strict=True):
+        torch.nn.utils.vector_to_parameters(torch.tensor(weights, device=device), net.parameters())
+    parameters, _ = torch.func.stack_module_state(nets)
+    inputs, tiles = torch.tensor(work.inputs, device=device), torch.tensor(work.tiles, device=device)
+    optimiser = torch.optim.Adam(parameters.values(), lr=work.learning_rate, fused=True)
+
+    def loss_of(one: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(torch.func.functional_call(nets[0], one, (x,)), tiles)
+
+    gradient_of = torch.func.vmap(torch.func.grad(loss_of))
+
+    def iterate() -> None:
+        with torch.no_grad():
+            for name, gradient in gradient_of(parameters, inputs).items():
+                parameters[name].grad = gradient
+            optimiser.step()
+
+    return 1e3 * median_seconds(iterate) / len(nets)
 
 
 def median_seconds(call: Callable[[], object]) -> float:

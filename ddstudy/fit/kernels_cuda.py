@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -528,22 +529,40 @@ def _block(size: int, smallest: int, largest: int) -> int:
 
 
 class _Tuning(NamedTuple):
-    """Sizes of the kernels' blocks, by which they differ in speed and in rounding."""
+    """Sizes of the kernels' blocks: they decide how fast a card is, and how sums are rounded.
 
-    blend: tuple[int, int, int]  # programs of a unit at most, numbers that a program has in hand, warps
+    Attributes:
+        blend: programs of a unit at most, numbers that one has in hand, warps.
+        head: likewise.
+        gather: programs of a unit at most, high-resolution pixels, channels, warps.
+        gradient: input channels of a program, and into how many chunks a unit's pixels are split at k = 64.
+        product: pixels, outputs and inputs of a block, warps, stages.
+        correlation: inputs, outputs and pixels of a block, warps, stages.
+    """
+
+    blend: tuple[int, int, int]
     head: tuple[int, int, int]
-    gather: tuple[int, int, int, int]  # programs, high-resolution pixels, channels, warps
-    gradient: tuple[int, int]  # input channels of a program, chunks of pixels
-    product: tuple[int, int, int, int, int]  # rows, columns, inner, warps, stages
+    gather: tuple[int, int, int, int]
+    gradient: tuple[int, int]
+    product: tuple[int, int, int, int, int]
     correlation: tuple[int, int, int, int, int]
 
 
+# by padded channels; `benchmarks/gpu.py --tune` on an H100. A table rather than a choice at run time: numbers must not
+# depend on what was faster when a study began, nor differ between the cards of a cluster
+_TUNED = {
+    8: _Tuning((128, 2048, 2), (256, 1024, 2), (128, 64, 8, 2), (4, 16), (64, 16, 16, 4, 3), (16, 16, 32, 4, 3)),
+    16: _Tuning((128, 2048, 2), (256, 1024, 2), (128, 64, 16, 2), (4, 16), (64, 16, 16, 4, 3), (16, 16, 32, 4, 3)),
+    32: _Tuning((128, 1024, 4), (128, 4096, 4), (128, 32, 32, 4), (1, 16), (64, 32, 32, 4, 2), (32, 32, 32, 4, 4)),
+    64: _Tuning((128, 2048, 4), (512, 1024, 4), (128, 32, 64, 4), (1, 32), (128, 64, 32, 8, 3), (64, 32, 32, 4, 2)),
+    96: _Tuning((128, 2048, 4), (128, 1024, 4), (128, 32, 32, 4), (2, 32), (128, 32, 32, 8, 3), (32, 32, 32, 4, 3)),
+    128: _Tuning((128, 2048, 4), (512, 1024, 2), (128, 32, 64, 4), (2, 32), (128, 64, 32, 8, 3), (64, 32, 32, 4, 2)),
+    192: _Tuning((128, 1024, 4), (512, 1024, 2), (128, 32, 64, 4), (4, 16), (128, 64, 32, 8, 3), (64, 32, 32, 4, 2)),
+}
+
+
 def _tuning(K: int) -> _Tuning:
-    columns = max(16, _block(K, 16, 64))
-    return _Tuning(
-        (128, 2048, 4), (128, 2048, 4), (128, 32 if K > 32 else 64, _block(K, 8, 64), 4 if K > 16 else 2), (2, 64),
-        (128, columns, min(columns, 32), 8, 3), (columns, columns, 32, 4, 3),
-    )  # fmt: skip
+    return _TUNED[min(_TUNED, key=lambda known: abs(math.log(known / K)))]
 
 
 class _Patches(NamedTuple):

@@ -1,0 +1,333 @@
+"""What a GPU does: speed of the kernels, packs, memory, checks, and a study from end to end; one command, one table.
+
+    python benchmarks/gpu.py [--json FILE] [--without-run] [--tune K [K ...]]
+
+MNI152 mid axial slice at 256x320, 5 members, under 4 minutes on one H100.
+
+speed: milliseconds an iteration of all members, whole slice, s = 16, l = 5, beside plain torch (one member after
+another). The floor is what the card would need at the rates measured here: products at a third of its TF32 rate (three
+products of TF32 have the accuracy of float32), everything else at its float32 rate, and the bytes of the arrays that
+the step keeps at the rate of a copy. PSNR is the mean of the members' after equally many iterations.
+goal: 7,000 iterations at k = 64, s = 8, l = 6.
+packs: milliseconds an iteration and member, and the largest memory beside what the model says (`fused.memory`).
+check: milliseconds of a look at how the members are doing.
+run: `ddstudy run` of 42 fits in packs, its wall time beside the sum of its fits, and the thesis' grid from their times.
+
+`--tune` measures each kernel with several sizes of its blocks, for the table `_TUNED` in fit/kernels_cuda.py. Sizes
+are a table and not chosen at run time: they decide how sums are rounded, and a study's numbers must not depend on which
+sizes were faster in the moment it began.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from fit_speed import floor_ms, measured_rates, median_seconds
+
+from ddstudy.evaluate import Job, device_name, problem
+from ddstudy.fit import Problem, choose, fit, fused
+from ddstudy.runner import operations
+from ddstudy.settings import Fit
+from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
+from ddstudy.target import Target, load_target
+
+KS = (8, 16, 32, 64, 96, 128, 192)
+DEVICE = "cuda"
+STUDY = """
+[target]
+size = [256, 320]
+[space]
+k = [8, 16, 32, 64, 96, 128, 192]
+s = [16]
+l = [5]
+iterations = [500, 1000]
+noise = ["uniform", "blur3", "simplex"]
+tiling = ["1x1", "4x5"]
+[stability]
+prune = false
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--without-run", action="store_true")
+    parser.add_argument("--tune", type=int, nargs="+", help="channels to choose blocks for")
+    options = parser.parse_args()
+    if options.tune:
+        tune(options.tune)
+        return
+    found: dict[str, Any] = {"device": device_name(DEVICE), "torch": torch.__version__}
+    target = whole_slice()
+    print(f"{target.name}, 256x320, {found['device']}, torch {found['torch']}")
+    found["speed"] = speed(target)
+    found["goal"] = goal(target)
+    found["packs"] = packs(target)
+    if not options.without_run:
+        found["run"] = run(target)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+@functools.cache
+def whole_slice() -> Target:
+    return load_target(TargetSpec(size=(256, 320)))
+
+
+def work_of(target: Target, k: int, s: int, l: int, tiling: str = "1x1", seed: int = 0) -> Problem:
+    return problem(Job(Fit(k, s, l, "uniform", tiling), (1,), target, FitSpec(seed=seed), NoiseSpec(), StabilitySpec()))
+
+
+def timed(work: Problem, iterations: int, engine: str) -> tuple[float, float]:
+    """Milliseconds of an iteration of all members, and the members' mean PSNR at the end."""
+    stops = [iterations // 4 * (i + 1) for i in range(4)]
+    ends = list(fit(work, stops, device=DEVICE, method=choose(DEVICE, engine)))
+    times = [b.seconds - a.seconds for a, b in itertools.pairwise(ends)]
+    score = statistics.mean(-10 * torch.log10(torch.tensor(ends[-1].losses)).numpy())
+    return 1e3 * statistics.median(times) / (iterations // 4), float(score)
+
+
+def speed(target: Target) -> list[dict[str, float]]:
+    rates = measured_rates(DEVICE, 1)
+    teras = [rate / 1e12 for rate in rates]
+    print(f"product {teras[0]:.0f}, others {teras[1]:.0f} TFLOP/s, copy {teras[2]:.2f} TB/s, measured here")
+    print("   k  plain torch    fused  ratio   floor  of floor  PSNR plain / fused after 40")
+    rows = []
+    for k in KS:
+        work = work_of(target, k, 16, 5)
+        reference, expected = timed(work, 40, "reference")
+        _, score = timed(work, 40, "fused")
+        ours, _ = timed(work, 400, "fused")
+        floor = len(work.weights) * floor_ms(work, rates)
+        rows.append({"k": k, "plain_ms": reference, "fused_ms": ours, "ratio": reference / ours, "floor_ms": floor,
+                     "of_floor": ours / floor, "psnr_plain": expected, "psnr_fused": score})  # fmt: skip
+        print(
+            f"{k:4d} {reference:12.1f} {ours:8.3f} {reference / ours:6.1f} {floor:7.3f} {ours / floor:9.2f}"
+            f"  {expected:.2f} / {score:.2f}",
+            flush=True,
+        )
+    mean = statistics.geometric_mean(row["ratio"] for row in rows)
+    print(f"geometric mean of the ratios: {mean:.1f}")
+    return rows
+
+
+def goal(target: Target) -> dict[str, float]:
+    start = time.perf_counter()
+    (end,) = fit(work_of(target, 64, 8, 6), [7000], device=DEVICE)
+    wall = time.perf_counter() - start
+    print(f"7,000 iterations at k = 64, s = 8, l = 6: {end.seconds:.2f} s, with compiling and transfers {wall:.1f} s")
+    return {"seconds": end.seconds, "wall": wall}
+
+
+def packs(target: Target) -> list[dict[str, float]]:
+    print("   k  s l tiling  fits members  ms an iteration and member   GiB   model   check ms")
+    rows = []
+    for (k, s, l, tiling), counts in {
+        (8, 32, 4, "1x1"): (1, 3, 8, 16),
+        (64, 8, 6, "1x1"): (1, 3, 8),
+        (64, 16, 5, "4x5"): (1, 3),
+        (192, 8, 6, "1x1"): (1, 3),
+    }.items():
+        for count in counts:
+            works = [work_of(target, k, s, l, tiling, seed) for seed in range(count)]
+            members = sum(len(work.weights) for work in works)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            with fused.ensemble(works, fused.kernels_for(DEVICE), threads=1) as together:
+                together.advance(20, never)
+                start = time.perf_counter()
+                together.advance(100, never)
+                ms = 10 * (time.perf_counter() - start) / members
+                together.look(range(count))
+                start = time.perf_counter()
+                together.look(range(count))
+                check = 1e3 * (time.perf_counter() - start)
+            peak = torch.cuda.max_memory_allocated() - before
+            model = fused.memory(works[0].shape, len(works[0].tiles), members, 1, fused.kernels_for(DEVICE))
+            rows.append({"k": k, "s": s, "l": l, "tiling": tiling, "members": members, "ms": ms, "bytes": peak,
+                         "model": model, "check_ms": check})  # fmt: skip
+            print(
+                f"{k:4d} {s:2d} {l} {tiling:6s} {count:5d} {members:7d} {ms:27.4f} {peak / 2**30:5.2f}"
+                f" {model / 2**30:7.2f} {check:10.2f}",
+                flush=True,
+            )
+    return rows
+
+
+def never(_: int) -> bool:
+    return False
+
+
+def run(target: Target) -> dict[str, float]:
+    command = [sys.executable, "-c", "from ddstudy.cli import main; main()"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("gpu.toml").write_text('name = "gpu"' + STUDY)
+        start = time.perf_counter()
+        subprocess.run([*command, "run", "gpu.toml"], check=True, stdout=subprocess.DEVNULL)
+        wall = time.perf_counter() - start
+        subprocess.run([*command, "export", "gpu", "--out", "gpu"], check=True, stdout=subprocess.DEVNULL)
+        with open("gpu.csv") as file:
+            trials = list(csv.DictReader(file))
+    ends = {(t["k"], t["noise"], t["tiling"]): t for t in trials if t["iterations"] == "1000"}
+    fitting = sum(float(t["seconds"]) for t in ends.values())
+    each = {}  # seconds of 7,000 iterations per operation of one, by channels and tiling
+    for (k, _, tiling), trial in ends.items():
+        cost = operations(Fit(int(k), 16, 5, "uniform", tiling), target)
+        each.setdefault((int(k), tiling), []).append(7 * float(trial["seconds"]) / cost)
+    thesis = read_spec(Path(__file__).parents[1] / "studies/thesis.toml").space
+    grid = 0.0
+    for k, s, l, tiling in itertools.product(thesis.k, thesis.s, thesis.l, thesis.tiling):
+        per = statistics.mean(each[k, "1x1" if tiling == "1x1" else "4x5"])
+        grid += len(thesis.noise) * per * operations(Fit(k, s, l, "uniform", tiling), target)
+    print(f"run of {len(ends)} fits: {wall:.1f} s, fits {fitting:.1f} s; the thesis' grid {grid / 60:.0f} minutes")
+    return {"fits": len(ends), "wall": wall, "fitting": fitting, "grid_minutes": grid / 60}
+
+
+# choosing the sizes of blocks
+
+
+def candidates(K: int) -> list[Any]:
+    """Each kernel with its i-th choice: one iteration of each measures all kernels at once."""
+    from ddstudy.fit.kernels_cuda import _block, _Tuning
+
+    columns, channels = max(16, _block(K, 16, 64)), _block(K, 8, 64)
+    half, inner = min(32, channels), min(32, columns)
+    blend = [(128, 1024, 4), (128, 2048, 4), (64, 2048, 4), (128, 2048, 8), (256, 1024, 4), (128, 1024, 2),
+             (64, 1024, 4), (96, 2048, 4), (64, 2048, 8)]  # fmt: skip
+    head = [(256, 1024, 4), (512, 1024, 4), (512, 1024, 2), (128, 2048, 4), (256, 2048, 8), (512, 2048, 8),
+            (256, 1024, 8), (128, 1024, 4), (256, 2048, 4)]  # fmt: skip
+    if K <= 16:
+        gather = [(programs, pixels, channels, warps) for programs, pixels, warps in [
+            (128, 64, 2), (128, 64, 4), (128, 32, 1), (64, 64, 2), (256, 64, 2), (64, 32, 2), (128, 32, 2),
+            (128, 64, 1), (256, 32, 1)]]  # fmt: skip
+    else:
+        gather = [(128, 32, channels, 4), (128, 32, half, 4), (128, 32, half, 2), (64, 32, half, 4),
+                  (128, 32, channels, 8), (256, 32, half, 2), (128, 64, half, 4), (192, 32, half, 4),
+                  (128, 32, 16, 2)]  # fmt: skip
+    gradient = [(1, 32), (1, 16), (2, 16), (4, 16), (2, 32), (1, 64), (2, 8), (1, 8), (4, 32)]
+    if K >= 64:
+        wide = {96: 128, 128: 128, 192: 64}.get(K, 64)
+        product = [(128, columns, 32, 8, 3), (128, columns, 64, 8, 3), (128, wide, 32, 8, 4), (256, columns, 32, 8, 3),
+                   (128, columns, 32, 4, 3), (64, columns, 32, 4, 3), (128, wide, 32, 8, 3), (128, columns, 32, 8, 4),
+                   (64, columns, 64, 4, 3)]  # fmt: skip
+        correlation = [(64, 32, 32, 4, 2), (64, 64, 32, 4, 4), (64, 32, 64, 4, 4), (128, 32, 32, 4, 3),
+                       (128, 64, 32, 8, 3), (32, 32, 32, 4, 4), (64, 64, 64, 8, 3), (64, 32, 32, 4, 4),
+                       (32, 64, 32, 4, 3)]  # fmt: skip
+    else:
+        product = [(rows, columns, inner, warps, stages) for rows, warps, stages in [
+            (128, 4, 3), (128, 8, 3), (64, 4, 3), (64, 4, 2), (128, 4, 2), (256, 8, 2), (64, 2, 2), (256, 4, 2),
+            (32, 4, 2)]]  # fmt: skip
+        correlation = [(columns, columns, pixels, warps, stages) for pixels, warps, stages in [
+            (32, 4, 3), (32, 4, 4), (64, 4, 3), (32, 2, 3), (64, 2, 3), (32, 1, 4), (32, 4, 2), (128, 4, 2),
+            (64, 4, 2)]]  # fmt: skip
+    return [_Tuning(*each) for each in zip(blend, head, gather, gradient, product, correlation, strict=True)]
+
+
+PARTS = {"_blend": "blend", "_head": "head", "_gather": "gather", "_block_gradient": "gradient",
+         "_pixel_product": "product", "_correlation": "correlation"}  # fmt: skip
+
+
+def group_of(k: int, tuning: Any) -> Callable[[], None]:
+    """An iteration of 5 members with the given sizes."""
+    from ddstudy.fit import kernels_cuda
+
+    kernels_cuda._tuning = lambda _: tuning
+    kernels, work = fused.kernels_for(DEVICE), work_of(whole_slice(), k, 16, 5)
+    step = fused.Step(work.shape, work.tiles, len(work.weights), kernels)
+    weights, inputs = kernels.array(work.weights, "float32"), step.pad(work.inputs)
+    gradients = torch.zeros_like(weights)
+    adam, kept = kernels.Adam(weights, 0.01), kernels.Kept(weights, "best")
+
+    def iterate() -> None:
+        kept.see(step.mse(inputs, weights, gradients), weights)
+        adam.update(gradients)
+
+    return iterate
+
+
+def compile_only(job: tuple[int, int]) -> str:
+    k, index = job
+    try:
+        group_of(k, candidates(k)[index])()
+        torch.cuda.synchronize()
+    except Exception as error:
+        return f"{k} {index}: {str(error)[:200]}"
+    return ""
+
+
+def kernel_times(iterate: Callable[[], None], repeats: int = 5) -> dict[str, float]:
+    """Microseconds of each kernel in an iteration, medians."""
+    from torch.profiler import ProfilerActivity, profile
+
+    iterate()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            iterate()
+        torch.cuda.synchronize()
+    events = sorted((e for e in profiler.events() if e.name.startswith("_")), key=lambda e: e.time_range.start)
+    length = len(events) // repeats
+    times: dict[str, float] = {}
+    for i in range(length):
+        each = [events[i + n * length].time_range.elapsed_us() for n in range(repeats)]
+        times[events[i].name] = times.get(events[i].name, 0.0) + statistics.median(each)
+    return times
+
+
+@contextlib.contextmanager
+def captured(iterate: Callable[[], None]) -> Iterator[torch.cuda.CUDAGraph]:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        iterate()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        iterate()
+        graph.capture_end()
+        yield graph
+
+
+def tune(ks: list[int]) -> None:
+    padded = {k: -(-k // 8) * 8 for k in ks}
+    jobs = [(k, i) for k in sorted(ks, reverse=True) for i in range(len(candidates(padded[k])))]
+    with ProcessPoolExecutor(min(15, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        for failure in filter(None, pool.map(compile_only, jobs)):
+            print("left out:", failure)
+    for k in ks:
+        best: dict[str, tuple[float, Any]] = {}
+        for tuning in candidates(padded[k]):
+            try:
+                times = kernel_times(group_of(k, tuning))
+            except Exception as error:
+                print(f"left out: {str(error)[:100]}")
+                continue
+            for kernel, field in PARTS.items():
+                best[field] = min(best.get(field, (float("inf"), None)), (times[kernel], getattr(tuning, field)))
+        from ddstudy.fit.kernels_cuda import _Tuning
+
+        chosen = _Tuning(**{field: value for field, (_, value) in best.items()})
+        iterate = group_of(k, chosen)
+        times = kernel_times(iterate)
+        with captured(iterate) as graph:
+            ms = 1e3 * median_seconds(lambda: [graph.replay() for _ in range(20)]) / 20
+        print(f"    {padded[k]}: _Tuning{tuple(chosen)},")
+        print(f"    # {ms:.3f} ms;", ", ".join(f"{name[1:]} {value:.0f}" for name, value in times.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
