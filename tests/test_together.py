@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from drivers import beside
 from numpy.typing import NDArray
 from problems import make_problem
 
@@ -321,6 +322,32 @@ def test_a_grid_is_packed_by_kind_and_killed_and_resumed_as_it_is_without(
     assert all(trial.user_attrs["shared"] for trial in packed)
 
 
+def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver_died(
+    make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    """One of them may be what it died of; what was recorded is kept."""
+    spec = make_spec(space=SPACE | {"k": [4]})
+    with Store("sqlite:///one.db", lease_seconds=1.5) as store:
+        dead = store.drive(spec, tiny_target, sampler(spec))
+        killed = Packing(room=8)
+        steps = runner.run(dead, killed, runner.Forecast())
+        next(step for step in steps if step.done == 1)
+        assert len(killed.packs[0]) == 3
+        assert dead.claims.alive() == set(killed.packs[0])
+        dead.claims._ended.set()
+        dead.claims._renewer.join()
+        dead.claims.release = lambda fit_id: None  # type: ignore[method-assign]
+        store.driver = "another"
+        living, executor = beside(store, dead), Packing(room=8)
+        list(runner.run(living, executor, runner.Forecast()))
+        assert [len(pack) for pack in executor.packs] == [1, 1, 1]
+        trials = living.trials()
+        living.claims.end()
+        steps.close()  # type: ignore[attr-defined]
+    assert len(numbers_of(trials)) == len(trials) == 6
+    assert numbers_of(trials) == numbers_of(study(spec, tiny_target, InProcess(2)))
+
+
 def test_packs_leave_something_for_every_slot_and_never_time(make_spec: MakeSpec, tiny_target: Target) -> None:
     def sizes(executor: Packing, **tables: Any) -> list[int]:
         study(make_spec(space=SPACE | {"k": [4]}, **tables), tiny_target, executor)
@@ -433,6 +460,22 @@ def test_fits_in_threads_and_in_packs_have_the_numbers_of_each_alone_on_a_gpu() 
             for index, snapshot in seen:
                 (expected,) = (s for _, s in ends_at(work[index], snapshot.iteration, method))
                 np.testing.assert_array_equal(snapshot.losses, expected.losses)
+
+
+@NEEDS_GPU
+def test_a_study_on_a_gpu_is_packed_and_runs_in_threads_with_the_same_numbers(
+    make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(space=SPACE, fit={"device": "cuda"})
+    alone = study(spec, tiny_target, Packing(room=1))
+    packing = InProcess(1)
+    assert packing.room(runner.job(spec, tiny_target, Fit(4, 4, 2, "uniform", "1x1"), (5,))) == 40  # 80 members
+    for executor in (packing, Threads(Layout(workers=2, threads=1))):
+        trials = study(spec, tiny_target, executor)
+        executor.close()
+        assert numbers_of(trials) == numbers_of(alone)
+        assert {trial.state.name for trial in trials} == {"COMPLETE"}
+        assert all(trial.user_attrs["device"] != module.device_name("cpu") for trial in trials)
 
 
 def ends_at(problem: Problem, iteration: int, method: Method) -> Iterator[tuple[int, Snapshot]]:

@@ -251,7 +251,7 @@ class _Ensemble:
             self.kernels.wait()
 
     def close(self) -> None:
-        """Gives back what the device has of this ensemble."""
+        """Gives back what the device has of this ensemble; its snapshots' outputs are gone with it."""
         with self.kernels.alone():
             self.kernels.wait()
             for group in self.groups:
