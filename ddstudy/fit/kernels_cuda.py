@@ -1,25 +1,29 @@
-"""The kernels of the fused step on NVIDIA GPUs: Triton for what goes over pixels, cuBLAS for products.
+"""The kernels of the fused step on NVIDIA GPUs, in Triton.
 
 All members are computed together, and a whole iteration is captured in a CUDA graph, since at small k its forty
 launches would cost more than their work. So nothing here allocates, waits or looks at a number on the way.
 
-A row of pixels is split into blocks; a program takes a run of blocks and some channels, keeps sums per pixel of the
-block in registers, and writes them once, into a row of partial sums of its own. Whoever needs the whole sum adds
-these rows in their order and in double precision. There are no atomic additions: a fit repeats exactly, run after
-run. How the work is split depends on the shapes of one member, not on the members beside it.
+Products go through `tl.dot` in three products of TF32, which have the accuracy of float32 and the speed of tensor
+cores. What goes over pixels goes down patches: a program takes a few columns and some channels, goes from one
+low-resolution row to the next and keeps what two rows have in common in registers; what it needs next is on its way
+meanwhile. Transposed upsampling adds up rows by their weights on the way down, and columns by a small product.
 
-Transposed upsampling is a gather: a low-resolution pixel sums over the four cells between it and its neighbours. A
-block's convolution gets its constant b C after upsampling, which leaves a constant as it is.
+Every sum over pixels is kept by a program and written once, into a row of partial sums of its own; whoever needs the
+whole sum adds these rows in their order and in double precision. There are no atomic additions, and how the work is
+split depends on the shapes of one member, not on the members beside it: a fit repeats exactly, run after run, alone
+or among others.
 
-Arrays are contiguous, (members, tiles, rows, columns, channels), with channels padded by zeros to `padded(k)`; a
-*unit* is one tile of one member. On a machine without GPU the same source runs in Triton's interpreter, for tests:
-`Kernels("cpu")` with TRITON_INTERPRET=1 in the environment before triton is imported.
+A block's convolution gets its constant b C after upsampling, which leaves a constant as it is. Arrays are contiguous,
+(members, tiles, rows, columns, channels), with channels padded by zeros to `padded(k)`; a *unit* is one tile of one
+member. On a machine without GPU the same source runs in Triton's interpreter, for tests: `Kernels("cpu")` with
+TRITON_INTERPRET=1 in the environment before triton is imported. What the interpreter takes, the compiler may still
+take wrongly: loops here never carry a number that bounds another loop, which Triton 3.6 takes for a constant.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -37,32 +41,31 @@ from ddstudy.fit import AVERAGED, FLAT
 if TYPE_CHECKING:
     from ddstudy.fit.fused import Axis, Step
 
-_EPS, _FLAT = tl.constexpr(EPS), tl.constexpr(FLAT)
-# numbers of an array that one program has in hand: they, their corners and their sums have to fit its registers
-_BLEND, _GATHER, _TABLE = 2048, 1024, 4096
-_SPLIT = 32  # pixels, at least, of one product R^T dZ
-_ADAM = 1024
+_EPS, _FLAT, _AVERAGED = tl.constexpr(EPS), tl.constexpr(FLAT), tl.constexpr(AVERAGED)
+_TABLE = 4096  # partial sums that one program has in hand
+_CHUNK = 32  # pixels, at least and in steps, of one product R^T dZ
+_UPDATE = 1024  # weights of one program of the optimiser
 # sizes change from block to block: Triton would compile a kernel again for those that 16 divides
-_SIZES = ["h", "w", "H", "W", "per", "parts", "most", "chunks", "tiles", "outs", "k", "at", "norm", "parameters",
-          "pixels", "size"]  # fmt: skip
+_SIZES = ["h", "w", "H", "W", "parts", "tall", "wide", "chunks", "tiles", "outs", "k", "at", "norm", "parameters",
+          "pixels", "size", "chunk"]  # fmt: skip
 
 
 @triton.jit
-def _total(rows, count, stride, columns, inside, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sums over `count` rows of partial sums, in their order: float64 (COLUMNS,)."""
+def _sum_rows(partial, rows, stride, columns, inside, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums over rows of partial sums, in their order: float64 (COLUMNS,)."""
     total = tl.zeros((COLUMNS,), tl.float64)
-    for first in range(0, count, ROWS):
+    for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
-        here = (row < count)[:, None] & inside[None, :]
-        some = tl.load(rows + row[:, None] * stride + columns[None, :], here, other=0.0)
-        total += tl.sum(some.to(tl.float64), axis=0)
+        here = (row < rows)[:, None] & inside[None, :]
+        values = tl.load(partial + row[:, None] * stride + columns[None, :], here, other=0.0)
+        total += tl.sum(values.to(tl.float64), axis=0)
     return total
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _fold(weights, partial, affine, folded, constants, parts, pixels, parameters, norm, at, outs, k, tiles,
+def _fold(weights, partial, affine, folded, transposed, constants, parts, pixels, parameters, norm, at, outs, k, tiles,
           K: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
-          ROWS: tl.constexpr, INPUT: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+          ROWS: tl.constexpr, INPUT: tl.constexpr, BACK: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """A normalisation's statistics, from the partial sums before it, folded into the convolution after it.
 
     Programs (outputs, unit): diag(a) C as (outputs, inputs), and b C. Each makes the statistics, the first keeps them.
@@ -76,53 +79,103 @@ def _fold(weights, partial, affine, folded, constants, parts, pixels, parameters
         shift = tl.load(affine + 3 * K + c, c < K, other=0.0)
     else:
         partial += unit * parts * 3 * K
-        offset = _total(partial, parts, 3 * K, c, c < K, ROWS, CHANNELS) / pixels
-        variance = _total(partial + K, parts, 3 * K, c, c < K, ROWS, CHANNELS) / pixels - offset * offset
+        first, second = tl.zeros((CHANNELS,), tl.float64), tl.zeros((CHANNELS,), tl.float64)
+        for start in range(0, parts, ROWS):
+            row = start + tl.arange(0, ROWS)
+            here = (row < parts)[:, None] & (c < K)[None, :]
+            place = partial + row[:, None] * 3 * K + c[None, :]
+            values, squares = tl.load(place, here, other=0.0), tl.load(place + K, here, other=0.0)
+            first += tl.sum(values.to(tl.float64), axis=0)
+            second += tl.sum(squares.to(tl.float64), axis=0)
+        offset = first / pixels
+        variance = second / pixels - offset * offset
         mean = tl.load(partial + 2 * K + c, c < K, other=0.0).to(tl.float64) + offset
         flat = variance <= mean * mean * _FLAT  # which NaN is not
-        inverse = tl.where(flat, 0.0, 1.0 / tl.sqrt(tl.where(flat, 0.0, variance) + _EPS))
-        scale = tl.load(weights + norm + c, c < k, other=0.0) * inverse
+        inv_std = tl.where(flat, 0.0, 1.0 / tl.sqrt(tl.where(flat, 0.0, variance) + _EPS))
+        scale = tl.load(weights + norm + c, c < k, other=0.0) * inv_std
         shift = tl.load(weights + norm + k + c, c < k, other=0.0) - scale * mean
         if block == 0:
             tl.store(affine + c, mean, c < K)
-            tl.store(affine + K + c, inverse, c < K)
+            tl.store(affine + K + c, inv_std, c < K)
             tl.store(affine + 2 * K + c, scale, c < K)
             tl.store(affine + 3 * K + c, shift, c < K)
     out = block * BLOCK + tl.arange(0, BLOCK)
-    here = (out < outs)[:, None] & (c < k)[None, :]
-    weight = tl.load(weights + at + out[:, None] * k + c[None, :], here, other=0.0).to(tl.float64)
+    real = (out < outs)[:, None] & (c < k)[None, :]
+    weight = tl.load(weights + at + out[:, None] * k + c[None, :], real, other=0.0).to(tl.float64)
     inside = (out < OUTS)[:, None] & (c < K)[None, :]
-    tl.store(folded + (unit * OUTS + out[:, None]) * K + c[None, :], weight * scale[None, :], inside)
+    scaled = weight * scale[None, :]
+    tl.store(folded + (unit * OUTS + out[:, None]) * K + c[None, :], scaled, inside)
+    if BACK:  # products are fast where the factor's rows are what is summed over
+        tl.store(transposed + (unit * K + c[None, :]) * OUTS + out[:, None], scaled, inside)
     tl.store(constants + unit * OUTS + out, tl.sum(weight * shift[None, :], axis=1), out < OUTS)
 
 
 @triton.jit
-def _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h, w, W, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """R of some pixels x of the row y of a unit, zero past the row's end."""
-    here = (x < W)[:, None] & (c < K)[None, :]
-    top = tl.load(y_lower + y)
-    bottom = tl.minimum(top + 1, h - 1)
-    left = tl.load(x_lower + x, x < W, other=0)
-    right = tl.minimum(left + 1, w - 1)
-    down = tl.load(y_fraction + y)
-    along = tl.load(x_fraction + x, x < W, other=0.0)
-    to_left, to_right = left[:, None] * K + c[None, :], right[:, None] * K + c[None, :]
-    top_left = tl.load(z + top * w * K + to_left, here, other=0.0)
-    top_right = tl.load(z + top * w * K + to_right, here, other=0.0)
-    bottom_left = tl.load(z + bottom * w * K + to_left, here, other=0.0)
-    bottom_right = tl.load(z + bottom * w * K + to_right, here, other=0.0)
-    start = top_left + down * (bottom_left - top_left)
-    end = top_right + down * (bottom_right - top_right)
-    value = start + along[:, None] * (end - start) + constant[None, :]
-    return tl.where(here, tl.where(value < 0, 0.0, value), 0.0)  # NaN is not below zero, and stays
+def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    if PRECISION == "bfloat16":  # such numbers are exact in TF32
+        a, b = a.to(tl.bfloat16).to(tl.float32), b.to(tl.bfloat16).to(tl.float32)
+        product = tl.dot(a, b, acc, input_precision="tf32")
+    else:
+        product = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return product
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _blend(z, constants, r, partial, y_lower, y_fraction, x_lower, x_fraction, h, w, H, W, per, K: tl.constexpr,
-           CHANNELS: tl.constexpr, PIXELS: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Upsampling and ReLU. Programs (part, unit, channels); partial sums of R - R0 and (R - R0)^2, and R0, the first R.
+def _pixel_product(a, b, out, size, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+                   PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Pixels (size, K) times the transpose of a matrix (K, K). Programs (pixels, columns, unit)."""
+    unit = tl.program_id(2).to(tl.int64)
+    a += unit * size * K
+    b += unit * K * K
+    out += unit * size * K
+    p = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
+    for start in range(0, K, INNER):
+        j = start + tl.arange(0, INNER)
+        left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
+        here = (j < K)[:, None] & (n < K)[None, :]
+        right = tl.load(b + n[None, :] * K + j[:, None], here, other=0.0)
+        acc = _dot(left, right, acc, PRECISION)
+    tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
 
-    Without it the variance of a channel that varies little would be a difference of two large numbers.
+
+@triton.jit(do_not_specialize=_SIZES)
+def _correlation(a, b, out, size, chunk, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                 INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """a^T b (K, K) over some of the pixels of a and b (size, K). Programs (chunk, block of the product, unit)."""
+    part, unit = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    columns = tl.cdiv(K, COLUMNS)
+    m = tl.program_id(1) // columns * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(1) % columns * COLUMNS + tl.arange(0, COLUMNS)
+    a += unit * size * K
+    b += unit * size * K
+    acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
+    end = tl.minimum((part + 1) * chunk, size)
+    for start in range(part * chunk, end, INNER):
+        p = start + tl.arange(0, INNER)
+        left = tl.load(a + p[None, :] * K + m[:, None], (p < end)[None, :] & (m < K)[:, None], other=0.0)
+        right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
+        acc = _dot(left, right, acc, PRECISION)
+    out += (unit * tl.num_programs(0) + part) * K * K
+    tl.store(out + m[:, None] * K + n[None, :], acc, (m < K)[:, None] & (n < K)[None, :])
+
+
+@triton.jit
+def _corners(z, row, left, right, c, here, w, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The two low-resolution neighbours of some pixels along a row, (pixels, channels) each."""
+    start = tl.load(z + (row * w + left[:, None]) * K + c[None, :], here, other=0.0)
+    end = tl.load(z + (row * w + right[:, None]) * K + c[None, :], here, other=0.0)
+    return start, end
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h, w, H, W, tall, K: tl.constexpr,
+           CHANNELS: tl.constexpr, PIXELS: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Upsampling and ReLU. Programs (patch, unit, channels).
+
+    Partial sums of R - R0 and (R - R0)^2, and R0, the first R: without it the variance of a channel that
+    varies little would be a difference of two large numbers.
     """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -133,17 +186,30 @@ def _blend(z, constants, r, partial, y_lower, y_fraction, x_lower, x_fraction, h
     origin = tl.where(corner < 0, 0.0, corner)
     first = tl.zeros((PIXELS, CHANNELS), z.dtype.element_ty)
     second = tl.zeros((PIXELS, CHANNELS), z.dtype.element_ty)
-    blocks = tl.cdiv(W, PIXELS)
-    for item in range(part * per, tl.minimum((part + 1) * per, H * blocks)):
-        y = item // blocks
-        x = item % blocks * PIXELS + tl.arange(0, PIXELS)
-        value = _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h, w, W, K)
-        here = (x < W)[:, None] & (c < K)[None, :]
-        if KEEP:
-            tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, here)
-        value = tl.where(here, value - origin[None, :], 0.0)
-        first += value
-        second += value * value
+    runs = tl.cdiv(W, PIXELS)
+    x = part % runs * PIXELS + tl.arange(0, PIXELS)
+    here = (x < W)[:, None] & (c < K)[None, :]
+    left = tl.load(x_lower + x, x < W, other=0)
+    right = tl.minimum(left + 1, w - 1)
+    fraction = tl.load(x_fraction + x, x < W, other=0.0)[:, None]
+    i0 = part // runs * tall
+    start, end = _corners(z, i0, left, right, c, here, w, K)
+    upper = start + fraction * (end - start) + constant[None, :]
+    start, end = _corners(z, tl.minimum(i0 + 1, h - 1), left, right, c, here, w, K)
+    for i in range(i0, tl.minimum(i0 + tall, h)):
+        lower = start + fraction * (end - start) + constant[None, :]
+        fall = lower - upper
+        start, end = _corners(z, tl.minimum(i + 2, h - 1), left, right, c, here, w, K)  # on their way meanwhile
+        # bounds are loaded, not carried: Triton 3.6 takes a carried bound for one that never changes
+        for y in range(tl.load(y_start + i), tl.load(y_start + i + 1)):
+            value = upper + tl.load(y_fraction + y) * fall
+            value = tl.where(value < 0, 0.0, value)  # NaN is not below zero, and stays
+            if KEEP:
+                tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, here)
+            value = tl.where(here, value - origin[None, :], 0.0)
+            first += value
+            second += value * value
+        upper = lower
     partial += (unit * tl.num_programs(0) + part) * 3 * K
     tl.store(partial + c, tl.sum(first, axis=0), c < K)
     tl.store(partial + K + c, tl.sum(second, axis=0), c < K)
@@ -151,73 +217,87 @@ def _blend(z, constants, r, partial, y_lower, y_fraction, x_lower, x_fraction, h
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _head(z, constants, head, shifts, image, slopes, outputs, partial, sums, y_lower, y_fraction, x_lower, x_fraction,
-          h, w, H, W, per, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr, CHANNELS: tl.constexpr,
-          PIXELS: tl.constexpr, SLOPES: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Outputs, and with `SLOPES` dL/d(pre-sigmoid) g. Programs (part, unit); partial sums of g R, g and the errors.
+def _head(z, constants, head, shifts, image, slopes, outputs, partial, sums, y_start, y_fraction, x_lower, x_fraction,
+          h, w, H, W, tall, tiles, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+          SLOPES: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Outputs, and with `SLOPES` dL/d logits g. Programs (patch, unit, colour); partial sums of g R, g and the errors.
 
     `image` is the target with `ERRORS` and otherwise dL/d output; with `SHARED`, members have it in common.
     """
-    part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c, o = tl.arange(0, CHANNELS), tl.arange(0, COLOURS)
+    part, unit, o = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    c = tl.arange(0, CHANNELS)
     constant = tl.load(constants + unit * K + c, c < K, other=0.0)
-    weight = tl.load(head + (unit * C + o[:, None]) * K + c[None, :], (o < C)[:, None] & (c < K)[None, :], other=0.0)
-    shift = tl.load(shifts + unit * C + o, o < C, other=0.0)
+    weight = tl.load(head + (unit * C + o) * K + c, c < K, other=0.0)
+    shift = tl.load(shifts + unit * C + o)
     z += unit * h * w * K
-    outputs += unit * C * H * W
-    slopes += unit * C * H * W
+    outputs += (unit * C + o) * H * W
+    slopes += (unit * C + o) * H * W
     if SHARED:
-        image += unit % tiles * C * H * W
+        image += (unit % tiles * C + o) * H * W
     else:
-        image += unit * C * H * W
-    along = tl.zeros((COLOURS, PIXELS, CHANNELS), z.dtype.element_ty)
-    whole = tl.zeros((COLOURS, PIXELS), z.dtype.element_ty)
-    errors = tl.zeros((COLOURS, PIXELS), z.dtype.element_ty)
-    twice = tl.full((), 2, z.dtype.element_ty) / (tiles * C * H * W)  # the slope of a mean of squares
-    blocks = tl.cdiv(W, PIXELS)
-    for item in range(part * per, tl.minimum((part + 1) * per, H * blocks)):
-        y = item // blocks
-        x = item % blocks * PIXELS + tl.arange(0, PIXELS)
-        value = _rectified(z, y, x, c, y_lower, y_fraction, x_lower, x_fraction, constant, h, w, W, K)
-        output = 1.0 / (1.0 + tl.exp(-(tl.sum(value[None, :, :] * weight[:, None, :], axis=2) + shift[:, None])))
-        place = (o[:, None] * H + y) * W + x[None, :]
-        here = (o < C)[:, None] & (x < W)[None, :]
-        tl.store(outputs + place, output, here)
-        if SLOPES:
-            given = tl.load(image + place, here, other=0.0)
-            if ERRORS:
-                error = tl.where(here, output - given, 0.0)
-                errors += error * error
-                given = twice * error
-            slope = tl.where(here, given * output * (1.0 - output), 0.0)
-            tl.store(slopes + place, slope, here)
-            whole += slope
-            along += slope[:, :, None] * value[None, :, :]
+        image += (unit * C + o) * H * W
+    kind = z.dtype.element_ty
+    grad_weight = tl.zeros((PIXELS, CHANNELS), kind)
+    sum_slopes = tl.zeros((PIXELS,), kind)
+    sum_errors = tl.zeros((PIXELS,), kind)
+    twice = tl.full((), 2, kind) / (tiles * C * H * W)  # the slope of a mean of squares
+    runs = tl.cdiv(W, PIXELS)
+    x = part % runs * PIXELS + tl.arange(0, PIXELS)
+    here = (x < W)[:, None] & (c < K)[None, :]
+    left = tl.load(x_lower + x, x < W, other=0)
+    right = tl.minimum(left + 1, w - 1)
+    fraction = tl.load(x_fraction + x, x < W, other=0.0)[:, None]
+    i0 = part // runs * tall
+    start, end = _corners(z, i0, left, right, c, here, w, K)
+    upper = start + fraction * (end - start) + constant[None, :]
+    start, end = _corners(z, tl.minimum(i0 + 1, h - 1), left, right, c, here, w, K)
+    if SLOPES:
+        next_given = tl.load(image + tl.load(y_start + i0) * W + x, x < W, other=0.0)
+    for i in range(i0, tl.minimum(i0 + tall, h)):
+        lower = start + fraction * (end - start) + constant[None, :]
+        fall = lower - upper
+        start, end = _corners(z, tl.minimum(i + 2, h - 1), left, right, c, here, w, K)  # on their way meanwhile
+        for y in range(tl.load(y_start + i), tl.load(y_start + i + 1)):
+            if SLOPES:
+                given = next_given
+                next_given = tl.load(image + (y + 1) * W + x, (x < W) & (y + 1 < H), other=0.0)
+            value = upper + tl.load(y_fraction + y) * fall
+            value = tl.where(value < 0, 0.0, value)
+            output = 1.0 / (1.0 + tl.exp(-(tl.sum(value * weight[None, :], axis=1) + shift)))
+            tl.store(outputs + y * W + x, output, x < W)
+            if SLOPES:
+                if ERRORS:
+                    error = tl.where(x < W, output - given, 0.0)
+                    sum_errors += error * error
+                    given = twice * error
+                slope = given * output * (1.0 - output)
+                tl.store(slopes + y * W + x, slope, x < W)
+                sum_slopes += slope
+                grad_weight += slope[:, None] * value
+        upper = lower
     if SLOPES:
         row = unit * tl.num_programs(0) + part
-        place = (row * C + o[:, None]) * K + c[None, :]
-        tl.store(partial + place, tl.sum(along, axis=1), (o < C)[:, None] & (c < K)[None, :])
-        sums += row * 2 * C
-        tl.store(sums + o, tl.sum(whole, axis=1), o < C)
-        tl.store(sums + C + o, tl.sum(errors, axis=1), o < C)
+        tl.store(partial + (row * C + o) * K + c, tl.sum(grad_weight, axis=0), c < K)
+        tl.store(sums + row * 2 * C + o, tl.sum(sum_slopes, axis=0))
+        tl.store(sums + row * 2 * C + C + o, tl.sum(sum_errors, axis=0))
 
 
 @triton.jit
-def _normalised(whole, along, affine, pulls, c, inside, pixels, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """From sum dY and sum dY R of a unit: the gradient by the scale, and dR = a dY + alpha + beta R's two constants."""
+def _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta, c, inside, pixels, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The gradient by the scale, and the constants of dR = a dY + alpha + beta R, of a unit."""
     mean = tl.load(affine + c, inside, other=0.0)
-    inverse = tl.load(affine + K + c, inside, other=0.0)
+    inv_std = tl.load(affine + K + c, inside, other=0.0)
     scale = tl.load(affine + 2 * K + c, inside, other=0.0)
-    slope = (along - mean * whole) * inverse
-    beta = -scale * inverse * slope / pixels
-    tl.store(pulls + c, -scale * whole / pixels - beta * mean, inside)
-    tl.store(pulls + K + c, beta, inside)
-    return slope
+    grad_scale = (sum_dy_r - mean * sum_dy) * inv_std
+    beta = -scale * inv_std * grad_scale / pixels
+    tl.store(alpha_beta + c, -scale * sum_dy / pixels - beta * mean, inside)
+    tl.store(alpha_beta + K + c, beta, inside)
+    return grad_scale
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _head_gradient(weights, gradients, affine, partial, sums, losses, pulls, parts, parameters, norm, at, k, pixels,
-                   tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr, CHANNELS: tl.constexpr,
+def _head_gradient(weights, gradients, affine, partial, sums, losses, alpha_beta, parts, parameters, norm, at, k,
+                   pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr, CHANNELS: tl.constexpr,
                    ROWS: tl.constexpr, ERRORS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients of the head and of the normalisation before it, and the loss. Programs (channels, member)."""
     block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -227,112 +307,132 @@ def _head_gradient(weights, gradients, affine, partial, sums, losses, pulls, par
     here = (o < C)[:, None] & (c < k)[None, :]
     place = at + o[:, None] * k + c[None, :]
     weight = tl.load(weights + place, here, other=0.0).to(tl.float64)
-    of_weight = tl.zeros((COLOURS, CHANNELS), tl.float64)
-    of_scale = tl.zeros((CHANNELS,), tl.float64)
-    of_shift = tl.zeros((CHANNELS,), tl.float64)
+    grad_weight = tl.zeros((COLOURS, CHANNELS), tl.float64)
+    grad_scale = tl.zeros((CHANNELS,), tl.float64)
+    grad_shift = tl.zeros((CHANNELS,), tl.float64)
     errors = tl.zeros((COLOURS,), tl.float64)
     for tile in range(0, tiles):
         unit = member * tiles + tile
-        along = tl.zeros((COLOURS, CHANNELS), tl.float64)
+        sum_slopes_r = tl.zeros((COLOURS, CHANNELS), tl.float64)
         for first in range(0, parts, ROWS):
             row = first + tl.arange(0, ROWS)
             there = ((unit * parts + row[:, None, None]) * C + o[None, :, None]) * K + c[None, None, :]
-            some = tl.load(partial + there, (row < parts)[:, None, None] & here[None, :, :], other=0.0)
-            along += tl.sum(some.to(tl.float64), axis=0)
-        whole = _total(sums + unit * parts * 2 * C, parts, 2 * C, o, o < C, ROWS, COLOURS)
-        errors += _total(sums + unit * parts * 2 * C + C, parts, 2 * C, o, o < C, ROWS, COLOURS)
-        own = affine + unit * 4 * K
-        scale = tl.load(own + 2 * K + c, c < K, other=0.0)
-        shift = tl.load(own + 3 * K + c, c < K, other=0.0)
-        of_weight += scale[None, :] * along + shift[None, :] * whole[:, None]
-        slope = tl.sum(weight * whole[:, None], axis=0)
-        of_shift += slope
-        of_scale += _normalised(slope, tl.sum(weight * along, axis=0), own, pulls + unit * 2 * K, c, c < K, pixels, K)
-    tl.store(gradients + place, of_weight, here)
-    tl.store(gradients + norm + c, of_scale, c < k)
-    tl.store(gradients + norm + k + c, of_shift, c < k)
+            values = tl.load(partial + there, (row < parts)[:, None, None] & here[None, :, :], other=0.0)
+            sum_slopes_r += tl.sum(values.to(tl.float64), axis=0)
+        sum_slopes = _sum_rows(sums + unit * parts * 2 * C, parts, 2 * C, o, o < C, ROWS, COLOURS)
+        errors += _sum_rows(sums + unit * parts * 2 * C + C, parts, 2 * C, o, o < C, ROWS, COLOURS)
+        unit_affine = affine + unit * 4 * K
+        scale = tl.load(unit_affine + 2 * K + c, c < K, other=0.0)
+        shift = tl.load(unit_affine + 3 * K + c, c < K, other=0.0)
+        grad_weight += scale[None, :] * sum_slopes_r + shift[None, :] * sum_slopes[:, None]
+        sum_dy, sum_dy_r = tl.sum(weight * sum_slopes[:, None], axis=0), tl.sum(weight * sum_slopes_r, axis=0)
+        grad_shift += sum_dy
+        grad_scale += _norm_gradient(sum_dy, sum_dy_r, unit_affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
+    tl.store(gradients + place, grad_weight, here)
+    tl.store(gradients + norm + c, grad_scale, c < k)
+    tl.store(gradients + norm + k + c, grad_shift, c < k)
     if ERRORS and block == 0:
         tl.store(losses + member, tl.sum(errors, axis=0) / (pixels.to(tl.float64) * tiles * C))
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _gather(z, constants, head, slopes, r, dy, pulls, d, partial, y_start, y_fraction, x_start, x_fraction,
-            h, w, H, W, per, most, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-            LAST: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Gradients past ReLU and upsampling. Programs (part, unit, channels); partial sums of the result.
+def _gather(z, constants, head, slopes, r, dy, alpha_beta, d, partial, y_start, y_fraction, x_start, x_lower,
+            x_fraction, h, w, H, W, wide, tall, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
+            COLUMNS: tl.constexpr, PIXELS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Gradients past ReLU and upsampling. Programs (patch, unit, channels); partial sums of the result.
 
-    In the `LAST` block, R is made again from its corners and dL/dY is `slopes` times `head`; in the others they are
-    `r` and `dy`, which has the normalisation's scale already.
+    A program goes down the rows of a patch, `wide` low-resolution columns and the high-resolution ones that touch them:
+    it adds up rows by their weights, and then columns by a product with theirs. In the `LAST` block, R is made again
+    and dL/dY is `slopes` times `head`; in the others they are `r` and `dy`, which has the normalisation's scale
+    already.
     """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    own, to_c = (c < K)[None, :], c[None, :]
-    alpha = tl.load(pulls + unit * 2 * K + c, c < K, other=0.0)[None, :]
-    beta = tl.load(pulls + unit * 2 * K + K + c, c < K, other=0.0)[None, :]
+    kind = d.dtype.element_ty
+    alpha = tl.load(alpha_beta + unit * 2 * K + c, c < K, other=0.0)[None, :]
+    beta = tl.load(alpha_beta + unit * 2 * K + K + c, c < K, other=0.0)[None, :]
     d += unit * h * w * K
     if LAST:
         z += unit * h * w * K
         slopes += unit * C * H * W
         head += unit * C * K
         constant = tl.load(constants + unit * K + c, c < K, other=0.0)[None, :]
+        weight = tl.load(head + c, c < K, other=0.0)[None, :]
     else:
         r += unit * H * W * K
         dy += unit * H * W * K
-    total = tl.zeros((PIXELS, CHANNELS), d.dtype.element_ty)
-    blocks = tl.cdiv(w, PIXELS)
-    for item in range(part * per, tl.minimum((part + 1) * per, h * blocks)):
-        i = item // blocks
-        j = item % blocks * PIXELS + tl.arange(0, PIXELS)
-        here = (j < w)[:, None] & own
-        before, after = tl.maximum(j - 1, 0), tl.minimum(j + 1, w - 1)
-        # the cell on the left begins at `left`, the cell on the right at `middle`
-        left = tl.load(x_start + before, j < w, other=0)
-        middle = tl.load(x_start + j, j < w, other=0)
-        right = tl.load(x_start + j + 1, j < w, other=0)
-        result = tl.zeros((PIXELS, CHANNELS), d.dtype.element_ty)
-        for below in tl.static_range(2):
-            top, bottom = tl.maximum(i - 1 + below, 0), tl.minimum(i + below, h - 1)
+    total = tl.zeros((COLUMNS, CHANNELS), kind)
+    runs = tl.cdiv(w, wide)
+    i0, j0 = part // runs * tall, part % runs * wide
+    j = j0 + tl.arange(0, COLUMNS)
+    mine = (j < tl.minimum(j0 + wide, w))[:, None]
+    x0, x1 = tl.load(x_start + tl.maximum(j0 - 1, 0)), tl.load(x_start + tl.minimum(j0 + wide, w))
+    for begin in range(x0, x1, PIXELS):  # once, but where a pixel becomes very many
+        x = begin + tl.arange(0, PIXELS)
+        inside = x < x1
+        here = inside[:, None] & (c < K)[None, :]
+        left = tl.load(x_lower + x, inside, other=0)
+        fraction = tl.load(x_fraction + x, inside, other=0.0)
+        away = left[None, :] - j[:, None]
+        share = tl.where(away == 0, 1.0 - fraction[None, :], tl.where(away == -1, fraction[None, :], 0.0))
+        share = tl.where(inside[None, :] & mine, share, 0.0)
+        above = tl.zeros((PIXELS, CHANNELS), kind)
+        first = tl.maximum(i0 - 1, 0)
+        y0 = tl.load(y_start + first)
+        place = (y0 * W + x[:, None]) * K + c[None, :]
+        if LAST:
+            right = tl.minimum(left + 1, w - 1)
+            fraction = fraction[:, None]
+            start, end = _corners(z, first, left, right, c, here, w, K)
+            upper = start + fraction * (end - start) + constant
+            start, end = _corners(z, tl.minimum(first + 1, h - 1), left, right, c, here, w, K)
+            next_slope = tl.load(slopes + y0 * W + x, inside, other=0.0)
+        else:
+            next_value = tl.load(r + place, here, other=0.0)
+            next_dy = tl.load(dy + place, here, other=0.0)
+        for i in range(first, tl.minimum(i0 + tall, h)):
             if LAST:
-                top_left = tl.load(z + (top * w + before[:, None]) * K + to_c, here, other=0.0)
-                top_middle = tl.load(z + (top * w + j[:, None]) * K + to_c, here, other=0.0)
-                top_right = tl.load(z + (top * w + after[:, None]) * K + to_c, here, other=0.0)
-                fall_left = tl.load(z + (bottom * w + before[:, None]) * K + to_c, here, other=0.0) - top_left
-                fall_middle = tl.load(z + (bottom * w + j[:, None]) * K + to_c, here, other=0.0) - top_middle
-                fall_right = tl.load(z + (bottom * w + after[:, None]) * K + to_c, here, other=0.0) - top_right
-            for y in range(tl.load(y_start + top), tl.load(y_start + i + below)):
+                lower = start + fraction * (end - start) + constant
+                fall = lower - upper
+                start, end = _corners(z, tl.minimum(i + 2, h - 1), left, right, c, here, w, K)  # on their way meanwhile
+            rows = above
+            above = tl.zeros((PIXELS, CHANNELS), kind)
+            for y in range(tl.load(y_start + i), tl.load(y_start + i + 1)):
                 down = tl.load(y_fraction + y)
+                more = y + 1 < H
                 if LAST:
-                    at_left = top_left + down * fall_left
-                    at_middle = top_middle + down * fall_middle
-                    at_right = top_right + down * fall_right
-                for n in range(0, most):
-                    for beside in tl.static_range(2):
-                        x = (middle if beside else left) + n
-                        inside = x < (right if beside else middle)
-                        along = tl.load(x_fraction + x, inside, other=0.0)
-                        share = (1.0 - down if below else down) * (1.0 - along if beside else along)
-                        if LAST:
-                            start, end = (at_middle, at_right) if beside else (at_left, at_middle)
-                            value = start + along[:, None] * (end - start) + constant
-                            pull = alpha + beta * value
-                            for o in tl.static_range(C):
-                                weight = tl.load(head + o * K + c, c < K, other=0.0)
-                                slope = tl.load(slopes + (o * H + y) * W + x, inside, other=0.0)
-                                pull += slope[:, None] * weight[None, :]
-                        else:
-                            place = (y * W + x[:, None]) * K + to_c
-                            there = inside[:, None] & own
-                            value = tl.load(r + place, there, other=0.0)
-                            pull = alpha + beta * value + tl.load(dy + place, there, other=0.0)
-                        result += tl.where(inside[:, None] & (value > 0), pull * share[:, None], 0.0)
-        tl.store(d + (i * w + j[:, None]) * K + to_c, result, here)
-        total += result
+                    slope = next_slope
+                    next_slope = tl.load(slopes + (y + 1) * W + x, inside & more, other=0.0)
+                    value = upper + down * fall
+                    pull = alpha + beta * value + slope[:, None] * weight
+                    for o in tl.static_range(1, C):
+                        slope = tl.load(slopes + (o * H + y) * W + x, inside, other=0.0)
+                        pull += slope[:, None] * tl.load(head + o * K + c, c < K, other=0.0)[None, :]
+                else:
+                    value = next_value
+                    pull = alpha + beta * value + next_dy
+                    place = ((y + 1) * W + x[:, None]) * K + c[None, :]
+                    next_value = tl.load(r + place, here & more, other=0.0)
+                    next_dy = tl.load(dy + place, here & more, other=0.0)
+                pull = tl.where(value > 0, pull, 0.0)
+                rows += (1.0 - down) * pull
+                above += down * pull
+            if LAST:
+                upper = lower
+            if i >= i0:
+                result = _dot(share, rows, tl.zeros((COLUMNS, CHANNELS), kind), PRECISION)
+                target = d + (i * w + j[:, None]) * K + c[None, :]
+                total += result
+                if begin > x0:
+                    tl.debug_barrier()  # other threads may have stored what this one adds to
+                    result += tl.load(target, mine & (c < K)[None, :], other=0.0)
+                tl.store(target, result, mine & (c < K)[None, :])
     tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0), c < K)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _block_gradient(weights, gradients, affine, correlation, partial, pulls, chunks, parts, parameters, norm, at, k,
-                    pixels, tiles, K: tl.constexpr, OUTS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr,
+def _block_gradient(weights, gradients, affine, correlation, partial, alpha_beta, chunks, parts, parameters, norm, at,
+                    k, pixels, tiles, K: tl.constexpr, OUTS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr,
                     ROWS: tl.constexpr, INPUT: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients of a convolution and of the normalisation before it. Programs (input channels, member)."""
     member = tl.program_id(1).to(tl.int64)
@@ -342,49 +442,77 @@ def _block_gradient(weights, gradients, affine, correlation, partial, pulls, chu
     here = (c < k)[:, None] & (out < k)[None, :]
     place = at + out[None, :] * k + c[:, None]
     weight = tl.load(weights + place, here, other=0.0).to(tl.float64)
-    of_weight = tl.zeros((CHANNELS, OUTS), tl.float64)
-    of_scale = tl.zeros((CHANNELS,), tl.float64)
-    of_shift = tl.zeros((CHANNELS,), tl.float64)
+    grad_weight = tl.zeros((CHANNELS, OUTS), tl.float64)
+    grad_scale = tl.zeros((CHANNELS,), tl.float64)
+    grad_shift = tl.zeros((CHANNELS,), tl.float64)
     for tile in range(0, tiles):
         unit = member * tiles + tile
-        along = tl.zeros((CHANNELS, OUTS), tl.float64)
+        r_dz = tl.zeros((CHANNELS, OUTS), tl.float64)
         for first in range(0, chunks, CHUNKS):
             chunk = first + tl.arange(0, CHUNKS)
             there = ((unit * chunks + chunk[:, None, None]) * K + c[None, :, None]) * K + out[None, None, :]
-            some = tl.load(correlation + there, (chunk < chunks)[:, None, None] & here[None, :, :], other=0.0)
-            along += tl.sum(some.to(tl.float64), axis=0)
-        whole = _total(partial + unit * parts * K, parts, K, out, out < K, ROWS, OUTS)
-        own = affine + unit * 4 * K
-        scale = tl.load(own + 2 * K + c, c < K, other=0.0)
-        shift = tl.load(own + 3 * K + c, c < K, other=0.0)
-        of_weight += scale[:, None] * along + shift[:, None] * whole[None, :]
+            values = tl.load(correlation + there, (chunk < chunks)[:, None, None] & here[None, :, :], other=0.0)
+            r_dz += tl.sum(values.to(tl.float64), axis=0)
+        sum_dz = _sum_rows(partial + unit * parts * K, parts, K, out, out < K, ROWS, OUTS)
+        unit_affine = affine + unit * 4 * K
+        scale = tl.load(unit_affine + 2 * K + c, c < K, other=0.0)
+        shift = tl.load(unit_affine + 3 * K + c, c < K, other=0.0)
+        grad_weight += scale[:, None] * r_dz + shift[:, None] * sum_dz[None, :]
         if not INPUT:
-            slope = tl.sum(weight * whole[None, :], axis=1)
-            across = tl.sum(weight * along, axis=1)
-            of_shift += slope
-            of_scale += _normalised(slope, across, own, pulls + unit * 2 * K, c, c < K, pixels, K)
-    tl.store(gradients + place, of_weight, here)
+            sum_dy, sum_dy_r = tl.sum(weight * sum_dz[None, :], axis=1), tl.sum(weight * r_dz, axis=1)
+            grad_shift += sum_dy
+            grad_scale += _norm_gradient(sum_dy, sum_dy_r, unit_affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
+    tl.store(gradients + place, grad_weight, here)
     if not INPUT:
-        tl.store(gradients + norm + c, of_scale, c < k)
-        tl.store(gradients + norm + k + c, of_shift, c < k)
+        tl.store(gradients + norm + c, grad_scale, c < k)
+        tl.store(gradients + norm + k + c, grad_shift, c < k)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _adam(weights, gradients, first, second, rate, powers, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One update of all members' weights; `powers` are beta^t."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+@triton.jit
+def _adam(weights, gradients, first, second, rate, powers, parameters, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One update of Adam. Programs (weights, member), each with its own beta^t."""
+    block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    here, place = i < parameters, member * parameters + i
+    powers += (member * tl.num_programs(0) + block) * 2
+    power_first, power_second = tl.load(powers) * 0.9, tl.load(powers + 1) * 0.999
+    tl.debug_barrier()  # all threads have read them
+    tl.store(powers, power_first)
+    tl.store(powers + 1, power_second)
     kind = weights.dtype.element_ty
-    step = (tl.load(rate) / (1.0 - tl.load(powers))).to(kind)
-    correction = (1.0 / tl.sqrt(1.0 - tl.load(powers + 1))).to(kind)
-    slope = tl.load(gradients + i, i < size, other=0.0)
-    mean = tl.load(first + i, i < size, other=0.0)
-    square = tl.load(second + i, i < size, other=0.0)
-    weight = tl.load(weights + i, i < size, other=0.0)
+    step = (tl.load(rate) / (1.0 - power_first)).to(kind)
+    correction = (1.0 / tl.sqrt(1.0 - power_second)).to(kind)
+    slope = tl.load(gradients + place, here, other=0.0)
+    mean = tl.load(first + place, here, other=0.0)
+    square = tl.load(second + place, here, other=0.0)
+    weight = tl.load(weights + place, here, other=0.0)
     mean += 0.1 * (slope - mean)
     square += 0.001 * (slope * slope - square)
-    tl.store(first + i, mean, i < size)
-    tl.store(second + i, square, i < size)
-    tl.store(weights + i, weight - step * mean / (tl.sqrt(square) * correction + 1e-8), i < size)
+    tl.store(first + place, mean, here)
+    tl.store(second + place, square, here)
+    tl.store(weights + place, weight - step * mean / (tl.sqrt(square) * correction + 1e-8), here)
+
+
+@triton.jit
+def _keep(kept, weights, losses, least, seen, parameters, BEST: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Keeps the best weights so far, or averages them. Programs (weights, member)."""
+    block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    here, place = i < parameters, member * parameters + i
+    if BEST:
+        # the programs of a member write the same number, and one that finds it there already does the same
+        loss = tl.load(losses + member)
+        if not (loss > tl.load(least + member)):  # NaN is kept
+            tl.store(least + member, loss)
+            tl.store(kept + place, tl.load(weights + place, here, other=0.0), here)
+    else:
+        seen += member * tl.num_programs(0) + block
+        number = tl.load(seen) + 1
+        tl.debug_barrier()  # all threads have read it
+        tl.store(seen, number)
+        before = tl.load(kept + place, here, other=0.0)
+        share = (1.0 / tl.minimum(number, _AVERAGED)).to(kept.dtype.element_ty)
+        tl.store(kept + place, before + share * (tl.load(weights + place, here, other=0.0) - before), here)
 
 
 def _power(size: int) -> int:
@@ -399,20 +527,62 @@ def _block(size: int, smallest: int, largest: int) -> int:
     return min(reversed(choices), key=lambda block: -(-size // block) * block)
 
 
-class _Split(NamedTuple):
-    """How an image is shared out: `parts` programs per unit take `per` blocks each of (pixels, channels) numbers."""
+class _Tuning(NamedTuple):
+    """Sizes of the kernels' blocks, by which they differ in speed and in rounding."""
 
-    channels: int
-    pixels: int
-    per: int
+    blend: tuple[int, int, int]  # programs of a unit at most, numbers that a program has in hand, warps
+    head: tuple[int, int, int]
+    gather: tuple[int, int, int, int]  # programs, high-resolution pixels, channels, warps
+    gradient: tuple[int, int]  # input channels of a program, chunks of pixels
+    product: tuple[int, int, int, int, int]  # rows, columns, inner, warps, stages
+    correlation: tuple[int, int, int, int, int]
+
+
+def _tuning(K: int) -> _Tuning:
+    columns = max(16, _block(K, 16, 64))
+    return _Tuning(
+        (128, 2048, 4), (128, 2048, 4), (128, 32 if K > 32 else 64, _block(K, 8, 64), 4 if K > 16 else 2), (2, 64),
+        (128, columns, min(columns, 32), 8, 3), (columns, columns, 32, 4, 3),
+    )  # fmt: skip
+
+
+class _Patches(NamedTuple):
+    """How an image is shared out: `parts` programs of a unit take patches of `tall` low-resolution rows."""
+
+    pixels: int  # high-resolution ones along a row
+    tall: int
     parts: int
+    wide: int = 0  # low-resolution columns, of a backward pass
+    columns: int = 0
 
 
-def _split(height: int, width: int, channels: int, numbers: int, programs: int) -> _Split:
-    pixels = _block(width, 32, numbers // channels)
-    items = height * -(-width // pixels)
-    per = -(-items // max(1, min(items, programs)))
-    return _Split(channels, pixels, per, -(-items // per))
+def _patches(rows: int, width: int, pixels: int, programs: int) -> _Patches:
+    """Patches of whole runs of high-resolution pixels."""
+    return _shared_out(rows, -(-width // pixels), programs, pixels)
+
+
+def _shared_out(rows: int, runs: int, programs: int, pixels: int, **fields: int) -> _Patches:
+    tall = max(1, -(-rows * runs // programs))
+    while -(-rows // tall) * runs > programs and tall < rows:
+        tall += 1
+    return _Patches(pixels, tall, -(-rows // tall) * runs, **fields)
+
+
+def _patches_back(rows: int, starts: NDArray[np.int64], pixels: int, programs: int) -> _Patches:
+    """Patches of low-resolution columns whose high-resolution neighbours are one run of pixels, where they can be."""
+    w = len(starts) - 1
+    choices = []
+    columns = 16
+    while columns <= max(16, pixels):
+        for wide in range(min(columns, w), 0, -1):
+            first = np.arange(0, w, wide)
+            spans = starts[np.minimum(first + wide, w)] - starts[np.maximum(first - 1, 0)]
+            if spans.max() <= pixels:
+                choices.append((len(first), columns, wide))
+                break
+        columns *= 2
+    runs, columns, wide = min(choices, default=(-(-w // 16), 16, min(16, w)))
+    return _shared_out(rows, runs, programs, pixels, wide=wide, columns=columns)
 
 
 class _Tables(NamedTuple):
@@ -421,7 +591,6 @@ class _Tables(NamedTuple):
     start: torch.Tensor
     lower: torch.Tensor
     fraction: torch.Tensor
-    most: int  # outputs of an input
 
 
 class _Adam:
@@ -431,17 +600,16 @@ class _Adam:
         self.weights = weights
         self.first, self.second = torch.zeros_like(weights), torch.zeros_like(weights)
         # on the device, since a graph replays the same arguments
-        self.betas = torch.tensor([0.9, 0.999], dtype=torch.float64, device=weights.device)
-        self.powers = torch.ones_like(self.betas)
+        blocks = triton.cdiv(weights.shape[1], _UPDATE)
+        self.powers = torch.ones((len(weights), blocks, 2), dtype=torch.float64, device=weights.device)
         self.rate = torch.tensor([learning_rate], dtype=torch.float64, device=weights.device)
 
     def update(self, gradients: torch.Tensor) -> None:
         """One step."""
-        size = self.weights.numel()
+        members, parameters = self.weights.shape
         with _on(self.weights.device):
-            self.powers.mul_(self.betas)
-            _adam[(triton.cdiv(size, _ADAM),)](
-                self.weights, gradients, self.first, self.second, self.rate, self.powers, size, BLOCK=_ADAM
+            _adam[(self.powers.shape[1], members)](
+                self.weights, gradients, self.first, self.second, self.rate, self.powers, parameters, BLOCK=_UPDATE
             )
 
 
@@ -451,18 +619,19 @@ class _Kept:
     def __init__(self, weights: torch.Tensor, keep: str) -> None:
         self.keep = keep
         self.weights = weights if keep == "last" else weights.clone()
-        self.least = torch.full((len(weights), 1), torch.inf, dtype=torch.float64, device=weights.device)
-        self.seen = torch.zeros((), dtype=torch.float64, device=weights.device)
+        self.least = torch.full((len(weights),), torch.inf, dtype=torch.float64, device=weights.device)
+        blocks = triton.cdiv(weights.shape[1], _UPDATE)
+        self.seen = torch.zeros((len(weights), blocks), dtype=torch.float64, device=weights.device)
 
     def see(self, losses: torch.Tensor, weights: torch.Tensor) -> None:
         """Weights and their losses, before they change."""
-        if self.keep == "best":
-            better = ~(losses[:, None] >= self.least)  # NaN is kept
-            self.least.copy_(torch.where(better, losses[:, None], self.least))
-            self.weights.copy_(torch.where(better, weights, self.weights))
-        elif self.keep == "average":
-            self.seen += 1
-            self.weights.lerp_(weights, (1 / self.seen.clamp(max=AVERAGED)).to(weights.dtype))
+        if self.keep == "last":
+            return
+        with _on(weights.device):
+            _keep[(self.seen.shape[1], len(weights))](
+                self.weights, weights, losses, self.least, self.seen, weights.shape[1], BEST=self.keep == "best",
+                BLOCK=_UPDATE,
+            )  # fmt: skip
 
 
 class _Scratch:
@@ -475,68 +644,75 @@ class _Scratch:
         self.units, self.tiles = units, T
         self.axes = [tuple(self._tables(axis, kernels) for axis in pair) for pair in step.axes]
         self.channels, self.colours = _power(K), _power(C)
-        some = _block(K, 16, 64)
-        programs = max(1, kernels.programs // (T * -(-K // some)))
-        self.blends = [_split(H, W, some, _BLEND, programs) for H, W in sizes[1:]]
-        self.gathers = [_split(h, w, some, _GATHER, programs) for h, w in sizes[:-1]]
-        self.head = _split(*sizes[-1], self.channels, _BLEND // self.colours, max(1, kernels.programs // T))
-        products = kernels.products / (T * max(1, K / 64) ** 2)
-        self.chunks = [_chunks(h * w, products) for h, w in sizes[:-1]]
+        tuning = self.tuning = _tuning(K)
+        self.outs = _block(K, 8, 64)  # channels of a program that goes over pixels
+
+        def few(programs: int, blocks: int = 1) -> int:
+            each: int = min(programs, kernels.programs) // (T * blocks)
+            return max(1, each)
+
+        chunks = -(-K // self.outs)
+        programs, numbers, _ = tuning.blend
+        self.blends = [
+            _patches(h, W, _block(W, 16, max(16, numbers // self.outs)), few(programs, chunks))
+            for (h, _), (_, W) in itertools.pairwise(sizes)
+        ]
+        programs, numbers, _ = tuning.head
+        pixels = _block(sizes[-1][1], 8, max(8, numbers // self.channels))
+        self.head = _patches(sizes[-2][0], sizes[-1][1], pixels, few(programs))
+        programs, pixels, channels, _ = tuning.gather
+        self.gathers = [
+            _patches_back(h, axes[1].start, pixels, few(programs, -(-K // channels)))
+            for (h, _), axes in zip(sizes[:-1], step.axes, strict=True)
+        ]
+        wanted = max(1, round(tuning.gradient[1] / (T * max(1, K / 64) ** 2)))
+        # pixels of one product for the weights' gradient, and how many there are
+        self.chunk = [_CHUNK * triton.cdiv(h * w, _CHUNK * wanted) for h, w in sizes[:-1]]
+        self.chunks = [triton.cdiv(h * w, chunk) for (h, w), chunk in zip(sizes[:-1], self.chunk, strict=True)]
         # of each convolution, the head being the last: diag(a) C as (outputs, inputs), and b C
         self.folded = [kernels.zeros((units, K, K), dtype) for _ in range(l)] + [step.head]
+        self.transposed = [kernels.zeros((units, K, K), dtype) for _ in range(l)]
         self.constants = [kernels.zeros((units, outs), dtype) for outs in [K] * l + [C]]
-        self.pulls = kernels.zeros((units, 2, K), dtype)
+        self.alpha_beta = kernels.zeros((units, 2, K), dtype)
         parts = max([3 * split.parts for split in self.blends] + [split.parts for split in self.gathers])
         self.partial = kernels.zeros((units * parts * K,), dtype)
         self.head_partial = kernels.zeros((units, self.head.parts, C, K), dtype)
         self.head_sums = kernels.zeros((units, self.head.parts, 2, C), dtype)
         self.correlation = kernels.zeros((units * max(self.chunks) * K * K,), dtype)
         self.dy = kernels.zeros((units * max([0] + [H * W for H, W in sizes[1:-1]]) * K,), dtype)
-        self.rounded: list[torch.Tensor] = []
-        if step.precision == "bfloat16":
-            pixels = max(h * w for h, w in sizes[:-1])
-            self.rounded = [kernels.zeros((units * max(pixels, K) * K,), "bfloat16") for _ in range(2)]
 
     @staticmethod
     def _tables(axis: Axis, kernels: Kernels) -> _Tables:
-        outputs = np.diff(axis.start)
-        start = kernels.array(axis.start, "int32")
-        lower = kernels.array(np.repeat(np.arange(len(outputs)), outputs), "int32")
-        return _Tables(start, lower, kernels.array(axis.fraction, axis.fraction.dtype.name), int(outputs.max()))
+        lower = np.repeat(np.arange(len(axis.start) - 1), np.diff(axis.start))
+        return _Tables(
+            kernels.array(axis.start, "int32"),
+            kernels.array(lower, "int32"),
+            kernels.array(axis.fraction, axis.fraction.dtype.name),
+        )
 
     def upsampling(self, i: int) -> tuple[torch.Tensor, ...]:
-        """What block i's upsampling reads at an output."""
+        """What block i's upsampling reads going forward."""
         rows, columns = self.axes[i]
-        return rows.lower, rows.fraction, columns.lower, columns.fraction
+        return rows.start, rows.fraction, columns.lower, columns.fraction
 
-    def multiply(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, turned: str) -> None:
-        """A batch of products; `turned` says which factor, "a" or "b" or neither, enters as its transpose.
+    def times(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, precision: str) -> None:
+        """Pixels (units, size, K) times the transposes of matrices (units, K, K)."""
+        units, size, K = a.shape
+        rows, columns, inner, warps, stages = self.tuning.product
+        _pixel_product[(triton.cdiv(size, rows), triton.cdiv(K, columns), units)](
+            a, b, out, size, K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
+            num_warps=warps, num_stages=stages,
+        )  # fmt: skip
 
-        Float32 products are true ones unless the program has allowed torch to use TF32.
-        """
-        if self.rounded:
-            a, b = (
-                room[: factor.numel()].view(factor.shape).copy_(factor)
-                for room, factor in zip(self.rounded, (a, b), strict=True)
-            )
-        a = a.transpose(1, 2) if turned == "a" else a
-        b = b.transpose(1, 2) if turned == "b" else b
-        if not self.rounded:
-            torch.bmm(a, b, out=out)
-        elif out.is_cuda:
-            torch.bmm(a, b, out_dtype=out.dtype, out=out)
-        else:  # torch's processor kernels round the results, too
-            torch.bmm(a.to(out.dtype), b.to(out.dtype), out=out)
-
-
-def _chunks(pixels: int, wanted: float) -> int:
-    """The divisor of a number of pixels that is nearest to the wanted number of products over some pixels each.
-
-    One product over all pixels would leave a GPU idle but for a few cores; a divisor keeps the chunks equal.
-    """
-    wanted = min(max(wanted, 1), max(pixels / _SPLIT, 1))
-    divisors = [n for n in range(1, pixels + 1) if pixels % n == 0]
-    return min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    def correlate(self, a: torch.Tensor, b: torch.Tensor, chunk: int, precision: str) -> None:
+        """Products of pixels (units, size, K) with each other, a chunk of them at a time."""
+        units, size, K = a.shape
+        rows, columns, inner, warps, stages = self.tuning.correlation
+        blocks = triton.cdiv(K, rows) * triton.cdiv(K, columns)
+        _correlation[(triton.cdiv(size, chunk), blocks, units)](
+            a, b, self.correlation, size, chunk, K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
+            num_warps=warps, num_stages=stages,
+        )  # fmt: skip
 
 
 _locks: defaultdict[torch.device, threading.RLock] = defaultdict(threading.RLock)
@@ -571,7 +747,7 @@ class Kernels:
         if self.device.type == "cpu" and isinstance(_adam, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
         # per member, and enough for the largest GPUs at a few members; the interpreter takes its time for each
-        self.programs, self.products = (256, 64) if self.device.type == "cuda" else (3, 3)
+        self.programs = 1024 if self.device.type == "cuda" else 3
 
     def padded(self, k: int) -> int:
         """Channels that are computed for k: the next multiple of 8, which keeps loads of whole sectors."""
@@ -634,8 +810,8 @@ class Kernels:
     def captured(self, advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
         """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
 
-        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling, loading code
-        and cuBLAS' workspace of a stream are nothing that a graph can hold. The graph is run by the same thread.
+        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling them and loading
+        their code is nothing that a graph can hold. The graph is run by the same thread.
         """
         if self.device.type != "cuda":
             return advance
@@ -663,16 +839,16 @@ class Kernels:
 
     def forward(self, step: Step, i: int, inputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Block i: products, upsampling, ReLU, and partial sums for the normalisation that follows."""
-        own: _Scratch = step.scratch
+        work: _Scratch = step.scratch
         (h, w), (H, W), K = step.shape.sizes[i], step.shape.sizes[i + 1], step.width
         last = i == step.shape.blocks - 1
-        z, split = step.z[i], own.blends[i]
+        z, split = step.z[i], work.blends[i]
         with _on(self.device):
             self._fold(step, i, weights)
-            own.multiply(_pixels(step.r[i - 1] if i else inputs), own.folded[i], _pixels(z), turned="b")
-            _blend[(split.parts, own.units, triton.cdiv(K, split.channels))](
-                z, own.constants[i], z if last else step.r[i], own.partial, *own.upsampling(i), h, w, H, W, split.per,
-                K=K, CHANNELS=split.channels, PIXELS=split.pixels, KEEP=not last,
+            work.times(_pixels(step.r[i - 1] if i else inputs), work.folded[i], z, self.precision(step))
+            _blend[(split.parts, work.units, triton.cdiv(K, work.outs))](
+                z, work.constants[i], z if last else step.r[i], work.partial, *work.upsampling(i), h, w, H, W,
+                split.tall, K=K, CHANNELS=work.outs, PIXELS=split.pixels, KEEP=not last, num_warps=work.tuning.blend[2],
             )  # fmt: skip
 
     def head(self, step: Step, weights: torch.Tensor, gradients: torch.Tensor, image: torch.Tensor, mode: int) -> None:
@@ -681,25 +857,25 @@ class Kernels:
         `OUTPUT`: the outputs alone. `MSE`: `image` is the target; losses, and the gradient up to the last block.
         `GIVEN`: `image` is the loss' gradient with respect to the outputs.
         """
-        own: _Scratch = step.scratch
-        shape, K, split, i = step.shape, step.width, own.head, step.shape.blocks
+        work: _Scratch = step.scratch
+        shape, K, split, i = step.shape, step.width, work.head, step.shape.blocks
         C, k, ((h, w), (H, W)) = shape.channels, shape.k, shape.sizes[-2:]
         with _on(self.device):
             if mode != self.GIVEN:
                 self._fold(step, i, weights)  # before `GIVEN`, `OUTPUT` did it
-            _head[(split.parts, own.units)](
-                step.z[-1], own.constants[i - 1], step.head, own.constants[i], image.contiguous(), step.slopes,
-                step.outputs, own.head_partial, own.head_sums, *own.upsampling(i - 1), h, w, H, W, split.per, own.tiles,
-                K=K, C=C, COLOURS=own.colours, CHANNELS=own.channels, PIXELS=split.pixels, SLOPES=mode != self.OUTPUT,
-                ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses),
+            _head[(split.parts, work.units, C)](
+                step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.slopes,
+                step.outputs, work.head_partial, work.head_sums, *work.upsampling(i - 1), h, w, H, W, split.tall,
+                work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels, SLOPES=mode != self.OUTPUT,
+                ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses), num_warps=work.tuning.head[2],
             )  # fmt: skip
             if mode == self.OUTPUT:
                 return
-            channels = min(16, own.channels)
+            channels = min(16, work.channels)
             _head_gradient[(triton.cdiv(K, channels), len(step.losses))](
-                weights, gradients, step.affine[i], own.head_partial, own.head_sums, step.losses, own.pulls,
-                split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, own.tiles, K=K, C=C,
-                COLOURS=own.colours, CHANNELS=channels, ROWS=_TABLE // (own.colours * channels),
+                weights, gradients, step.affine[i], work.head_partial, work.head_sums, step.losses, work.alpha_beta,
+                split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, work.tiles, K=K, C=C,
+                COLOURS=work.colours, CHANNELS=channels, ROWS=_TABLE // (work.colours * channels),
                 ERRORS=mode == self.MSE,
             )  # fmt: skip
 
@@ -707,44 +883,50 @@ class Kernels:
         self, step: Step, i: int, inputs: torch.Tensor, weights: torch.Tensor, gradients: torch.Tensor
     ) -> None:
         """Block i: gradients of its convolution and of the normalisation before it, and what reaches that."""
-        own: _Scratch = step.scratch
-        shape, K, split, k, chunks = step.shape, step.width, own.gathers[i], step.shape.k, own.chunks[i]
+        work: _Scratch = step.scratch
+        shape, K, split, k, chunks = step.shape, step.width, work.gathers[i], step.shape.k, work.chunks[i]
         (h, w), (H, W) = shape.sizes[i], shape.sizes[i + 1]
         last = i == shape.blocks - 1
         z, d = step.z[i], step.d[i]
-        rows, columns = own.axes[i]
+        rows, columns = work.axes[i]
         with _on(self.device):
             if not last:
-                dy = own.dy[: own.units * H * W * K].view(own.units, H * W, K)
-                own.multiply(_pixels(step.d[i + 1]), own.folded[i + 1], dy, turned="")
-            _gather[(split.parts, own.units, triton.cdiv(K, split.channels))](
-                z, own.constants[i], step.head, step.slopes, z if last else step.r[i], own.dy, own.pulls, d,
-                own.partial, rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.per,
-                columns.most, K=K, C=shape.channels, CHANNELS=split.channels, PIXELS=split.pixels, LAST=last,
+                work.times(_pixels(step.d[i + 1]), work.transposed[i + 1], work.dy, self.precision(step))
+            _gather[(split.parts, work.units, triton.cdiv(K, work.tuning.gather[2]))](
+                z, work.constants[i], step.head, step.slopes, z if last else step.r[i], work.dy, work.alpha_beta, d,
+                work.partial, rows.start, rows.fraction, *columns, h, w, H, W, split.wide, split.tall, K=K,
+                C=shape.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.columns, PIXELS=split.pixels, LAST=last,
+                PRECISION=self.precision(step), num_warps=work.tuning.gather[3],
             )  # fmt: skip
-            x = (step.r[i - 1] if i else inputs).view(own.units * chunks, h * w // chunks, K)
-            correlation = own.correlation[: len(x) * K * K].view(-1, K, K)
-            own.multiply(x, d.view(x.shape), correlation, turned="a")
-            channels, outs = 4, own.channels
+            x = step.r[i - 1] if i else inputs
+            work.correlate(_pixels(x), _pixels(d), work.chunk[i], self.precision(step))
+            channels, outs = work.tuning.gradient[0], work.channels
             together = min(_power(chunks), max(1, _TABLE // (channels * outs)))
             _block_gradient[(triton.cdiv(K, channels), len(weights))](
-                weights, gradients, step.affine[i], correlation, own.partial, own.pulls, chunks, split.parts,
-                weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, own.tiles, K=K, OUTS=outs,
+                weights, gradients, step.affine[i], work.correlation, work.partial, work.alpha_beta, chunks,
+                split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, work.tiles, K=K, OUTS=outs,
                 CHANNELS=channels, CHUNKS=together, ROWS=_TABLE // outs, INPUT=i == 0,
             )  # fmt: skip
 
+    def precision(self, step: Step) -> str:
+        """How `tl.dot` multiplies: three products of TF32 have the accuracy of float32."""
+        if step.precision == "bfloat16":
+            return "bfloat16"
+        return "tf32x3" if step.dtype == "float32" and self.device.type == "cuda" else "ieee"
+
     def _fold(self, step: Step, i: int, weights: torch.Tensor) -> None:
         """The normalisation before convolution i, and that convolution; the last is the head."""
-        own: _Scratch = step.scratch
+        work: _Scratch = step.scratch
         shape, K, k = step.shape, step.width, step.shape.k
-        outs, padded = (k, K) if i < shape.blocks else (shape.channels, shape.channels)
+        l = shape.blocks
+        outs, padded = (k, K) if i < l else (shape.channels, shape.channels)
         block = min(16, _power(padded))
-        parts = own.blends[i - 1].parts if i else 0
+        parts = work.blends[i - 1].parts if i else 0
         H, W = shape.sizes[i]
-        _fold[(triton.cdiv(padded, block), own.units)](
-            weights, own.partial, step.affine[i], own.folded[i], own.constants[i], parts, H * W, weights.shape[1],
-            step.at[i] - 2 * k, step.at[i], outs, k, own.tiles, K=K, OUTS=padded, BLOCK=block, CHANNELS=own.channels,
-            ROWS=_TABLE // own.channels, INPUT=i == 0,
+        _fold[(triton.cdiv(padded, block), work.units)](
+            weights, work.partial, step.affine[i], work.folded[i], work.transposed[min(i, l - 1)], work.constants[i],
+            parts, H * W, weights.shape[1], step.at[i] - 2 * k, step.at[i], outs, k, work.tiles, K=K, OUTS=padded,
+            BLOCK=block, CHANNELS=work.channels, ROWS=_TABLE // work.channels, INPUT=i == 0, BACK=0 < i < l,
         )  # fmt: skip
 
 
