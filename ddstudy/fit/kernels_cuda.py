@@ -810,8 +810,8 @@ class Kernels:
     def captured(self, advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
         """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
 
-        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling them and loading
-        their code is nothing that a graph can hold. The graph is run by the same thread.
+        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling them and
+        loading their code is nothing that a graph can hold. The graph is run by the same thread.
         """
         if self.device.type != "cuda":
             return advance
