@@ -245,7 +245,7 @@ def calibrate(
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
     options = spec.fit.model_copy(update={"check_every": CALIBRATION_CHECKS})
     stability = spec.stability.model_copy(update={"prune": False})
-    last = 10 * CALIBRATION_CHECKS + 1
+    last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
     for name, fit in chosen.items():
         executor.submit(name, replace(job(spec, target, fit, (1, last)), options=options, stability=stability))
     started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
@@ -266,7 +266,9 @@ def calibrate(
         elif isinstance(event, Failed):
             failures.append(f"{ticket}: {event.why}")
         seen = checks.get(ticket, [])
-        enough = len(seen) > 1 and seen[-1].seconds > CALIBRATION_SECONDS / 10
+        enough = len(seen) > 1 and (
+            seen[-1].seconds > CALIBRATION_SECONDS / 10 or seen[-1].iteration + CALIBRATION_CHECKS >= last
+        )
         if ticket and not isinstance(event, Finished | Failed) and (enough or (now > end and checks)):
             executor.cancel(ticket)
     for name, (first, *others) in checks.items():
