@@ -350,7 +350,7 @@ def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outloo
     per_minute = 60 * len(late) / seconds
     # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
     ends = [each.ends for each in at_work if each.ends is not None]
-    return Outlook(per_minute, max(0.0, min(ends) - now.timestamp()) if ends else None)
+    return Outlook(per_minute, max(0.0, min(ends) - time.time()) if ends else None)
 
 
 @dataclass
