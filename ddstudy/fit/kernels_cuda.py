@@ -746,7 +746,7 @@ class Kernels:
             self.device = torch.device("cuda", torch.cuda.current_device())
         if self.device.type == "cpu" and isinstance(_adam, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
-        # per member, and enough for the largest GPUs at a few members; the interpreter takes its time for each
+        # of one member, at most; the interpreter takes its time for each
         self.programs = 1024 if self.device.type == "cuda" else 3
 
     def padded(self, k: int) -> int:
@@ -810,8 +810,8 @@ class Kernels:
     def captured(self, advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
         """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
 
-        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling them and
-        loading their code is nothing that a graph can hold. The graph is run by the same thread.
+        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling and loading
+        code are nothing that a graph can hold. The graph is run by the same thread.
         """
         if self.device.type != "cuda":
             return advance
