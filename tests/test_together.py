@@ -122,34 +122,31 @@ def packs_in_the_interpreter(file: str) -> None:
     from ddstudy.fit.kernels_cuda import Kernels
 
     kernels, numbers = Kernels("cpu"), {}
-    work = problems(k=2, members=1, tiles=1, size=5, blocks=2)
+    work = [replace(p, weights=p.weights[:1], inputs=p.inputs[:1]) for p in problems(k=2, tiles=1, size=5, blocks=2)]
     ended = [threading.Event() for _ in work]
-    seen = end_second_at_2(follow(fused.ensemble(work, kernels, threads=1), work, STOPS, ended), ended)
-    for index, snapshot in seen:
-        numbers |= {f"{index} {snapshot.iteration} {name}": getattr(snapshot, name) for name in ("losses", "ranges")}
-        numbers[f"{index} {snapshot.iteration} outputs"] = snapshot.outputs
+    pack = follow(fused.ensemble(work, kernels, threads=1), work, STOPS, ended)
+    _, first = next(pack)
+    numbers |= keep("0 1", first)
+    late = replace(first, iteration=1)  # whose outputs nobody asked for yet
+    found = (t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor)
+    numbers["bytes"] = np.array(sum({storage.data_ptr(): storage.nbytes() for storage in found}.values()))
+    numbers["model"] = np.array(fused.memory(work[0].shape, 1, len(work), 1, kernels))
+    numbers["work arrays"] = np.array(fused.Step(work[0].shape, work[0].tiles, len(work), kernels).nbytes)
+    for index, snapshot in end_second_at_2(pack, ended):
+        numbers |= keep(f"{index} {snapshot.iteration}", snapshot)
+    try:
+        late.fetch()
+    except RuntimeError as error:
+        numbers["too late"] = np.array(str(error))
     for index, (problem, stops) in enumerate(zip(work, [[1], [1, 2], [4]], strict=True)):
         alone = follow(fused.ensemble([problem], kernels, threads=1), [problem], [stops], [threading.Event()])
         for _, snapshot in alone:
-            at = f"alone {index} {snapshot.iteration}"
-            numbers |= {f"{at} losses": snapshot.losses, f"{at} ranges": snapshot.ranges}
-            numbers[f"{at} outputs"] = snapshot.outputs
-    with fused.ensemble(work, kernels, threads=1) as ensemble:
-        before = next(iter(ensemble.look([0]).values()))
-        ensemble.advance(1, lambda _: False)
-        try:
-            before.fetch()
-        except RuntimeError as error:
-            numbers["too late"] = np.array(str(error))
-        gc.collect()
-        found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
-                 if type(t) is torch.Tensor}  # fmt: skip
-        numbers["bytes"] = np.array(sum(found.values()))
-        members = sum(len(problem.weights) for problem in work)
-        numbers["model"] = np.array(fused.memory(work[0].shape, 1, members, 1, kernels))
-        step = ensemble.steps[0]  # type: ignore[attr-defined]
-        numbers["work arrays"] = np.array(step.nbytes)
+            numbers |= keep(f"alone {index} {snapshot.iteration}", snapshot)
     np.savez(file, **numbers)  # type: ignore[arg-type]
+
+
+def keep(name: str, snapshot: Snapshot) -> Numbers:
+    return {f"{name} {what}": getattr(snapshot, what) for what in ("losses", "ranges", "outputs")}
 
 
 @pytest.fixture(scope="module")
