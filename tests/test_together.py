@@ -260,6 +260,32 @@ def test_metrics_of_a_fit_on_another_device_are_computed_while_it_goes_on(
         list(evaluate(replace(job, timed=True), device="mps", threads=1))
 
 
+def test_what_a_fit_had_reached_is_a_result_also_where_it_fails_before_its_metrics_are_there(
+    make_jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, real, fits = threading.Event(), module._values, module.fit_together
+
+    def late(*arguments: Any) -> Any:
+        assert failed.wait(20)
+        return real(*arguments)
+
+    def breaks(*arguments: Any, device: str, **options: Any) -> Iterator[tuple[int, Snapshot]]:
+        for index, snapshot in fits(*arguments, device="cpu", **options):
+            if snapshot.iteration == 8:
+                failed.set()
+                raise RuntimeError("of the test")
+            yield index, snapshot
+
+    monkeypatch.setattr(module, "fit_together", breaks)
+    monkeypatch.setattr(module, "_values", late)
+    monkeypatch.setattr(module, "choose", lambda *_: choose("cpu"))
+    events = evaluate(make_jobs()[0], device="mps", threads=1)
+    seen = [next(events) for _ in range(5)]
+    assert [plain(event)[0] for event in seen] == [2, 4, 5, 5, 6]
+    with pytest.raises(RuntimeError, match="of the test"):
+        next(events)
+
+
 # studies
 
 
