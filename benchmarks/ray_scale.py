@@ -225,9 +225,7 @@ def thesis_costs() -> list[float]:
     target = load_target(TargetSpec(size=(256, 320)))
     todo = runner.plan(spec, target, set()).todo
     forecast = runner.calibrate(spec, target, list(todo), InProcess(usable_cores()))
-    return [
-        forecast.seconds(runner.operations(fit, target) * max(budgets), max(budgets)) for fit, budgets in todo.items()
-    ]
+    return [forecast.fitting(runner.work_of(fit, budgets, target)) for fit, budgets in todo.items()]
 
 
 def simulation(costs: list[float], gpus: int, failures: float, dispatch: float, overhead: float) -> Any:

@@ -1,4 +1,4 @@
-"""The share of a run's wall time that is fitting, and how good its forecast is.
+"""The share of a run's wall time that is fitting, how good its forecast is, and what metrics cost.
 
     python benchmarks/run_share.py [--device auto] [--quick]
 
@@ -6,17 +6,26 @@ Runs the packaged study (96x80) and one at 256x320 as `ddstudy run` does, into a
 `fitting` are the seconds of all fits, as their trials have them, for each of the fits that run at a time; what is left
 of the wall time went into noise, starting weights, metrics, images and the store. `announced` is the forecast that
 stood there before the first fit, `left` the largest error of the time left once a tenth of the run was over, as a share
-of the whole run. Stopped fits count with what they ran, so the forecast is made for studies without a stop rule.
+of the whole run: of the whole time, so without a stop rule. `disturbed` are trials beside which the machine had other
+work; where they are many, nothing here means much.
+
+The second table has seconds for the metrics of one result, an ensemble of 5 and its members, on this machine as it is
+and beside a process that keeps one core busy: in the threads that they have, and as torch would spread them.
 """
 
 import argparse
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
-from ddstudy import cli, runner
+from ddstudy import cli, metrics, runner
 from ddstudy.samplers import sampler
 from ddstudy.spec import StudySpec, parse_spec, read_spec
 from ddstudy.store import Store
@@ -45,13 +54,45 @@ def main() -> None:
     from ddstudy.executors import resolve_device
 
     device = resolve_device(options.device)
-    columns = ("fits", "slots", "fitting", "wall", "share", "announced", "left")
+    columns = ("fits", "slots", "fitting", "wall", "share", "announced", "left", "disturbed")
     print(f"{'study':12s}", *(f"{column:>10s}" for column in columns), flush=True)
     for spec in (read_spec(PACKAGED), whole_slice(device, options.quick)):
         changes = {"fit": spec.fit.model_copy(update={"device": options.device})}
         changes["stability"] = spec.stability.model_copy(update={"prune": False})
         row = measure(spec.model_copy(update=changes))
         print(f"{spec.name:12s}", *(f"{row[column]:>10s}" for column in columns), flush=True)
+    print(f"\n{'metrics':12s}", *(f"{column:>10s}" for column in ("ours", "torch's", "ours busy", "torch's busy")))
+    for size in ((96, 80), (256, 320)):
+        found = [*seconds(size), *beside(lambda size=size: seconds(size))]
+        print(f"{'x'.join(map(str, size)):12s}", *(f"{one:8.3f} s" for one in found), flush=True)
+
+
+def seconds(size: tuple[int, int]) -> tuple[float, float]:
+    """Of the metrics of a result: as they are computed, and as torch would; medians of alternating calls."""
+    random = np.random.default_rng(0)
+    outputs, target = random.random((6, 1, *size), np.float32), random.random((1, *size), np.float32)
+
+    def spread() -> None:
+        metrics._similarity(outputs, target, 4)
+        metrics._fidelity(outputs, target)
+
+    ways: tuple[Callable[[], object], ...] = (lambda: metrics.quality(outputs, target), spread)
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(8):
+        for way, times in zip(ways, taken, strict=True):
+            began = time.perf_counter()
+            way()
+            times.append(time.perf_counter() - began)
+    return statistics.median(taken[0][1:]), statistics.median(taken[1][1:])
+
+
+def beside(call: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """What a call gives while another process computes."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            return call()
+        finally:
+            other.kill()
 
 
 def measure(spec: StudySpec) -> dict[str, str]:
@@ -80,6 +121,7 @@ def measure(spec: StudySpec) -> dict[str, str]:
         "share": f"{100 * fitting / wall:.0f} %",
         "announced": f"{announced:.1f} s",
         "left": f"{100 * max(late, default=0):.0f} %",
+        "disturbed": f"{trials['disturbed'].eq(True).sum()} of {len(trials)}",
     }
 
 

@@ -159,22 +159,26 @@ def evaluate_together(
     busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
     going = set(range(len(jobs)))
     with ThreadPoolExecutor(1) as metrics:
-        for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
-            check, measure = courses[index].see(snapshot, waited)
-            if check is not None:
-                coming.append((index, check))
-            if measure is not None and aside:
-                coming.append((index, metrics.submit(measure)))
-            elif measure is not None:
-                yield from arrived(wait=True)
-                for measurement in measure():
-                    yield index, measurement
-            if courses[index].over:
-                stops[index].set()
-            over = {one for one in going if stops[one].is_set()}
-            going -= over
-            coming.extend((one, None) for one in over)
-            yield from arrived()
+        try:
+            for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
+                check, measure = courses[index].see(snapshot, waited)
+                if check is not None:
+                    coming.append((index, check))
+                if measure is not None and aside:
+                    coming.append((index, metrics.submit(measure)))
+                elif measure is not None:
+                    yield from arrived(wait=True)
+                    for measurement in measure():
+                        yield index, measurement
+                if courses[index].over:
+                    stops[index].set()
+                over = {one for one in going if stops[one].is_set()}
+                going -= over
+                coming.extend((one, None) for one in over)
+                yield from arrived()
+        except Exception:
+            yield from arrived(wait=True)  # what the fit had reached is none the worse for it
+            raise
         coming.extend((one, None) for one in going)
         yield from arrived(wait=True)
 

@@ -113,12 +113,16 @@ def usable_memory(*, swap: bool = False) -> float:
     """
     try:
         with open("/proc/meminfo") as meminfo:
-            lines = {line.partition(":")[0]: line.split()[1] for line in meminfo}
-        free = 1024 * sum(int(lines[name]) for name in ("MemAvailable", *["SwapFree"] * swap))
+            lines = {line.partition(":")[0]: 1024 * int(line.split()[1]) for line in meminfo}
+        free, spare = lines["MemAvailable"], lines["SwapFree"] if swap else 0
     except (OSError, KeyError):
         return float("inf")
     limit, used = _control_group("memory.max").strip(), _control_group("memory.current").strip()
-    return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
+    if limit.isdecimal() and used.isdecimal():
+        stat = dict(line.split() for line in _control_group("memory.stat").splitlines())
+        cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))  # given up when it is needed
+        free = min(free, int(limit) - int(used) + cached)
+    return free + spare
 
 
 def _control_group(file: str) -> str:

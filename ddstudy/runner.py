@@ -246,7 +246,7 @@ def calibrate(
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
     options = spec.fit.model_copy(update={"check_every": CALIBRATION_CHECKS})
     stability = spec.stability.model_copy(update={"prune": False})
-    last = 10 * CALIBRATION_CHECKS + 1
+    last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
     for name, fit in chosen.items():
         executor.submit(name, replace(job(spec, target, fit, (1, last)), options=options, stability=stability))
     started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
@@ -267,7 +267,9 @@ def calibrate(
         elif isinstance(event, Failed):
             failures.append(f"{ticket}: {event.why}")
         seen = checks.get(ticket, [])
-        enough = len(seen) > 1 and seen[-1].seconds > CALIBRATION_SECONDS / 10
+        enough = len(seen) > 1 and (
+            seen[-1].seconds > CALIBRATION_SECONDS / 10 or seen[-1].iteration + CALIBRATION_CHECKS >= last
+        )
         if ticket and not isinstance(event, Finished | Failed) and (enough or (now > end and checks)):
             executor.cancel(ticket)
     for name, (first, *others) in checks.items():
@@ -349,7 +351,7 @@ def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outloo
     per_minute = 60 * len(late) / seconds
     # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
     ends = [each.ends for each in at_work if each.ends is not None]
-    return Outlook(per_minute, max(0.0, min(ends) - now.timestamp()) if ends else None)
+    return Outlook(per_minute, max(0.0, min(ends) - time.time()) if ends else None)
 
 
 @dataclass

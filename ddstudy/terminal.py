@@ -79,7 +79,7 @@ def announce(
         if study is not None:
             runner.keep_forecast(study, forecast)
     if not forecast.known:
-        console.print("Forecast: known after the first fit, whose iterations take long")
+        console.print("Forecast: known after the first fit")
         return forecast
     seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
     fitting = forecast.fitting(runner.work_ahead(spec, image, the_plan)) / max(1, executor.slots)

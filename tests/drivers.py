@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,14 @@ def _main(arguments: list[str], folder: Path, log: Path, deadly: str) -> None:
     from ddstudy import cli, executors, runner
 
     runner.POLL_SECONDS = 0.2
-    fit = executors.careful
+    fit = executors.careful_together
 
-    def killed_for_memory(job: Job, **how: Any) -> Iterator[Check | Measurement]:
-        if job.fit.id == deadly:
+    def killed_for_memory(jobs: Sequence[Job], **how: Any) -> Iterator[tuple[int, Check | Measurement | None]]:
+        if any(job.fit.id == deadly for job in jobs):
             os.kill(os.getpid(), signal.SIGKILL)
-        return fit(job, **how)
+        return fit(jobs, **how)
 
-    executors.careful = killed_for_memory
+    executors.careful_together = killed_for_memory
     sys.argv = ["ddstudy", *arguments]
     cli.main()
 

@@ -139,9 +139,11 @@ def test_several_workers_are_refused_where_seconds_count(make_spec: MakeSpec) ->
 def test_a_control_groups_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cores(monkeypatch, 16)
     files = {"cpu.max": "350000 100000\n", "memory.max": "1000000\n", "memory.current": "400000\n"}
-    monkeypatch.setattr("ddstudy.executors._control_group", lambda file: files[file])
+    monkeypatch.setattr("ddstudy.executors._control_group", lambda file: files.get(file, ""))
     assert usable_cores() == 4
     assert usable_memory() == 600_000
+    files["memory.stat"] = "anon 100000\ninactive_file 200000\nactive_file 50000\n"  # files that were read
+    assert usable_memory() == 850_000
     files |= {"cpu.max": "max 100000\n", "memory.max": "max\n"}
     assert usable_cores() == 16
     assert usable_memory() > 600_000

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from drivers import beside
 from numpy.typing import NDArray
 from problems import make_problem
 
@@ -121,34 +122,31 @@ def packs_in_the_interpreter(file: str) -> None:
     from ddstudy.fit.kernels_cuda import Kernels
 
     kernels, numbers = Kernels("cpu"), {}
-    work = problems(k=2, members=1, tiles=1, size=5, blocks=2)
+    work = [replace(p, weights=p.weights[:1], inputs=p.inputs[:1]) for p in problems(k=2, tiles=1, size=5, blocks=2)]
     ended = [threading.Event() for _ in work]
-    seen = end_second_at_2(follow(fused.ensemble(work, kernels, threads=1), work, STOPS, ended), ended)
-    for index, snapshot in seen:
-        numbers |= {f"{index} {snapshot.iteration} {name}": getattr(snapshot, name) for name in ("losses", "ranges")}
-        numbers[f"{index} {snapshot.iteration} outputs"] = snapshot.outputs
+    pack = follow(fused.ensemble(work, kernels, threads=1), work, STOPS, ended)
+    _, first = next(pack)
+    numbers |= keep("0 1", first)
+    late = replace(first, iteration=1)  # whose outputs nobody asked for yet
+    found = (t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor)
+    numbers["bytes"] = np.array(sum({storage.data_ptr(): storage.nbytes() for storage in found}.values()))
+    numbers["model"] = np.array(fused.memory(work[0].shape, 1, len(work), 1, kernels))
+    numbers["work arrays"] = np.array(fused.Step(work[0].shape, work[0].tiles, len(work), kernels).nbytes)
+    for index, snapshot in end_second_at_2(pack, ended):
+        numbers |= keep(f"{index} {snapshot.iteration}", snapshot)
+    try:
+        late.fetch()
+    except RuntimeError as error:
+        numbers["too late"] = np.array(str(error))
     for index, (problem, stops) in enumerate(zip(work, [[1], [1, 2], [4]], strict=True)):
         alone = follow(fused.ensemble([problem], kernels, threads=1), [problem], [stops], [threading.Event()])
         for _, snapshot in alone:
-            at = f"alone {index} {snapshot.iteration}"
-            numbers |= {f"{at} losses": snapshot.losses, f"{at} ranges": snapshot.ranges}
-            numbers[f"{at} outputs"] = snapshot.outputs
-    with fused.ensemble(work, kernels, threads=1) as ensemble:
-        before = next(iter(ensemble.look([0]).values()))
-        ensemble.advance(1, lambda _: False)
-        try:
-            before.fetch()
-        except RuntimeError as error:
-            numbers["too late"] = np.array(str(error))
-        gc.collect()
-        found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
-                 if type(t) is torch.Tensor}  # fmt: skip
-        numbers["bytes"] = np.array(sum(found.values()))
-        members = sum(len(problem.weights) for problem in work)
-        numbers["model"] = np.array(fused.memory(work[0].shape, 1, members, 1, kernels))
-        step = ensemble.steps[0]  # type: ignore[attr-defined]
-        numbers["work arrays"] = np.array(step.nbytes)
+            numbers |= keep(f"alone {index} {snapshot.iteration}", snapshot)
     np.savez(file, **numbers)  # type: ignore[arg-type]
+
+
+def keep(name: str, snapshot: Snapshot) -> Numbers:
+    return {f"{name} {what}": getattr(snapshot, what) for what in ("losses", "ranges", "outputs")}
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +260,32 @@ def test_metrics_of_a_fit_on_another_device_are_computed_while_it_goes_on(
         list(evaluate(replace(job, timed=True), device="mps", threads=1))
 
 
+def test_what_a_fit_had_reached_is_a_result_also_where_it_fails_before_its_metrics_are_there(
+    make_jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, real, fits = threading.Event(), module._values, module.fit_together
+
+    def late(*arguments: Any) -> Any:
+        assert failed.wait(20)
+        return real(*arguments)
+
+    def breaks(*arguments: Any, device: str, **options: Any) -> Iterator[tuple[int, Snapshot]]:
+        for index, snapshot in fits(*arguments, device="cpu", **options):
+            if snapshot.iteration == 8:
+                failed.set()
+                raise RuntimeError("of the test")
+            yield index, snapshot
+
+    monkeypatch.setattr(module, "fit_together", breaks)
+    monkeypatch.setattr(module, "_values", late)
+    monkeypatch.setattr(module, "choose", lambda *_: choose("cpu"))
+    events = evaluate(make_jobs()[0], device="mps", threads=1)
+    seen = [next(events) for _ in range(5)]
+    assert [plain(event)[0] for event in seen] == [2, 4, 5, 5, 6]
+    with pytest.raises(RuntimeError, match="of the test"):
+        next(events)
+
+
 # studies
 
 
@@ -319,6 +343,32 @@ def test_a_grid_is_packed_by_kind_and_killed_and_resumed_as_it_is_without(
     assert len(packed) == len(alone) == 12
     assert numbers_of(packed) == numbers_of(alone)
     assert all(trial.user_attrs["shared"] for trial in packed)
+
+
+def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver_died(
+    make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    """One of them may be what it died of; what was recorded is kept."""
+    spec = make_spec(space=SPACE | {"k": [4]})
+    with Store("sqlite:///one.db", lease_seconds=1.5) as store:
+        dead = store.drive(spec, tiny_target, sampler(spec))
+        killed = Packing(room=8)
+        steps = runner.run(dead, killed, runner.Forecast())
+        next(step for step in steps if step.done == 1)
+        assert len(killed.packs[0]) == 3
+        assert dead.claims.alive() == set(killed.packs[0])
+        dead.claims._ended.set()
+        dead.claims._renewer.join()
+        dead.claims.release = lambda fit_id: None  # type: ignore[method-assign]
+        store.driver = "another"
+        living, executor = beside(store, dead), Packing(room=8)
+        list(runner.run(living, executor, runner.Forecast()))
+        assert [len(pack) for pack in executor.packs] == [1, 1, 1]
+        trials = living.trials()
+        living.claims.end()
+        steps.close()  # type: ignore[attr-defined]
+    assert len(numbers_of(trials)) == len(trials) == 6
+    assert numbers_of(trials) == numbers_of(study(spec, tiny_target, InProcess(2)))
 
 
 def test_packs_leave_something_for_every_slot_and_never_time(make_spec: MakeSpec, tiny_target: Target) -> None:
@@ -433,6 +483,22 @@ def test_fits_in_threads_and_in_packs_have_the_numbers_of_each_alone_on_a_gpu() 
             for index, snapshot in seen:
                 (expected,) = (s for _, s in ends_at(work[index], snapshot.iteration, method))
                 np.testing.assert_array_equal(snapshot.losses, expected.losses)
+
+
+@NEEDS_GPU
+def test_a_study_on_a_gpu_is_packed_and_runs_in_threads_with_the_same_numbers(
+    make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec(space=SPACE, fit={"device": "cuda"})
+    alone = study(spec, tiny_target, Packing(room=1))
+    packing = InProcess(1)
+    assert packing.room(runner.job(spec, tiny_target, Fit(4, 4, 2, "uniform", "1x1"), (5,))) == 40  # 80 members
+    for executor in (packing, Threads(Layout(workers=2, threads=1))):
+        trials = study(spec, tiny_target, executor)
+        executor.close()
+        assert numbers_of(trials) == numbers_of(alone)
+        assert {trial.state.name for trial in trials} == {"COMPLETE"}
+        assert all(trial.user_attrs["device"] != module.device_name("cpu") for trial in trials)
 
 
 def ends_at(problem: Problem, iteration: int, method: Method) -> Iterator[tuple[int, Snapshot]]:

@@ -45,7 +45,7 @@ _log = logging.getLogger("ddstudy")
 
 MOST = 40  # members of one launch; more gain nothing: an H100 is full (of 16 channels or fewer, twice as many)
 USABLE = 0.9  # of a GPU's free memory: the allocator cannot give away all of it
-LIBRARIES_BYTES = 256e6  # workspaces of cuBLAS and pools of graphs
+LIBRARIES_BYTES = 256e6  # code of kernels, graphs and their pools
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +251,7 @@ class _Ensemble:
             self.kernels.wait()
 
     def close(self) -> None:
-        """Gives back what the device has of this ensemble."""
+        """Gives back what the device has of this ensemble; its snapshots' outputs are gone with it."""
         with self.kernels.alone():
             self.kernels.wait()
             for group in self.groups:
@@ -383,7 +383,7 @@ def memory(
     kernels.device = torch.device("meta")  # arrays there have a size, and no memory
     step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), members, kernels, precision)
     # weights, their gradients, Adam's two moments and the kept ones, and inputs: twice while a group takes over from
-    # another; what a graph keeps for a moment; a target, where the pixels are in it, and a look's errors in double
+    # another, and some more; a target, where the pixels are in it, and a look's errors in double precision
     each = 4 * (2 * 5 * shape.parameters + 4 * shape.parameters + 2 * tiles * h * w * step.width) + 8 * picture
     return int(step.nbytes + members * each)
 
