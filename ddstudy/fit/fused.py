@@ -244,7 +244,9 @@ class _Ensemble:
             ]
             self.targets = _targets(self.problems, self.kernels)
             for step in self.steps:
-                _Group(self.problems, self.targets, parts[0], step).iterate(step)
+                first = _Group(self.problems, self.targets, parts[0], step)
+                first.iterate(step)
+                first.forward(step)
             self.groups = [_Group(self.problems, self.targets, part, self.steps[0]) for part in parts]
             for group in self.groups:
                 group.get_ready(self.steps[0])
@@ -280,7 +282,8 @@ class _Ensemble:
         def show(group: _Group) -> dict[int, Look]:
             step = free.get()  # there are as many as threads
             with self.kernels.alone():
-                shown = step.forward(group.inputs, group.kept.weights)
+                group.show(step)
+                shown = step.outputs
                 if not self.kernels.TOGETHER:
                     shown = self.kernels.numbers(shown)  # before the next group takes the step
                 looks = {}
@@ -445,9 +448,13 @@ class _Group:
         self.kept.see(losses, self.weights)
         self.adam.update(self.gradients)
 
+    def forward(self, step: Step) -> None:
+        step.forward(self.inputs, self.kept.weights)
+
     def get_ready(self, step: Step) -> None:
-        """Once everything that `iterate` launches was launched before."""
+        """Once everything that `iterate` and `forward` launch was launched before."""
         self.advance = self.kernels.captured(self.iterate, step)
+        self.show = self.kernels.captured(self.forward, step)
 
     def take_over(self, old: _Group) -> None:
         """Goes on where some members stood in a larger group."""
@@ -463,7 +470,7 @@ class _Group:
     def close(self) -> None:
         """Frees what was captured now, rather than whenever Python collects what refers to itself."""
         if hasattr(self, "advance"):
-            del self.advance
+            del self.advance, self.show
 
 
 @functools.cache  # once, though a second kind of fit may need more kernels

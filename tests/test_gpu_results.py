@@ -1,0 +1,45 @@
+"""The models of a GPU's memory and time against what an H100 measured (benchmarks/gpu.py)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddstudy.decoder import geometry
+from ddstudy.fit import fused
+from ddstudy.runner import Forecast, Work, operations
+from ddstudy.settings import Fit, rows_and_columns
+from ddstudy.target import Target, tile_shape
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(__file__).parents[1] / "benchmarks/results/gpu.json").read_text())
+    return found
+
+
+def test_the_memory_of_packs_is_what_the_model_says(measured: dict[str, Any]) -> None:
+    pytest.importorskip("triton", reason="Triton is not available for this platform")
+    for row in measured["packs"]:
+        rows, columns = rows_and_columns(row["tiling"])
+        shape = geometry(row["k"], row["s"], row["l"], *tile_shape(256, 320, row["tiling"]))
+        model = fused.memory(shape, rows * columns, row["members"], 1, fused.kernels_for("cuda:0")) / 2**30
+        assert row["gib"] - 0.005 <= model <= 2 * row["gib"] + 0.01  # it was rounded to hundredths
+
+
+def test_a_line_through_operations_forecasts_seconds(measured: dict[str, Any]) -> None:
+    target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)
+    fits = [(Fit(row["k"], 16, 5, "uniform", "1x1"), row["fused_ms"]) for row in measured["speed"]]
+    fits += [
+        (Fit(row["k"], row["s"], row["l"], "uniform", row["tiling"]), row["members"] * row["ms"])
+        for row in measured["packs"]
+        if row["members"] == 5
+    ]
+    forecast = Forecast()
+    for fit, ms in fits:
+        forecast.learn(operations(fit, target), ms / 1e3)
+    ratios = [1e3 * forecast.fitting(Work(int(operations(fit, target)), 1)) / ms for fit, ms in fits]
+    assert 0.8 < np.median(ratios) < 1.2
+    assert 0.5 < min(ratios) < max(ratios) < 1.5
