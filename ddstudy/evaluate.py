@@ -124,7 +124,7 @@ def evaluate(
     coming: deque[Future[list[Measurement]]] = deque()
     with ThreadPoolExecutor(1) as aside:
         fitting = run_fit(work, stops, device=device, threads=threads, method=method, stop=stop)
-        busy = min(threads, job.options.members) if device == "cpu" else 1
+        busy = min(threads, job.options.members)
         for snapshot, waited in watched(fitting, busy, on_processor=device == "cpu"):
             members = np.clip(join(snapshot.outputs, job.fit.tiling, height, width), 0, 1)
             finite = bool(np.isfinite(members).all())
