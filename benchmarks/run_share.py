@@ -73,7 +73,7 @@ def seconds(size: tuple[int, int]) -> tuple[float, float]:
     outputs, target = random.random((6, 1, *size), np.float32), random.random((1, *size), np.float32)
 
     def spread() -> None:
-        metrics._similarity(outputs, target, 4)
+        metrics._similarity(outputs, target, 3)
         metrics._fidelity(outputs, target)
 
     ways: tuple[Callable[[], object], ...] = (lambda: metrics.quality(outputs, target), spread)

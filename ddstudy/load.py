@@ -19,40 +19,39 @@ T = TypeVar("T")
 
 
 def watched(fit: Iterator[T], threads: int, *, on_processor: bool) -> Iterator[tuple[T, float | None]]:
-    """What a fit yields, with the share of its time so far that its threads waited for a core.
+    """What a fit yields, with the share of the time in which its threads could compute that they waited for a core.
 
     Args:
         fit: computes between what it yields; the time of whoever consumes it does not count.
-        threads: of the fit, that would be busy all the time; 1 for one that drives a GPU.
+        threads: of the fit, that would be busy all the time.
         on_processor: whether it computes on the processor.
 
     Yields:
-        What the fit yields, and the share in percent; None where it cannot be told.
+        What the fit yields, and the share so far in percent; None where it cannot be told.
     """
-    waited, passed = 0.0, 0.0
+    ran = waited = 0.0
     while True:
-        begun, used, queued = time.perf_counter(), time.process_time(), _queued()
+        begun, used, before = time.perf_counter(), time.process_time(), _queues()
         try:
             item = next(fit)
         except StopIteration:
             return
-        wall = (time.perf_counter() - begun) * threads
-        passed += wall
-        if queued is not None:
-            waited += max(0.0, (_queued() or queued) - queued)
+        after = _queues()
+        if before is not None and after is not None:
+            ran, waited = ran + max(0.0, after[0] - before[0]), waited + max(0.0, after[1] - before[1])
         elif on_processor:
-            waited += max(0.0, wall - (time.process_time() - used))
-        known = queued is not None or on_processor
-        yield item, min(100.0, 100 * waited / passed) if known and passed else None
+            busy = time.process_time() - used
+            ran, waited = ran + busy, waited + max(0.0, threads * (time.perf_counter() - begun) - busy)
+        yield item, 100 * waited / (ran + waited) if ran + waited else None
 
 
-def _queued() -> float | None:
-    """Seconds that the threads of this process have waited for a core; None where nobody counts them."""
-    total, found = 0, False
+def _queues() -> tuple[float, float] | None:
+    """Seconds that the threads of this process have run, and have waited for a core; None where nobody counts them."""
+    ran, waited, found = 0, 0, False
     with contextlib.suppress(OSError):
         for task in os.listdir(_TASKS):  # before and after every stretch of a fit: pathlib takes five times as long
-            with contextlib.suppress(OSError, ValueError, IndexError):  # threads come and go
+            with contextlib.suppress(OSError, ValueError):  # threads come and go
                 with open(f"{_TASKS}/{task}/schedstat", "rb", buffering=0) as file:
-                    total += int(file.read(100).split()[1])
-                found = True
-    return total / 1e9 if found else None
+                    one, other, _ = file.read(100).split()
+                ran, waited, found = ran + int(one), waited + int(other), True
+    return (ran / 1e9, waited / 1e9) if found else None

@@ -39,6 +39,7 @@ RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; 
 LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of
 CALIBRATION_SECONDS = 5.0
 CALIBRATION_CHECKS = 4  # iterations: members are spread over threads, and one alone would leave the last of them idle
+RECORD_SECONDS = 0.01  # that a result and its images take, about, on a local disk
 PACE_SECONDS = 600.0  # that the time left looks back
 TRUST_SECONDS = 10.0  # of work that a forecast stands for, before what was seen outweighs it
 KEEP_SECONDS = 30.0  # between looks of other runs at what this one learnt
@@ -278,7 +279,8 @@ def calibrate(
             seconds, iterations = others[-1].seconds - seconds, others[-1].iteration - iterations
         forecast.learn(operations(chosen[name], target), max(seconds, 1e-6) / iterations)
     if besides:
-        forecast.learn_besides(min(besides), 1)  # the others may have loaded libraries and kernels
+        # the others may have loaded libraries and kernels; nothing was recorded
+        forecast.learn_besides(min(besides) + RECORD_SECONDS, 1)
     if chosen and len(failures) == len(chosen):
         raise WorkError(f"no fit works here: {failures[0]}")
     return forecast

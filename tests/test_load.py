@@ -25,10 +25,10 @@ def resting() -> Iterator[str]:
 
 @pytest.mark.parametrize("counted", [True, False], ids=["queues", "processor time"])
 def test_a_fit_beside_another_program_has_waited(monkeypatch: pytest.MonkeyPatch, counted: bool) -> None:
-    if not hasattr(os, "sched_setaffinity") or load._queued() is None:
+    if not hasattr(os, "sched_setaffinity") or load._queues() is None:
         pytest.skip("nobody counts here")
     if not counted:
-        monkeypatch.setattr(load, "_queued", lambda: None)
+        monkeypatch.setattr(load, "_queues", lambda: None)
     before = os.sched_getaffinity(0)
     core = min(before)
     busy = f"import os; os.sched_setaffinity(0, [{core}]); print('busy', flush=True)\nwhile True: pass"
@@ -46,21 +46,17 @@ def test_a_fit_beside_another_program_has_waited(monkeypatch: pytest.MonkeyPatch
 
 
 def test_neither_rest_nor_what_its_consumer_waits_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = 0.0
+    ran, waited = 0.0, 0.0
 
     def fit() -> Iterator[str]:
-        nonlocal queue
-        time.sleep(0.01)
-        queue += 0.0001  # of a hundred times as long
-        yield "one"
-        time.sleep(0.01)
-        queue += 0.0001
-        yield "two"
+        nonlocal ran, waited
+        for name in ("one", "two"):
+            ran, waited = ran + 0.99, waited + 0.01
+            yield name
 
-    monkeypatch.setattr(load, "_queued", lambda: queue)
-    for _, waited in watched(fit(), 1, on_processor=True):
-        assert waited is not None
-        assert 0 < waited <= 1
-        queue += 5  # metrics, on a full machine
-    monkeypatch.setattr(load, "_queued", lambda: None)
+    monkeypatch.setattr(load, "_queues", lambda: (ran, waited))
+    for _, share in watched(fit(), 1, on_processor=True):
+        assert share == pytest.approx(1)
+        waited += 5  # metrics, on a full machine
+    monkeypatch.setattr(load, "_queues", lambda: None)
     assert list(watched(resting(), 1, on_processor=False)) == [("one", None)]
