@@ -304,7 +304,7 @@ def _tiff(path: Path, where: str) -> NDArray[Any]:
         pixels = np.moveaxis(pixels, 0, -1)
     pixels = _colours(pixels)
     if kind == PHOTOMETRIC.PALETTE:
-        pixels = np.moveaxis(page.colormap[:, pixels], 0, -1)
+        pixels = np.moveaxis(page.colormap[:, pixels.astype(np.uint16)], 0, -1)  # one bit would be a mask
     if kind == PHOTOMETRIC.MINISWHITE:
         pixels = -pixels if pixels.dtype.kind in "fc" else ~pixels
     return _turned(pixels, orientation)
