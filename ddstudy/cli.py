@@ -623,7 +623,7 @@ def _override(
 
     if grid + tpe + pareto > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
-    tree: dict[str, Any] = spec.model_dump(mode="json", exclude_none=True)
+    tree: dict[str, Any] = spec.model_dump(exclude_none=True)
     if grid or tpe or pareto:
         mode = "grid" if grid else "tpe" if tpe else "pareto"
         tree["search"]["sampler"] = "grid" if grid else "tpe"

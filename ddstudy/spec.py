@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import tomllib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from ddstudy.errors import UserError
 from ddstudy.settings import Noise, SearchSpace, Tiling
@@ -56,6 +57,11 @@ class TargetSpec(BaseModel):
     size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] | None = Field(
         None, description="rows, columns: aspect kept, then padded; empty keeps the slice's own size"
     )
+
+    @field_serializer("file", when_used="json")
+    def _in_utf8(self, value: str | None) -> str | None:
+        # a name in Latin-1 is no UTF-8, which is all that a store takes; it is a note there, nothing reads it again
+        return value and os.fsencode(value).decode(errors="backslashreplace")
 
     @field_validator("percentiles", "size", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def load_target(spec: TargetSpec) -> Target:
     """
     path = Path(spec.file) if spec.file else _mni152()
     where = spec.file or MNI152
-    name = path.name if spec.file else MNI152
+    name = os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
     affine, forms = None, Forms()
     with _reading(where), ExitStack() as files:
         source = _open(path, where, files)
