@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -192,7 +193,7 @@ def fit(
     spec = parse_spec(
         {
             "name": "fit",
-            "target": {"plane": plane, "slice": int(slice_) if slice_.isdecimal() else slice_}
+            "target": {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
             | ({"file": str(target)} if target else {})
             | ({"volume": volume} if volume is not None else {})
             | ({"size": list(size)} if size else {}),
@@ -564,8 +565,18 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _check_stem(out: Path) -> None:
-    if not out.name or not out.absolute().parent.is_dir():
+    """Refuses what could not be written before hours are spent on it."""
+    folder = out.absolute().parent
+    if not out.name or not folder.is_dir():
         raise UserError(f"--out {out}: no name of files in a folder that exists", "Valid: FOLDER/NAME, without suffix.")
+    try:
+        out.with_name(out.name + "-checks.csv").exists()  # or is too long
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: cannot be written ({error.strerror})", "Name a file in a writable folder."
+        ) from None
 
 
 def _umask() -> int:

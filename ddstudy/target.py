@@ -288,10 +288,11 @@ def _unit_range(
     channels: NDArray[Any], spec: TargetSpec, where: str
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """The slice scaled to [0, 1], and the intensities that became 0 and 1; one channel at a time is in float64."""
-    finite = sum(int(np.count_nonzero(np.isfinite(channel.astype(np.float64)))) for channel in channels)
-    if bad := channels.size - finite:
-        raise UserError(f"{where}: {bad} of {channels.size} values in the slice are NaN or infinite", "Valid: finite.")
     with np.errstate(over="ignore", invalid="ignore"):
+        finite = sum(int(np.count_nonzero(np.isfinite(channel.astype(np.float64)))) for channel in channels)
+        if bad := channels.size - finite:
+            wrong = f"{where}: {bad} of {channels.size} values in the slice are NaN or infinite"
+            raise UserError(wrong, "Valid: finite.")
         if spec.intensity == "minmax":
             lower, upper = float(channels.min()), float(channels.max())
         else:

@@ -220,6 +220,8 @@ def test_dry_run_of_the_thesis(ddstudy: Cli) -> None:
         (["validate", "tiny.toml", "broken.toml"], "broken.toml: space.k: missing"),
         (["fit", "--noise", "white"], "noise"),
         (["fit", "--slice", "middle"], "target.slice"),
+        (["fit", "--slice", "9" * 5000], "target.slice"),
+        (["fit", "--out", "a" * 300], "cannot be written (File name too long)"),
         (["fit", "nan.npy"], "nan.npy"),
         (["run", "/dev/full"], "/dev/full: cannot be read (no regular file)"),
         (["report", "--dashboard", "/dev/zero"], "/dev/zero: cannot be read (no regular file)"),
