@@ -29,7 +29,7 @@ Forms = dict[str, tuple[Affine, int]]
 VOLUMES = (".nii", ".nii.gz", ".mgh", ".mgz")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
-MOST_PIXELS = 2**26  # of a slice or picture, 8192 x 8192; in float64 that is half a gigabyte
+_MOST_PIXELS = 2**26  # of a slice or picture, 8192 x 8192; in float64 that is half a gigabyte
 _MOST_PICTURE = 2**29  # bytes of a picture's file: the largest, raw, with 8 bytes a pixel
 _MOST_UNPACKED = 2**33  # bytes of a compressed volume, half a minute of unpacking
 _MOST_HEADER = 2**24  # bytes before the voxels of a NIfTI file: extensions are notes
@@ -80,8 +80,13 @@ class Volume:
 
 
 @contextlib.contextmanager
-def open_volume(path: Path, where: str) -> Iterator[Volume]:
-    """A NIfTI or MGH file; on leaving, what a checksum covers is checked.
+def open_volume(path: Path, number: int, where: str) -> Iterator[Volume]:
+    """A NIfTI or MGH file; on leaving, a compressed one is read to the end of the volume: only so a cut one is found.
+
+    Args:
+        path: of the file.
+        number: of the volume that will be read, of a series.
+        where: names the file in errors.
 
     Raises:
         UserError: the file is no volume, or larger than the limits.
@@ -93,16 +98,17 @@ def open_volume(path: Path, where: str) -> Iterator[Volume]:
         kind = _kind_of_volume(stream.read(540), packed, where)
         stream.seek(0)
         image = kind.from_file_map({"image": FileHolder(str(path), stream)}, mmap=False)
-        data = image.dataobj
-        end = int(data.offset) + math.prod(data.shape) * data.dtype.itemsize
+        stored, forms = image.dataobj, _forms(image.header)
+        data = _of_four_axes(stored, where)
+        count = min(number + 1, data.shape[3]) if packed else data.shape[3]
+        end = int(stored.offset) + math.prod(data.shape[:3]) * count * data.dtype.itemsize
         if packed and end > _MOST_UNPACKED:
             raise _too_long_to_unpack(end, where)
         if not packed and end > path.stat().st_size:
             raise ValueError(f"truncated: {path.stat().st_size:,} of {end:,} bytes")
-        forms = _forms(image.header) if hasattr(image.header, "get_sform") else {}
         affine, _ = next(iter(forms.values()), (_in_mm(image.affine, image.header), 0))
-        yield Volume(_of_four_axes(data, where), affine, forms, len(data.shape) > 3)
-        while packed and stream.tell() < end + _BLOCK and stream.read(_BLOCK):
+        yield Volume(data, affine, forms, len(stored.shape) > 3)
+        while packed and stream.tell() <= end and stream.read(_BLOCK):
             pass
 
 
@@ -138,8 +144,8 @@ def read_picture(path: Path, where: str) -> NDArray[Any]:
 
 def check_pixels(height: int, width: int, where: str) -> None:
     """Refuses what no memory should be given to."""
-    if height * width > MOST_PIXELS:
-        raise UserError(f"{where}: is {height} x {width} pixels", f"Valid: up to {MOST_PIXELS:,} pixels altogether.")
+    if height * width > _MOST_PIXELS:
+        raise UserError(f"{where}: is {height} x {width} pixels", f"Valid: up to {_MOST_PIXELS:,} pixels altogether.")
 
 
 def _kind_of_volume(head: bytes, packed: bool, where: str) -> Any:
@@ -181,7 +187,7 @@ def _forms(header: Any) -> Forms:
     from nibabel.spatialimages import HeaderDataError
 
     forms = {}
-    for name in ("sform", "qform"):
+    for name in ("sform", "qform") if hasattr(header, "get_sform") else ():
         with contextlib.suppress(HeaderDataError):
             affine, code = getattr(header, f"get_{name}")(coded=True)
             if affine is not None and places_voxels(affine):

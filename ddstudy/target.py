@@ -107,7 +107,7 @@ def load_target(spec: TargetSpec) -> Target:
     name = os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
     affine, forms = None, Forms()
     with _reading(where), ExitStack() as files:
-        source = _open(path, where, files)
+        source = _open(path, spec.volume or 0, where, files)
         if isinstance(source, Volume):
             pixels, to_stored, index = _cut(source, spec, where)
             affine, forms = source.affine, source.forms
@@ -200,7 +200,7 @@ def _reading(where: str) -> Iterator[None]:
                 logger.disabled = disabled
 
 
-def _open(path: Path, where: str, files: ExitStack) -> Volume | NDArray[Any]:
+def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
     """A volume, in its file, or the pixels of a picture, (H, W) or (H, W, 3)."""
     valid = f"Valid: a {_FORMATS} file."
     if not path.exists():
@@ -213,7 +213,7 @@ def _open(path: Path, where: str, files: ExitStack) -> Volume | NDArray[Any]:
     name = path.name.lower()
     source: Volume | NDArray[Any]
     if name.endswith(VOLUMES):
-        source = files.enter_context(open_volume(path, where))
+        source = files.enter_context(open_volume(path, number, where))
     elif name.endswith(PICTURES):
         source = read_picture(path, where)
     elif name.endswith(".npy"):

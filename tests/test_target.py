@@ -992,6 +992,27 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_wrong_checksum_of_a_compressed_volume_is_found(tmp_path):
+    path = Path(save(tmp_path / "x.nii.gz", phantom()))
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="CRC"):
+        load(path)
+
+
+def test_of_a_compressed_series_no_more_is_unpacked_than_the_volume(tmp_path):
+    """Series of many gigabytes are common; the first volume of one is there at once."""
+    first = phantom().astype(np.float32)
+    path = Path(save(tmp_path / "x.nii", np.stack([first, first], -1)))
+    content = bytearray(path.read_bytes())[: 352 + first.nbytes]  # the second volume is gone
+    content[48:50] = struct.pack("<h", 32000)  # and so is the last of thousands
+    (tmp_path / "y.nii.gz").write_bytes(gzip.compress(content))
+    np.testing.assert_array_equal(load(tmp_path / "y.nii.gz", volume=0).image[0], displayed(first, "axial", 8))
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "y.nii.gz", volume=1)
+
+
 def test_a_jpeg_cut_off_after_its_thumbnail_is_refused(tmp_path, capfd):
     """The thumbnail in the header has an end-of-image marker of its own."""
     path = Path(picture(tmp_path / "x.jpg", grey(60, 80)))
