@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import math
 import re
 import struct
@@ -91,14 +92,12 @@ def open_volume(path: Path, number: int, where: str) -> Iterator[Volume]:
     Raises:
         UserError: the file is no volume, or larger than the limits.
     """
-    from nibabel.fileholders import FileHolder
+    from nibabel.arrayproxy import ArrayProxy
 
     packed = path.name.lower().endswith("gz")
     with gzip.open(path) if packed else path.open("rb") as stream:
-        kind = _kind_of_volume(stream.read(540), packed, where)
-        stream.seek(0)
-        image = kind.from_file_map({"image": FileHolder(str(path), stream)}, mmap=False)
-        stored, forms = image.dataobj, _forms(image.header)
+        header = _header_of_volume(stream, where)
+        stored, forms = ArrayProxy(stream, header, mmap=False), _forms(header)
         data = _of_four_axes(stored, where)
         count = min(number + 1, data.shape[3]) if packed else data.shape[3]
         end = int(stored.offset) + math.prod(data.shape[:3]) * count * data.dtype.itemsize
@@ -106,7 +105,7 @@ def open_volume(path: Path, number: int, where: str) -> Iterator[Volume]:
             raise _too_long_to_unpack(end, where)
         if not packed and end > path.stat().st_size:
             raise ValueError(f"truncated: {path.stat().st_size:,} of {end:,} bytes")
-        affine, _ = next(iter(forms.values()), (_in_mm(image.affine, image.header), 0))
+        affine, _ = next(iter(forms.values()), (_in_mm(header.get_best_affine(), header), 0))
         yield Volume(data, affine, forms, len(stored.shape) > 3)
         while packed and stream.tell() <= end and stream.read(_BLOCK):
             pass
@@ -148,23 +147,24 @@ def check_pixels(height: int, width: int, where: str) -> None:
         raise UserError(f"{where}: is {height} x {width} pixels", f"Valid: up to {_MOST_PIXELS:,} pixels altogether.")
 
 
-def _kind_of_volume(head: bytes, packed: bool, where: str) -> Any:
-    """Nibabel's class for a file that begins so, which will read as much of it as the first bytes promise."""
-    from nibabel import MGHImage, Nifti1Image, Nifti2Image
+def _header_of_volume(stream: io.BufferedIOBase, where: str) -> Any:
+    """Nibabel's header, for which no more is read of a file than a header may have."""
+    from nibabel import Nifti1Header, Nifti2Header
+    from nibabel.freesurfer.mghformat import MGHHeader, header_dtype, hf_dtype
 
-    for kind in (Nifti1Image, Nifti2Image):
-        if kind.header_class.may_contain_header(head):
-            header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+    head = stream.read(540)
+    for kind in (Nifti1Header, Nifti2Header):
+        if kind.may_contain_header(head):
+            header = kind(head[: kind.sizeof_hdr], check=False)
             if 3000 <= header["intent_code"] < 3100:
                 raise UserError(f"{where}: is a CIFTI file, not a volume", "Valid: an image with 3 or 4 axes.")
             if header["vox_offset"] > _MOST_HEADER:
                 wrong = f"{where}: its voxels begin at byte {float(header['vox_offset']):,.0f}"
                 raise UserError(wrong, f"Valid: up to {_MOST_HEADER:,} bytes of header.")
-            return kind
-    # the rest of MGH's header stands behind the voxels: nibabel unpacks them all to get there
-    if packed and len(head) >= 20 and (most := math.prod(map(int, np.frombuffer(head[4:20], ">i4")))) > _MOST_UNPACKED:
-        raise _too_long_to_unpack(most, where)
-    return MGHImage
+            stream.seek(0)
+            return kind.from_fileobj(stream)
+    # the rest of MGH's header stands behind the voxels, says nothing of them, and would have to be unpacked to
+    return MGHHeader(head[: header_dtype.itemsize].ljust(hf_dtype.itemsize, b"\0"))
 
 
 def _too_long_to_unpack(size: int, where: str) -> UserError:
@@ -176,11 +176,12 @@ def _too_long_to_unpack(size: int, where: str) -> UserError:
 
 def _of_four_axes(data: Any, where: str) -> Any:
     """(X, Y, Z, volumes); axes of length 1 between or behind those of a series mean nothing."""
-    axes, others = len(data.shape), [length for length in data.shape[3:] if length != 1]
+    shape = tuple(map(int, data.shape))  # MGH's are 32 bits long, and so would be their product
+    axes, others = len(shape), [length for length in shape[3:] if length != 1]
     if axes < 2 or len(others) > 1:
         valid = "Valid: a slice, a volume (3 axes) or a series of them (4 axes)."
         raise UserError(f"{where}: has {'1 axis' if axes == 1 else f'{axes} axes'}", valid)
-    return data.reshape((*data.shape[:3], *(1,) * (3 - axes), *(others or [1])))
+    return data.reshape((*shape[:3], *(1,) * (3 - axes), *(others or [1])))
 
 
 def _forms(header: Any) -> Forms:
