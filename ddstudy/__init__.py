@@ -5,7 +5,8 @@ Data flows one way: a module imports only from those above it, and a library has
     errors      what the user is told instead of a traceback
     settings    a point of a study, a fit, the grid; no Optuna
     spec        the study file
-    target      volume or image -> target; tiles
+    images      pictures and volumes as files: header first, then what is asked for
+    target      volume or picture -> target; tiles
     noise       input tensors from a seed
     decoder     geometry, parameters and random starts of the network
     fit         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA

@@ -6,7 +6,10 @@ ends with two lines and exit code 2, a failure of ours or of the machine with ex
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -54,6 +57,7 @@ ArtifactsOption = Annotated[
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
 DEFAULT_STORE = "sqlite:///ddstudy.db"
 _RELOAD_SECONDS = 10
+_MOST_CORES = 1024  # that workers or threads could fill
 _SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
 
 
@@ -82,8 +86,12 @@ def run(
         typer.Option(metavar="[ADDRESS]", help="Run on Ray: local, auto or HOST:PORT [RAY_ADDRESS's, else local]."),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, fused or reference [the study's].")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Fits at a time [as the cores allow].")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a fit [one per member].")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_CORES, help="Fits at a time [as the cores allow].")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_CORES, help="Threads of a fit [one per member].")
+    ] = None,
     reuse: Annotated[
         str | None, typer.Option(metavar="STUDY", help="Import the results of another study of this target first.")
     ] = None,
@@ -99,7 +107,7 @@ def run(
     from ddstudy.terminal import announce, live, print_summary, terminal
 
     spec = _override(
-        _spec(study),
+        _spec(study, name),
         grid=grid,
         tpe=tpe,
         pareto=pareto,
@@ -168,7 +176,9 @@ def fit(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, fused or reference.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads [one per member, as cores allow].")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_CORES, help="Threads [one per member, as cores allow].")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
@@ -183,7 +193,7 @@ def fit(
     spec = parse_spec(
         {
             "name": "fit",
-            "target": {"plane": plane, "slice": int(slice_) if slice_.isdecimal() else slice_}
+            "target": {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
             | ({"file": str(target)} if target else {})
             | ({"volume": volume} if volume is not None else {})
             | ({"size": list(size)} if size else {}),
@@ -223,13 +233,18 @@ def fit(
 
 @app.command(epilog="Example: ddstudy validate studies/*.toml")
 def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> None:
-    """Check study files; says how many settings and fits each has."""
+    """Check study files and their targets; says how many settings and fits each has, or all that is wrong."""
     from ddstudy.settings import budgets_by_fit
-    from ddstudy.spec import read_spec
 
+    mistakes = []
     for path in studies:
-        space = read_spec(path).space.search_space
-        typer.echo(f"{path}: valid, {len(space):,} settings, {len(budgets_by_fit(space)):,} fits")
+        found, spec = _check(path)
+        mistakes += found
+        if spec is not None and not found:
+            space = spec.space.search_space
+            typer.echo(f"{path}: valid, {len(space):,} settings, {len(budgets_by_fit(space)):,} fits")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
 
 
 @app.command(epilog="Example: ddstudy status --store sqlite:///ddstudy.db")
@@ -322,8 +337,9 @@ def report(
         def write(*, live: bool) -> bool:
             """Writes the page; whether more results are to come."""
             views = [opened.view(name) for name in names]
-            _write(out, render(views, panels, _RELOAD_SECONDS if live else 0).encode())
-            size, trials = out.stat().st_size / 1e6, sum(len(view.trials) for view in views)
+            page = render(views, panels, _RELOAD_SECONDS if live else 0).encode()
+            _write(out, page)
+            size, trials = len(page) / 1e6, sum(len(view.trials) for view in views)
             typer.echo(f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live))
             return any(view.measured < view.spec.trials for view in views)
 
@@ -429,7 +445,7 @@ def prune_audit(
             f"{100 * found.saved:.0f} %",
             f"{found.caught} of {found.unstable}",
             f"{found.wronged} of {found.stable}",
-            f"{found.best_lost:.2f} dB",
+            f"{found.best_lost:.2f} dB" if found.best_lost < math.inf else "all",
         )
     terminal().print(table)
     typer.echo(
@@ -476,6 +492,12 @@ def dashboard(
 def main() -> None:
     """Entry point: runs a command and turns exceptions into messages and exit codes."""
     warnings.filterwarnings("ignore", module=r"(optuna|piq|ray)\b")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without the letters, a file name that is no UTF-8
+            stream.reconfigure(errors="replace")
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):  # of which rich makes lines as long
+        if len(os.environ.get(name, "")) > 3:
+            os.environ[name] = "999"
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -519,26 +541,42 @@ def _follow(count: Callable[[], list[int]], write: Callable[[], bool]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+    """Writes a file whole or not at all; a link is followed, and a device or a pipe is written into."""
     part = None
     try:
+        path_itself = path.resolve()
+        folder = path_itself.parent
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+        if path_itself.exists() and not path_itself.is_file():
+            with path_itself.open("wb") as special:
+                special.write(content)
+            return
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             part = Path(file.name)
             file.write(content)
         part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    except OSError as error:
+        part.replace(path_itself)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
         if part is not None:
             part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason})", "Name a file in a writable folder.") from None
 
 
 def _check_stem(out: Path) -> None:
-    if not out.name or not out.absolute().parent.is_dir():
+    """Refuses what could not be written before hours are spent on it."""
+    folder = out.absolute().parent
+    if not out.name or not folder.is_dir():
         raise UserError(f"--out {out}: no name of files in a folder that exists", "Valid: FOLDER/NAME, without suffix.")
+    try:
+        out.with_name(out.name + "-checks.csv").exists()  # or is too long
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: cannot be written ({error.strerror})", "Name a file in a writable folder."
+        ) from None
 
 
 def _umask() -> int:
@@ -547,10 +585,36 @@ def _umask() -> int:
     return mask
 
 
-def _spec(path: Path | None) -> StudySpec:
+def _check(path: Path) -> tuple[list[str], StudySpec | None]:
+    """All that is wrong with a study file, with its target, and with what it asks of that target."""
+    from ddstudy import runner
+    from ddstudy.spec import parse_spec, read_study, target_of
+    from ddstudy.target import load_target
+
+    mistakes: list[str] = []
+    spec = image = None
+    try:
+        tree = read_study(path)
+    except UserError as error:
+        return [str(error)], None
+    try:
+        spec = parse_spec(tree, str(path))
+    except UserError as error:
+        mistakes.append(str(error))
+    target = target_of(tree)
+    try:
+        image = load_target(target) if target is not None else None
+        if spec is not None and image is not None:
+            runner.plan(spec, image, set())
+    except UserError as error:
+        mistakes.append(f"{path}: {error}" if image is not None else f"{path}: target: {error}")
+    return mistakes, spec
+
+
+def _spec(path: Path | None, name: str | None) -> StudySpec:
     from ddstudy.spec import read_spec
 
-    return read_spec(path or Path(__file__).parent / "data" / "quick.toml")
+    return read_spec(path or Path(__file__).parent / "data" / "quick.toml", name)
 
 
 def _override(
@@ -570,7 +634,7 @@ def _override(
 
     if grid + tpe + pareto > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
-    tree: dict[str, Any] = spec.model_dump(mode="json", exclude_none=True)
+    tree: dict[str, Any] = spec.model_dump(exclude_none=True)
     if grid or tpe or pareto:
         mode = "grid" if grid else "tpe" if tpe else "pareto"
         tree["search"]["sampler"] = "grid" if grid else "tpe"

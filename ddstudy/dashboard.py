@@ -3,7 +3,9 @@
 optuna-dashboard has neither a login nor a read-only mode: whoever reaches its port can delete a study. Three layers
 keep a study as it is. A `_View` stands between the dashboard and the storage, answers reads and refuses writes; the
 WSGI application lets only GET and HEAD pass, and only under a name of this machine (a web page elsewhere that rebinds
-its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself.
+its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself. What is asked for
+is looked at before the dashboard sees it, which takes numbers and bodies as they come; there are so many connections at
+most, and each for so long.
 
 The view also translates. Optuna 5 stores each constraint under a key of its own, the dashboard looks for one list, and
 would call every unstable trial feasible; and it adds what is nowhere stored, a note on every study and our figures.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gzip
+import io
 import ipaddress
 import json
 import re
@@ -26,8 +29,8 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
+from urllib.parse import parse_qs, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import setup_testing_defaults
@@ -56,6 +59,10 @@ _LIGHT = ("importance", "heatmap", "quartiles", "means", "unstable", "ensemble",
 _HEAD_START = 2.0  # seconds for the page that reads a study before its figures are begun
 _REST = 10.0  # seconds at least from one set of figures to the next
 _MOST_KEPT = 8  # answers about whole studies
+_MOST_CONNECTIONS = 128  # a thread each
+_PATIENCE = 15.0  # seconds for a request to be sent
+_MOST_SECONDS = 300.0  # for an answer to be made and taken
+_HIGHEST_ID = 2**31 - 1  # of a study or trial: a column of PostgreSQL
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -120,15 +127,25 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
 
         def secured(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
             # The dashboard offers artifacts to every web site; they are this user's.
-            kept = [header for header in headers if header[0].lower() != "access-control-allow-origin"]
+            kept = [
+                (name, re.sub(r"[^ -~]", "?", value))  # names of studies stand in headers, too, in any alphabet
+                for name, value in headers
+                if name.lower() != "access-control-allow-origin"
+            ]
             return start_response(status, kept + _HEADERS, *exc_info)
 
+        # nothing here takes a body, and to read one that was only promised would take for ever
+        environ |= {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ["PATH_INFO"] = environ["PATH_INFO"].rstrip("/")  # as the dashboard does
         if not is_ours(environ.get("HTTP_HOST", "")):
             return refuse(
                 "403 Forbidden", "This dashboard answers only to localhost or to the host it was started with."
             )
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return refuse("405 Method Not Allowed", "This dashboard is read-only.", ("Allow", "GET, HEAD"))
+        if wrong := _mistake(environ, view):
+            return refuse(*wrong)
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # the dashboard fails without one
         try:
             return answers(environ, secured)
@@ -136,6 +153,37 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
 
     return guarded
+
+
+def _identity(number: str) -> int:
+    """Of a study or trial, if it can be one."""
+    if not re.fullmatch("[0-9]{1,10}", number) or int(number) > _HIGHEST_ID:
+        raise KeyError(number)
+    return int(number)
+
+
+def _mistake(environ: WSGIEnvironment, view: _View) -> tuple[str, str] | None:
+    """Status and words for a request about what there is not; the dashboard itself would fail."""
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    path = environ["PATH_INFO"]
+    about = re.fullmatch(r"/(api/studies|csv|artifacts)/([^/]+)(?:/([^/]+)(/.*)?)?", path, re.DOTALL)
+    if about is None:
+        return None
+    kind, study, trial, rest = about.groups()
+    try:
+        study_id = _identity(study)
+        name, objectives = view.get_study_name_from_id(study_id), len(view.get_study_directions(study_id))
+        if kind == "artifacts" and rest:
+            view.get_trial(_identity(trial))
+    except KeyError:
+        return "404 Not Found", "There is no such study or trial."
+    if not all(re.fullmatch("[0-9]{1,18}", after) for after in query.get("after", [])):
+        return "400 Bad Request", "`after` is a number of trials, 0 or more."
+    if path.endswith("/plot/pareto_front") and objectives not in (2, 3):
+        return "400 Bad Request", "This plot is of studies with two or three objectives."
+    if kind == "csv" and not name.isprintable():
+        return "400 Bad Request", "No file can have the name of this study."
+    return None
 
 
 def server(
@@ -208,15 +256,62 @@ def serve(
 
 
 class DashboardServer(ThreadingMixIn, WSGIServer):
-    """The standard library's WSGI server, a thread per request, without a request log."""
+    """The standard library's WSGI server, a thread per request, without a request log.
+
+    Connections that ask for nothing are closed after `_PATIENCE` seconds, and the oldest of them at once where there
+    are too many, so that idle ones never keep others from being answered.
+    """
 
     daemon_threads = True  # a browser that keeps a connection open does not keep us from ending
+    request_queue_size = 128
     view: _View
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._host = host
+        self._silent: dict[Any, float] = {}  # connections -> when they were made, the oldest first
+        self._asking: dict[Any, float] = {}  # and when they had asked
+        self._lock = threading.Lock()
         super().__init__((host, port), _QuietHandler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Gives a connection its thread, and takes it from another where there are too many."""
+        with self._lock:
+            crowded = len(self._silent) + len(self._asking) >= _MOST_CONNECTIONS
+            oldest = next(iter(self._silent), None) if crowded else None
+            if oldest is not None:
+                del self._silent[oldest]
+                _hang_up(oldest)
+            if not crowded or oldest is not None:
+                self._silent[request] = time.monotonic()
+        if crowded and oldest is None:
+            with contextlib.suppress(OSError):
+                request.send(b"HTTP/1.0 503 Service Unavailable\r\n\r\nToo many requests at a time.\n")
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def has_asked(self, request: Any) -> None:
+        """Notes that a connection is no longer idle."""
+        with self._lock:
+            if self._silent.pop(request, None) is not None:
+                self._asking[request] = time.monotonic()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        with self._lock:
+            self._silent.pop(request, None)
+            self._asking.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Hangs up on those that were silent, or slow, for too long; their threads end."""
+        now = time.monotonic()
+        with self._lock:
+            for connections, patience in ((self._silent, _PATIENCE), (self._asking, _MOST_SECONDS)):
+                for request in [request for request, since in connections.items() if now - since > patience]:
+                    del connections[request]
+                    _hang_up(request)
 
     @property
     def url(self) -> str:
@@ -237,7 +332,23 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
             self.view.wait_for_figures(study_id)
 
 
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other side was faster
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _QuietHandler(WSGIRequestHandler):
+    def handle(self) -> None:
+        """Answers one request; a connection that breaks, or that we broke, is no error."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
+    def parse_request(self) -> bool:
+        """Reads the headers of a request."""
+        understood = super().parse_request()
+        cast(DashboardServer, self.server).has_asked(self.request)
+        return understood
+
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal belongs to the command line."""
 
@@ -276,7 +387,7 @@ class _Answers:
         self._lock = threading.Lock()  # two pages opened at once wait for one answer
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        about = re.fullmatch(r"/api/studies/(\d+)", environ["PATH_INFO"])
+        about = re.fullmatch(r"/api/studies/([0-9]+)", environ["PATH_INFO"])
         compressed = "gzip" in environ["HTTP_ACCEPT_ENCODING"]
         if about is None or not compressed or environ["REQUEST_METHOD"] != "GET":
             return self._dashboard(environ, start_response)

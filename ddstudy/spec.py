@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import tomllib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from ddstudy.errors import UserError
 from ddstudy.settings import Noise, SearchSpace, Tiling
@@ -35,6 +36,8 @@ BETTER: dict[str, Direction] = {
     "cv_percent": "minimize",
 }
 
+_MOST_BYTES = 2**20  # of a file that a person writes
+_MOST_MISTAKES = 20  # named at a time
 _MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -54,6 +57,11 @@ class TargetSpec(BaseModel):
     size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] | None = Field(
         None, description="rows, columns: aspect kept, then padded; empty keeps the slice's own size"
     )
+
+    @field_serializer("file", when_used="json")
+    def _in_utf8(self, value: str | None) -> str | None:
+        # a name in Latin-1 is no UTF-8, which is all that a store takes; it is a note there, nothing reads it again
+        return value and os.fsencode(value).decode(errors="backslashreplace")
 
     @field_validator("percentiles", "size", mode="before")
     @classmethod
@@ -197,7 +205,11 @@ class StudySpec(BaseModel):
 
     model_config = _MODEL
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name in the store")
+    name: str = Field(
+        ...,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name in the store: letters, digits, '.', '_' and '-'",
+    )
     description: str = Field("", description="one sentence for people")
     images: bool = Field(True, description="keep target, output and error map of every trial")
     target: TargetSpec = TargetSpec()
@@ -252,49 +264,104 @@ class StudySpec(BaseModel):
         return {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)}
 
 
-def read_spec(path: Path) -> StudySpec:
+def read_spec(path: Path, name: str | None = None) -> StudySpec:
     """Reads and checks a study file.
 
     Args:
         path: a TOML file. `name` defaults to the file's stem.
+        name: of the study, instead of the file's.
 
     Raises:
         UserError: the file is missing, is no TOML, or says something that is not valid.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such study file", "Give a TOML file; studies/quick.toml is an example.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", "A study file is UTF-8 TOML.") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}", "See studies/quick.toml for an example.") from None
+    return parse_spec(read_study(path) | ({"name": name} if name else {}), str(path))
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """What a study file says, unchecked, with its name, and the target's file relative to the study that names it."""
+    tree = read_toml(path, "study file", "studies/quick.toml is an example.")
     tree.setdefault("name", path.stem)
     target = tree.get("target")
     if isinstance(target, dict) and isinstance(target.get("file"), str):
-        target["file"] = str(
-            (path.parent / target["file"]).resolve()
-        )  # files are relative to the study that names them
-    return parse_spec(tree, str(path))
+        try:
+            target["file"] = str((path.parent / target["file"]).resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
+            raise UserError(f"{path}: target.file: {error}", "Valid: the path of an image or volume.") from None
+    return tree
+
+
+def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
+    """The tables of a TOML file, which may be large or no file at all: no more is read than a person would write.
+
+    Args:
+        path: of the file.
+        what: the user calls it.
+        example: says where to look.
+
+    Raises:
+        UserError: the file is missing, too large, no regular file or no TOML.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise UserError(f"{path}: cannot be read ({kind})", f"Give a TOML file; {example}")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"{path}: cannot be read (too large)", f"A {what} has up to {_MOST_BYTES:,} bytes.")
+        return tomllib.loads(content.decode("utf-8-sig"))  # editors of Windows put a mark in front
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what}", f"Give a TOML file; {example}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})", f"A {what} is UTF-8 TOML.") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML: nested too deeply", f"Look at another: {example}") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
+        raise UserError(f"{path}: not valid TOML: {_short(str(error))}", f"Look at another: {example}") from None
 
 
 def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
     """Checks a parsed study file. `source` names it in errors.
 
     Raises:
-        UserError: first line the key and what is wrong with it, second line what is valid.
+        UserError: the key and what is wrong with it, then what is valid; so for every mistake, unknown keys first,
+            since what such a key was meant to be is often missing, too.
     """
     try:
         return StudySpec.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        raise UserError(_mistakes(error, source)) from None
+
+
+def target_of(tree: dict[str, Any]) -> TargetSpec | None:
+    """The target that a study file names, if it says that much, whatever else is wrong with it."""
+    try:
+        return TargetSpec.model_validate(tree.get("target", {}))
+    except ValidationError:
+        return None
+
+
+def _mistakes(error: ValidationError, source: str) -> str:
+    found: dict[str, list[str]] = {}  # by what is valid
+    seen = set()
+    for each in sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden"):
+        unknown = each["type"] == "extra_forbidden"
         # pydantic adds the branch of a union to the location; a user knows keys and positions in lists only
-        location = [part for part in first["loc"] if isinstance(part, int) or _is_key(part)]
-        key = ".".join(f"[{part}]" if isinstance(part, int) else part for part in location).replace(".[", "[")
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{source}: {key or 'study'}: {reason_of(first)}{more}", _valid(location)) from None
+        location = [part for part in each["loc"] if unknown or isinstance(part, int) or _is_key(part)]
+        key = ".".join(f"[{part}]" if isinstance(part, int) else _short(part) for part in location).replace(".[", "[")
+        if key not in seen:  # each branch of a union has its complaint
+            seen.add(key)
+            found.setdefault(_valid(location), []).append(f"{source}: {key or 'study'}: {reason_of(each)}")
+    left = _MOST_MISTAKES
+    lines = []
+    for valid, complaints in found.items():
+        if left <= 0:
+            break
+        lines += [*complaints[:left], valid]
+        left -= len(complaints)
+    more = sum(map(len, found.values())) - _MOST_MISTAKES
+    return "\n".join(lines + ([f"And {more:,} more mistakes."] if more > 0 else []))
 
 
 def known_keys() -> list[tuple[str, str, str]]:
@@ -335,10 +402,18 @@ def reason_of(error: Any) -> str:
         return "unknown key"
     if error["type"] == "missing":
         return "missing"
+    if error["type"] == "string_pattern_mismatch":
+        return f"cannot be {_short(repr(given))}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{message[0].lower()}{message[1:]}" + (
-        f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+        f", not {_short(repr(given))}" if isinstance(given, str | int | float | bool) else ""
     )
+
+
+def _short(text: str) -> str:
+    """A text of a file, as long as a line and without what would move the cursor."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _valid(location: list[Any]) -> str:
@@ -348,8 +423,8 @@ def _valid(location: list[Any]) -> str:
         if name not in model.model_fields:
             keys = list(model.model_fields)
             table = ".".join(names[:depth]) or "a study file"
-            near = difflib.get_close_matches(name, keys, 1)
-            hint = f"Did you mean '{near[0]}'? " if near else ""
+            near = _near(name, keys) or next((key for key, *_ in known_keys() if key.endswith(f".{name}")), None)
+            hint = f"Did you mean '{near}'? " if near else ""
             return f"{hint}Valid in {table}: {', '.join(keys)}."
         field = model.model_fields[name]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -357,6 +432,13 @@ def _valid(location: list[Any]) -> str:
             continue
         return f"Valid: {describe(field.annotation, field.metadata)} - {field.description}."
     return f"Valid tables and keys: {', '.join(StudySpec.model_fields)}."
+
+
+def _near(name: str, names: list[str]) -> str | None:
+    """The name that one was meant to be, in whichever case."""
+    small = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name[:80].lower(), small, 1)
+    return small[near[0]] if near else None
 
 
 def describe(annotation: Any, metadata: Any = ()) -> str:

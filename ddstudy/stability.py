@@ -112,7 +112,8 @@ class Audit:
         caught: of these, stopped before their end.
         stable: fits that ended stable.
         wronged: of these, stopped before their end.
-        best_lost: dB between the best stable result of all and the best one that would have been reached.
+        best_lost: dB between the best stable result of all and the best one that would have been reached; 0 where none
+            was stable, infinite where none would have been reached.
     """
 
     saved: float
@@ -140,4 +141,5 @@ def audit(fits: Sequence[Recorded], limits: StabilitySpec) -> Audit:
             if fine:
                 best = max(best, score)
                 reached = max(reached, score) if budget <= (stop or end) else reached
-    return Audit(1 - kept / ran if ran else 0.0, unstable, caught, stable, wronged, best - reached if fits else 0.0)
+    lost = best - reached if best > -math.inf else 0.0
+    return Audit(1 - kept / ran if ran else 0.0, unstable, caught, stable, wronged, lost)

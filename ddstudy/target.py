@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
+import os
 import traceback
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +23,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.errors import UserError
+from ddstudy.images import (
+    PICTURES,
+    VOLUMES,
+    Affine,
+    Forms,
+    Volume,
+    check_pixels,
+    open_array,
+    open_volume,
+    places_voxels,
+    read_picture,
+    volume_of,
+)
 from ddstudy.settings import rows_and_columns
 from ddstudy.spec import TargetSpec
 
 Number = TypeVar("Number", bound=np.generic)
-Affine = NDArray[np.float64]
 
 MNI152 = "MNI152 T1"
 SIDE = (8, 4096)  # pixels, the same as `target.size` allows
 
-_VOLUMES = (".nii", ".nii.gz", ".mgh", ".mgz")
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FORMATS = "NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), PNG, JPEG, TIFF or .npy"
 _AXES = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}  # rows, columns, normal among R, A, S
 _NORMALS = {"axial": "inferior to superior", "coronal": "posterior to anterior", "sagittal": "left to right"}
@@ -48,11 +59,15 @@ class Target:
         name: short text for people, for example `MNI152 T1 axial 94`.
         affine: float64 array (4, 4) that maps (row, column, 0, 1) of `image` to world mm, RAS+, so that
             `nibabel.Nifti1Image(output[:, :, None], affine)` lies where the slice lay; None for pictures.
+        scale: intensities in the file that 0 and 1 of `image` stand for.
+        forms: the same as `affine` by each way in which the header of a NIfTI file says it, with its code.
     """
 
     image: NDArray[np.float32]
     name: str
     affine: Affine | None
+    scale: tuple[float, float] = (0.0, 1.0)
+    forms: Forms = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -65,14 +80,16 @@ def load_target(spec: TargetSpec) -> Target:
 
     Volumes (NIfTI, MGH, .npy of shape (X, Y, Z)) are brought to the closest RAS+ order and cut at `spec.slice`, which
     counts along the plane's normal: left to right, posterior to anterior, inferior to superior; `mid` is n // 2.
-    NIfTI's sform goes before its qform. The slice is shown as radiologists look at it:
+    NIfTI's sform goes before its qform where it places voxels at all; metres and microns become mm. The slice is
+    shown as radiologists look at it:
 
     * axial: anterior at the top, the patient's right on the image's left;
     * coronal: superior at the top, the patient's right on the image's left;
     * sagittal: superior at the top, anterior on the image's left.
 
     Pixels whose sides differ by more than 1 % are resampled to squares of the smaller side. A .npy volume has no
-    header and is taken as RAS+ with voxels of 1 mm; (H, W) and (H, W, 3) in a .npy are pictures, as displayed.
+    header and is taken as RAS+ with voxels of 1 mm; (H, W), (H, W, 1) and (H, W, 3) in a .npy are pictures, as
+    displayed. Of a volume only the slice is read.
     Pictures lose their alpha channel, and three equal channels become one.
 
     Intensities are scaled before any resampling, over all channels together: the slice's minimum and maximum, or
@@ -87,24 +104,26 @@ def load_target(spec: TargetSpec) -> Target:
     """
     path = Path(spec.file) if spec.file else _mni152()
     where = spec.file or MNI152
-    name = path.name if spec.file else MNI152
-    with _reading(where):
-        data, affine = _read(path, where)
-        if affine is None:
-            pixels = np.asarray(data, dtype=np.float64)
+    name = os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
+    affine, forms = None, Forms()
+    with _reading(where), ExitStack() as files:
+        source = _open(path, spec.volume or 0, where, files)
+        if isinstance(source, Volume):
+            pixels, to_stored, index = _cut(source, spec, where)
+            affine, forms = source.affine, source.forms
+            name += f" {spec.plane} {index}" + ("" if spec.volume is None else f" volume {spec.volume}")
         else:
-            volume, affine = _canonical(_one_volume(data, spec.volume, where), affine, where)
-    if affine is None:
-        _refuse_options_of_volumes(spec, where)
-    else:
-        index = _slice_index(spec, volume.shape[_AXES[spec.plane][2]], where)
-        pixels, affine = _cut(volume, affine, spec.plane, index)
-        name += f" {spec.plane} {index}" + ("" if spec.volume is None else f" volume {spec.volume}")
+            pixels, to_stored = source, np.eye(4)
+            _refuse_options_of_volumes(spec, where)
     channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
     if np.array_equal(channels, np.broadcast_to(channels[:1], channels.shape)):
         channels = channels[:1]
-    image, affine = _resample(_unit_range(channels, spec, where), affine, spec.size, where)
-    return Target(image, name, affine)
+    image, scale = _unit_range(channels, spec, where)
+    sides = np.ones(2) if affine is None else np.linalg.norm((affine @ to_stored)[:3, :2], axis=0)
+    image, to_old = _resample(image, sides, spec.size, where)
+    to_stored = to_stored @ to_old
+    forms = {form: (placed @ to_stored, code) for form, (placed, code) in forms.items()}
+    return Target(image, name, None if affine is None else affine @ to_stored, scale, forms)
 
 
 def tile_shape(height: int, width: int, tiling: str) -> tuple[int, int]:
@@ -162,9 +181,10 @@ def _mni152() -> Path:
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
     """Whatever a reader says about a damaged file, in words for the user and without noise on the terminal."""
-    from nibabel import imageglobals
-
-    disabled, imageglobals.logger.disabled = imageglobals.logger.disabled, True
+    loggers = [logging.getLogger(name) for name in ("nibabel.global", "tifffile")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -176,120 +196,85 @@ def _reading(where: str) -> Iterator[None]:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{where}: cannot be read ({reason})", f"Valid: an undamaged {_FORMATS} file.") from None
         finally:
-            imageglobals.logger.disabled = disabled
+            for logger, disabled in zip(loggers, before, strict=True):
+                logger.disabled = disabled
 
 
-def _read(path: Path, where: str) -> tuple[Any, Affine | None]:
-    """A picture (H, W) or (H, W, 3) and None, or a volume, perhaps not yet in memory, and its affine."""
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file", f"Valid: a {_FORMATS} file.") from None
-    except IsADirectoryError:
-        raise UserError(f"{where}: is a directory", f"Valid: a {_FORMATS} file.") from None
-    if empty:
-        raise UserError(f"{where}: is empty", f"Valid: a {_FORMATS} file.")
+def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
+    """A volume, in its file, or the pixels of a picture, (H, W) or (H, W, 3)."""
+    valid = f"Valid: a {_FORMATS} file."
+    if not path.exists():
+        raise UserError(f"{where}: no such file", valid)
+    if not path.is_file():
+        raise UserError(f"{where}: is {'a directory' if path.is_dir() else 'no regular file'}", valid)
+    if path.stat().st_size == 0:
+        raise UserError(f"{where}: is empty", valid)
 
     name = path.name.lower()
-    if name.endswith(_VOLUMES):
-        data, affine = _read_volume(path, where)
-    elif name.endswith(_PICTURES):
-        data, affine = _read_picture(path, where), None
+    source: Volume | NDArray[Any]
+    if name.endswith(VOLUMES):
+        source = files.enter_context(open_volume(path, number, where))
+    elif name.endswith(PICTURES):
+        source = read_picture(path, where)
     elif name.endswith(".npy"):
-        with path.open("rb") as file:
-            data = np.lib.format.read_array(file, allow_pickle=False)
-        affine = None if data.ndim == 2 or (data.ndim == 3 and data.shape[2] == 3) else np.eye(4)
+        source = open_array(path)
     else:
-        raise UserError(f"{where}: '{path.suffix}' is no known kind of image", f"Valid: a {_FORMATS} file.")
+        raise UserError(f"{where}: '{path.suffix}' is no known kind of image", valid)
 
-    if data.dtype.kind not in "biuf":
-        kind = _NOT_NUMBERS.get(data.dtype.kind, f"values of type {data.dtype}")
+    values = source.data if isinstance(source, Volume) else source
+    if values.dtype.kind not in "biuf":
+        kind = _NOT_NUMBERS.get(values.dtype.kind, f"values of type {values.dtype}")
         valid = "Valid: real numbers; save the magnitude of complex data, one channel of a colour volume."
         raise UserError(f"{where}: holds {kind}", valid)
-    if 0 in data.shape:
-        shape = " x ".join(map(str, data.shape))
+    if 0 in values.shape:
+        shape = " x ".join(map(str, values.shape))
         raise UserError(f"{where}: holds no values, its shape is {shape}", "Valid: at least one value on each axis.")
-    return data, affine
+    if isinstance(source, Volume) or not name.endswith(".npy"):
+        return source
+    if source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3)):
+        check_pixels(source.shape[0], source.shape[1], where)
+        return source
+    return volume_of(source, where)
 
 
-def _read_volume(path: Path, where: str) -> tuple[Any, Affine]:
-    import nibabel
+def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float64], Affine, int]:
+    """The slice as displayed, what leads from its (row, column, normal) to stored voxels, and its index in RAS+."""
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-    image = nibabel.load(path)
-    if not isinstance(image, nibabel.spatialimages.SpatialImage):  # CIFTI, for one, is a .nii too
-        raise UserError(f"{where}: is a {type(image).__name__}, not a volume", "Valid: an image with 3 or 4 axes.")
-    return image.dataobj, np.asarray(image.affine, dtype=np.float64)
-
-
-def _read_picture(path: Path, where: str) -> NDArray[Any]:
-    import cv2
-    import cv2.utils.logging as log
-
-    data = path.read_bytes()
-    jpeg = data.startswith(b"\xff\xd8")
-    # OpenCV may return what it could decode, grey below, and say so on the terminal only
-    if data.startswith(b"\x89PNG") and not _is_whole_png(data):
-        raise ValueError("PNG is truncated or damaged")
-    if jpeg and data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):  # no end of image after the last start of scan
-        raise ValueError("JPEG is truncated")
-    # EXIF turns JPEGs, and OpenCV heeds it without IMREAD_UNCHANGED only; that in turn would blend alpha in TIFFs
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
-    level = log.setLogLevel(log.LOG_LEVEL_SILENT)
-    try:
-        pages = cv2.imcount(str(path))
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags) if pages == 1 else None
-    finally:
-        log.setLogLevel(level)
-    if pages > 1:
-        raise UserError(f"{where}: holds {pages} pages", "Valid: one image per file; a stack belongs in a NIfTI file.")
-    if pixels is None:
-        raise ValueError("not a PNG, JPEG or TIFF image, or damaged")
-    return pixels if pixels.ndim == 2 else pixels[..., 2::-1]  # BGR or BGRA
-
-
-def _is_whole_png(data: bytes) -> bool:
-    start = 8
-    while start + 12 <= len(data):
-        kind = data[start + 4 : start + 8]
-        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if zlib.crc32(data[start + 4 : stop - 4]) != int.from_bytes(data[stop - 4 : stop], "big"):
-            return False
-        if kind == b"IEND":
-            return True
-        start = stop
-    return False
-
-
-def _one_volume(data: Any, number: int | None, where: str) -> NDArray[np.float64]:
-    """The chosen volume (X, Y, Z); of a 4-D file only that volume is read."""
-    axes = len(data.shape)
-    if axes not in (2, 3, 4):
-        raise UserError(f"{where}: has {axes} axes", "Valid: a slice, a volume (3 axes) or a series of them (4 axes).")
-    if axes < 4 and number is not None:
-        raise UserError(f"{where}: has no volume {number}, it is a single one", "Valid: leave `volume` out.")
-    if axes == 4:
-        count = int(data.shape[3])
-        if number is None and count > 1:
-            raise UserError(f"{where}: holds {count} volumes", f"Valid: choose one by `volume`, 0 to {count - 1}.")
-        number = number or 0
-        if number >= count:
-            raise UserError(f"{where}: has no volume {number}", f"Valid: `volume` from 0 to {count - 1}.")
-        data = data[..., number]
-    volume = np.asarray(data, dtype=np.float64)
-    return volume[:, :, None] if axes == 2 else volume
-
-
-def _canonical(
-    volume: NDArray[np.float64], affine: Affine, where: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    import nibabel
-
-    if not (np.isfinite(affine).all() and np.linalg.cond(affine[:3, :3]) < 1e6):
+    if not places_voxels(volume.affine):
         raise UserError(f"{where}: its affine does not place voxels in space", "Valid: an affine that can be inverted.")
-    image = nibabel.Nifti2Image(volume, affine)
-    image = nibabel.as_closest_canonical(image)
-    return np.asarray(image.dataobj), np.asarray(image.affine)
+    *shape, count = volume.data.shape
+    number = _number(spec.volume, count, volume, where)
+    order = io_orientation(volume.affine)  # of each stored axis: which of R, A, S, and whether with or against it
+    rows, columns, normal = axes = _AXES[spec.plane]
+    stored = [int(np.flatnonzero(order[:, 0] == axis)[0]) for axis in axes]
+    depth = shape[stored[2]]
+    index = depth // 2 if spec.slice == "mid" else spec.slice
+    if index >= depth:
+        valid = f"Valid: `slice` from 0 to {depth - 1} ({_NORMALS[spec.plane]}), or 'mid'."
+        raise UserError(f"{where}: has no {spec.plane} slice {index}", valid)
+    height, width = shape[stored[0]], shape[stored[1]]
+    check_pixels(height, width, where)
+
+    along = order[stored[2], 1] == 1
+    cut = apply_orientation(volume.slice(stored[2], index if along else depth - 1 - index, number), order)
+    # in every plane, down and right on the display are both against RAS+: inferior or posterior, left or posterior
+    pixels = cut.transpose(axes)[::-1, ::-1, 0]
+    to_ras = np.zeros((4, 4))
+    to_ras[rows, 0] = to_ras[columns, 1] = -1
+    to_ras[normal, 2] = to_ras[3, 3] = 1
+    to_ras[axes, 3] = height - 1, width - 1, index
+    return pixels, np.asarray(inv_ornt_aff(order, tuple(shape)) @ to_ras), index
+
+
+def _number(number: int | None, count: int, volume: Volume, where: str) -> int:
+    if number is not None and not volume.is_series:
+        raise UserError(f"{where}: has no volume {number}, it is a single one", "Valid: leave `volume` out.")
+    if number is None and count > 1:
+        raise UserError(f"{where}: holds {count} volumes", f"Valid: choose one by `volume`, 0 to {count - 1}.")
+    if number is not None and number >= count:
+        raise UserError(f"{where}: has no volume {number}", f"Valid: `volume` from 0 to {count - 1}.")
+    return number or 0
 
 
 def _refuse_options_of_volumes(spec: TargetSpec, where: str) -> None:
@@ -299,47 +284,40 @@ def _refuse_options_of_volumes(spec: TargetSpec, where: str) -> None:
             raise UserError(f"{where}: is a picture, {key} = {value} chooses nothing", f"Valid: leave `{key}` out.")
 
 
-def _slice_index(spec: TargetSpec, count: int, where: str) -> int:
-    index = count // 2 if spec.slice == "mid" else spec.slice
-    if index >= count:
-        valid = f"Valid: `slice` from 0 to {count - 1} ({_NORMALS[spec.plane]}), or 'mid'."
-        raise UserError(f"{where}: has no {spec.plane} slice {index}", valid)
-    return index
-
-
-def _cut(
-    volume: NDArray[np.float64], affine: Affine, plane: str, index: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One slice of a RAS+ volume as displayed, and the affine of its (row, column, normal)."""
-    rows, columns, normal = axes = _AXES[plane]
-    # in every plane, down and right on the display are both against RAS+: inferior or posterior, left or posterior
-    pixels = volume.transpose(axes)[::-1, ::-1, index]
-    to_voxel = np.zeros((4, 4))
-    to_voxel[rows, 0] = to_voxel[columns, 1] = -1
-    to_voxel[normal, 2] = to_voxel[3, 3] = 1
-    to_voxel[axes, 3] = pixels.shape[0] - 1, pixels.shape[1] - 1, index
-    return pixels, affine @ to_voxel
-
-
-def _unit_range(channels: NDArray[np.float64], spec: TargetSpec, where: str) -> NDArray[np.float32]:
-    bad = channels.size - np.count_nonzero(np.isfinite(channels))
-    if bad:
-        raise UserError(f"{where}: {bad} of {channels.size} values in the slice are NaN or infinite", "Valid: finite.")
+def _unit_range(
+    channels: NDArray[Any], spec: TargetSpec, where: str
+) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """The slice scaled to [0, 1], and the intensities that became 0 and 1; one channel at a time is in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
-        percentiles = (0, 100) if spec.intensity == "minmax" else spec.percentiles
-        lower, upper = np.percentile(channels, percentiles)
+        finite = sum(int(np.count_nonzero(np.isfinite(channel.astype(np.float64)))) for channel in channels)
+        if bad := channels.size - finite:
+            wrong = f"{where}: {bad} of {channels.size} values in the slice are NaN or infinite"
+            raise UserError(wrong, "Valid: finite.")
+        if spec.intensity == "minmax":
+            lower, upper = float(channels.min()), float(channels.max())
+        else:
+            lower, upper = map(float, np.percentile(channels.astype(np.float64), spec.percentiles))
         if not 0 < upper - lower < np.inf:
             wrong = f"{where}: the slice is constant, its {spec.intensity} range is {lower:g} to {upper:g}"
             raise UserError(wrong, "Valid: intensities that differ, within the chosen percentiles too.")
-        return np.asarray(np.clip((channels - lower) / (upper - lower), 0, 1), dtype=np.float32)
+        image = np.empty(channels.shape, dtype=np.float32)
+        for channel, scaled in zip(channels, image, strict=True):
+            scaled[:] = np.clip((channel.astype(np.float64) - lower) / (upper - lower), 0, 1)
+    return image, (lower, upper)
 
 
 def _resample(
-    image: NDArray[np.float32], affine: Affine | None, size: tuple[int, int] | None, where: str
-) -> tuple[NDArray[np.float32], Affine | None]:
-    """Square pixels, then the wanted size: the largest scale that fits, centred on zeros."""
+    image: NDArray[np.float32], sides: NDArray[np.float64], size: tuple[int, int] | None, where: str
+) -> tuple[NDArray[np.float32], Affine]:
+    """Square pixels, then the wanted size: the largest scale that fits, centred on zeros; and where pixels came from.
+
+    Args:
+        image: (C, H, W).
+        sides: of a pixel, along rows and columns.
+        size: rows and columns wanted, or None.
+        where: names the file in errors.
+    """
     old = np.array(image.shape[1:])
-    sides = np.ones(2) if affine is None else np.linalg.norm(affine[:3, :2], axis=0)
     square = old * sides / sides.min() if sides.max() > 1.01 * sides.min() else old
     new = np.maximum(1, np.round(square * min(size / square) if size else square)).astype(int)
     rows, columns = size or (int(new[0]), int(new[1]))
@@ -352,12 +330,10 @@ def _resample(
     inside = canvas[:, offset[0] : offset[0] + new[0], offset[1] : offset[1] + new[1]]
     for channel, resized in zip(image, inside, strict=True):
         resized[:] = _resize(channel, int(new[0]), int(new[1]))
-    if affine is not None:
-        # pixels are squares about their index, so a pixel i of the resized slice came from (i + 0.5) / f - 0.5
-        to_old = np.diag([*(old / new), 1, 1])
-        to_old[:2, 3] = (0.5 - offset) * old / new - 0.5
-        affine = affine @ to_old
-    return np.clip(canvas, 0, 1), affine
+    # pixels are squares about their index, so a pixel i of the resized slice came from (i + 0.5) / f - 0.5
+    to_old = np.diag([*(old / new), 1, 1])
+    to_old[:2, 3] = (0.5 - offset) * old / new - 0.5
+    return np.clip(canvas, 0, 1), to_old
 
 
 def _resize(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -392,9 +368,18 @@ def error_png_bytes(output: NDArray[np.float32], image: NDArray[np.float32]) -> 
 
 
 def nifti_bytes(image: NDArray[np.float32], target: Target) -> bytes:
-    """A grey reconstruction (1, H, W) of a volume's slice as a gzipped NIfTI-1 in the place of that slice."""
+    """A grey reconstruction (1, H, W) of a volume's slice as a gzipped NIfTI-1, where the slice lies, in its units.
+
+    Intensities are those of the file that the target came from, and its sform and qform keep their codes.
+    """
     import gzip
 
     import nibabel
 
-    return gzip.compress(nibabel.Nifti1Image(image[0][:, :, None], target.affine).to_bytes(), mtime=0)
+    lower, upper = target.scale
+    written = nibabel.Nifti1Image((lower + (upper - lower) * image[0].astype(np.float64))[:, :, None], target.affine)
+    if target.forms:
+        written.set_sform(*target.forms.get("sform", (None, 0)))
+        written.set_qform(*target.forms.get("qform", (None, 0)))
+    written.header.set_xyzt_units("mm")
+    return gzip.compress(written.to_bytes(), mtime=0)

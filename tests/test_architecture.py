@@ -8,8 +8,8 @@ import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
-    "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
-    "fit.kernels_cuda", "fit.fused", "load", "metrics", "stability",
+    "errors", "settings", "spec", "images", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd",
+    "fit.kernels_cpu", "fit.kernels_cuda", "fit.fused", "load", "metrics", "stability",
     "evaluate", "leases", "trials", "view", "driven", "store",
     "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
     "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
@@ -17,7 +17,10 @@ ORDER = [
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec", "report.panels"},
-    "nibabel": {"target"},
+    "nibabel": {"images", "target"},
+    "tifffile": {"images"},
+    "imagecodecs": {"images"},
+    "PIL": {"images"},
     "cv2": {"target", "noise", "report.images"},
     "opensimplex": {"noise"},
     "piq": {"metrics"},

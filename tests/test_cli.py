@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -100,6 +101,18 @@ def test_prune_audit_replays_the_rule(ddstudy: Cli, folder: Path) -> None:
     code, out, _ = ddstudy("prune-audit", "tiny", "other", "--cv", 90)
     assert "4 fits of tiny, other" in out
     assert ddstudy("prune-audit", "nothing")[0] == 2
+
+
+def test_prune_audit_where_nothing_is_stable_or_all_is_stopped(ddstudy: Cli, folder: Path) -> None:
+    """It said "nan dB"."""
+    text = (folder / "tiny.toml").read_text()
+    (folder / "none.toml").write_text(text.replace("min_psnr = 0", "min_psnr = 99") + "prune = false\n")
+    assert ddstudy("run", "none.toml")[0] == 0
+    code, out, _ = ddstudy("prune-audit", "--cv", 90, "--warmup", 0, "--patience", 1, "--stop", 1)
+    assert (code, "nan" in out, "0.00 dB" in out) == (0, False, True)
+    assert ddstudy("run", "tiny.toml")[0] == 0
+    code, out, _ = ddstudy("prune-audit", "tiny", "--cv", 0.01, "--warmup", 0, "--patience", 1, "--stop", 1)
+    assert (code, "inf" in out) == (0, False)
 
 
 def test_help_imports_no_heavy_library() -> None:
@@ -201,13 +214,18 @@ def test_dry_run_of_the_thesis(ddstudy: Cli) -> None:
         (["run", "tiny.toml", "--target", "text.png"], "text.png"),
         (["run", "tiny.toml", "--target", "line.npy"], "line.npy"),
         (["run", "tiny.toml", "--tpe", "--pareto"], "Give one of them"),
-        (["run", "tiny.toml", "--name", "a b"], "ddstudy run: name"),
+        (["run", "tiny.toml", "--name", "a b"], "name: cannot be 'a b'"),
         (["run", "tiny.toml", "--store", "mysql://me:hidden@localhost/db"], "sqlite:///FILE.db"),
         (["run", "broken.toml"], "broken.toml: space.k: missing"),
         (["validate", "tiny.toml", "broken.toml"], "broken.toml: space.k: missing"),
         (["fit", "--noise", "white"], "noise"),
         (["fit", "--slice", "middle"], "target.slice"),
+        (["fit", "--slice", "9" * 5000], "target.slice"),
+        (["fit", "--out", "a" * 300], "cannot be written (File name too long)"),
         (["fit", "nan.npy"], "nan.npy"),
+        (["run", "/dev/full"], "/dev/full: cannot be read (no regular file)"),
+        (["report", "--dashboard", "/dev/zero"], "/dev/zero: cannot be read (no regular file)"),
+        (["run", "tiny.toml", "--target", "/dev/zero"], "/dev/zero: is no regular file"),
         (["fit", "--out", "none/a"], "in a folder that exists"),
         (["fit", "--out", "."], "in a folder that exists"),
         (["report"], "no such database"),
@@ -305,12 +323,88 @@ def test_validate(ddstudy: Cli) -> None:
     assert "tiny.toml: valid, 4 settings, 2 fits" in out
 
 
+def test_validate_reads_the_target_and_says_all_that_is_wrong(ddstudy: Cli, folder: Path) -> None:
+    """A study was valid whose target was missing, or had no such slice."""
+    text = (folder / "tiny.toml").read_text()
+    np.save("volume.npy", np.random.default_rng(0).random((20, 20, 20)))
+    Path("missing.toml").write_text(re.sub('file = ".*"', 'file = "none.nii"', text).replace("k = [2, 4]", "K = [2]"))
+    Path("slice.toml").write_text(re.sub('file = ".*"', 'file = "volume.npy"\nslice = 20', text))
+    Path("small.toml").write_text(text + '[objectives]\nvif = "maximize"\n')
+    code, out, err = ddstudy("validate", "missing.toml", "tiny.toml", "slice.toml", "small.toml", "none.toml")
+    assert code == 2
+    assert out == "tiny.toml: valid, 4 settings, 2 fits\n"
+    wrong = [line for line in err.splitlines() if re.match(r"(ddstudy: )?\w+\.toml: ", line)]
+    assert [line.removeprefix("ddstudy: ") for line in wrong] == [
+        "missing.toml: space.K: unknown key",
+        "missing.toml: space.k: missing",
+        f"missing.toml: target: {folder}/none.nii: no such file",
+        f"slice.toml: target: {folder}/volume.npy: has no axial slice 20",
+        "small.toml: objective vif: cannot be measured on a target of 27x22",
+        "none.toml: no such study file",
+    ]
+
+
+def test_out_follows_links_and_writes_into_what_is_no_file(ddstudy: Cli, folder: Path) -> None:
+    """A device, a pipe or a link was replaced by a file, as root even /dev/null."""
+    assert ddstudy("run", "tiny.toml", "--trials", 1)[0] == 0
+    (folder / "far").mkdir()
+    (folder / "page.html").symlink_to("far/page.html")
+    for _ in range(2):  # a link that leads nowhere yet, and one to a file
+        assert ddstudy("report", "--out", "page.html")[0] == 0
+        assert (folder / "page.html").is_symlink()
+        assert (folder / "far/page.html").read_bytes().endswith(b"</html>\n")
+    assert [path.name for path in (folder / "far").iterdir()] == ["page.html"]
+    (folder / "circle").symlink_to("circle")
+    code, _, err = ddstudy("report", "--out", "circle")
+    assert (code, err.count("\n")) == (2, 2)
+    assert "circle: cannot be written" in err
+
+    os.mkfifo("pipe")
+    with open("read", "wb") as read, subprocess.Popen(["cat", "pipe"], stdout=read) as reader:
+        assert ddstudy("report", "--out", "pipe")[0] == 0
+        assert reader.wait(timeout=60) == 0
+    assert (folder / "read").read_bytes() == (folder / "far/page.html").read_bytes()
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+    code, _, err = ddstudy("report", "--out", "/dev/full")
+    assert code == 2
+    assert "No space left" in err
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_numbers_without_bounds_are_refused_or_cut(ddstudy: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many workers hung, and rich filled lines of COLUMNS characters: gigabytes."""
+    for option in ("--workers", "--threads"):
+        code, _, err = ddstudy("run", "tiny.toml", option, "9" * 20)
+        assert code == 2
+        assert option in err
+    monkeypatch.setenv("COLUMNS", "99999999")
+    code, out, _ = ddstudy("--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) < 1000
+
+
+def test_names_and_terminals_of_other_alphabets(folder: Path) -> None:
+    """A file name in Latin-1 is no UTF-8, and a terminal may lack its letters."""
+    np.save(folder / "caf\udce9.npy", np.random.default_rng(0).random((20, 20)))
+    (folder / "a b.toml").write_bytes(b"\xef\xbb\xbf" + (folder / "tiny.toml").read_bytes())
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "DDSTUDY_STORE": "sqlite:///names.db"}
+    run = ["run", "a b.toml", "--name", "named", "--target", "caf\udce9.npy"]
+    for arguments, said in ((run, b"Target caf?.npy"), (["status"], b"| named | caf?.npy |"), (["report"], b"Wrote")):
+        command = [sys.executable, "-m", "ddstudy.cli", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=100)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert said in done.stdout
+    assert "caf\N{REPLACEMENT CHARACTER}.npy" in (folder / "report.html").read_text()
+
+
 def test_fit_writes_png_and_nifti_in_place(ddstudy: Cli) -> None:
     rng = np.random.default_rng(0)
     coarse = rng.random((4, 5, 6)).astype(np.float32)
     volume = np.kron(coarse, np.ones((8, 8, 8), dtype=np.float32))
     affine = np.array([[0, 2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, 2.0, -3], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(volume, affine), "volume.nii.gz")
+    image = nibabel.Nifti1Image(254 * volume, affine)
+    image.set_sform(affine, 4)
+    nibabel.save(image, "volume.nii.gz")
     code, out, err = ddstudy(
         "fit", "volume.nii.gz", "--plane", "coronal", "--k", 16, "--s", 4, "--l", 3, "--iterations", 150,
         "--members", 2, "--out", "result",
@@ -320,7 +414,10 @@ def test_fit_writes_png_and_nifti_in_place(ddstudy: Cli) -> None:
     written = nibabel.load("result.nii.gz")
     png = cv2.imread("result.png", cv2.IMREAD_UNCHANGED)
     assert written.shape == (*png.shape, 1)
-    np.testing.assert_allclose(written.get_fdata()[:, :, 0] * 255, png, atol=0.51)
+    assert written.header["sform_code"] == 4
+    cut = 254 * volume[15]  # the coronal one in the middle of its axis, which is stored from anterior to posterior
+    brightness = (written.get_fdata()[:, :, 0] - cut.min()) / np.ptp(cut)
+    np.testing.assert_allclose(brightness * 255, png, atol=0.51)  # the units of the volume, and its range
     # where the file says a pixel is, the volume has that value
     index = np.stack(np.meshgrid(*map(np.arange, png.shape), [0], indexing="ij"), -1).reshape(-1, 3)
     world = nibabel.affines.apply_affine(written.affine, index)

@@ -1,5 +1,6 @@
 """The dashboard shows a study as it is and cannot change it."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -215,6 +216,113 @@ def test_over_a_socket(study, storage, artifacts):
         with refused.value:
             assert refused.value.code == 405
     assert [s.study_name for s in storage.get_all_studies()] == ["thesis"]
+
+
+# --- odd requests and idle connections
+
+ODD_NUMBERS = (
+    "0",
+    "-1",
+    "99",
+    str(2**31),
+    str(2**63 - 1),
+    str(2**63),
+    "9" * 30,
+    "9" * 5000,
+    "abc",
+    "1.5",
+    "%31",
+    "\N{ARABIC-INDIC DIGIT ONE}",
+    "",
+)
+
+
+def test_odd_requests_are_answered_in_words(study, storage, artifacts, dashboard_url):
+    """Numbers beyond the database's, `after=abc` and unknown artifacts ended in a 500."""
+    app = dashboard.app(storage, artifacts)
+    before = rows(dashboard_url)
+    places = ("/api/studies/{}", "/csv/{}", "/artifacts/{}/abc", "/artifacts/{}/1/abc", "/artifacts/1/{}/abc")
+    places += ("/artifacts/1/1/{}", "/api/studies/{}/param_importances", "/api/studies/{}/plot/slice")
+    asked = [(place.format(number).encode().decode("latin-1"), "") for place in places for number in ODD_NUMBERS]
+    asked += [("/api/studies/1/plot/pareto_front", ""), ("/api/studies/1/plot/none", ""), ("/static/x/../y", "")]
+    asked += [("/api/studies/1", f"after={after}") for after in ("abc", "-1", "", "1.5", "9" * 30, "1&after=x")]
+    asked += [("/csv/1", f"trial_ids={ids}") for ids in ("abc", "1,,", "9" * 30)]
+    for path, query in asked:
+        for method in ("GET", "HEAD"):
+            status, _, body = call(app, method, path, QUERY_STRING=query)
+            listing = path == "/api/studies/"  # the list of studies
+            assert status == 200 if listing else status in (400, 404), (method, path, query)
+            assert body or method == "HEAD"
+    assert call(app, "GET", "/api/studies/1/", QUERY_STRING="after=4")[0] == 200
+    assert rows(dashboard_url) == before
+
+
+def test_a_study_may_be_named_in_any_alphabet(storage):
+    """Its name stands in a header of the table to download, which takes Latin letters on one line."""
+    optuna.create_study(storage=storage, study_name="脳 é")
+    optuna.create_study(storage=storage, study_name="a\nSet-Cookie: b")
+    app = dashboard.app(storage, None)
+    status, headers, _ = call(app, "GET", "/csv/1")
+    assert status == 200
+    assert all(value.isascii() and value.isprintable() for value in headers.values())
+    assert call(app, "GET", "/csv/2")[0] == 400
+
+
+def said(server: dashboard.DashboardServer, request: bytes) -> bytes:
+    """All that the server says to what is sent, however little that is."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(request)
+        parts = iter(lambda: connection.recv(65536), b"")
+        return b"".join(parts)
+
+
+def test_bodies_that_are_only_promised_are_not_waited_for(study, storage):
+    with running(storage) as server:
+        for promise in (b"Transfer-Encoding: chunked", b"Content-Length: 1000000000", b"Content-Length: x"):
+            for line in (b"GET /api/studies/1?after=0", b"HEAD /api/studies"):
+                answer = said(server, line + b" HTTP/1.1\r\nHost: localhost\r\n" + promise + b"\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.0 200 OK")
+
+
+def test_idle_connections_keep_nobody_waiting(study, storage, monkeypatch):
+    """At a thread each, 1,026 of them once were the end."""
+    monkeypatch.setattr(dashboard, "_MOST_CONNECTIONS", 8)
+    with running(storage) as server, contextlib.ExitStack() as opened_ones:
+        address = ("127.0.0.1", server.server_port)
+        idle = [opened_ones.enter_context(socket.create_connection(address, timeout=30)) for _ in range(30)]
+        idle[-1].sendall(b"GET /api/studies HTTP/1.1\r\nHost: ")  # is as idle
+        with urllib.request.urlopen(server.url + "/api/studies") as answer:
+            assert b"thesis" in answer.read()
+        assert idle[0].recv(1) == b""  # the oldest were hung up on
+        monkeypatch.setattr(dashboard, "_PATIENCE", 0.0)
+        assert [connection.recv(1) for connection in idle] == [b""] * 30
+        assert not server._silent
+
+
+def test_too_many_requests_at_a_time_are_told_so(storage, monkeypatch):
+    monkeypatch.setattr(dashboard, "_MOST_CONNECTIONS", 2)
+    with running(storage) as server:
+        begun, go_on = threading.Semaphore(0), threading.Event()
+
+        def slow(environ, start_response):
+            begun.release()
+            go_on.wait(30)
+            start_response("200 OK", [("Content-Length", "0")])
+            return []
+
+        server.set_app(slow)
+        request = b"GET / HTTP/1.0\r\n\r\n"
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(said(server, request))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            assert begun.acquire(timeout=30)
+        assert said(server, b"").startswith(b"HTTP/1.0 503 ")
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert [answer[:12] for answer in answers] == [b"HTTP/1.0 200"] * 2
+        assert said(server, request).startswith(b"HTTP/1.0 200 ")
 
 
 # --- who is answered

@@ -371,7 +371,7 @@ def test_the_number_of_a_wrong_panel_counts_from_one(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such list of panels"):
         read_panels(tmp_path / "none.toml")
 
 

@@ -1,3 +1,4 @@
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -5,7 +6,7 @@ from typing import Any
 import pytest
 
 from ddstudy.errors import UserError
-from ddstudy.spec import known_keys, parse_spec, read_spec
+from ddstudy.spec import StudySpec, known_keys, parse_spec, read_spec
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
 SMALLEST = """
@@ -62,10 +63,10 @@ def test_what_is_not_valid_is_refused_with_file_key_and_what_is(
     path.write_text(SMALLEST + extra if first_table else extra + "\n" + SMALLEST)
     with pytest.raises(UserError) as caught:
         read_spec(path)
-    first, second = str(caught.value).split("\n")
+    first, *_, last = str(caught.value).split("\n")
     assert first.startswith(f"{path}: ")
     assert expected in first
-    assert valid in second
+    assert valid in last
 
 
 @pytest.mark.parametrize("values", ["k = [0]", "k = []", "k = [8, 8]", "k = [8.5]", "k = 8", "kk = [8]"])
@@ -90,6 +91,61 @@ def test_missing_file_no_toml_and_missing_space(tmp_path: Path) -> None:
         read_spec(tmp_path / "c.toml")
     with pytest.raises(UserError, match="cannot be read"):
         read_spec(tmp_path)
+
+
+def test_all_mistakes_are_said_and_unknown_keys_first(tmp_path: Path) -> None:
+    """`K = [16]` once said that k is missing, and one more."""
+    path = tmp_path / "study.toml"
+    path.write_text("members = 4\n[space]\nK = [16]\ns = [4, 0, 'x']\nl = [2]\niterations = [5]\n'a b' = 1\n")
+    with pytest.raises(UserError) as caught:
+        read_spec(path)
+    assert str(caught.value).replace(f"{path}: ", "").split("\n") == [
+        "space.K: unknown key",
+        "Did you mean 'k'? Valid in space: k, s, l, iterations, noise, tiling.",
+        "space.a b: unknown key",
+        "Valid in space: k, s, l, iterations, noise, tiling.",
+        "members: unknown key",
+        f"Did you mean 'fit.members'? Valid in a study file: {', '.join(StudySpec.model_fields)}.",
+        "space.k: missing",
+        "Valid: a list of a whole number >= 1 and <= 1024 - channels.",
+        "space.s[1]: input should be greater than or equal to 1, not 0",
+        "space.s[2]: input should be a valid integer, not 'x'",
+        "Valid: a list of a whole number >= 1 and <= 1024 - scale factors.",
+    ]
+    path.write_text(SMALLEST.replace("[8]", str([0] * 5000), 1) + "\n".join(f"u{n} = 1" for n in range(5000)))
+    with pytest.raises(UserError) as caught:
+        read_spec(path)
+    assert len(str(caught.value).split("\n")) < 50
+    assert str(caught.value).endswith("\nAnd 9,980 more mistakes.")
+
+
+def test_only_regular_files_of_some_size_are_read(tmp_path: Path) -> None:
+    """A pipe was waited for, /dev/zero ended in a traceback, /dev/full in a lack of memory."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", Path("/dev/zero"), Path("/dev/full")):
+        with pytest.raises(UserError, match=r"cannot be read \(no regular file\)"):
+            read_spec(path)
+    large, deep, number = (tmp_path / f"{name}.toml" for name in ("large", "deep", "number"))
+    large.write_text("#" * 2**20 + "\n")
+    deep.write_text("a = " + "[" * 10000)
+    number.write_text("a = " + "9" * 10000)
+    for path, said in ((large, "too large"), (deep, "nested too deeply"), (number, "not valid TOML")):
+        with pytest.raises(UserError, match=said):
+            read_spec(path)
+
+
+def test_a_mark_in_front_and_a_name_for_a_file_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "my study.toml"
+    path.write_text(SMALLEST, encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"name: cannot be 'my study'"):
+        read_spec(path)
+    assert read_spec(path, "mine").name == "mine"
+
+
+def test_a_target_that_is_no_path_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(SMALLEST + '[target]\nfile = "a\\u0000b.nii"')
+    with pytest.raises(UserError, match=r"target\.file"):
+        read_spec(tmp_path / "study.toml")
 
 
 def test_target_file_is_relative_to_the_study(tmp_path: Path) -> None:

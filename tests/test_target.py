@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import itertools
 import os
 import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import imagecodecs
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.testing import data_path
+from PIL import Image, ImageOps
 
 from ddstudy.errors import UserError
 from ddstudy.settings import TILINGS, rows_and_columns
 from ddstudy.spec import TargetSpec
-from ddstudy.target import Target, join, load_target, split, tile_shape
+from ddstudy.target import Target, join, load_target, nifti_bytes, split, tile_shape
 
 PLANES = ("axial", "coronal", "sagittal")
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
@@ -71,13 +78,17 @@ def reordered(volume: np.ndarray, affine: np.ndarray, axes: tuple, signs: tuple)
 
 
 def displayed(ras: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """What a slice of a RAS+ volume must look like, turned by hand and scaled to [0, 1]."""
-    turned = {
+    """What a slice of a RAS+ volume must look like, scaled to [0, 1]."""
+    return unit(turned(ras, plane, index).astype(float)).astype(np.float32)
+
+
+def turned(ras: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """A slice of a RAS+ volume, turned by hand."""
+    return {
         "axial": lambda: np.rot90(ras[::-1, :, index]),
         "coronal": lambda: np.rot90(ras[::-1, index, :]),
         "sagittal": lambda: np.rot90(ras[index, ::-1, :]),
     }[plane]()
-    return unit(turned.astype(float)).astype(np.float32)
 
 
 def unit(pixels: np.ndarray) -> np.ndarray:
@@ -337,6 +348,370 @@ def test_booleans_and_any_order_in_memory_are_fine(tmp_path):
     assert image.flags.c_contiguous
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("layout", [{}, {"planarconfig": "separate"}, {"planarconfig": "separate", "tile": (16, 16)}])
+def test_tiffs_of_every_layout_and_depth_hold_the_colours_that_were_written(layout, dtype, tmp_path):
+    """OpenCV 5.0 mixes memory that nobody wrote into separate planes of more than 8 bits, other in every process."""
+    pixels = grey(40, 50, 3)
+    planes = (np.moveaxis(pixels, -1, 0) if layout else pixels).astype(dtype)
+    tifffile.imwrite(tmp_path / "x.tif", planes, photometric="rgb", **layout)
+    np.testing.assert_array_equal(load(tmp_path / "x.tif").image, np.moveaxis(pixels / 255.0, -1, 0).astype(np.float32))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzw", "zlib", "packbits", "lzma", "deflate"])
+def test_tiffs_of_lossless_compressions_keep_their_pixels(compression, tmp_path):
+    pixels = grey(40, 50, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, compression=compression, rowsperstrip=16)
+    np.testing.assert_array_equal(load(tmp_path / "x.tif").image[0], (pixels / 65535).astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16, 32])
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
+def test_tiffs_of_every_depth_are_no_negatives(kind, bits, tmp_path):
+    pixels = grey(40, 51, dtype=np.uint16) >> (16 - min(bits, 16))
+    shown = pixels / pixels.max()
+    dtype = {1: bool, 32: np.float32}.get(bits, np.uint8 if bits <= 8 else np.uint16)
+    options = {} if bits in (8, 16, 32) else {"bitspersample": bits}
+    tifffile.imwrite(tmp_path / "x.tif", pixels.astype(dtype), photometric=kind, **options)
+    expected = 1 - shown if kind == "miniswhite" else shown
+    np.testing.assert_allclose(load(tmp_path / "x.tif").image[0], expected, atol=1e-7)
+
+
+def test_alpha_of_a_tiff_leaves_its_colours_alone(tmp_path):
+    """libtiff multiplies them with alpha that is not associated."""
+    for dtype in (np.uint8, np.uint16):
+        pixels = grey(20, 30, 4, dtype=dtype)
+        tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+        colours = np.moveaxis(pixels[..., :3].astype(float), -1, 0)
+        np.testing.assert_array_equal(load(tmp_path / "x.tif").image, unit(colours).astype(np.float32))
+    tifffile.imwrite(tmp_path / "x.tif", pixels[..., :2], photometric="minisblack", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(load(tmp_path / "x.tif").image[0], unit(pixels[..., 0] * 1.0).astype(np.float32))
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    index, palette = grey(20, 30), grey(3, 256, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", index, photometric="palette", colormap=palette)
+    expected = unit(palette[:, index].astype(float)).astype(np.float32)
+    np.testing.assert_array_equal(load(tmp_path / "x.tif").image, expected)
+    colours = Image.fromarray(grey(20, 30, 3)).quantize(16)
+    colours.save(tmp_path / "x.png")
+    expected = unit(np.moveaxis(np.asarray(colours.convert("RGB"), dtype=float), -1, 0)).astype(np.float32)
+    np.testing.assert_array_equal(load(tmp_path / "x.png").image, expected)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, depth: int, colour: int, lines: bytes, *others: bytes) -> bytes:
+    """A PNG written by hand; the other chunks stand before the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(others) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pngs_of_every_colour_type_keep_their_pixels(channels, dtype, tmp_path):
+    pixels = grey(20, 30, channels, dtype=dtype)
+    lines = b"".join(b"\0" + line.astype(pixels.dtype.newbyteorder(">")).tobytes() for line in pixels)
+    path = tmp_path / "x.png"
+    path.write_bytes(png(30, 20, 8 * pixels.itemsize, {1: 0, 2: 4, 3: 2, 4: 6}[channels], lines))
+    colours = np.moveaxis(pixels[..., : 1 if channels < 3 else 3].astype(float), -1, 0)
+    np.testing.assert_array_equal(load(path).image, unit(colours).astype(np.float32))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_pngs_of_few_bits_and_interlaced_ones_are_read_as_pillow_reads_them(depth, tmp_path):
+    values = (grey(16, 16) >> (8 - depth)).astype(np.uint8)
+    bits = np.unpackbits(values[..., None], axis=-1)[..., 8 - depth :].reshape(16, -1)
+    lines = b"".join(b"\0" + line.tobytes() for line in np.packbits(bits, axis=-1))
+    (tmp_path / "x.png").write_bytes(png(16, 16, depth, 0, lines))
+    np.testing.assert_array_equal(load(tmp_path / "x.png").image[0], (values / (2**depth - 1)).astype(np.float32))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png").convert("L")) >> (8 - depth), values)
+
+
+def interlaced(pixels: np.ndarray) -> bytes:
+    """Seven passes, the first of every eighth pixel."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    parts = [pixels[y::down, x::across] for x, y, across, down in passes]
+    lines = b"".join(b"\0" + line.tobytes() for part in parts if part.size for line in part)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 0, 0, 0, 1))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_interlaced_pngs_are_read_to_the_last_pass(tmp_path):
+    for shape in ((8, 9), (9, 8), (21, 34)):
+        pixels = grey(*shape)
+        (tmp_path / "x.png").write_bytes(interlaced(pixels))
+        np.testing.assert_array_equal(load(tmp_path / "x.png").image[0], (pixels / 255).astype(np.float32))
+
+
+def exif(orientation: int) -> bytes:
+    return b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, orientation, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_viewers_turn_them(orientation, tmp_path):
+    """OpenCV ignores a PNG's orientation."""
+    pixels = grey(20, 30)
+    marked = Image.fromarray(pixels)
+    notes = Image.Exif()
+    notes[0x112] = orientation
+    marked.save(tmp_path / "x.png", exif=notes)
+    marked.save(tmp_path / "x.jpg", exif=notes, quality=100)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, extratags=[(0x112, "H", 1, orientation, True)])
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.png")), dtype=float)
+    np.testing.assert_array_equal(load(tmp_path / "x.png").image[0], unit(expected).astype(np.float32))
+    np.testing.assert_array_equal(load(tmp_path / "x.tif").image[0], unit(expected).astype(np.float32))
+    np.testing.assert_allclose(load(tmp_path / "x.jpg").image[0], unit(expected), atol=0.03)
+
+
+def test_jpegs_of_12_bits_and_in_a_tiff_are_read(tmp_path):
+    smooth = cv2.GaussianBlur(grey(64, 48, dtype=np.uint16) >> 4, (9, 9), 3)
+    (tmp_path / "x.jpg").write_bytes(imagecodecs.jpeg8_encode(smooth, bitspersample=12, level=98))
+    np.testing.assert_allclose(load(tmp_path / "x.jpg").image[0], unit(smooth * 1.0), atol=0.01)
+    colours = np.moveaxis(np.stack([smooth, smooth[::-1], smooth[:, ::-1]]) >> 4, 0, -1).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", colours, photometric="rgb", compression="jpeg")
+    np.testing.assert_allclose(load(tmp_path / "x.tif").image, unit(np.moveaxis(colours * 1.0, -1, 0)), atol=0.15)
+
+
+def test_codecs_do_not_print(tmp_path, capfd):
+    """libpng warns on stderr of notes that it cannot read, libjpeg of bytes that it skips."""
+    lines = b"".join(b"\0" + bytes(grey(1, 9, seed=y)) for y in range(9))
+    pixels = load(written(tmp_path / "a.png", png(9, 9, 8, 0, lines))).image
+    notes = (chunk(b"iCCP", b"x\0\0junk"), chunk(b"sBIT", b"\x09"), chunk(b"PLTE", bytes(6)), chunk(b"eXIf", b"junk"))
+    np.testing.assert_array_equal(load(written(tmp_path / "b.png", png(9, 9, 8, 0, lines, *notes))).image, pixels)
+    for damaged in (lines[:-1], lines + lines):
+        with pytest.raises(UserError, match="more or fewer pixels"):
+            load(written(tmp_path / "c.png", png(9, 9, 8, 0, damaged)))
+    jpeg = io.BytesIO()
+    Image.fromarray(grey(20, 30)).save(jpeg, "JPEG")
+    load(written(tmp_path / "d.jpg", jpeg.getvalue()[:-2] + b"\x12\x34" * 9 + b"\xff\xd9"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_suffixes_are_known_in_any_case(tmp_path):
+    for name, pixels in (("A.PNG", grey(20, 30)), ("B.Tiff", grey(20, 30))):
+        plain = tmp_path / name.lower()
+        (tmp_path / name).write_bytes(Path(picture(plain, pixels)).read_bytes())
+        np.testing.assert_array_equal(load(tmp_path / name).image, load(plain).image)
+    for name, kind in (("C.NII.GZ", nibabel.Nifti1Image), ("D.MGZ", nibabel.MGHImage)):
+        plain = tmp_path / name.lower()
+        save(plain, phantom().astype(np.float32), None, kind)
+        (tmp_path / name).write_bytes(plain.read_bytes())
+        np.testing.assert_array_equal(load(tmp_path / name).image, load(plain).image)
+
+
+# Kinds of volumes that other programs write
+
+
+@pytest.mark.parametrize(("unit_name", "factor"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
+def test_units_of_the_header_become_mm(unit_name, factor, tmp_path):
+    """A file of 50 micron once came out a thousand times larger."""
+    image = nibabel.Nifti1Image(phantom(), np.diag([50, 50, 50, 1]))
+    image.header.set_xyzt_units(unit_name)
+    image.to_filename(tmp_path / "x.nii")
+    target = load(tmp_path / "x.nii")
+    np.testing.assert_allclose(np.linalg.norm(target.affine[:3, :3], axis=0), 50 * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [(1, 1), (1, 1, 1), (1,)])
+def test_axes_of_length_one_mean_nothing(ending, tmp_path):
+    file = save(tmp_path / "x.nii", phantom().reshape(*SHAPE, *ending))
+    np.testing.assert_array_equal(load(file).image[0], displayed(phantom(), "axial", 8))
+    np.testing.assert_array_equal(
+        load(array(tmp_path / "x.npy", phantom().reshape(*SHAPE, *ending))).image, load(file).image
+    )
+    pair = save(tmp_path / "y.nii", np.stack([phantom(), phantom()[::-1]], -1).reshape(*SHAPE, *ending, 2))
+    np.testing.assert_array_equal(load(pair, volume=1).image[0], displayed(phantom()[::-1], "axial", 8))
+
+
+def test_an_sform_of_zeros_leaves_the_place_to_the_qform(tmp_path):
+    image = nibabel.Nifti1Image(phantom(), None)
+    image.set_qform(oblique(), 1)
+    image.to_filename(tmp_path / "x.nii")
+    content = bytearray((tmp_path / "x.nii").read_bytes())
+    content[254:256] = struct.pack("<h", 1)  # the code says that there is an sform, and its rows are zeros
+    content[280:328] = bytes(48)
+    (tmp_path / "x.nii").write_bytes(content)
+    expected = load(save(tmp_path / "y.nii", phantom(), oblique()))
+    target = load(tmp_path / "x.nii")
+    np.testing.assert_array_equal(target.image, expected.image)
+    np.testing.assert_allclose(target.affine, expected.affine, atol=1e-4)
+
+
+def test_a_npy_of_one_channel_is_a_picture(tmp_path):
+    pixels = grey(20, 30, 1)
+    target = load(array(tmp_path / "x.npy", pixels))
+    assert target.affine is None
+    np.testing.assert_array_equal(target.image[0], (pixels[..., 0] / 255).astype(np.float32))
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_reconstruction_keeps_units_places_and_codes_of_its_volume(plane, tmp_path):
+    """sform 4 (MNI) once became 2, and intensities of 0 to 254 became 0 to 1."""
+    volume = 254 * phantom() - 20
+    image = nibabel.Nifti1Image(volume, None)
+    image.set_sform(oblique(), 4)
+    scanner = oblique()
+    scanner[:3, 3] += (40, -7, 3)
+    image.set_qform(scanner, 1)
+    image.to_filename(tmp_path / "x.nii")
+    target = load(tmp_path / "x.nii", plane=plane)
+    written = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti_bytes(target.image, target)))
+    (sform, s), (qform, q) = written.get_sform(coded=True), written.get_qform(coded=True)
+    assert (s, q, written.header.get_xyzt_units()[0]) == (4, 1, "mm")
+    np.testing.assert_allclose(sform, target.affine, atol=1e-4)
+    np.testing.assert_allclose(qform[:3, 3] - sform[:3, 3], (40, -7, 3), atol=1e-3)
+    np.testing.assert_allclose(qform[:3, :2], sform[:3, :2], atol=1e-4)
+    middle = SHAPE[{"axial": 2, "coronal": 1, "sagittal": 0}[plane]] // 2
+    np.testing.assert_allclose(written.get_fdata()[:, :, 0], turned(volume, plane, middle), atol=1e-4)
+
+
+def test_a_reconstruction_of_a_volume_without_codes_lies_in_its_place(tmp_path):
+    """A .npy has no codes to keep; a header with a qform alone gets no sform."""
+    target = load(array(tmp_path / "x.npy", phantom()))
+    written = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti_bytes(target.image, target)))
+    np.testing.assert_allclose(written.affine, target.affine, atol=1e-4)
+    image = nibabel.Nifti1Image(phantom(), None)
+    image.set_qform(oblique(), 2)
+    image.to_filename(tmp_path / "x.nii")
+    target = load(tmp_path / "x.nii")
+    written = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti_bytes(target.image, target)))
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (0, 2)
+    np.testing.assert_allclose(written.affine, target.affine, atol=1e-4)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "mgz", "npy"])
+def test_of_a_volume_only_the_slice_is_in_memory(suffix, tmp_path):
+    """A volume of 600 million voxels once took 5 GB for a slice."""
+    volume = np.random.default_rng(0).integers(0, 9, (320, 1, 1), dtype=np.uint8) + np.zeros((320, 300, 280), np.uint8)
+    volume[::7, 100:200:3, ::5] = 99
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        np.save(path, volume)
+    else:
+        save(path, volume, None, nibabel.MGHImage if suffix == "mgz" else nibabel.Nifti1Image)
+    for plane, index in (("axial", 140), ("coronal", 151), ("sagittal", 161)):
+        tracemalloc.start()
+        image = load(path, plane=plane, slice=index).image[0]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < volume.nbytes / 2
+        np.testing.assert_array_equal(image, displayed(volume, plane, index))
+
+
+def promising(shape: tuple[int, ...], suffix: str, **fields: float) -> Callable[[Path], str]:
+    """A NIfTI file of some bytes whose header promises more."""
+
+    def make(folder: Path) -> str:
+        header = nibabel.Nifti1Header()
+        header["dim"][: len(shape) + 1] = len(shape), *shape
+        header["magic"], header["vox_offset"] = b"n+1", 352
+        for name, value in fields.items():
+            header[name] = value
+        content = header.binaryblock + bytes(1000)
+        return written(folder / f"x.{suffix}", gzip.compress(content) if suffix.endswith("gz") else content)
+
+    return make
+
+
+def scans(folder: Path) -> str:
+    """A progressive JPEG, its last scan three thousand times."""
+    content = io.BytesIO()
+    Image.fromarray(grey(64, 64)).save(content, "JPEG", progressive=True)
+    jpeg = content.getvalue()
+    return written(folder / "x.jpg", jpeg[:-2] + jpeg[jpeg.rfind(b"\xff\xda") : -2] * 3000 + b"\xff\xd9")
+
+
+def huge_jpeg(folder: Path) -> str:
+    content = bytearray(imagecodecs.jpeg8_encode(grey(16, 16)))
+    frame = content.find(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", 60000, 60000)
+    return written(folder / "x.jpg", bytes(content))
+
+
+def huge_tiff(folder: Path) -> str:
+    tifffile.imwrite(folder / "x.tif", grey(16, 16), compression="zlib")
+    content = bytearray((folder / "x.tif").read_bytes())
+    with tifffile.TiffFile(folder / "x.tif") as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = file.pages[0].tags[name]
+            content[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 60000)
+    return written(folder / "x.tif", bytes(content))
+
+
+def huge_mgz(folder: Path) -> str:
+    header = struct.pack(">7i", 1, 30000, 30000, 30000, 1, 3, 0)
+    return written(folder / "x.mgz", gzip.compress(header + bytes(1000)))
+
+
+def sparse(path: Path, start: bytes, size: int) -> str:
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(size)
+    return str(path)
+
+
+def huge_npy(folder: Path) -> str:
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, {"descr": "|u1", "fortran_order": False, "shape": (10**5, 10**5)})
+    return sparse(folder / "x.npy", start.getvalue(), len(start.getvalue()) + 10**10)
+
+
+def wide_slice(folder: Path) -> str:
+    header = promising((20000, 20000, 2), "nii")(folder)
+    return sparse(folder / "y.nii", Path(header).read_bytes(), 4 * 10**9)
+
+
+def pipe(folder: Path) -> str:
+    os.mkfifo(folder / "x.nii")
+    return str(folder / "x.nii")
+
+
+HOSTILE = [
+    (promising((30000, 30000, 9), "nii.gz"), "unpacks to 32,400,000,352 bytes"),
+    (promising((9, 9, 9), "nii", vox_offset=2.0**31), "begin at byte 2,147,483,648"),
+    (wide_slice, "20000 x 20000 pixels"),
+    (huge_mgz, "unpacks to"),
+    (huge_npy, "100000 x 100000 pixels"),
+    (lambda folder: written(folder / "x.png", png(20000, 20000, 8, 0, bytes(20001))), "20000 x 20000 pixels"),
+    (huge_jpeg, "60000 x 60000 pixels"),
+    (huge_tiff, "60000 x 60000 pixels"),
+    (scans, "JPEG of 3,0"),
+    (lambda folder: sparse(folder / "x.png", b"\x89PNG\r\n\x1a\n", 10**10), "10,000,000,000 bytes"),
+    (pipe, "no regular file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "said"), HOSTILE, ids=[said for _, said in HOSTILE])
+def test_what_is_too_large_is_refused_by_its_header(make, said, tmp_path):
+    file = make(tmp_path)
+    tracemalloc.start()
+    with pytest.raises(UserError) as refused:
+        load(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert said in str(refused.value)
+    assert str(refused.value).count("\n") == 1
+    assert peak < 2**24
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "LAB"])
+def test_colours_that_are_not_rgb_are_refused_by_name(kind, tmp_path):
+    pixels = grey(20, 30, 4 if kind == "CMYK" else 3)
+    if kind == "CMYK":
+        Image.fromarray(pixels, "CMYK").save(tmp_path / "x.jpg")
+        with pytest.raises(UserError, match="CMYK"):
+            load(tmp_path / "x.jpg")
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric={"CMYK": "separated", "LAB": "cielab"}[kind])
+    with pytest.raises(UserError, match={"CMYK": "SEPARATED", "LAB": "CIELAB"}[kind]):
+        load(tmp_path / "x.tif")
+
+
 # Intensities and size
 
 
@@ -499,14 +874,14 @@ MISTAKES: list[tuple[str, Callable[[Path], str], dict[str, Any], str, str]] = [
         )
         for suffix in (".nii", ".nii.gz", ".mgh", ".mgz", ".png", ".jpg", ".tiff", ".npy")
     ),
-    ("CIFTI", lambda folder: str(NIBABEL / "row_major.dconn.nii"), {}, "Cifti2Image", "3 or 4 axes"),
+    ("CIFTI", lambda folder: str(NIBABEL / "row_major.dconn.nii"), {}, "CIFTI", "3 or 4 axes"),
     ("data type", damaged_header, {}, "cannot be read", "undamaged"),
     ("memory", longest_nifti, {}, "cannot be read", "undamaged"),
     ("flat", flat_affine, {}, "affine", "inverted"),
     ("no voxels", lambda folder: save(folder / "x.nii", np.zeros((9, 0, 9))), {}, "9 x 0 x 9", "at least one"),
     ("no pixels", lambda folder: array(folder / "x.npy", np.zeros((0, 9))), {}, "0 x 9", "at least one"),
-    ("1-D NIfTI", lambda folder: save(folder / "x.nii", np.zeros(9)), {}, "1 axes", "3 axes"),
-    ("1-D npy", lambda folder: array(folder / "x.npy", np.zeros(9)), {}, "1 axes", "3 axes"),
+    ("1-D NIfTI", lambda folder: save(folder / "x.nii", np.zeros(9)), {}, "1 axis", "3 axes"),
+    ("1-D npy", lambda folder: array(folder / "x.npy", np.zeros(9)), {}, "1 axis", "3 axes"),
     ("5-D", lambda folder: save(folder / "x.nii", np.zeros((9, 9, 9, 2, 2))), {}, "5 axes", "4 axes"),
     ("series", lambda folder: str(NIBABEL / "example4d.nii.gz"), {}, "2 volumes", "0 to 1"),
     ("volume 2 of 2", lambda folder: str(NIBABEL / "example4d.nii.gz"), {"volume": 2}, "no volume 2", "0 to 1"),
@@ -557,7 +932,7 @@ MISTAKES: list[tuple[str, Callable[[Path], str], dict[str, Any], str, str]] = [
     ("text npy", lambda folder: array(folder / "x.npy", np.full((9, 9), "a")), {}, "text", "real"),
     ("dates", lambda folder: array(folder / "x.npy", np.zeros((9, 9), "M8[s]")), {}, "datetime64", "real"),
     ("objects", lambda folder: array(folder / "x.npy", np.full((9, 9), None)), {}, "cannot be read", "undamaged"),
-    ("pages", pages, {}, "2 pages", "one image"),
+    ("pages", pages, {}, "several pages", "one image"),
     ("small picture", lambda folder: picture(folder / "x.png", grey(7, 90)), {}, "7 x 90", "8 to 4096"),
     ("small slice", lambda folder: str(NIBABEL / "standard.nii.gz"), {}, "x 4 pixels", "8 to 4096"),
     ("large", lambda folder: save(folder / "x.nii", phantom(), np.diag([1, 500, 1, 1])), {}, "12500 x 21", "8 to 4096"),
@@ -615,6 +990,27 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path, capfd):
     with pytest.raises(UserError):
         load(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_checksum_of_a_compressed_volume_is_found(tmp_path):
+    path = Path(save(tmp_path / "x.nii.gz", phantom()))
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="CRC"):
+        load(path)
+
+
+def test_of_a_compressed_series_no_more_is_unpacked_than_the_volume(tmp_path):
+    """Series of many gigabytes are common; the first volume of one is there at once."""
+    first = phantom().astype(np.float32)
+    path = Path(save(tmp_path / "x.nii", np.stack([first, first], -1)))
+    content = bytearray(path.read_bytes())[: 352 + first.nbytes]  # the second volume is gone
+    content[48:50] = struct.pack("<h", 32000)  # and so is the last of thousands
+    (tmp_path / "y.nii.gz").write_bytes(gzip.compress(content))
+    np.testing.assert_array_equal(load(tmp_path / "y.nii.gz", volume=0).image[0], displayed(first, "axial", 8))
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "y.nii.gz", volume=1)
 
 
 def test_a_jpeg_cut_off_after_its_thumbnail_is_refused(tmp_path, capfd):

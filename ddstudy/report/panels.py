@@ -7,7 +7,6 @@ another, `COMPARE` goes before it where several studies are shown.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ddstudy.errors import UserError
 from ddstudy.report.thesis import Number
 from ddstudy.settings import Noise, Tiling
-from ddstudy.spec import Metric, describe, reason_of
+from ddstudy.spec import Metric, describe, read_toml, reason_of
 
 OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
 COMPARE = OVERVIEW.with_name("compare.toml")
@@ -239,21 +238,14 @@ def read_panels(path: Path = OVERVIEW) -> Panels:
     Raises:
         UserError: the file is missing, is no TOML, or a panel says something that is not valid.
     """
-    example = "See dashboards/overview.toml for an example."
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", f"Give a TOML list of panels. {example}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}", example) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", "A list of panels is UTF-8 TOML.") from None
+    example = "dashboards/overview.toml is an example."
+    tree = read_toml(path, "list of panels", example)
     for key in tree:
         if key != "panel":
             raise UserError(f"{path}: {key}: unknown key", "Valid: [[panel]] tables only.")
     listed = tree.get("panel")
     if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
-        raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more. {example}")
+        raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more; {example}")
     return tuple(parse_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
 
 
