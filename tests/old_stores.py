@@ -1,13 +1,16 @@
-"""Makes `store-87a1aef.sql.gz`: a store with a grid, a TPE and a Pareto study, each half done, as that commit left it.
+"""Stores that earlier versions made, for the tests: three studies, a grid, a TPE search and a Pareto search, half done.
+
+This file run by the version itself makes one:
 
     git worktree add /tmp/old 87a1aef
-    TZ=CET-1 PYTHONPATH=/tmp/old:tests python tests/data/make_store.py tests/data/store-87a1aef.sql.gz
+    TZ=CET-1 PYTHONPATH=/tmp/old python tests/old_stores.py tests/data/store-87a1aef.sql.gz
 
-A zone beside UTC, since that version stored some times as local ones. Tests import what the studies are from here.
+A zone beside UTC, since that version stored some times as local ones.
 """
 
 import contextlib
 import gzip
+import json
 import os
 import sqlite3
 import sys
@@ -42,6 +45,20 @@ def write_picture(folder: Path) -> None:
     """`picture.npy`, 32x32, of whole numbers: the same pixels everywhere."""
     y, x = np.mgrid[0:32, 0:32]
     np.save(folder / "picture.npy", ((x * x + 3 * y * y) // 16 % 256).astype(np.uint8))
+
+
+def restore(dump: Path, folder: Path) -> str:
+    """Puts a store, its picture and the files of its studies into a folder; the store's URL."""
+    write_picture(folder)
+    with contextlib.closing(sqlite3.connect(folder / "old.db")) as database:
+        database.executescript(gzip.decompress(dump.read_bytes()).decode())
+    for study, tables in STUDIES.items():
+        lines = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+        for table, options in tables.items():
+            if isinstance(options, dict):
+                lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in options.items())]
+        (folder / f"{study}.toml").write_text("\n".join(lines))
+    return f"sqlite:///{folder / 'old.db'}"
 
 
 def main(out: Path) -> None:
