@@ -134,6 +134,8 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             return answers(environ, secured)
         except ArtifactNotFound:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
+        except KeyError:  # of the view, which has no other word for it
+            return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
 
     return guarded
 
@@ -276,6 +278,10 @@ class _Answers:
         self._lock = threading.Lock()  # two pages opened at once wait for one answer
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked_for = re.match(r"/api/studies/(\d+)(?=/|$)", environ["PATH_INFO"])
+        if asked_for and not self._view.can_read(int(asked_for[1])):
+            start_response("404 Not Found", [("Content-Type", "application/json")])
+            return [b'{"reason": "there is no such study, or it cannot be read"}']
         about = re.fullmatch(r"/api/studies/(\d+)", environ["PATH_INFO"])
         compressed = "gzip" in environ["HTTP_ACCEPT_ENCODING"]
         if about is None or not compressed or environ["REQUEST_METHOD"] != "GET":
@@ -283,11 +289,8 @@ class _Answers:
         study_id = int(about[1])
         asked = study_id, environ.get("QUERY_STRING", "")
         with self._lock:
-            try:
-                # what changes from here on is in the answer, or not, but the next state will differ
-                state = self._view.state_of(study_id)
-            except KeyError:  # the dashboard says that there is no such study
-                return self._dashboard(environ, start_response)
+            # what changes from here on is in the answer, or not, but the next state will differ
+            state = self._view.state_of(study_id)
             answer = self._kept.get(asked)
             if answer is None or answer.state != state:
                 status, headers, body = self._ask(environ)
@@ -366,6 +369,10 @@ class _View(BaseStorage):
         if study_id not in self._figures:
             self._figures[study_id] = _Figures(self._study(study_id))
         return self._figures[study_id]
+
+    def can_read(self, study_id: int) -> bool:
+        """Whether there is such a study, and it can be read."""
+        return any(study._study_id == study_id for study in self._storage.get_all_studies())
 
     def _study(self, study_id: int) -> FrozenStudy:
         """A study that can be read.

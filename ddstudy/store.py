@@ -15,6 +15,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,6 @@ import optuna
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 from optuna.study._frozen import FrozenStudy
-from sqlalchemy.engine import URL
 
 from ddstudy.driven import Driven
 from ddstudy.errors import UserError
@@ -36,10 +36,10 @@ from ddstudy.records import VERSION, is_sound
 from ddstudy.spec import StudySpec, stored_spec
 from ddstudy.target import Target
 from ddstudy.trials import TrialStorage, count_finished, distributions
+from ddstudy.urls import VALID, parse_url, shown, shown_path, without_secrets
 from ddstudy.view import StudyView, facts_of, is_whole, view_of
 
 LEASE_SECONDS = 30.0
-URLS = "Valid: sqlite:///FILE.db or postgresql://USER:PASSWORD@HOST/DATABASE."
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
 _OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NUMERICS in ddstudy/spec.py)"
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
@@ -78,25 +78,22 @@ class Store:
 
     @property
     def shown_url(self) -> str:
-        """The URL without password and query, for people."""
-        return self._url.set(query={}).render_as_string(hide_password=True)
+        """The URL without password and options, for people."""
+        return shown(self._url)
 
     def _open(self, read_only: bool) -> TrialStorage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.path is not None and read_only and not self.path.is_file():
             raise NoStudiesError(
-                f"{self.path}: no such database", "Make one with `ddstudy run`, or name one with --store."
+                f"{shown_path(self.path)}: no such database", "Make one with `ddstudy run`, or name one with --store."
             )
         if self.path is not None and not self.path.parent.is_dir():
-            raise UserError(f"{self.path.parent}: no such folder", "The folder of the database must exist.")
+            raise UserError(f"{shown_path(self.path.parent)}: no such folder", "The folder of the database must exist.")
         try:
             if self.path is not None and not read_only:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # readers do not block the driver, nor it them
-            connect_args = {"timeout": 60} if self.is_sqlite else {"connect_timeout": 10}
-            # whoever only looks may look for days: it keeps no connection between looks
-            pool = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
-            url, options = self._engine_url(read_only), {"connect_args": connect_args, **pool}
+            url, options = self._engine_url(read_only), self._engine_options(read_only)
             if read_only:
                 if not sa.inspect(sa.create_engine(url, **options)).has_table("studies"):
                     raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
@@ -108,10 +105,15 @@ class Store:
             if self.is_sqlite:
                 _lock_from_the_beginning(storage.engine)
             return storage
-        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError) as error:
             cause = error.__cause__ or error
             line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
-            raise UserError(f"{self.shown_url}: cannot be opened: {line}", URLS) from None
+            raise UserError(f"{self.shown_url}: cannot be opened: {without_secrets(line, self._url)}", VALID) from None
+        except AssertionError:  # of Optuna, which misses what it noted
+            raise UserError(
+                f"{self.shown_url}: cannot be opened: it does not say which version of Optuna made it",
+                "It was damaged.",
+            ) from None
         except RuntimeError as error:  # tables of another version of Optuna; its message says what to do
             raise UserError(f"{self.shown_url}: cannot be opened", str(error).strip().partition("\n")[0]) from None
 
@@ -123,10 +125,17 @@ class Store:
             if read_only and not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists():
                 mode["immutable"] = "1"  # SQLite would want to make files beside it, which no driver does either
             url = url.set(database=self.path.as_uri(), query={**url.query, **mode})
-        elif read_only:
-            options = " ".join((*url.normalized_query.get("options", ()), "-c default_transaction_read_only=on"))
-            url = url.set(query={**url.query, "options": options})
         return url.render_as_string(hide_password=False)
+
+    def _engine_options(self, read_only: bool) -> dict[str, Any]:
+        # whoever only looks may look for days: it keeps no connection between looks
+        options: dict[str, Any] = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
+        if self.is_sqlite:
+            return {**options, "connect_args": {"timeout": 60}}
+        # behind PgBouncer a connection may be another one after each transaction: no statement is prepared in it, and
+        # reading only is said of each transaction
+        options["connect_args"] = {"connect_timeout": 10, "prepare_threshold": None}
+        return options | ({"execution_options": {"postgresql_readonly": True}} if read_only else {})
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -134,10 +143,15 @@ class Store:
         if self.is_sqlite:
             yield
             return
-        engine = sa.create_engine(self._engine_url(read_only=False), poolclass=sa.NullPool)
-        with engine.connect() as connection:  # the lock ends with the connection, however that ends
-            connection.execute(sa.text(f"SELECT pg_advisory_lock({_STARTING})"))
-            yield
+        options = self._engine_options(read_only=False) | {"pool_pre_ping": False, "poolclass": sa.NullPool}
+        engine = sa.create_engine(self._engine_url(read_only=False), **options)
+        ask = sa.text(f"SELECT pg_try_advisory_xact_lock({_STARTING})")
+        while True:
+            with engine.connect() as connection:  # the lock ends with the transaction, however that ends
+                if connection.scalar(ask):
+                    yield
+                    return
+            time.sleep(0.1)  # who waited in the database would keep a pooler's connection, which the other may need
 
     def close(self) -> None:
         """Gives the driver's place back and closes all connections."""
@@ -229,7 +243,9 @@ class Store:
         records = self.view(name).records
         files = {str(meta["artifact_id"]) for record in records for meta in record.images.values()}
         lost = [file for file in files if not is_whole(self.artifacts / file)]
-        kept = f"{len(lost)} of {len(files)} images are missing or damaged in {self.artifacts}" if lost else ""
+        kept = (
+            f"{len(lost)} of {len(files)} images are missing or damaged in {shown_path(self.artifacts)}" if lost else ""
+        )
         never = sum("images" in record.attrs for record in records)
         return ", ".join(filter(None, [kept, f"{never} trials never had theirs kept" * bool(never)]))
 
@@ -405,27 +421,6 @@ def _lock_from_the_beginning(engine: sa.Engine) -> None:
     sa.event.listen(engine, "connect", leave_beginning_to_us)
     sa.event.listen(engine, "begin", begin)
     engine.dispose()  # the connections that were made before
-
-
-def parse_url(url: str) -> URL:
-    """A store's URL; `postgresql://` means psycopg 3.
-
-    Raises:
-        UserError: not a URL of SQLite or PostgreSQL. The message does not repeat it, it may hold a password.
-    """
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        raise UserError("the store is not a database URL", URLS) from None
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise UserError(f"the store is a {parsed.drivername} URL", URLS)
-    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UserError("the store's URL names no SQLite file", URLS)
-    if "@" in (parsed.host or ""):
-        raise UserError("the store's URL has more than one '@'", "In a password, write %40 for '@'.")
-    return parsed
 
 
 def _grows(key: str, old: list[Any], new: list[Any]) -> bool:

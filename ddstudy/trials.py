@@ -51,6 +51,7 @@ class TrialStorage(RDBStorage):
     def __init__(self, url: str, **options: Any) -> None:
         self.judges: dict[int, Callable[[FrozenTrial], bool]] = {}
         super().__init__(url, **options)
+        sa.event.listen(self.engine, "handle_error", _name_damage)
 
     def read_studies(self) -> tuple[list[FrozenStudy], dict[str, str]]:
         """The studies that can be read, in the order of their ids, and of each other its name and why it cannot."""
@@ -84,7 +85,18 @@ class TrialStorage(RDBStorage):
             names = ", ".join(f"'{state.name}'" for state in TrialState if state in states)
             which += f" AND state IN ({names})"
         found, damaged = _read(self.engine, _TRIALS, f"WHERE {which}", _trial)
-        return found, {f"{row[1]}": why for row, why in damaged.values()}
+        left_out = {f"{row[1]}": why for row, why in damaged.values()}
+        if any(trial.values for trial in found):
+            with self.engine.connect() as connection:
+                objectives = connection.scalar(_OBJECTIVES, {"study": study_id})
+            odd = {
+                trial.number: len(trial.values) for trial in found if trial.values and len(trial.values) != objectives
+            }
+            found = [trial for trial in found if trial.number not in odd]
+            left_out |= {
+                f"{number}": f"it has {count} values for {objectives} objectives" for number, count in odd.items()
+            }
+        return found, left_out
 
     # what Optuna asks for
 
@@ -244,6 +256,7 @@ _LATEST = (
     .order_by(models.TrialModel.trial_id.desc())
     .limit(1)
 )
+_OBJECTIVES = sa.text("SELECT count(*) FROM study_directions WHERE study_id = :study")
 _INSERTS = {
     model: sa.insert(model.__table__)
     for model in (
@@ -389,6 +402,13 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, sa.exc.DataError)
 
 
+def _name_damage(context: sa.ExceptionContext) -> None:
+    """Makes an error of the database of one that Python has with what a damaged file gave it."""
+    if isinstance(context.original_exception, UnicodeError):
+        cause = sqlite3.DatabaseError("a text in it is not UTF-8")
+        context.chained_exception = sa.exc.DatabaseError(context.statement, None, cause)
+
+
 def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", error)).strip().partition("\n")[0][:200]
 
@@ -512,7 +532,9 @@ def _attributes(rows: list[_Row]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def _distribution(stored: Any) -> BaseDistribution:
-    return json_to_distribution(stored)
+    distribution = json_to_distribution(stored)
+    hash(distribution)  # as Optuna will, which choices of any JSON do not allow
+    return distribution
 
 
 def _distribution_of(name: object, stored: object) -> BaseDistribution:
@@ -527,7 +549,12 @@ def _param(name: object, distribution: BaseDistribution, value: Any) -> Any:
     # of choices, Optuna itself would take place -1 for the last and 1.5 for the second
     if odd or (isinstance(distribution, CategoricalDistribution) and value not in range(len(distribution.choices))):
         raise DamagedError(f"its parameter '{name}' is {value!r}")
-    return distribution.to_external_repr(value)
+    try:
+        shown = distribution.to_external_repr(value)
+        distribution.to_internal_repr(shown)  # as whoever shows or samples it will
+        return shown
+    except (OverflowError, ValueError):
+        raise DamagedError(f"its parameter '{name}' is {value!r}") from None
 
 
 def _number(value: Any, kind: object) -> float:

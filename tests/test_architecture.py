@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "settings", "spec", "target", "noise", "decoder", "fit", "fit.reference", "fit.simd", "fit.kernels_cpu",
     "fit.kernels_cuda", "fit.fused", "metrics", "stability",
-    "evaluate", "leases", "trials", "records", "view", "driven", "store",
+    "evaluate", "urls", "leases", "trials", "records", "view", "driven", "store",
     "samplers", "executors", "ray_pool", "runner", "report", "report.tables",
     "report.thesis", "report.claims", "report.comparison", "report.images", "report.figures", "report.panels",
     "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
@@ -25,7 +25,8 @@ HOMES = {
     "llvmlite": {"fit.simd", "fit.kernels_cpu"},
     "triton": {"fit.kernels_cuda"},
     "optuna": {"trials", "records", "view", "driven", "store", "samplers", "runner", "report.tables", "dashboard"},
-    "sqlalchemy": {"leases", "trials", "store"},
+    "sqlalchemy": {"urls", "leases", "trials", "store"},
+    "psycopg": {"urls"},
     "ray": {"ray_pool"},
     "scipy": {"report.claims"},
     "plotly": {"report.figures", "report.page"},

@@ -17,13 +17,13 @@ from ddstudy.driven import Driven
 from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.executors import Event, Failed, InProcess
+from ddstudy.records import Result
 from ddstudy.runner import Progress
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.store import Store
 from ddstudy.target import Target
-from ddstudy.trials import Result
 
 MakeSpec = Callable[..., StudySpec]
 
