@@ -88,7 +88,7 @@ class TrialStorage(RDBStorage):
         left_out = {f"{row[1]}": why for row, why in damaged.values()}
         if any(trial.values for trial in found):
             with self.engine.connect() as connection:
-                objectives = connection.scalar(_OBJECTIVES, {"study": study_id})
+                objectives = len(connection.execute(_OBJECTIVES, {"study": study_id}).all())
             odd = {
                 trial.number: len(trial.values) for trial in found if trial.values and len(trial.values) != objectives
             }
@@ -256,7 +256,7 @@ _LATEST = (
     .order_by(models.TrialModel.trial_id.desc())
     .limit(1)
 )
-_OBJECTIVES = sa.text("SELECT count(*) FROM study_directions WHERE study_id = :study")
+_OBJECTIVES = sa.text("SELECT objective FROM study_directions WHERE study_id = :study")
 _INSERTS = {
     model: sa.insert(model.__table__)
     for model in (

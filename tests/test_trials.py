@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -51,6 +52,16 @@ def finished(k: int = 8, state: TrialState = TrialState.COMPLETE, **options: Any
     trial = create_trial(state=state, params=params, distributions=SPACE, **described)
     trial.datetime_start = datetime(2024, 5, 6, 7, 8, 9)
     return trial
+
+
+@pytest.fixture(params=["UTC", "CET-1CEST", "NST3:30"], autouse=True)
+def _zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of this holds wherever it runs: times once were off by the zone's offset, which UTC hides."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.fixture
@@ -186,3 +197,24 @@ def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_ear
     with statements(storage.engine) as sent:
         assert len(results.read()) == 5
     assert len(sent) == 1  # all is finished and read: nothing more to fetch
+
+
+def test_what_is_read_is_what_optuna_reads(storage: TrialStorage, store_url: str) -> None:
+    study = study_of(storage, objectives=2)
+    asked = storage.create_new_trial(study)
+    storage.set_trial_param(asked, "noise", 1.0, SPACE["noise"])
+    values, steps = [0.5, float("-inf")], {500: 0.5, 501: float("inf")}  # no NaN, which is not equal to itself
+    for trial in (finished(values=values), finished(9, TrialState.FAIL, values=None)):
+        trial.intermediate_values = steps
+        storage.create_new_trial(study, trial)
+    optuna.load_study(study_name="a", storage=storage).enqueue_trial({"k": 7})
+    theirs = RDBStorage(store_url.replace("postgresql:", "postgresql+psycopg:"))
+    expected = theirs.get_all_trials(study)
+    assert len(expected) == 4
+    assert storage.get_all_trials(study) == expected
+    assert storage.get_trial(asked) == expected[0]
+    running = storage.get_all_trials(study, states=(TrialState.RUNNING,))
+    assert [trial._trial_id for trial in running] == [asked]
+    assert [vars(it) for it in storage.get_all_studies()] == [vars(it) for it in theirs.get_all_studies()]
+    theirs.remove_session()
+    theirs.engine.dispose()
