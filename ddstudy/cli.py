@@ -280,7 +280,7 @@ def status(
                 row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
                 best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
             measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
-            if lost := opened.lost_images(view.name):
+            if lost := view.lost_images:
                 notes.append(f"{view.name}: {lost}; the numbers are complete")
             failed = failed_settings(view.trials)
             counts = (measured, view.spec.trials, states.get("PRUNED", 0), len(failed))
@@ -474,9 +474,16 @@ def dashboard(
     remote *= allow_remote
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
+        for name, why in opened.damaged.items():
+            typer.echo(f"study '{name}' cannot be read: {why}", err=True)
         for name in opened.names():
-            if lost := opened.lost_images(name):
-                typer.echo(f"{name}: {lost}", err=True)
+            try:
+                view = opened.view(name)
+            except UserError as error:  # shown as far as Optuna's dashboard can
+                typer.echo(str(error).partition("\n")[0], err=True)
+                continue
+            for line in [*view.complaints, *([f"{name}: {view.lost_images}"] if view.lost_images else [])]:
+                typer.echo(line, err=True)
         serve(
             opened.storage,
             files,

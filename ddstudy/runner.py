@@ -464,6 +464,10 @@ class _Run:
         done = self.study.record(setting, event, shared=event.shared, started=flight.started, trial=trial, marks=marks)
         if done is None:
             self._refresh()
+            if setting not in self.results:  # nobody can read it: to measure it again would be refused again
+                self.failures.add(flight.fit)
+                self.failed.add(setting)
+                return f"{setting.id}: FAIL, the store has a result of it that cannot be read"
             return f"{setting.id}: not recorded, another driver was faster"
         self.images_lost = done.images_lost or self.images_lost
         self._count()

@@ -37,7 +37,7 @@ from ddstudy.spec import StudySpec, stored_spec
 from ddstudy.target import Target
 from ddstudy.trials import TrialStorage, count_finished, distributions
 from ddstudy.urls import VALID, parse_url, shown, shown_path, without_secrets
-from ddstudy.view import StudyView, facts_of, is_whole, view_of
+from ddstudy.view import StudyView, facts_of, view_of
 
 LEASE_SECONDS = 30.0
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
@@ -240,14 +240,7 @@ class Store:
 
     def lost_images(self, name: str) -> str:
         """How many images of a study are missing or damaged, in words; empty if all are there."""
-        records = self.view(name).records
-        files = {str(meta["artifact_id"]) for record in records for meta in record.images.values()}
-        lost = [file for file in files if not is_whole(self.artifacts / file)]
-        kept = (
-            f"{len(lost)} of {len(files)} images are missing or damaged in {shown_path(self.artifacts)}" if lost else ""
-        )
-        never = sum("images" in record.attrs for record in records)
-        return ", ".join(filter(None, [kept, f"{never} trials never had theirs kept" * bool(never)]))
+        return self.view(name).lost_images
 
     # driving
 

@@ -22,6 +22,7 @@ from ddstudy.errors import UserError
 from ddstudy.records import NUMBERS, Record, records_of
 from ddstudy.settings import AXES
 from ddstudy.spec import StudySpec, stored_spec
+from ddstudy.urls import shown_path
 
 _SHOWN = 10  # trials that are named one by one
 
@@ -88,6 +89,16 @@ class StudyView:
             record.number: {meta["filename"]: folder / meta["artifact_id"] for meta in record.images.values()}
             for record in self.records
         }
+
+    @property
+    def lost_images(self) -> str:
+        """How many images are missing or damaged, in words; empty if all are there."""
+        files = {path for images in self.images.values() for path in images.values()}
+        lost = sum(not is_whole(path) for path in files)
+        where = shown_path(self._artifacts)
+        kept = f"{lost} of {len(files)} images are missing or damaged in {where}" if lost else ""
+        never = sum("images" in record.attrs for record in self.records)
+        return ", ".join(filter(None, [kept, f"{never} trials never had theirs kept" * bool(never)]))
 
     @property
     def complaints(self) -> list[str]:
