@@ -22,6 +22,7 @@ from test_dashboard import call
 
 from ddstudy import cli, dashboard
 from ddstudy.errors import UserError
+from ddstudy.notebook import open_study
 from ddstudy.samplers import sampler
 from ddstudy.spec import read_spec
 from ddstudy.store import Store
@@ -205,6 +206,8 @@ def test_a_trial_that_cannot_be_read_is_named_and_the_others_are_shown(
     code, out, err = ddstudy("export", "grid")
     assert (code, "(3 trials)" in out, why in err) == (1, True, True)
     assert ddstudy("export", "tpe")[0] == 0
+    with pytest.warns(UserWarning, match="grid: trial 2 is left out"):
+        assert len(open_study(f"sqlite:///{folder / 'old.db'}", "grid").trials) == 3
     spec = read_spec(folder / "grid.toml")
     with Store(f"sqlite:///{folder / 'old.db'}") as store:
         driven = store.drive(spec, load_target(spec.target), sampler(spec))

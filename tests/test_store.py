@@ -647,3 +647,23 @@ def test_trials_that_are_not_ours_are_no_results(drive: Callable[..., Driven], m
     _, setting = driven.ask()
     assert setting != SETTING
     assert driven.record(Setting(4, 4, 2, 5, "uniform", "1x1"), measured(), shared=False, started=datetime.now())
+
+
+def test_a_run_ends_where_the_store_refuses_a_result_that_nobody_can_read(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec()
+    with Store(store_url, lease_seconds=2) as store, contextlib.closing(InProcess(1)) as executor:
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        foreign = optuna.trial.create_trial(value=1.0)  # another program's, noted meanwhile as if it were a result
+        trial = store.storage.create_new_trial(driven.study._study_id, foreign)
+        store.storage.note_results(driven.study._study_id, {}, {SETTING.id: trial})
+        forecast = runner.Forecast()
+        forecast.learn(1e6, 0.001)
+        steps = list(runner.run(driven, executor, forecast))
+        assert (steps[-1].done, steps[-1].failed) == (3, 1)
+        assert any("cannot be read" in step.message for step in steps)
+    with Store(store_url) as store, contextlib.closing(InProcess(1)) as executor:  # the next run finds it out
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        assert (last := list(runner.run(driven, executor, forecast))[-1]).done == 4
+        assert last.failed == 0
