@@ -188,8 +188,9 @@ class Store:
         """
         studies = {study.study_name: study for study in self._ours()}
         damaged = self.damaged if name not in studies else {}
-        if name in damaged or (damaged and not studies):
-            raise self._cannot_read(*next(it for it in damaged.items() if name in (None, it[0])))
+        for one in damaged:
+            if name == one or (name is None and not studies):
+                raise self._cannot_read(one, damaged[one])
         if not studies:
             raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
         if name is not None and name not in studies:

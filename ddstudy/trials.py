@@ -100,6 +100,17 @@ class TrialStorage(RDBStorage):
 
     # what Optuna asks for
 
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Of a study that can be read.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        ids = {study.study_name: study._study_id for study in self.read_studies()[0]}
+        if study_name not in ids:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return ids[study_name]
+
     def get_all_studies(self) -> list[FrozenStudy]:
         """The studies that can be read."""
         return self.read_studies()[0]
