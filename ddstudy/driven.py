@@ -186,15 +186,17 @@ class Driven:
             setting = Setting(**{axis: trial.params[axis] for axis in AXES})
             if setting not in self.measured():
                 return trial, setting
-            self.fail(trial, "its setting was enqueued and has a result already")
+            self.fail(trial, "its setting has a result already")
 
     def _refuse_enqueued(self) -> None:
         """Closes what was enqueued with values that are not in the lists of the study, which Optuna would take."""
         for trial in self._storage.read_trials(self.study._study_id, (TrialState.WAITING,))[0]:
             fixed = trial.system_attrs.get("fixed_params", trial.params)
             odd = [axis for axis in AXES if axis in fixed and not _is_listed(fixed[axis], getattr(self.space, axis))]
-            if odd and self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                self._fail(trial._trial_id, f"enqueued with {odd[0]} = {fixed[odd[0]]}, which the study does not list")
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another driver was faster
+                if odd and self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    why = f"enqueued with {odd[0]} = {fixed[odd[0]]}, which the study does not list"
+                    self._fail(trial._trial_id, why)
 
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""

@@ -236,7 +236,7 @@ def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outloo
     left = view.spec.trials - len(done)
     if not at_work or left <= 0:
         return Outlook(per_minute, None)
-    if view.spec.search.sampler != "grid":
+    if view.spec.search.sampler != "grid" or "target shape" not in view.facts:
         return Outlook(per_minute, 60 * left / per_minute)
     shape = tuple(map(int, view.facts["target shape"].split("x")))
     target = Target(np.empty(shape, np.float32), view.facts["target"], None)

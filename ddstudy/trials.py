@@ -438,8 +438,12 @@ def _study(row: _Row, parts: Mapping[str, list[_Row]]) -> FrozenStudy:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != len(directions):
         raise DamagedError("the names of its objectives cannot be read")
     for key, value in system_attrs.items():  # what samplers keep
-        parents, last = ":parent:" in key, key.startswith("qmc (")
-        if (parents and not isinstance(value, list | None)) or (last and type(value) is not int):
+        is_right = True
+        if ":parent:" in key:
+            is_right = value is None or (isinstance(value, list) and all(type(trial) is int for trial in value))
+        if key.startswith("qmc ("):
+            is_right = type(value) is int
+        if not is_right:
             raise DamagedError(f"its attribute '{key}' is not what a sampler keeps")
     return FrozenStudy(
         study_name=name,
