@@ -17,6 +17,7 @@ import contextlib
 import copy
 import gzip
 import ipaddress
+import json
 import re
 import socket
 import textwrap
@@ -278,10 +279,11 @@ class _Answers:
         self._lock = threading.Lock()  # two pages opened at once wait for one answer
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        asked_for = re.match(r"/api/studies/(\d+)(?=/|$)", environ["PATH_INFO"])
-        if asked_for and not self._view.can_read(int(asked_for[1])):
-            start_response("404 Not Found", [("Content-Type", "application/json")])
-            return [b'{"reason": "there is no such study, or it cannot be read"}']
+        asked_for = re.match(r"/api/studies(?:/(\d+))?(?=/|$)", environ["PATH_INFO"])
+        status, why = self._view.why_not(asked_for[1]) if asked_for else ("", "")
+        if status:
+            start_response(status, [("Content-Type", "application/json")])
+            return [json.dumps({"reason": why}).encode()]
         about = re.fullmatch(r"/api/studies/(\d+)", environ["PATH_INFO"])
         compressed = "gzip" in environ["HTTP_ACCEPT_ENCODING"]
         if about is None or not compressed or environ["REQUEST_METHOD"] != "GET":
@@ -370,9 +372,17 @@ class _View(BaseStorage):
             self._figures[study_id] = _Figures(self._study(study_id))
         return self._figures[study_id]
 
-    def can_read(self, study_id: int) -> bool:
-        """Whether there is such a study, and it can be read."""
-        return any(study._study_id == study_id for study in self._storage.get_all_studies())
+    def why_not(self, study_id: str | None) -> tuple[str, str]:
+        """Why all studies, or one, cannot be shown: a status and the reason, both empty if they can."""
+        try:
+            studies = {str(study._study_id) for study in self._storage.get_all_studies()}
+            if study_id is not None and study_id.lstrip("0") not in studies:
+                return "404 Not Found", "there is no such study, or it cannot be read"
+            if study_id is not None:
+                self._storage.get_all_trials(int(study_id), deepcopy=False)
+        except Exception as error:  # whatever a damaged database or a server that is away has
+            return "503 Service Unavailable", f"the store cannot be read: {str(error).partition(chr(10))[0]}"
+        return "", ""
 
     def _study(self, study_id: int) -> FrozenStudy:
         """A study that can be read.

@@ -407,7 +407,7 @@ def _fetch(engine: sa.Engine, described: _Described, which: str) -> Iterator[tup
 def _is_damage(error: Exception) -> bool:
     """Whether an error tells of what is stored; else it tells of the way to the database."""
     if not isinstance(error, sa.exc.DBAPIError):
-        return True
+        return isinstance(error, OverflowError | TypeError | ValueError)  # Python's, about bytes, numbers and times
     if isinstance(error.orig, sqlite3.Error):
         return getattr(error.orig, "sqlite_errorcode", None) in (None, sqlite3.SQLITE_CORRUPT)
     return isinstance(error, sa.exc.DataError)

@@ -641,6 +641,7 @@ def test_trials_that_are_not_ours_are_no_results(drive: Callable[..., Driven], m
         driven.store.storage.create_new_trial(driven.study._study_id, trial)
     view = driven.store.view()
     assert view.measured == 1
+    assert len(view.records) == 1  # what --reuse imports
     assert list(view.left_out) == ["1", "2", "3", "4"]
     assert [why.split(":")[0] for why in view.left_out.values()] == [
         "it is no result of ddstudy",
