@@ -671,3 +671,17 @@ def test_a_run_ends_where_the_store_refuses_a_result_that_nobody_can_read(
         driven = store.drive(spec, tiny_target, sampler(spec))
         last = list(runner.run(driven, executor, forecast_of(0.001)))[-1]
         assert (last.done, last.failed) == (4, 0)
+
+
+def test_damaged_rows_cost_their_trials_only(drive: Callable[..., Driven], store_url: str) -> None:
+    driven = drive()
+    for setting in list(driven.space)[:3]:
+        record(driven, measured(), setting)
+    with driven.store.storage.engine.begin() as connection:  # a time that no driver for Python can read
+        connection.execute(sa.text("UPDATE trials SET datetime_start = 'infinity' WHERE number = 0"))
+        broken = "UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'psnr' AND trial_id = 2"
+        connection.execute(sa.text(broken))
+    view = look(store_url)
+    assert view.trials["number"].tolist() == [2]
+    assert len(view.left_out) == 2
+    assert "its attribute 'psnr' is no JSON" in view.left_out.values()
