@@ -14,8 +14,10 @@ Data flows one way: a module imports only from those above it, and a library has
     metrics     PSNR, SSIM, MS-SSIM, VIF
     stability   CV, the thesis' filter, the rule that stops a fit early; numbers only
     evaluate    one fit -> the results of every setting that it serves; no Optuna, no database
+    urls        of stores: what is accepted, and what of one may be shown
     leases      which driver is fitting what
-    trials      settings as rows of Optuna's tables, written and read at a cost that does not grow
+    trials      rows of Optuna's tables, written at a cost that does not grow and read whatever happened to them
+    records     trials of ours: their attributes, with checks
     view        a study to look at, as tables
     driven      a study to record: ask, tell, import
     store       the database: opens it, gives a view or a driven study

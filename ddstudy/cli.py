@@ -148,6 +148,7 @@ def run(
             except KeyboardInterrupt:
                 _complain("Stopped. What was finished is kept; the same command goes on.", 130)
         view = opened.view(spec.name)
+        left_out = view.complaints
         default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
         print_summary(console, view, opened.shown_url, "" if default else f" --store {opened.shown_url}")
     if last is not None and last.failed:
@@ -156,6 +157,7 @@ def run(
         )
     if last is not None and last.images_lost:
         raise WorkError(f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}")
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
@@ -271,10 +273,19 @@ def status(
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     with Store(store, artifacts, read_only=True) as opened:
+        left_out = [] if study else [f"study '{name}' cannot be read: {why}" for name, why in opened.damaged.items()]
         names = [study] if study else opened.names()
-        if not names:
+        if not names and not left_out:
             raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
-        for view in map(opened.view, names):
+        for name in names:
+            try:
+                view = opened.view(name)
+            except UserError as error:
+                if study:
+                    raise
+                left_out.append(str(error).partition("\n")[0])
+                continue
+            left_out += view.complaints
             states = view.trials["state"].value_counts()
             metric, direction = next(iter(view.spec.objectives.items()))
             measured_ones = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
@@ -284,7 +295,7 @@ def status(
                 row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
                 best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
             measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
-            if lost := opened.lost_images(view.name):
+            if lost := view.lost_images:
                 notes.append(f"{view.name}: {lost}; the numbers are complete")
             failed = failed_settings(view.trials)
             counts = (measured, view.spec.trials, states.get("PRUNED", 0), len(failed))
@@ -299,6 +310,7 @@ def status(
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy logs quick")
@@ -346,6 +358,7 @@ def report(
         if watch:
             _follow(lambda: [opened.finished(name) for name in names], lambda: write(live=True))
         write(live=False)
+        _say_left_out([line for name in names for line in opened.view(name).complaints])
 
 
 @app.command(epilog="Example: ddstudy claims quick --trials blur")
@@ -377,6 +390,7 @@ def claims(
             print_trials(console, view, ask(by_name[trials], view, others))
     if trials is None:
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
+    _say_left_out([line for view in views for line in view.complaints])
 
 
 @app.command(epilog="Example: ddstudy export quick --out quick")
@@ -403,6 +417,7 @@ def export(
         _write(path, content)
         rows = f"{len(view.checks)} checks of members" if "checks" in suffix else f"{len(view.trials)} trials"
         typer.echo(f"Wrote {path} ({rows})")
+    _say_left_out(view.complaints)
 
 
 @app.command(name="prune-audit", epilog="Example: ddstudy prune-audit audit --warmup 300 --warmup 1000 --patience 3")
@@ -452,6 +467,7 @@ def prune_audit(
         "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
         "stable."
     )
+    _say_left_out([line for view in views for line in view.complaints])
 
 
 @app.command(epilog="Example: ddstudy dashboard --port 8080")
@@ -474,9 +490,16 @@ def dashboard(
     remote *= allow_remote
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
+        for name, why in opened.damaged.items():
+            typer.echo(f"study '{name}' cannot be read: {why}", err=True)
         for name in opened.names():
-            if lost := opened.lost_images(name):
-                typer.echo(f"{name}: {lost}", err=True)
+            try:
+                view = opened.view(name)
+            except UserError as error:  # shown as far as Optuna's dashboard can
+                typer.echo(str(error).partition("\n")[0], err=True)
+                continue
+            for line in [*view.complaints, *([f"{name}: {view.lost_images}"] if view.lost_images else [])]:
+                typer.echo(line, err=True)
         serve(
             opened.storage,
             files,
@@ -524,6 +547,12 @@ def _unexpected(error: Exception) -> None:
 def _complain(message: str, code: int) -> None:
     typer.echo(f"ddstudy: {message}", err=True)
     sys.exit(code)
+
+
+def _say_left_out(lines: list[str]) -> None:
+    """Names what cannot be read of a store; where there is anything, the command ends with exit code 1."""
+    if lines:
+        raise WorkError("\n".join(["not all of the store can be read, the rest is shown:", *lines]))
 
 
 def _follow(count: Callable[[], list[int]], write: Callable[[], bool]) -> None:

@@ -26,7 +26,7 @@ import socket
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
@@ -48,7 +48,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ddstudy.errors import UserError
 from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
-from ddstudy.view import StudyView, is_whole, view_of
+from ddstudy.spec import stored_spec
+from ddstudy.view import StudyView, facts_of, is_whole, view_of
 
 if TYPE_CHECKING:
     from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it
@@ -151,6 +152,8 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             return answers(environ, secured)
         except ArtifactNotFound:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
+        except KeyError:  # of the view, which has no other word for it
+            return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
 
     return guarded
 
@@ -387,6 +390,11 @@ class _Answers:
         self._lock = threading.Lock()  # two pages opened at once wait for one answer
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked_for = re.match(r"/api/studies(?:/([0-9]+))?(?=/|$)", environ["PATH_INFO"])
+        status, why = self._view.why_not(asked_for[1]) if asked_for else ("", "")
+        if status:
+            start_response(status, [("Content-Type", "application/json")])
+            return [json.dumps({"reason": why}).encode()]
         about = re.fullmatch(r"/api/studies/([0-9]+)", environ["PATH_INFO"])
         compressed = "gzip" in environ["HTTP_ACCEPT_ENCODING"]
         if about is None or not compressed or environ["REQUEST_METHOD"] != "GET":
@@ -394,11 +402,8 @@ class _Answers:
         study_id = int(about[1])
         asked = study_id, environ.get("QUERY_STRING", "")
         with self._lock:
-            try:
-                # what changes from here on is in the answer, or not, but the next state will differ
-                state = self._view.state_of(study_id)
-            except KeyError:  # the dashboard says that there is no such study
-                return self._dashboard(environ, start_response)
+            # what changes from here on is in the answer, or not, but the next state will differ
+            state = self._view.state_of(study_id)
             answer = self._kept.get(asked)
             if answer is None or answer.state != state:
                 status, headers, body = self._ask(environ)
@@ -475,9 +480,31 @@ class _View(BaseStorage):
 
     def _figures_of(self, study_id: int) -> _Figures:
         if study_id not in self._figures:
-            name, attrs = self.get_study_name_from_id(study_id), self.get_study_user_attrs(study_id)
-            self._figures[study_id] = _Figures(name, attrs)
+            self._figures[study_id] = _Figures(self._study(study_id))
         return self._figures[study_id]
+
+    def why_not(self, study_id: str | None) -> tuple[str, str]:
+        """Why all studies, or one, cannot be shown: a status and the reason, both empty if they can."""
+        try:
+            studies = {str(study._study_id) for study in self._storage.get_all_studies()}
+            if study_id is not None and study_id.lstrip("0") not in studies:
+                return "404 Not Found", "there is no such study, or it cannot be read"
+            if study_id is not None:
+                self._storage.get_all_trials(int(study_id), deepcopy=False)
+        except Exception as error:  # whatever a damaged database or a server that is away has
+            return "503 Service Unavailable", f"the store cannot be read: {str(error).partition(chr(10))[0]}"
+        return "", ""
+
+    def _study(self, study_id: int) -> FrozenStudy:
+        """A study that can be read.
+
+        Raises:
+            KeyError: there is none of this id.
+        """
+        for study in self._storage.get_all_studies():
+            if study._study_id == study_id:
+                return study
+        raise KeyError(f"no study of id {study_id} that can be read")
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """The best feasible trial, which Optuna's storages do not look for; the best of all where none is feasible."""
@@ -499,23 +526,25 @@ class _View(BaseStorage):
         shown.system_attrs = {**study.system_attrs, **note, **drawn}
         # its study file and fingerprint would fill the page
         others = {key: value for key, value in study.user_attrs.items() if not key.startswith("ddstudy:")}
-        shown.user_attrs = others | json.loads(study.user_attrs.get("ddstudy:facts", "{}"))
+        shown.user_attrs = others
+        with contextlib.suppress(UserError):  # a study that cannot be read is shown as far as it can
+            shown.user_attrs = others | facts_of(study, "this store")
         return shown
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        return self._storage.get_study_name_from_id(study_id)
+        return self._study(study_id).study_name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._storage.get_study_directions(study_id)
+        return self._study(study_id).directions
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._storage.get_study_user_attrs(study_id)
+        return self._study(study_id).user_attrs
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._storage.get_study_system_attrs(study_id)
+        return self._study(study_id).system_attrs
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(study_id, trial_number)
@@ -539,17 +568,15 @@ class _Figures:
     """The figures of one study, made anew when trials have arrived.
 
     Args:
-        name: of the study.
-        attrs: its user attributes.
+        study: as it is stored.
 
     Attributes:
         made: the latest, see `publish`.
     """
 
-    def __init__(self, name: str, attrs: Mapping[str, Any]) -> None:
+    def __init__(self, study: FrozenStudy) -> None:
         self.made: dict[str, str] = {}
-        self._name = name
-        self._attrs = attrs
+        self._study = study
         self._drawn = 0  # finished trials in the latest figures
         self._due = 0.0
         self._lock = threading.Lock()
@@ -560,7 +587,12 @@ class _Figures:
         finished = sum(trial.state.is_finished() for trial in trials)
         with self._lock:
             busy = self._thread is not None and self._thread.is_alive()
-            if busy or finished == self._drawn or time.monotonic() < self._due or "ddstudy:spec" not in self._attrs:
+            if (
+                busy
+                or finished == self._drawn
+                or time.monotonic() < self._due
+                or "ddstudy:spec" not in self._study.user_attrs
+            ):
                 return
             self._drawn = finished
             self._thread = threading.Timer(_HEAD_START, self._make, (trials,))
@@ -577,13 +609,16 @@ class _Figures:
     def _make(self, trials: Sequence[FrozenTrial]) -> None:
         begun = time.monotonic()
         with contextlib.suppress(UserError):  # a study of another version: the dashboard is of use without our figures
-            self.made = publish(view_of(self._name, self._attrs, trials, None, "this store"))
+            self.made = publish(view_of(self._study, trials, None, "this store"))
         self._due = time.monotonic() + max(_REST, 10 * (time.monotonic() - begun))
 
 
 def _note(study: FrozenStudy) -> str:
     """What a study is and how it is shown, as Markdown."""
-    description = json.loads(study.user_attrs["ddstudy:spec"]).get("description", "")
+    try:
+        description = stored_spec(study.user_attrs["ddstudy:spec"], "this store")[0].description
+    except UserError as error:
+        description = str(error)
     return (
         f"{description}\n\nUnstable trials are shown as infeasible. This dashboard is read-only. More views, with "
         f"images: `ddstudy report {study.study_name}`.\n"

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -18,24 +18,23 @@ from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy as sa
 from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ddstudy.evaluate import Check, Measurement
-from ddstudy.leases import RESULT_OF, Claims, free_result
+from ddstudy.leases import Claims
+from ddstudy.records import REUSED, VERSION, Result, Results
 from ddstudy.settings import AXES, SearchSpace, Setting
 from ddstudy.spec import StudySpec
 from ddstudy.stability import cv_percent, reason, violations
 from ddstudy.target import Target, error_png_bytes, png_bytes
-from ddstudy.trials import Result, Results, TrialStorage, count_marked, distributions, setting_of
+from ddstudy.trials import TrialStorage, count_marked, distributions, setting_of
 from ddstudy.view import StudyView
 
 _DIVERGED = "diverged"
-_REUSED = "reused_from"
-_JUDGED = ("fit_id", "shared", "curve", "stable", "reason", _REUSED)  # of a trial, added to what was measured
+_JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # of a trial, added to what was measured
 
 
 class Driven:
@@ -48,6 +47,7 @@ class Driven:
         target: its image.
         files: folder for the images of trials.
         claims: ours on its fits.
+        made_by: version and, where it is known, commit of this ddstudy, which trials carry.
         alone: no other driver can be at work on it.
     """
 
@@ -59,6 +59,7 @@ class Driven:
         target: Target,
         files: Path,
         claims: Claims,
+        made_by: Mapping[str, str],
         *,
         alone: bool,
     ) -> None:
@@ -70,7 +71,8 @@ class Driven:
         self._storage = storage
         self._files = files
         self._alone = alone
-        self._results = Results(storage.engine, study._study_id, distributions(self.space))
+        self._made_by = made_by
+        self._results = Results(storage, study._study_id, spec)
 
     @cached_property
     def _target_image(self) -> tuple[str, dict[str, str]]:
@@ -96,10 +98,33 @@ class Driven:
         """Trials that tell of settings which could not be measured, as far as `measured` has read."""
         return self._results.given_up
 
+    def settle(self) -> None:
+        """Lets exactly those settings be measured that have no result: copies and damaged trials told otherwise.
+
+        What is noted is read first, so that a result which another driver records meanwhile is among the results.
+        """
+        noted = self._storage.noted_results(self.study._study_id)
+        self.measured()
+        results = self._results.trials
+        wrong = {setting: trial for setting, trial in noted.items() if results.get(setting) != trial}
+        missing = {setting: trial for setting, trial in results.items() if noted.get(setting) != trial}
+        if wrong or missing:
+            self._storage.note_results(self.study._study_id, wrong, missing)
+        if self.spec.search.sampler.startswith("nsga"):
+            self._forget_parents()
+
+    def _forget_parents(self) -> None:
+        """Lets a genetic sampler choose anew where the parents that it noted are those of the original of a copy."""
+        storage, study = self._storage, self.study._study_id
+        ours = {trial._trial_id for trial in self.trials()}
+        for key, parents in storage.get_study_system_attrs(study).items():
+            if ":parent:" in key and parents and not ours.issuperset(parents):
+                storage.set_study_system_attr(study, key, None)
+
     @property
     def reused(self) -> int:
         """Results that were imported from other studies."""
-        return self.claims.patiently(lambda: count_marked(self._storage.engine, self.study._study_id, _REUSED))
+        return self.claims.patiently(lambda: count_marked(self._storage.engine, self.study._study_id, REUSED))
 
     # importing
 
@@ -122,10 +147,10 @@ class Driven:
         same_rule = other.spec.stability == self.spec.stability
         timed = "seconds" in self.spec.objectives
         measured, imported = self.measured(), 0
-        for trial in other._recorded:
-            if not _has_result(trial) or "pruner" in trial.user_attrs:
+        for record in other.records:
+            setting, attrs = record.setting, record.attrs
+            if not record.has_result or "pruner" in attrs:
                 continue
-            setting, attrs = setting_of(trial), trial.user_attrs
             stopped = attrs["iterations_done"] < setting.iterations
             comparable = not attrs["shared"] and not attrs.get("disturbed") and attrs["device"] == device
             complete = "psnr" not in attrs or all(metric in attrs for metric in self.spec.objectives)
@@ -133,17 +158,18 @@ class Driven:
             if not wanted or (stopped and not same_rule) or (timed and not comparable):
                 continue
             values = {key: value for key, value in attrs.items() if key not in _JUDGED}
-            result = Measurement(
-                setting.iterations, values, np.empty(0, np.float32), json.loads(attrs["curve"]), stopped
-            )
-            images = {key: meta for key, meta in trial.system_attrs.items() if key.startswith(ARTIFACTS_ATTR_PREFIX)}
+            if VERSION not in values:  # the first one left none on a trial; who imports a result has not measured it
+                values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
+            curve = {key: list(rows) for key, rows in record.curve.items()}
+            result = Measurement(setting.iterations, values, np.empty(0, np.float32), curve, stopped)
+            images = {key: json.dumps(meta) for key, meta in record.images.items()}
             self.record(
                 setting,
                 result,
                 shared=attrs["shared"],
-                started=trial.datetime_start or datetime.now(),
+                started=record.started,
                 marks={**marks, **images},
-                origin=attrs.get(_REUSED, f"{other.name}#{trial.number}"),
+                origin=attrs.get(REUSED, f"{other.name}#{record.number}"),
             )
             imported += 1
         return imported
@@ -151,19 +177,37 @@ class Driven:
     # searching
 
     def ask(self) -> tuple[optuna.Trial, Setting]:
-        """A new trial from the study's sampler, RUNNING until it is recorded."""
+        """A new trial from the study's sampler, RUNNING until it is recorded.
+
+        What was enqueued comes first; what of it is no setting of the study, or has a result, is closed and says so.
+        """
+        self.claims.patiently(self._refuse_enqueued)
         trial = self.claims.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
         return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
+
+    def _refuse_enqueued(self) -> None:
+        """Closes what was enqueued and is not listed, which Optuna would take, or has a result."""
+        for trial in self._storage.read_trials(self.study._study_id, (TrialState.WAITING,))[0]:
+            fixed = trial.system_attrs.get("fixed_params", trial.params)
+            odd = [axis for axis in AXES if axis in fixed and not _is_listed(fixed[axis], getattr(self.space, axis))]
+            if odd:
+                why = f"enqueued with {odd[0]} = {fixed[odd[0]]}, which the study does not list"
+            elif fixed.keys() >= set(AXES) and Setting(**{axis: fixed[axis] for axis in AXES}) in self.measured():
+                why = "its setting has a result already"
+            else:
+                continue
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another driver was faster
+                if self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    self._fail(trial._trial_id, why)
 
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
         claimed = self.claims.alive()
         for trial in self.running():
-            complete = set(AXES) <= trial.params.keys()
-            age = datetime.now() - (trial.datetime_start or datetime.min)
+            setting, started = setting_of(trial), trial.datetime_start or datetime.min
             # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
-            young = not self._alone and age < timedelta(seconds=self.claims.lease_seconds)
-            if young or (complete and setting_of(trial).fit.id in claimed):
+            young = not self._alone and datetime.now() - started < timedelta(seconds=self.claims.lease_seconds)
+            if young or (setting is not None and setting.fit.id in claimed):
                 continue
             self._fail(trial._trial_id, "the driver of this trial died")
 
@@ -173,7 +217,7 @@ class Driven:
 
     def _fail(self, trial_id: int, why: str, **marks: Any) -> None:
         def close() -> None:
-            for key, value in {"reason": why, **marks}.items():
+            for key, value in {"reason": why, **self._made_by, **marks}.items():
                 self._storage.set_trial_user_attr(trial_id, key, value)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
@@ -213,7 +257,8 @@ class Driven:
         """
         limits, values = self.spec.stability, result.values
         diverged = "psnr" not in values
-        attrs: dict[str, Any] = {**values, "fit_id": setting.fit.id, "shared": shared}
+        attrs: dict[str, Any] = {**(self._made_by if not origin else {}), **values}
+        attrs |= {"fit_id": setting.fit.id, "shared": shared}
         attrs["curve"] = json.dumps(result.curve)
         if diverged:
             attrs |= {"stable": False, "reason": f"a member diverged by iteration {values['iterations_done']}"}
@@ -245,7 +290,7 @@ class Driven:
         if self.spec.search.pruner:
             steps = _means(result.curve)
         if origin:
-            attrs[_REUSED] = origin
+            attrs[REUSED] = origin
         frozen = create_trial(
             state=state,
             values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
@@ -281,6 +326,7 @@ class Driven:
         """
         name, scores = self.spec.search.pruner, check.psnr_members
         attrs: dict[str, Any] = {
+            **self._made_by,
             "fit_id": setting.fit.id,
             "iterations_done": check.iteration,
             "seconds": check.seconds,
@@ -303,24 +349,23 @@ class Driven:
 
     def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Result | None:
         """Records a result once, whoever else records the same setting; None if another driver was faster."""
-        result_of = f"{self.study._study_id}/{setting.id}"
-        frozen.system_attrs[RESULT_OF] = result_of  # by which the database refuses another result of the setting
+        study = self.study._study_id
 
-        def write() -> None:
-            if trial is not None and self._storage.describe(trial._trial_id, frozen, RESULT_OF):
+        def write() -> bool:
+            if trial is not None:
+                described = self._storage.describe_result(study, trial._trial_id, frozen, setting)
+                if described is False:
+                    return False
                 # whoever thinks this driver dead may close the trial between the two
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    complete = frozen.state == TrialState.COMPLETE
-                    self.study.tell(trial, frozen.values if complete else None, state=frozen.state)
-                    return
-            self._storage.create_new_trial(self.study._study_id, frozen)  # not by the study, which would keep a copy
+                    if described:
+                        complete = frozen.state == TrialState.COMPLETE
+                        self.study.tell(trial, frozen.values if complete else None, state=frozen.state)
+                        return True
+            return self._storage.add_result(study, frozen, setting)  # not by Optuna's study, which would keep a copy
 
-        try:
-            self.claims.patiently(write)
-        except sa.exc.IntegrityError:
-            if not self.claims.patiently(lambda: free_result(self._storage.engine, json.dumps(result_of))):
-                return None
-            self.claims.patiently(write)
+        if not self.claims.patiently(write):
+            return None
         value, attrs = frozen.values[0] if frozen.values else None, frozen.user_attrs
         recorded = Result(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
         self._results.add(setting, recorded)
@@ -328,7 +373,7 @@ class Driven:
 
     def record_failure(self, setting: Setting, why: str, log: str = "") -> None:
         """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
-        marks: dict[str, Any] = {"given_up": True} | ({"log": log} if log else {})
+        marks: dict[str, Any] = {**self._made_by, "given_up": True} | ({"log": log} if log else {})
         frozen = create_trial(
             state=TrialState.FAIL,
             params={axis: getattr(setting, axis) for axis in AXES},
@@ -364,8 +409,8 @@ def _means(curve: dict[str, list[object]]) -> dict[int, float]:
     return {int(str(step)): float(np.mean(np.asarray(scores))) for step, scores in zip(steps, members, strict=True)}
 
 
-def _has_result(trial: FrozenTrial) -> bool:
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+def _is_listed(value: object, values: Sequence[object]) -> bool:
+    return any(type(value) is type(listed) and value == listed for listed in values)
 
 
 def _optional(value: float | int | str | None) -> float | None:

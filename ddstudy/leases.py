@@ -2,8 +2,7 @@
 
 A claim is a lease on the database's clock. It is renewed while its driver lives, so that the fits of a driver that died
 are free again when the lease ends. A claim only keeps others from doing the same work meanwhile; what is done is
-told by finished trials alone, and the database itself keeps a setting from having two: what a result is of is one
-more attribute of its trial, in an index that takes each value once.
+told by finished trials alone, and the database itself keeps a setting from having two (`ddstudy.trials`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 TELL_SECONDS = 2.0  # until others can see where a fit runs
-RESULT_OF = "ddstudy:result"  # system attribute of a trial with a result: "STUDY/SETTING"
 T = TypeVar("T")
 _text = functools.cache(sa.text)  # to make a statement takes longer than to execute it
 _table = sa.Table(
@@ -40,7 +38,7 @@ _CLOCKS = {
 
 
 def create_table(engine: sa.Engine) -> None:
-    """Makes the table, and the index that takes one result per setting, where they are missing."""
+    """Makes the table where it is missing, and adds the columns that an earlier version did not have."""
     _table.create(engine, checkfirst=True)
     columns = {column["name"] for column in sa.inspect(engine).get_columns(_table.name)}
     with engine.begin() as connection:
@@ -48,22 +46,6 @@ def create_table(engine: sa.Engine) -> None:
             connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0"))
         if "doing" not in columns:  # made before claims told what is done
             connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN doing VARCHAR(400) NOT NULL DEFAULT ''"))
-        connection.execute(
-            sa.text(
-                "CREATE UNIQUE INDEX IF NOT EXISTS ddstudy_results ON trial_system_attributes (value_json) "
-                f"WHERE key = '{RESULT_OF}'"
-            )
-        )
-
-
-def free_result(engine: sa.Engine, value_json: str) -> bool:
-    """Frees a setting that a trial was about to be the result of when it was closed as FAIL; False if it was not so."""
-    statement = (
-        "DELETE FROM trial_system_attributes WHERE key = :key AND value_json = :value "
-        "AND trial_id IN (SELECT trial_id FROM trials WHERE state = 'FAIL')"
-    )
-    with engine.begin() as connection:
-        return connection.execute(sa.text(statement), {"key": RESULT_OF, "value": value_json}).rowcount > 0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The kinds of figures are those of the panels of a report (`ddstudy.report.panels
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from ddstudy.report import claims, contents, panels, thesis
@@ -26,10 +27,13 @@ def open_study(store: str = "sqlite:///ddstudy.db", name: str | None = None) -> 
         name: of the study; by default the latest.
 
     Raises:
-        UserError: there is no such store or study.
+        UserError: there is no such store or study, or it cannot be read. Of trials that cannot be, a warning tells.
     """
     with Store(store, read_only=True) as opened:
-        return Study(opened.view(name))
+        view = opened.view(name)
+    if view.complaints:
+        warnings.warn("\n".join(view.complaints), stacklevel=2)
+    return Study(view)
 
 
 class Study:

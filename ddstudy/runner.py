@@ -542,13 +542,13 @@ class _Run:
         if self._is_given_up(setting.fit, (setting.iterations,), trial):
             self.study.claims.release(setting.fit.id)
             return True
+        if setting in self.results:  # it was enqueued, or another driver was faster
+            self.study.fail(trial, "its setting has a result already")
+            self.study.claims.release(setting.fit.id)
+            return True
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space.iterations if b <= setting.iterations]
         budgets = tuple(b for b in passed if _setting(setting.fit, b) not in self.results)
-        if not budgets:
-            self.study.fail(trial, "another driver measured this")
-            self.study.claims.release(setting.fit.id)
-            return False
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
 
@@ -654,6 +654,10 @@ class _Run:
         done = self.study.record(setting, event, shared=event.shared, started=flight.started, trial=trial, marks=marks)
         if done is None:
             self._refresh()
+            if setting not in self.results:  # nobody can read it: to measure it again would be refused again
+                self.failures.add(flight.fit)
+                self.failed.add(setting)
+                return f"{setting.id}: FAIL, the store has a result of it that cannot be read"
             return f"{setting.id}: not recorded, another driver was faster"
         self.images_lost = done.images_lost or self.images_lost
         self._count()

@@ -43,14 +43,15 @@ class SpaceExhaustedError(Exception):
         self.trial_id = trial_id
 
 
-def unseen(space: SearchSpace, seen: Container[Setting], busy: Container[str]) -> Iterator[Setting]:
+def unseen(space: SearchSpace, seen: Container[Setting | None], busy: Container[str]) -> Iterator[Setting]:
     """The settings that have no result and whose fit is not among `busy`, in the order of the grid."""
     return (setting for setting in space if setting not in seen and setting.fit.id not in busy)
 
 
 def running_fits(trials: Iterable[FrozenTrial]) -> set[str]:
     """Identities of the fits that RUNNING trials have asked for."""
-    return {setting_of(t).fit.id for t in trials if t.state == TrialState.RUNNING and set(AXES) <= t.params.keys()}
+    settings = (setting_of(trial) for trial in trials if trial.state == TrialState.RUNNING)
+    return {setting.fit.id for setting in settings if setting is not None}
 
 
 def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
@@ -207,7 +208,7 @@ class Unseen(BaseSampler):
             SpaceExhaustedError: there is none.
         """
         trials = study.get_trials(deepcopy=False)
-        seen = {setting_of(t) for t in trials if t.state != TrialState.FAIL and set(AXES) <= t.params.keys()}
+        seen = {setting_of(trial) for trial in trials if trial.state != TrialState.FAIL}
         free = list(unseen(self._space, seen, {*self.busy, *running_fits(trials)}))
         if not free:
             raise SpaceExhaustedError(trial._trial_id)

@@ -3,6 +3,9 @@
 One strict model per table. Unknown keys, wrong types and impossible values are refused with the file, the key and
 what is valid. Everything that changes a result is part of the fingerprint; how long a search runs and where it
 runs are not, so the same study can be continued with more trials or on other hardware.
+
+A stored study is read as the version that stored it meant it: through migrations, with today's defaults for options
+that it did not have. Two numbers say what changed between versions, and are raised by whoever changes it.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import math
 import os
 import tomllib
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
@@ -38,6 +42,12 @@ BETTER: dict[str, Direction] = {
 
 _MOST_BYTES = 2**20  # of a file that a person writes
 _MOST_MISTAKES = 20  # named at a time
+
+# Raise it where the same study file gives other numbers, by more than devices differ: 2 since a6b599d, before it 1.
+NUMERICS = 2
+# Raise it where a key of a study file changes its name, its meaning or its default, with a function in _MIGRATIONS.
+SCHEMA = 1
+
 _MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -252,7 +262,7 @@ class StudySpec(BaseModel):
 
         Left out: name, description, whether images are kept, the number of trials (a study can be continued), the
         device and the engine (both recorded per trial), the executor.
-        `target.file` is left out too, since the target's pixels are compared by their hash.
+        `target.file` is left out too, since the target's pixels are compared by their hash. Added is `numerics`.
         """
         tree = self.model_dump(
             mode="json",
@@ -261,7 +271,11 @@ class StudySpec(BaseModel):
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
         tree["space"] = {axis: list(values) for axis, values in vars(self.space.search_space).items()}
-        return {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)}
+        return {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)} | {"numerics": NUMERICS}
+
+    def stored(self) -> str:
+        """The whole study as JSON, for `stored_spec` of this and all later versions."""
+        return json.dumps({"schema": SCHEMA, **self.model_dump(mode="json")})
 
 
 def read_spec(path: Path, name: str | None = None) -> StudySpec:
@@ -364,6 +378,62 @@ def _mistakes(error: ValidationError, source: str) -> str:
     return "\n".join(lines + ([f"And {more:,} more mistakes."] if more > 0 else []))
 
 
+def stored_spec(text: str, source: str) -> tuple[StudySpec, list[str]]:
+    """Reads a study that any version has stored; an option that it did not have yet has its default.
+
+    Args:
+        text: what `StudySpec.stored` gave.
+        source: names it in errors.
+
+    Returns:
+        The study, and the keys in it that this version does not know, as those of a later one.
+
+    Raises:
+        UserError: it is not what any version stores.
+    """
+    try:
+        tree = json.loads(text)
+        schema = tree.pop("schema", 0)
+        while schema in _MIGRATIONS:
+            _MIGRATIONS[schema](tree)
+            schema += 1
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        raise UserError(
+            f"{source}: its study file cannot be read", "It was damaged or not stored by ddstudy."
+        ) from None
+    if schema != SCHEMA:
+        raise UserError(f"{source}: its study file is of a later version", "Look at it with the ddstudy that made it.")
+    unknown = list(_take_unknown(tree, StudySpec, ""))
+    return parse_spec(tree, source), unknown
+
+
+def _from_before_schemas(tree: dict[str, Any]) -> None:
+    """What had no number: at first the last iterate counted, and checks were unstable above the limit itself."""
+    stability = tree.setdefault("stability", {})
+    if "stop" not in stability:
+        stability["stop"] = 1.0
+        stability.pop("release", None)
+        tree.setdefault("fit", {}).setdefault("keep", "last")
+
+
+_MIGRATIONS = {0: _from_before_schemas}
+
+
+def _take_unknown(tree: dict[str, Any], model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Takes out what a model has no field for, and names it."""
+    for key in list(tree):
+        field = model.model_fields.get(key)
+        if field is None:
+            del tree[key]
+            yield prefix + key
+        elif isinstance(tree[key], dict) and _is_table(field.annotation):
+            yield from _take_unknown(tree[key], field.annotation, f"{prefix}{key}.")
+
+
+def _is_table(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def known_keys() -> list[tuple[str, str, str]]:
     """(dotted key, default as TOML or 'required', description) of everything that a study file may say."""
     return list(_keys(StudySpec, ""))
@@ -371,7 +441,7 @@ def known_keys() -> list[tuple[str, str, str]]:
 
 def _keys(model: type[BaseModel], prefix: str) -> Any:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_table(field.annotation):
             yield from _keys(field.annotation, f"{prefix}{name}.")
             continue
         if name == "name" and not prefix:
@@ -427,7 +497,7 @@ def _valid(location: list[Any]) -> str:
             hint = f"Did you mean '{near}'? " if near else ""
             return f"{hint}Valid in {table}: {', '.join(keys)}."
         field = model.model_fields[name]
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_table(field.annotation):
             model = field.annotation
             continue
         return f"Valid: {describe(field.annotation, field.metadata)} - {field.description}."

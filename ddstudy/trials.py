@@ -1,43 +1,190 @@
-"""Trials in Optuna's tables, so that the cost of one does not depend on how many there are.
+"""Studies and trials in Optuna's tables, written at a cost that does not grow and read whatever happened to them.
 
-A trial has some fifty rows. Optuna writes them one by one, counts all earlier trials for each new one, and reads every
-row of every trial to tell what is done. `TrialStorage` writes the same rows with one statement a table; `Results` reads
-only what a driver must know of a trial, and only until it has read that the trial is finished.
+A trial has some fifty rows. Optuna writes them one by one and counts all earlier trials for each new one; one row that
+it cannot read, after an edit by hand or on a bad disk, ends whatever reads the study. `TrialStorage` writes the same
+rows with one statement a table, and reads every trial for itself: one that cannot be read is left out, with the reason.
+Whether a trial is a result of ours, `ddstudy.records` says.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution, distribution_to_json
+from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.orm import aliased
 
-from ddstudy.settings import AXES, SearchSpace, Setting
+from ddstudy.settings import AXES, NOISES, TILINGS, SearchSpace, Setting
+
+T = TypeVar("T")
+
+
+class DamagedError(Exception):
+    """Why a study or a trial cannot be read, as the end of a sentence about it."""
 
 
 class TrialStorage(RDBStorage):
-    """Optuna's storage, with a faster way to write what is known of a trial at once."""
+    """Optuna's storage, which writes what is known of a trial at once and reads what can be read.
 
-    def describe(self, trial_id: int, known: FrozenTrial, mark: str) -> bool:
-        """Adds attributes and intermediate values to a RUNNING trial in one transaction; False if it is closed.
+    Attributes:
+        judges: of studies that are driven: whether Optuna and its samplers may see a trial.
+    """
 
-        May be called again: a trial that has the system attribute `mark` is left as it is.
+    def __init__(self, url: str, **options: Any) -> None:
+        self.judges: dict[int, Callable[[FrozenTrial], bool]] = {}
+        super().__init__(url, **options)
+        sa.event.listen(self.engine, "handle_error", _name_damage)
+
+    def read_studies(self) -> tuple[list[FrozenStudy], dict[str, str]]:
+        """The studies that can be read, in the order of their ids, and of each other its name and why it cannot."""
+        found, damaged = _read(self.engine, _STUDIES, "", _study)
+        return found, {f"{row[1]}": why for row, why in damaged.values()}
+
+    def read_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None = None,
+        *,
+        after: int = -1,
+        among: Iterable[int] = (),
+    ) -> tuple[list[FrozenTrial], dict[str, str]]:
+        """The trials of a study that can be read.
+
+        Args:
+            study_id: Optuna's.
+            states: only trials in these states.
+            after: only trials with a greater id,
+            among: or with one of these.
+
+        Returns:
+            The trials, in the order of their ids, and of each other its number and why it cannot be read.
         """
-        trial, attr, step = models.TrialModel, models.TrialSystemAttributeModel, models.TrialIntermediateValueModel
-        marked = sa.select(attr.key).where(attr.trial_id == trial_id, attr.key == mark)
+        which = f"study_id = {int(study_id)}"
+        if after >= 0:
+            wanted = ", ".join(str(trial_id) for trial_id in among if trial_id <= after)
+            which += f" AND (trial_id > {int(after)}{f' OR trial_id IN ({wanted})' * bool(wanted)})"
+        if states is not None:
+            names = ", ".join(f"'{state.name}'" for state in TrialState if state in states)
+            which += f" AND state IN ({names})"
+        found, damaged = _read(self.engine, _TRIALS, f"WHERE {which}", _trial)
+        left_out = {f"{row[1]}": why for row, why in damaged.values()}
+        if any(trial.values for trial in found):
+            with self.engine.connect() as connection:
+                objectives = len(connection.execute(_OBJECTIVES, {"study": study_id}).all())
+            odd = {
+                trial.number: len(trial.values) for trial in found if trial.values and len(trial.values) != objectives
+            }
+            found = [trial for trial in found if trial.number not in odd]
+            left_out |= {
+                f"{number}": f"it has {count} values for {objectives} objectives" for number, count in odd.items()
+            }
+        return found, left_out
+
+    # what Optuna asks for
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Of a study that can be read.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        ids = {study.study_name: study._study_id for study in self.read_studies()[0]}
+        if study_name not in ids:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return ids[study_name]
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """The studies that can be read."""
+        return self.read_studies()[0]
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """A trial that can be read.
+
+        Raises:
+            KeyError: there is none of this id, or it cannot be read.
+        """
+        # an id of more than 64 bits is no id of a trial
+        which = f"WHERE trial_id = {int(trial_id)}" if abs(trial_id) < 2**63 else "WHERE 1 = 0"
+        found, _ = _read(self.engine, _TRIALS, which, _trial)
+        if not found:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return found[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        trials, _ = self.read_trials(study_id, states, after=trial_id_greater_than, among=included_trial_ids)
+        return list(filter(self.judges.get(study_id), trials))
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        # Optuna would compare with the distribution of any other trial, which may be foreign or damaged; ours are
+        # those of the study. One that is given is taken without a look.
+        super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, distribution)
+
+    # writing
+
+    def make_table(self) -> None:
+        """Makes the table that keeps a setting from having two results, beside Optuna's, where it is missing."""
+        _MEASURED.create(self.engine, checkfirst=True)
+        with self.engine.begin() as connection:  # what it replaces: a mark that named a study, also in copies of it
+            connection.execute(sa.text("DROP INDEX IF EXISTS ddstudy_results"))
+
+    def add_result(self, study_id: int, trial: FrozenTrial, setting: Setting) -> bool:
+        """Adds a finished trial as the result of a setting, in one transaction; False if the setting has one."""
         with self.engine.begin() as connection:
+            trial_id = _add(connection, study_id, trial)
+            if _take(connection, study_id, setting, trial_id):
+                return True
+            connection.rollback()
+            return False
+
+    def describe_result(self, study_id: int, trial_id: int, known: FrozenTrial, setting: Setting) -> bool | None:
+        """Adds attributes and intermediate values to a RUNNING trial, as the result of a setting, in one transaction.
+
+        May be called again: a trial that is the result is left as it is.
+
+        Returns:
+            True if the trial only has to be told, None if it is closed, False if the setting has another result.
+        """
+        trial, step = models.TrialModel, models.TrialIntermediateValueModel
+        with self.engine.begin() as connection:
+            connection.execute(_LOCK, {"study": study_id})
             state = connection.scalar(sa.select(trial.state).where(trial.trial_id == trial_id).with_for_update())
             if state != TrialState.RUNNING:
-                return False
-            if connection.scalar(marked) is None:
+                return None
+            described = connection.scalar(_TRIAL_OF, {"study": study_id, "setting": setting.id}) == trial_id
+            if not described:
+                if not _take(connection, study_id, setting, trial_id):
+                    return False
                 told = set(connection.scalars(sa.select(step.step).where(step.trial_id == trial_id)))
                 known = copy.copy(known)
                 known.intermediate_values = {at: it for at, it in known.intermediate_values.items() if at not in told}
@@ -45,24 +192,68 @@ class TrialStorage(RDBStorage):
                     connection.execute(insert, rows)
         return True
 
+    def noted_results(self, study_id: int) -> dict[str, int]:
+        """Settings of a study that must not get a result, and the trials they have it of, but for RUNNING ones."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(_NOTED, {"study": study_id}).all()
+        return {row.setting: row.trial_id for row in rows if row.state != "RUNNING"}
+
+    def note_results(self, study_id: int, wrong: Mapping[str, int], missing: Mapping[str, int]) -> None:
+        """Corrects which trials are results: after copies, in a store of an earlier version, after edits by hand."""
+        with self.engine.begin() as connection:
+            for statement, those in ((_FORGET, wrong), (_NOTE, missing)):
+                if those:
+                    rows = [{"study": study_id, "setting": key, "trial": trial} for key, trial in those.items()]
+                    connection.execute(statement, rows)
+
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """A trial that is finished already is written with one statement a table, in one transaction."""
         if template_trial is None:
             return super().create_new_trial(study_id)
-        trial = {
-            "study_id": study_id,
-            "state": template_trial.state,
-            "datetime_start": template_trial.datetime_start,
-            "datetime_complete": template_trial.datetime_complete,
-        }
         with self.engine.begin() as connection:
-            connection.execute(_LOCK, {"study": study_id})  # as Optuna has it: the latest trial is that of any driver
-            latest = connection.scalar(_LATEST, {"study": study_id})
-            made = connection.execute(_NEW, {**trial, "number": 0 if latest is None else latest + 1})
-            trial_id = int(made.inserted_primary_key[0])  # type: ignore[index]  # there is one
-            for insert, rows in (*_outcomes(trial_id, template_trial), *_descriptions(trial_id, template_trial)):
-                connection.execute(insert, rows)
-        return trial_id
+            return _add(connection, study_id, template_trial)
+
+
+_MEASURED = sa.Table(
+    "ddstudy_measured",
+    sa.MetaData(),
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("setting", sa.String(100), primary_key=True),
+    sa.Column("trial_id", sa.Integer, nullable=False),
+)
+_TRIAL_OF = sa.text("SELECT trial_id FROM ddstudy_measured WHERE study_id = :study AND setting = :setting")
+_NOTED = sa.text(
+    "SELECT setting, ddstudy_measured.trial_id, state FROM ddstudy_measured "
+    "LEFT JOIN trials ON trials.trial_id = ddstudy_measured.trial_id WHERE ddstudy_measured.study_id = :study"
+)
+_FORGET = sa.text("DELETE FROM ddstudy_measured WHERE study_id = :study AND setting = :setting AND trial_id = :trial")
+_NOTE = sa.text("INSERT INTO ddstudy_measured VALUES (:study, :setting, :trial) ON CONFLICT DO NOTHING")
+# a trial that was closed as FAIL, or that is gone, is no result
+_TAKE = sa.text(
+    "INSERT INTO ddstudy_measured (study_id, setting, trial_id) VALUES (:study, :setting, :trial) "
+    "ON CONFLICT (study_id, setting) DO UPDATE SET trial_id = excluded.trial_id WHERE NOT EXISTS (SELECT 1 FROM trials "
+    "WHERE trials.trial_id = ddstudy_measured.trial_id AND trials.study_id = ddstudy_measured.study_id "
+    "AND trials.state <> 'FAIL') RETURNING trial_id"
+)
+
+
+def _take(connection: sa.Connection, study_id: int, setting: Setting, trial_id: int) -> bool:
+    """Makes a trial the result of a setting, under the lock on the study: without it a look would miss others."""
+    row = {"study": study_id, "setting": setting.id, "trial": trial_id}
+    return connection.execute(_TAKE, row).first() is not None
+
+
+def _add(connection: sa.Connection, study_id: int, trial: FrozenTrial) -> int:
+    """Writes a trial that is finished already; its id."""
+    times = {"datetime_start": _utc(trial.datetime_start), "datetime_complete": _utc(trial.datetime_complete)}
+    row: dict[str, Any] = {"study_id": study_id, "state": trial.state, **times}
+    connection.execute(_LOCK, {"study": study_id})  # as Optuna has it: the latest trial is that of any driver
+    latest = connection.scalar(_LATEST, {"study": study_id})
+    made = connection.execute(_NEW, {**row, "number": 0 if latest is None else latest + 1})
+    trial_id = int(made.inserted_primary_key[0])  # type: ignore[index]  # there is one
+    for insert, rows in (*_outcomes(trial_id, trial), *_descriptions(trial_id, trial)):
+        connection.execute(insert, rows)
+    return trial_id
 
 
 # statements are made once: to make one takes longer than to execute it
@@ -76,6 +267,7 @@ _LATEST = (
     .order_by(models.TrialModel.trial_id.desc())
     .limit(1)
 )
+_OBJECTIVES = sa.text("SELECT objective FROM study_directions WHERE study_id = :study")
 _INSERTS = {
     model: sa.insert(model.__table__)
     for model in (
@@ -131,82 +323,283 @@ def _with_id(trial_id: int, tables: Mapping[type[Any], list[dict[str, Any]]]) ->
             yield _INSERTS[model], [{"trial_id": trial_id, **row} for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run must know of a setting that has a result.
+# what is read: a table, its columns, and of each row's own tables the columns that follow the order
+_STUDIES = (
+    "studies",
+    "study_id, study_name",
+    {
+        "study_directions": "study_direction_id, direction, objective",
+        "study_user_attributes": "study_user_attribute_id, key, value_json",
+        "study_system_attributes": "study_system_attribute_id, key, value_json",
+    },
+)
+_TRIALS = (
+    "trials",
+    "trial_id, number, state, datetime_start, datetime_complete",
+    {
+        "trial_params": "param_id, param_name, param_value, distribution_json",
+        "trial_values": "trial_value_id, objective, value, value_type",
+        "trial_user_attributes": "trial_user_attribute_id, key, value_json",
+        "trial_system_attributes": "trial_system_attribute_id, key, value_json",
+        "trial_intermediate_values": "trial_intermediate_value_id, step, intermediate_value, intermediate_value_type",
+    },
+)
+_Described = tuple[str, str, Mapping[str, str]]
+_Row = Sequence[Any]
+_FEW = 500  # rows whose ids are listed in a statement
 
-    Attributes:
-        state: COMPLETE or PRUNED.
-        stable: whether it met the study's limits.
-        value: of the first objective, None where there is none.
-        images_lost: why its images could not be kept, known to who recorded it; empty if they were.
+
+def _read(
+    engine: sa.Engine, described: _Described, which: str, make: Callable[[_Row, Mapping[str, list[_Row]]], T]
+) -> tuple[list[T], dict[int, tuple[_Row, str]]]:
+    """What is made of rows, and of those that nothing can be made of the row and why, by id.
+
+    Rows come as the database has them: whatever SQLAlchemy or the driver would convert might fail for all at once.
     """
+    table, columns, _ = described
+    key = columns.partition(",")[0]
+    made: list[T] = []
+    damaged: dict[int, tuple[_Row, str]] = {}
+    try:
+        rows = list(_fetch(engine, described, which))
+    except Exception as error:  # any that a driver has for bytes that are no text, no time, no page of a database
+        if not _is_damage(error):
+            raise
+        rows = []
+        with engine.connect() as connection:
+            ids = list(connection.scalars(sa.text(f"SELECT {key} FROM {table} {which} ORDER BY {key}")))
+        for one in ids:
+            try:
+                rows += _fetch(engine, described, f"WHERE {key} = {one}")
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                damaged[one] = ((one, f"of id {one}"), f"the database cannot read it: {_first_line(error)}")
+    for row, parts in rows:
+        try:
+            made.append(make(row, parts))
+        except DamagedError as error:
+            damaged[row[0]] = (row, str(error))
+        except Exception as error:  # a stored value of a kind that nobody thought of
+            damaged[row[0]] = (row, f"it cannot be read: {type(error).__name__}: {_first_line(error)}")
+    return made, damaged
 
-    state: TrialState
-    stable: bool
-    value: float | None
-    images_lost: str = ""
+
+def _fetch(engine: sa.Engine, described: _Described, which: str) -> Iterator[tuple[_Row, Mapping[str, list[_Row]]]]:
+    table, columns, parts = described
+    key = columns.partition(",")[0]
+    with engine.connect() as connection:
+        heads = [tuple(row) for row in connection.execute(sa.text(f"SELECT {columns} FROM {table} {which}"))]
+        found: dict[int, dict[str, list[_Row]]] = {head[0]: defaultdict(list) for head in heads}
+        if not found:
+            return iter(())
+        few = f"{key} IN ({', '.join(map(str, found))})"
+        these = few if len(found) < _FEW else f"{key} BETWEEN {min(found)} AND {max(found)}"
+        for part, those in parts.items():
+            order = those.partition(",")[0]
+            rows = connection.execute(sa.text(f"SELECT {key}, {those} FROM {part} WHERE {these} ORDER BY {order}"))
+            for one, _, *values in rows:
+                if one in found:
+                    found[one][part].append(values)
+    return ((head, found[head[0]]) for head in sorted(heads, key=lambda head: int(head[0])))
 
 
-class Results:
-    """The results of one study, ours and those of other drivers, each read once.
+def _is_damage(error: Exception) -> bool:
+    """Whether an error tells of what is stored; else it tells of the way to the database."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return isinstance(error, OverflowError | TypeError | ValueError)  # Python's, about bytes, numbers and times
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", None) in (None, sqlite3.SQLITE_CORRUPT)
+    return isinstance(error, sa.exc.DataError)
 
-    Args:
-        engine: of the database.
-        study_id: Optuna's.
-        distributions: of the study's axes.
 
-    Attributes:
-        given_up: trials that tell of settings which could not be measured.
+def _name_damage(context: sa.ExceptionContext) -> None:
+    """Makes an error of the database of one that Python has with what a damaged file gave it."""
+    if isinstance(context.original_exception, UnicodeError):
+        cause = sqlite3.DatabaseError("a text in it is not UTF-8")
+        context.chained_exception = sa.exc.DatabaseError(context.statement, None, cause)
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", error)).strip().partition("\n")[0][:200]
+
+
+def _study(row: _Row, parts: Mapping[str, list[_Row]]) -> FrozenStudy:
+    study_id, name = row
+    directions = sorted(parts["study_directions"], key=lambda row: int(row[1]))
+    if not isinstance(name, str) or not name:
+        raise DamagedError(f"its name is {name!r}")
+    if not directions or [objective for _, objective in directions] != list(range(len(directions))):
+        raise DamagedError("the directions of its objectives are not complete")
+    if unknown := [direction for direction, _ in directions if direction not in StudyDirection.__members__]:
+        raise DamagedError(f"the direction of an objective is {unknown[0]!r}")
+    system_attrs = _attributes(parts["study_system_attributes"])
+    names = system_attrs.get("study:metric_names", [""] * len(directions))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != len(directions):
+        raise DamagedError("the names of its objectives cannot be read")
+    for key, value in system_attrs.items():  # what samplers keep
+        is_right = True
+        if ":parent:" in key:
+            is_right = value is None or (isinstance(value, list) and all(type(trial) is int for trial in value))
+        if key.startswith("qmc ("):
+            is_right = type(value) is int
+        if not is_right:
+            raise DamagedError(f"its attribute '{key}' is not what a sampler keeps")
+    return FrozenStudy(
+        study_name=name,
+        direction=None,
+        directions=[StudyDirection[direction] for direction, _ in directions],
+        user_attrs=_attributes(parts["study_user_attributes"]),
+        system_attrs=system_attrs,
+        study_id=study_id,
+    )
+
+
+def _trial(row: _Row, parts: Mapping[str, list[_Row]]) -> FrozenTrial:
+    trial_id, number, state, start, complete = row
+    if type(number) is not int or number < 0:
+        raise DamagedError(f"its number is {number!r}")
+    if state not in TrialState.__members__:
+        raise DamagedError(f"its state is {state!r}")
+    distributions = {name: _distribution_of(name, stored) for name, _, stored in parts["trial_params"]}
+    values = {objective: _number(value, kind) for objective, value, kind in parts["trial_values"]}
+    if set(values) != set(range(len(values))):
+        raise DamagedError("its values are not complete")
+    trial = FrozenTrial(
+        number=number,
+        state=TrialState[state],
+        value=None,
+        values=[values[objective] for objective in range(len(values))] or None,
+        datetime_start=_local(start),
+        datetime_complete=_local(complete),
+        params={name: _param(name, distributions[name], value) for name, value, _ in parts["trial_params"]},
+        distributions=distributions,
+        user_attrs=_attributes(parts["trial_user_attributes"]),
+        system_attrs=_attributes(parts["trial_system_attributes"]),
+        intermediate_values={
+            _step(step): _number(value, kind) for step, value, kind in parts["trial_intermediate_values"]
+        },
+        trial_id=trial_id,
+    )
+    _check(trial)
+    return trial
+
+
+def _check(trial: FrozenTrial) -> None:
+    """That a trial is what all of Optuna and its dashboard take it for.
+
+    Raises:
+        DamagedError: it is not.
     """
+    finished = trial.state.is_finished()
+    if trial.state != TrialState.WAITING and trial.datetime_start is None:
+        raise DamagedError("it has no time of its start")
+    if finished != (trial.datetime_complete is not None):
+        raise DamagedError(f"it is {trial.state.name} and has {'no' if finished else 'a'} time of its end")
+    if trial.state == TrialState.COMPLETE and (trial.values is None or any(value != value for value in trial.values)):
+        raise DamagedError("it is COMPLETE and has no value")
+    for key, value in trial.system_attrs.items():
+        if key == "constraints" or key.startswith("constraints:"):
+            limits = value if key == "constraints" else [value]
+            if not isinstance(limits, list) or not all(is_number(limit) for limit in limits):
+                raise DamagedError(f"its constraint '{key.partition(':')[2]}' is no number")
+        if key.endswith(":generation") and type(value) is not int:
+            raise DamagedError(f"its generation is {value!r}")
+        if key == "fixed_params" and not isinstance(value, dict):
+            raise DamagedError("what it was enqueued with is no table")
+        if key.startswith(ARTIFACTS_ATTR_PREFIX):
+            artifact_of(value)
 
-    def __init__(self, engine: sa.Engine, study_id: int, distributions: Mapping[str, BaseDistribution]) -> None:
-        self._engine = engine
-        self._distributions = distributions
-        self.given_up: dict[int, Setting] = {}
-        self._known: dict[Setting, Result] = {}
-        self._finished = 0  # every trial up to this id is finished and read
-        trial, value, param = models.TrialModel, models.TrialValueModel, models.TrialParamModel
-        attr, mark = models.TrialUserAttributeModel, aliased(models.TrialUserAttributeModel)
-        new = (trial.study_id == study_id, trial.trial_id > sa.bindparam("finished"))
-        self._of_results = (
-            sa.select(trial.trial_id, trial.state, value.value, value.value_type, attr.value_json, mark.value_json)
-            .outerjoin(value, (value.trial_id == trial.trial_id) & (value.objective == 0))
-            .outerjoin(attr, (attr.trial_id == trial.trial_id) & (attr.key == "stable"))
-            .outerjoin(mark, (mark.trial_id == trial.trial_id) & (mark.key == "given_up"))
-            .where(*new)
-            .order_by(trial.trial_id)
-        )
-        self._of_params = sa.select(param.trial_id, param.param_name, param.param_value).join(trial).where(*new)
 
-    def add(self, setting: Setting, result: Result) -> None:
-        """Notes what this driver has recorded itself."""
-        self._known.setdefault(setting, result)
+def artifact_of(value: Any) -> dict[str, Any]:
+    """What the system attribute of an image says: `artifact_id`, `filename`, `mimetype`.
 
-    def read(self) -> dict[Setting, Result]:
-        """All that is recorded by now, in the order in which it became known; a live view that only ever grows.
+    Raises:
+        DamagedError: it is no text of a table of these, or the id is no name of a file.
+    """
+    meta = _parsed(value, "an image of it")
+    named = [meta.get(key) for key in ("artifact_id", "filename", "mimetype")] if isinstance(meta, dict) else [None]
+    # a name, no path: what it names is shown
+    if not all(isinstance(name, str) and name for name in named) or set(str(named[0])) & set("/\\\0"):
+        raise DamagedError("an image of it has no name")
+    if str(named[0]).startswith("."):
+        raise DamagedError("an image of it has no name")
+    return dict(meta)
 
-        Drivers add and ask for trials under a lock on the study, so that trials appear in the order of their ids.
-        """
-        finished, value = {"finished": self._finished}, models.TrialValueModel
-        with self._engine.connect() as connection:
-            rows = connection.execute(self._of_results, finished).all()
-            settings: dict[int, dict[str, Any]] = {}
-            if rows:
-                for trial_id, name, number in connection.execute(self._of_params, finished):
-                    settings.setdefault(trial_id, {})[name] = self._distributions[name].to_external_repr(number)
-        unbroken = True
-        for trial_id, state, number, kind, stable, given_up in rows:
-            unbroken = unbroken and state.is_finished()
-            if unbroken:
-                self._finished = trial_id
-            if state == TrialState.FAIL and given_up == "true":
-                self.given_up[trial_id] = Setting(**{axis: settings[trial_id][axis] for axis in AXES})
-            if state in (TrialState.COMPLETE, TrialState.PRUNED):
-                setting = Setting(**{axis: settings[trial_id][axis] for axis in AXES})
-                score = None if kind is None else value.stored_repr_to_value(number, kind)
-                self.add(setting, Result(state, stable == "true", score))
-        return self._known
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number that fits a float; True and False are none."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _parsed(text: object, what: str) -> Any:
+    try:
+        return json.loads(text)  # type: ignore[arg-type]  # what else it may be, it raises for
+    except (TypeError, ValueError, RecursionError):
+        raise DamagedError(f"{what} is no JSON") from None
+
+
+def _attributes(rows: list[_Row]) -> dict[str, Any]:
+    if unnamed := [key for key, _ in rows if not isinstance(key, str)]:
+        raise DamagedError(f"an attribute of it is called {unnamed[0]!r}")
+    return {key: _parsed(value, f"its attribute '{key}'") for key, value in rows}
+
+
+@functools.lru_cache(maxsize=256)
+def _distribution(stored: Any) -> BaseDistribution:
+    distribution = json_to_distribution(stored)
+    hash(distribution)  # as Optuna will, which choices of any JSON do not allow
+    return distribution
+
+
+def _distribution_of(name: object, stored: object) -> BaseDistribution:
+    try:
+        return _distribution(stored)
+    except Exception:  # Optuna raises whatever its classes do for odd arguments
+        raise DamagedError(f"the distribution of its parameter '{name}' cannot be read") from None
+
+
+def _param(name: object, distribution: BaseDistribution, value: Any) -> Any:
+    odd = not isinstance(name, str) or not is_number(value) or value != value or abs(value) == float("inf")
+    # of choices, Optuna itself would take place -1 for the last and 1.5 for the second
+    if odd or (isinstance(distribution, CategoricalDistribution) and value not in range(len(distribution.choices))):
+        raise DamagedError(f"its parameter '{name}' is {value!r}")
+    try:
+        shown = distribution.to_external_repr(value)
+        distribution.to_internal_repr(shown)  # as whoever shows or samples it will
+        return shown
+    except (OverflowError, ValueError):
+        raise DamagedError(f"its parameter '{name}' is {value!r}") from None
+
+
+def _number(value: Any, kind: object) -> float:
+    odd = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
+    if kind in odd and value is None:
+        return odd[str(kind)]
+    if kind != "FINITE" or not is_number(value):
+        raise DamagedError(f"a value of it is {value!r}, {kind}")
+    return float(value)
+
+
+def _step(step: Any) -> int:
+    if type(step) is not int:
+        raise DamagedError(f"a step of its intermediate values is {step!r}")
+    return step
+
+
+def _local(stored: Any) -> datetime | None:
+    """A time as Optuna has it, local and naive, of one as it is stored: naive, in UTC."""
+    if stored is None:
+        return None
+    try:
+        time = stored if isinstance(stored, datetime) else datetime.fromisoformat(stored)
+        return time.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise DamagedError(f"a time of it is {stored!r}") from None
+
+
+def _utc(local: datetime | None) -> datetime | None:
+    return None if local is None else local.astimezone(UTC).replace(tzinfo=None)
 
 
 def count_marked(engine: sa.Engine, study_id: int, attribute: str) -> int:
@@ -242,6 +635,10 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     }
 
 
-def setting_of(trial: FrozenTrial) -> Setting:
-    """The setting that a trial measured or is measuring."""
-    return Setting(**{axis: trial.params[axis] for axis in AXES})
+def setting_of(trial: FrozenTrial) -> Setting | None:
+    """The setting that a trial measured or is measuring; None where its parameters are not those of a setting."""
+    values: list[Any] = [trial.params.get(axis) for axis in AXES]
+    k, s, l, iterations, noise, tiling = values
+    if not all(type(value) is int and value > 0 for value in (k, s, l, iterations)):
+        return None
+    return Setting(k, s, l, iterations, noise, tiling) if noise in NOISES and tiling in TILINGS else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,38 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
+from ddstudy.errors import UserError
+from ddstudy.records import NUMBERS, Record, records_of
 from ddstudy.settings import AXES
-from ddstudy.spec import StudySpec, parse_spec
+from ddstudy.spec import StudySpec, stored_spec
+from ddstudy.urls import shown_path
 
-_QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
-_NUMBERS = (
-    *_QUALITY,
-    *(f"{name}_1dd" for name in _QUALITY),
-    *(f"{name}_tiles" for name in ("psnr", "ssim", "vif")),
-    "cv_percent",
-    "sd_db",
-    "seconds",
-    "seconds_per_member",
-    "parameters",
-    "iterations_done",
-    "dead_members",
-    "waited_percent",
-)
+_SHOWN = 10  # trials that are named one by one
+
 _COLUMNS = (
     "number",
     "state",
     *AXES,
     "fit_id",
-    *_NUMBERS,
+    *NUMBERS,
     "stable",
     "reason",
     "device",
     "engine",
     "shared",
     "disturbed",
+    "version",
+    "commit",
     "started",
     "finished",
 )
@@ -61,13 +55,16 @@ class StudyView:
         facts: target, versions, commit and creation time, name -> text.
         trials: one row per finished trial, see `trials_table`.
         checks: one row per member and check of every fit, see `checks_table`.
+        left_out: finished trials that are in none of these: number -> what is wrong with it.
+        records: what the tables are made of.
     """
 
     name: str
     spec: StudySpec
     facts: dict[str, str]
     trials: pd.DataFrame
-    _recorded: Sequence[FrozenTrial] = field(default=(), repr=False)
+    left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
+    records: Sequence[Record] = field(default=(), repr=False)
     _artifacts: Path | None = field(default=None, repr=False)
 
     @property
@@ -78,7 +75,7 @@ class StudyView:
     @cached_property
     def checks(self) -> pd.DataFrame:
         """Made when asked for: it is long."""
-        return checks_table(self._recorded)
+        return checks_table(self.records)
 
     @cached_property
     def images(self) -> dict[int, dict[str, Path]]:
@@ -88,79 +85,127 @@ class StudyView:
         """
         if self._artifacts is None:
             return {}
-        found = {}
-        for trial in self._recorded:
-            metas = [json.loads(v) for k, v in trial.system_attrs.items() if k.startswith(ARTIFACTS_ATTR_PREFIX)]
-            found[trial.number] = {meta["filename"]: self._artifacts / meta["artifact_id"] for meta in metas}
-        return found
+        folder = self._artifacts
+        return {
+            record.number: {meta["filename"]: folder / meta["artifact_id"] for meta in record.images.values()}
+            for record in self.records
+        }
+
+    @property
+    def lost_images(self) -> str:
+        """How many images are missing or damaged, in words; empty if all are there."""
+        files = {path for images in self.images.values() for path in images.values()}
+        lost = sum(not is_whole(path) for path in files)
+        where = shown_path(self._artifacts)
+        kept = f"{lost} of {len(files)} images are missing or damaged in {where}" if lost else ""
+        never = sum("images" in record.attrs for record in self.records)
+        return ", ".join(filter(None, [kept, f"{never} trials never had theirs kept" * bool(never)]))
+
+    @property
+    def complaints(self) -> list[str]:
+        """What is left out, a line a trial, of many only the first."""
+        lines = [f"{self.name}: trial {number} is left out: {why}" for number, why in self.left_out.items()]
+        more = len(lines) - _SHOWN
+        return [*lines[:_SHOWN], f"{self.name}: {more:,} trials more are left out"] if more > 0 else lines
 
     @property
     def logs(self) -> dict[str, tuple[str, str]]:
         """Of every setting that was given up and has no result: why, and all that is known of its last failure."""
-        attrs = {trial.number: trial.user_attrs for trial in self._recorded}
+        logs = {record.number: record.log for record in self.records}
         failed = failed_settings(self.trials)
         rows = failed[["number", "fit_id", "iterations", "reason"]].itertuples(index=False, name=None)
-        return {f"{fit}-i{budget}": (why, attrs[number].get("log", "")) for number, fit, budget, why in rows}
+        return {f"{fit}-i{budget}": (why, logs[number]) for number, fit, budget, why in rows}
 
 
 def view_of(
-    name: str, attrs: Mapping[str, Any], trials: Sequence[FrozenTrial], artifacts: Path | None, where: str
+    study: FrozenStudy,
+    trials: Sequence[FrozenTrial],
+    artifacts: Path | None,
+    where: str,
+    damaged: Mapping[str, str] | None = None,
 ) -> StudyView:
     """A study to look at.
 
     Args:
-        name: of the study.
-        attrs: its user attributes.
+        study: as it is stored.
         trials: its trials, which are not changed.
         artifacts: folder of its images.
         where: the store, for messages.
+        damaged: trials that could not be read: number -> why.
 
     Raises:
-        UserError: its study file is of another version.
-        KeyError: it was not made by ddstudy.
+        UserError: it cannot be read, as one that was not made by ddstudy.
     """
-    spec = parse_spec(json.loads(attrs["ddstudy:spec"]), f"{where}: study '{name}' of another version")
-    return StudyView(name, spec, dict(json.loads(attrs["ddstudy:facts"])), trials_table(trials), trials, artifacts)
+    source = f"{where}: study '{study.study_name}'"
+    spec, _ = stored_spec(study.user_attrs.get("ddstudy:spec", ""), source)
+    if len(study.directions) != len(spec.objectives):
+        raise UserError(f"{source}: its objectives are not those of its study file", "It was damaged.")
+    records, refused = records_of(trials, spec)
+    left_out = {**(damaged or {}), **refused}
+    return StudyView(
+        study.study_name, spec, facts_of(study, source), trials_table(records), left_out, records, artifacts
+    )
 
 
-def trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+def facts_of(study: FrozenStudy, source: str) -> dict[str, str]:
+    """What is known of how a study was made, name -> text; the name of its target at least.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        facts = {str(key): str(value) for key, value in json.loads(study.user_attrs["ddstudy:facts"]).items()}
+        if re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){2}", facts.get("target shape", "1x1x1")):
+            return {"target": "an unknown target", **facts}
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        pass
+    raise UserError(f"{source}: its facts cannot be read", "They were damaged or not stored by ddstudy.")
+
+
+def trials_table(records: Sequence[Record]) -> pd.DataFrame:
     """Finished trials as a table, one row each, in the order of their numbers.
 
     Columns: `number`, `state`, the setting, every measurement under its plain name, `stable`, `reason`, `fit_id`,
-    `device`, `engine`, `shared`, `disturbed`, `started`, `finished`. Numbers that a trial lacks are NaN.
+    `device`, `engine`, `shared`, `disturbed`, `version`, `commit`, `started`, `finished`. Numbers that a trial lacks
+    are NaN.
     """
     rows = [
         {
-            "number": trial.number,
-            "state": trial.state.name,
-            **trial.params,
-            **{key: value for key, value in trial.user_attrs.items() if key not in ("curve", "log")},
-            "started": trial.datetime_start,
-            "finished": trial.datetime_complete,
+            **record.attrs,
+            "number": record.number,
+            "state": record.state.name,
+            **vars(record.setting),
+            "started": record.started,
+            "finished": record.finished,
         }
-        for trial in trials
-        if trial.state.is_finished() and set(AXES) <= trial.params.keys()
+        for record in records
     ]
     table = pd.DataFrame(rows)
     for column in (*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)):
         if column not in table:
-            table[column] = pd.Series(dtype="float64" if column in _NUMBERS else "object")
+            table[column] = pd.Series(dtype="float64" if column in NUMBERS else "object")
     order = [*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)]
     table = table[order]
-    return table.astype(dict.fromkeys(_NUMBERS, "float64"))
+    for column in set(order) - set(_COLUMNS):  # of others' attributes, whose kinds may differ from trial to trial
+        if table[column].dropna().map(_kind).nunique() > 1:
+            table[column] = table[column].map(str, na_action="ignore")
+    return table.astype(dict.fromkeys(NUMBERS, "float64"))
 
 
-def checks_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+def _kind(value: object) -> str:
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def checks_table(records: Sequence[Record]) -> pd.DataFrame:
     """The checks of every fit, from the trial of it that went furthest.
 
     Columns: `fit_id`, `iteration`, `seconds`, `member` and `psnr` (dB); one row per member and check.
     """
-    curves: dict[str, dict[str, list[Any]]] = {}
-    for trial in trials:
-        if "curve" in trial.user_attrs:
-            curve, fit = json.loads(trial.user_attrs["curve"]), trial.user_attrs["fit_id"]
-            if len(curve["iterations"]) > len(curves.get(fit, {"iterations": []})["iterations"]):
-                curves[fit] = curve
+    curves: dict[str, Mapping[str, list[Any]]] = {}
+    for record in records:
+        fit = record.setting.fit.id
+        if record.curve and len(record.curve["iterations"]) > len(curves.get(fit, {"iterations": []})["iterations"]):
+            curves[fit] = record.curve
     rows = [
         (fit, iteration, seconds, member, score)
         for fit, curve in curves.items()

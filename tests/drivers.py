@@ -70,7 +70,8 @@ def beside(store: Store, one: Driven) -> Driven:
     """Another driver of a study in this process, past the lock of a SQLite file."""
     study = one.study
     claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
-    return Driven(study, store.storage, one.spec, one.target, store.artifacts, claims, alone=store.is_sqlite)
+    made_by = {"version": "of the tests"}
+    return Driven(study, store.storage, one.spec, one.target, store.artifacts, claims, made_by, alone=store.is_sqlite)
 
 
 def write_study(folder: Path, *budgets: int) -> None:

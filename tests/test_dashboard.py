@@ -35,7 +35,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from ddstudy import dashboard
 from ddstudy.errors import UserError
 from ddstudy.report.panels import read_panels
-from ddstudy.store import Store, parse_url
+from ddstudy.store import Store
+from ddstudy.urls import parse_url
 
 PSNR = 31.25
 SPACE = {"k": IntDistribution(8, 64)}
@@ -639,8 +640,8 @@ def test_figures_are_made_anew_only_when_trials_arrive(ours, monkeypatch):
     made = []
     monkeypatch.setattr(dashboard, "publish", lambda view: made.append(len(view.trials)) or {})
     with Store(ours, read_only=True) as store:
-        trials = store.storage.get_all_trials(1)
-        figures = dashboard._Figures("ours", store.storage.get_study_user_attrs(1))
+        trials, [study] = store.storage.get_all_trials(1), store.storage.get_all_studies()
+        figures = dashboard._Figures(study)
     for seen in (trials[:20], trials[:20], trials):
         figures.follow(seen)
         figures._thread.join()
@@ -658,11 +659,12 @@ def test_warmed_up_the_first_page_finds_its_answer_and_its_figures(ours, monkeyp
         assert len(written) == 2
 
 
-def test_a_study_of_another_version_is_shown_without_our_figures(ours, monkeypatch):
+def test_a_study_of_a_later_version_is_shown_without_our_figures(ours, monkeypatch):
     monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
     with Store(ours, read_only=True) as store:
-        trials, attrs = store.storage.get_all_trials(1), store.storage.get_study_user_attrs(1)
-    figures = dashboard._Figures("ours", attrs | {"ddstudy:spec": '{"name": "ours", "unheard": 1}'})
+        trials, [study] = store.storage.get_all_trials(1), store.storage.get_all_studies()
+    study.user_attrs["ddstudy:spec"] = '{"name": "ours", "schema": 99}'
+    figures = dashboard._Figures(study)
     figures.follow(trials)
     figures._thread.join()
     assert figures.made == {}

@@ -14,8 +14,11 @@ import postgres
 import psycopg
 import pytest
 from drivers import Driver, Key, findings
+from optuna.exceptions import StorageInternalError
+from pgbouncer import bouncer
 
 from ddstudy import runner
+from ddstudy.store import Store
 
 FULL = ("full", "File too large", "No space left", "disk I/O error")
 READ_ONLY = ("read-only", "readonly", "Read-only", "Permission denied", "unable to open")
@@ -172,6 +175,24 @@ def test_a_server_that_becomes_read_only_is_named(folder: Path, truth: dict[Key,
     again = Driver(folder, *command)
     assert again.wait() == 0, again.output
     assert_sound(postgres_url, truth)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_pgbouncer_may_stand_before_the_server(
+    folder: Path, truth: dict[Key, float], postgres_url: str, mode: str
+) -> None:
+    with bouncer(postgres_url, mode) as url:
+        both = [Driver(folder, "run", "study.toml", "--store", url) for _ in range(2)]
+        assert [driver.wait(60) for driver in both] == [0, 0], [driver.output for driver in both]
+        for command in ("status", "report"):
+            look = Driver(folder, command, "--store", url)
+            assert look.wait(60) == 0, look.output
+        assert_sound(url, truth)
+        with Store(url, read_only=True) as store, pytest.raises(StorageInternalError):
+            store.storage.set_study_user_attr(1, "a", 1)
+        with Store(url) as store:  # whom a look before must not have made read-only, on the server's same connection
+            for _ in range(10):
+                store.storage.set_study_user_attr(1, "a", 1)
 
 
 def test_a_folder_of_images_that_breaks_costs_no_number(folder: Path, truth: dict[Key, float]) -> None:

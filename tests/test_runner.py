@@ -23,6 +23,7 @@ from ddstudy.errors import UserError
 from ddstudy.evaluate import Check, Job, Measurement
 from ddstudy.executors import Event, Failed, Finished, InProcess, Started
 from ddstudy.leases import AtWork
+from ddstudy.records import Result
 from ddstudy.runner import Progress
 from ddstudy.samplers import sampler
 from ddstudy.settings import Fit, Setting
@@ -30,7 +31,6 @@ from ddstudy.spec import StudySpec
 from ddstudy.store import Store
 from ddstudy.target import Target
 from ddstudy.terminal import announce
-from ddstudy.trials import Result
 
 MakeSpec = Callable[..., StudySpec]
 

@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -7,31 +8,41 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ddstudy.records import Result, Results
 from ddstudy.settings import AXES, Setting
-from ddstudy.trials import Result, Results, TrialStorage
+from ddstudy.spec import parse_spec
+from ddstudy.trials import TrialStorage, distributions
 
-SPACE = {
-    "k": IntDistribution(1, 999, log=True),
-    "s": IntDistribution(8, 16, log=True),
-    "l": IntDistribution(4, 5),
-    "iterations": IntDistribution(10, 500, log=True),
-    "noise": CategoricalDistribution(("uniform", "blur3")),
-    "tiling": CategoricalDistribution(("1x1", "4x5")),
-}
+SPEC = parse_spec(
+    {
+        "name": "a",
+        "space": {"k": [*range(1, 100)], "s": [8, 16], "l": [4, 5], "iterations": [10, 500]}
+        | {"noise": ["uniform", "blur3"], "tiling": ["1x1", "4x5"]},
+        "search": {"sampler": "tpe"},
+    },
+    "test",
+)
+SPACE = distributions(SPEC.space.search_space)
 
 
 def setting(k: int = 8) -> Setting:
     return Setting(k, 16, 5, 500, "blur3", "4x5")
 
 
+def measured(k: int = 8, **attrs: Any) -> dict[str, Any]:
+    """What a driver records of a result."""
+    curve = {"iterations": [500], "seconds": [1.5], "psnr_members": [[30.0, 31.0]]}
+    known = {"fit_id": setting(k).fit.id, "iterations_done": 500, "seconds": 1.5, "psnr": 30.25, "stable": True}
+    return known | {"shared": False, "device": "ä", "curve": json.dumps(curve), "version": "1"} | attrs
+
+
 def finished(k: int = 8, state: TrialState = TrialState.COMPLETE, **options: Any) -> FrozenTrial:
     described = {
         "values": [0.5],
-        "user_attrs": {"stable": True, "device": "ä", "curve": json.dumps([1.5, None])},
+        "user_attrs": measured(k),
         "system_attrs": {"artifact": "{}"},
         "intermediate_values": {500: 0.5, 501: float("inf"), 502: float("nan")},
         "constraints": {"cv_percent": -1.0},
@@ -43,9 +54,20 @@ def finished(k: int = 8, state: TrialState = TrialState.COMPLETE, **options: Any
     return trial
 
 
+@pytest.fixture(params=["UTC", "CET-1CEST", "NST3:30"], autouse=True)
+def _zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of this holds wherever it runs: times once were off by the zone's offset, which UTC hides."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 @pytest.fixture
 def storage(store_url: str) -> Iterator[TrialStorage]:
     opened = TrialStorage(store_url.replace("postgresql:", "postgresql+psycopg:"))
+    opened.make_table()
     yield opened
     opened.remove_session()
     opened.engine.dispose()
@@ -56,7 +78,7 @@ def study_of(storage: RDBStorage, name: str = "a", objectives: int = 1) -> int:
 
 
 def results_of(storage: TrialStorage, study: int) -> Results:
-    return Results(storage.engine, study, SPACE)
+    return Results(storage, study, SPEC)
 
 
 @contextmanager
@@ -127,8 +149,8 @@ def test_numbers_go_on_after_asked_trials_and_are_of_each_study(storage: TrialSt
 def test_only_running_trials_are_described(storage: TrialStorage) -> None:
     study = study_of(storage)
     asked = storage.create_new_trial(study)
-    assert storage.describe(asked, finished(), "artifact")
-    assert storage.describe(asked, finished(), "artifact")  # as after a connection that broke: nothing happens twice
+    for _ in range(2):  # as after a connection that broke: nothing happens twice
+        assert storage.describe_result(study, asked, finished(), setting()) is True
     described = storage.get_trial(asked)
     expected = finished()
     assert described.state == TrialState.RUNNING
@@ -137,8 +159,9 @@ def test_only_running_trials_are_described(storage: TrialStorage) -> None:
     assert described.intermediate_values[501] == float("inf")
     closed = storage.create_new_trial(study)
     storage.set_trial_state_values(closed, TrialState.FAIL)
-    assert not storage.describe(closed, finished(), "artifact")
+    assert storage.describe_result(study, closed, finished(9), setting(9)) is None
     assert not storage.get_trial(closed).user_attrs
+    assert storage.describe_result(study, storage.create_new_trial(study), finished(), setting()) is False
 
 
 def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_earlier(storage: TrialStorage) -> None:
@@ -148,9 +171,9 @@ def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_ear
     asked = storage.create_new_trial(study)  # another driver's search, which takes its time
     storage.create_new_trial(other, finished(99))
     storage.create_new_trial(study, finished(1))
-    given_up = finished(2, TrialState.FAIL, values=None, user_attrs={"given_up": True})
+    given_up = finished(2, TrialState.FAIL, values=None, user_attrs={"given_up": True, "version": "1"})
     failed = storage.create_new_trial(study, given_up)
-    storage.create_new_trial(study, finished(3, TrialState.PRUNED, user_attrs={"stable": False}))
+    storage.create_new_trial(study, finished(3, TrialState.PRUNED, user_attrs=measured(3, stable=False)))
     storage.create_new_trial(study, finished(4, values=[float("inf")]))
     expected = {
         setting(1): Result(TrialState.COMPLETE, True, 0.5),
@@ -166,10 +189,32 @@ def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_ear
         storage.set_trial_param(asked, axis, distribution.to_internal_repr(getattr(setting(6), axis)), distribution)
     assert results.read() is known
     assert setting(6) not in known
-    storage.set_trial_user_attr(asked, "stable", True)
+    for key, value in measured(6).items():
+        storage.set_trial_user_attr(asked, key, value)
     storage.set_trial_state_values(asked, TrialState.COMPLETE, [2.0])
     assert [it.k for it in results.read()] == [1, 3, 4, 5, 6]
     assert known[setting(6)] == Result(TrialState.COMPLETE, True, 2.0)
     with statements(storage.engine) as sent:
         assert len(results.read()) == 5
     assert len(sent) == 1  # all is finished and read: nothing more to fetch
+
+
+def test_what_is_read_is_what_optuna_reads(storage: TrialStorage, store_url: str) -> None:
+    study = study_of(storage, objectives=2)
+    asked = storage.create_new_trial(study)
+    storage.set_trial_param(asked, "noise", 1.0, SPACE["noise"])
+    values, steps = [0.5, float("-inf")], {500: 0.5, 501: float("inf")}  # no NaN, which is not equal to itself
+    for trial in (finished(values=values), finished(9, TrialState.FAIL, values=None)):
+        trial.intermediate_values = steps
+        storage.create_new_trial(study, trial)
+    optuna.load_study(study_name="a", storage=storage).enqueue_trial({"k": 7})
+    theirs = RDBStorage(store_url.replace("postgresql:", "postgresql+psycopg:"))
+    expected = theirs.get_all_trials(study)
+    assert len(expected) == 4
+    assert storage.get_all_trials(study) == expected
+    assert storage.get_trial(asked) == expected[0]
+    running = storage.get_all_trials(study, states=(TrialState.RUNNING,))
+    assert [trial._trial_id for trial in running] == [asked]
+    assert [vars(it) for it in storage.get_all_studies()] == [vars(it) for it in theirs.get_all_studies()]
+    theirs.remove_session()
+    theirs.engine.dispose()

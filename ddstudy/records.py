@@ -1,0 +1,263 @@
+"""Trials as ddstudy has them: the one place that reads the attributes of a trial, and refuses what is no trial of ours.
+
+A store may hold anything: trials that were edited by hand, copied, enqueued or added by Optuna. `records_of` takes what
+is sound and says of the rest what is wrong with it. All others - tables, reports, samplers, imports - take its records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
+from optuna.trial import FrozenTrial, TrialState
+
+from ddstudy.settings import AXES, Setting
+from ddstudy.spec import StudySpec
+from ddstudy.trials import DamagedError, TrialStorage, artifact_of, is_number, setting_of
+
+VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
+REUSED = "reused_from"  # study and number of the trial that a result was imported from
+QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
+NUMBERS = (
+    *QUALITY,
+    *(f"{name}_1dd" for name in QUALITY),
+    *(f"{name}_tiles" for name in ("psnr", "ssim", "vif")),
+    "cv_percent",
+    "sd_db",
+    "seconds",
+    "seconds_per_member",
+    "parameters",
+    "iterations_done",
+    "dead_members",
+    "waited_percent",
+)
+_TEXTS = ("fit_id", "reason", "device", "engine", "pruner", "images", "log", REUSED, VERSION, "commit")
+_FLAGS = ("stable", "shared", "disturbed", "given_up")
+_OF_ALL_RESULTS = ("fit_id", "iterations_done", "seconds")
+_OF_WHOLE_RESULTS = ("stable", "shared", "device", "curve")  # that no pruner stopped
+_RESULTS = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial of ours.
+
+    Attributes:
+        number: Optuna's, in its study.
+        trial_id: Optuna's, in its store.
+        state: COMPLETE, PRUNED or FAIL.
+        setting: what was to be measured.
+        attrs: every measurement and judgement under its plain name, without `curve` and `log`.
+        value: of the first objective, None where there is none.
+        constraints: name -> how far it is beyond its limit.
+        curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`; empty where none is kept.
+        log: all that is known of a failure.
+        images: system attribute -> what it says of the image, see `ddstudy.trials.artifact_of`.
+        started: when, naive local time; in a trial of the first version the local time of who ran it.
+        finished: the same of its end.
+    """
+
+    number: int
+    trial_id: int
+    state: TrialState
+    setting: Setting
+    attrs: Mapping[str, Any]
+    value: float | None
+    constraints: Mapping[str, float]
+    curve: Mapping[str, list[Any]]
+    log: str
+    images: Mapping[str, Mapping[str, Any]]
+    started: datetime
+    finished: datetime
+
+    @property
+    def has_result(self) -> bool:
+        """COMPLETE or PRUNED."""
+        return self.state in _RESULTS
+
+
+def records_of(trials: Sequence[FrozenTrial], spec: StudySpec) -> tuple[list[Record], dict[str, str]]:
+    """The finished trials of a study that are ours.
+
+    Args:
+        trials: of the study; they are not changed.
+        spec: the study.
+
+    Returns:
+        The records in the order of the trials, and of each trial that is finished and no record its number and why.
+        A FAIL without all parameters is neither: its driver died before it had asked for them.
+    """
+    records: dict[int, Record] = {}
+    refused: dict[str, str] = {}
+    asked: dict[str, int] = {}  # fit -> the most iterations that were asked for so far
+    for trial in trials:
+        setting = setting_of(trial)
+        passed = False
+        if setting is not None:
+            # a search asks for the last budget of a fit, then adds those that the fit passes on its way
+            passed = setting.iterations < asked.get(setting.fit.id, 0)
+            asked[setting.fit.id] = max(asked.get(setting.fit.id, 0), setting.iterations)
+        failed_early = trial.state == TrialState.FAIL and not set(AXES) <= trial.params.keys()
+        if not trial.state.is_finished() or failed_early:
+            continue
+        added = passed or spec.search.sampler == "grid" or REUSED in trial.user_attrs
+        try:
+            if trial.number in records:
+                raise DamagedError("another trial has its number")
+            records[trial.number] = _record(trial, setting, spec, added=added)
+        except DamagedError as error:
+            refused[str(trial.number)] = str(error)
+    return list(records.values()), refused
+
+
+def is_sound(trial: FrozenTrial, spec: StudySpec) -> bool:
+    """Whether a trial of a study is ours: finished with a record, or not finished."""
+    return not records_of([trial], spec)[1]
+
+
+def _record(trial: FrozenTrial, setting: Setting | None, spec: StudySpec, *, added: bool) -> Record:
+    attrs, has_result = trial.user_attrs, trial.state in _RESULTS
+    if setting is None:
+        raise DamagedError("its parameters are not those of a setting")
+    if has_result:
+        space = spec.space.search_space
+        if outside := [axis for axis in AXES if getattr(setting, axis) not in getattr(space, axis)]:
+            raise DamagedError(f"{outside[0]} = {getattr(setting, outside[0])} is not in the lists of the study")
+        wanted = _OF_ALL_RESULTS + _OF_WHOLE_RESULTS * ("pruner" not in attrs)
+        if missing := [key for key in wanted if key not in attrs]:
+            raise DamagedError(f"it is no result of ddstudy: it has no attribute '{missing[0]}'")
+    kinds = ((NUMBERS, is_number, "number"), (_TEXTS, _is_text, "text"), (_FLAGS, _is_flag, "flag"))
+    for keys, is_right, what in kinds:
+        if odd := [key for key in keys if key in attrs and not is_right(attrs[key])]:
+            raise DamagedError(f"its attribute '{odd[0]}' is no {what}")
+    if has_result and attrs["fit_id"] != setting.fit.id:
+        raise DamagedError("its attribute 'fit_id' is of another fit")
+    if trial.state == TrialState.COMPLETE:
+        if "psnr" not in attrs or "pruner" in attrs:
+            raise DamagedError("it is COMPLETE and no result of ddstudy: it has no attribute 'psnr'")
+        if len(trial.values) != len(spec.objectives):
+            raise DamagedError(f"it has {len(trial.values)} values, the study {len(spec.objectives)} objectives")
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        raise DamagedError("it has no times")
+    # the first version wrote what it added in local time; what it asked for and all of later ones is in UTC
+    time = _as_stored if added and has_result and VERSION not in attrs else _as_read
+    images = {k: artifact_of(v) for k, v in trial.system_attrs.items() if k.startswith(ARTIFACTS_ATTR_PREFIX)}
+    return Record(
+        trial.number,
+        trial._trial_id,
+        trial.state,
+        setting,
+        {key: _plain(value) for key, value in attrs.items() if key not in ("curve", "log")},
+        trial.values[0] if trial.values else None,
+        trial.constraints,
+        _curve(attrs["curve"]) if "curve" in attrs else {},
+        attrs.get("log", ""),
+        images,
+        time(trial.datetime_start),
+        time(trial.datetime_complete),
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """What others have added to a trial may be any JSON; tables hold numbers, texts and flags."""
+    return value if value is None or isinstance(value, str | bool) or is_number(value) else json.dumps(value)
+
+
+def _curve(text: object) -> dict[str, list[Any]]:
+    """The checks of a fit.
+
+    Raises:
+        DamagedError: they are not what a fit tells.
+    """
+    try:
+        curve = json.loads(text)  # type: ignore[arg-type]  # what else it may be, it raises for
+        iterations, seconds, members = (curve[key] for key in ("iterations", "seconds", "psnr_members"))
+        rows = [(*row, *scores) for *row, scores in zip(iterations, seconds, members, strict=True)]
+        is_sound = len({len(row) for row in rows}) <= 1 and all(is_number(value) for row in rows for value in row)
+        if is_sound and all(type(iteration) is int for iteration in iterations):
+            return {"iterations": iterations, "seconds": seconds, "psnr_members": members}
+    except (KeyError, RecursionError, TypeError, ValueError):
+        pass
+    raise DamagedError("its attribute 'curve' is not that of a fit")
+
+
+def _as_read(time: datetime) -> datetime:
+    return time
+
+
+def _as_stored(time: datetime) -> datetime:
+    return time.astimezone(UTC).replace(tzinfo=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run must know of a setting that has a result.
+
+    Attributes:
+        state: COMPLETE or PRUNED.
+        stable: whether it met the study's limits.
+        value: of the first objective, None where there is none.
+        images_lost: why its images could not be kept, known to who recorded it; empty if they were.
+    """
+
+    state: TrialState
+    stable: bool
+    value: float | None
+    images_lost: str = ""
+
+
+class Results:
+    """The results of one study, ours and those of other drivers, each read once.
+
+    Args:
+        storage: that holds it.
+        study_id: Optuna's.
+        spec: the study.
+
+    Attributes:
+        given_up: trials that tell of settings which could not be measured.
+        trials: settings that have a result, by their identity, and the trials that were read to be it.
+    """
+
+    def __init__(self, storage: TrialStorage, study_id: int, spec: StudySpec) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._spec = spec
+        self.given_up: dict[int, Setting] = {}
+        self.trials: dict[str, int] = {}
+        self._known: dict[Setting, Result] = {}
+        self._finished = -1  # every trial up to this id is finished and read
+
+    def add(self, setting: Setting, result: Result) -> None:
+        """Notes what this driver has recorded itself."""
+        self._known.setdefault(setting, result)
+
+    def read(self) -> dict[Setting, Result]:
+        """All that is recorded by now, in the order in which it became known; a live view that only ever grows.
+
+        Drivers add and ask for trials under a lock on the study, so that trials appear in the order of their ids.
+        """
+        trials, _ = self._storage.read_trials(self._study_id, after=self._finished)
+        for trial in trials:
+            if not trial.state.is_finished():
+                break
+            self._finished = trial._trial_id
+        for record in records_of(trials, self._spec)[0]:
+            if record.attrs.get("given_up"):
+                self.given_up[record.trial_id] = record.setting
+            if record.has_result:
+                self.trials.setdefault(record.setting.id, record.trial_id)
+                self.add(record.setting, Result(record.state, record.attrs.get("stable", False), record.value))
+        return self._known

@@ -1,0 +1,236 @@
+"""Stores that were edited by hand or damaged on a disk: what can be read is shown, the rest is named, nothing breaks.
+
+The edits are seeded: NULLs, wrong types, broken JSON, unknown states, missing rows, odd distributions and dates in
+every table and column, of a real store. What they look for is any traceback, and an answer 500.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from old_stores import restore
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+from test_dashboard import call
+
+from ddstudy import cli, dashboard
+from ddstudy.errors import UserError
+from ddstudy.notebook import open_study
+from ddstudy.samplers import sampler
+from ddstudy.spec import read_spec
+from ddstudy.store import Store
+from ddstudy.target import load_target
+
+Cli = Callable[..., tuple[int, str, str]]
+ODD = [
+    *(None, "", "abc", "{", "[]", "{}", "null", '"text"', "NaN", "1e999", "-1", "1.5", "true", '{"a": 1}', "9" * 5000),
+    *(-1, 0, 1, 2**63 - 1, 1.5, float("inf"), -1e308, b"\xff\xfe", "[" * 3000, '"\\ud800"', "<b>"),
+    *("0001-01-01 00:00:00", "9999-12-31 23:59:59", "2026-11-27", "DONE", "RUNNING", "WAITING", "FAIL", "INF_POS"),
+    *('{"name": "IntDistribution", "attributes": {"log": true, "step": 1, "low": 5, "high": 1}}',),
+    *('{"name": "CategoricalDistribution", "attributes": {"choices": [[1], {"a": 2}]}}',),
+]
+KEYS = ["stable", "psnr", "constraints:x", "artifacts:x", "fixed_params", "state", "NSGAIISampler:generation", "", None]
+FORGIVING = (" NOT NULL", "")  # as tables are that were rebuilt by hand
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store that is sound."""
+    folder = tmp_path_factory.mktemp("sound")
+    restore(Path(__file__).parent / "data" / "store-87a1aef.sql.gz", folder)
+    return folder
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def ddstudy(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Cli:
+    """Runs a command on the store in this process: exit code, output, errors."""
+    monkeypatch.setenv("DDSTUDY_STORE", f"sqlite:///{folder / 'old.db'}")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ddstudy", *arguments])
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out.getvalue(), err.getvalue()
+
+    return run
+
+
+def edit(file: Path, random: Random) -> None:
+    """One to three edits by hand, of rows and columns drawn at random."""
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for _ in range(random.choice([1, 1, 1, 2, 3])):
+            table = random.choice(tables)
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            ids = [row[0] for row in database.execute(f"SELECT rowid FROM {table}")]
+            column = random.choice(columns)
+            value: object = random.choice(KEYS if column == "key" else ODD)
+            if column == "value_json" and random.random() < 0.7:
+                value = json.dumps(random.choice(["x", None, 1, -1, [], {}, 1.5, True, float("nan"), 10**30]))
+            with contextlib.suppress(sqlite3.IntegrityError):
+                if not ids:
+                    continue
+                if random.random() < 0.1:
+                    database.execute(f"DELETE FROM {table} WHERE rowid = ?", (random.choice(ids),))
+                else:
+                    database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (value, random.choice(ids)))
+
+
+def flip(file: Path, random: Random) -> None:
+    """Bytes that a bad disk changed; the file may end early, too."""
+    content = bytearray(file.read_bytes())
+    for _ in range(random.choice([1, 3, 10, 40])):
+        content[random.randrange(100, len(content))] = random.randrange(256)
+    file.write_bytes(content[: random.choice([len(content)] * 9 + [random.randrange(len(content))])])
+
+
+def forgive(file: Path) -> None:
+    """Takes NOT NULL from all columns."""
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE type = 'table'", FORGIVING)
+
+
+def drive(folder: Path, name: str) -> None:
+    """Begins to go on with a study: reads what is done and asks for more."""
+    spec = read_spec(folder / f"{name}.toml")
+    in_words = (UserError, StorageInternalError, SQLAlchemyError)  # by the command line
+    with contextlib.suppress(*in_words), Store(f"sqlite:///{folder / 'old.db'}") as store:
+        driven = store.drive(spec, load_target(spec.target), sampler(spec))
+        driven.study.sampler = sampler(spec, len(driven.measured()))
+        if len(driven.measured()) < len(spec.space.search_space):
+            driven.ask()
+
+
+@pytest.mark.parametrize(("damage", "cases"), [(edit, 20), (flip, 12)])
+def test_no_damage_ends_in_a_traceback(
+    sound: Path, folder: Path, ddstudy: Cli, damage: Callable[[Path, Random], None], cases: int
+) -> None:
+    codes = set()
+    for seed in range(cases):
+        random = Random(seed)
+        for name in ("old.db", "old.db-wal", "old.db-shm"):
+            (folder / name).unlink(missing_ok=True)
+        file = folder / "old.db"
+        shutil.copy(sound / "old.db", file)
+        if random.random() < 0.5:
+            forgive(file)
+        damage(file, random)
+        name = random.choice(["grid", "tpe", "pareto"])
+        for command in (("status",), ("export", name), *[("report", name)] * (seed % 8 == 0)):
+            code, _, err = ddstudy(*command)
+            codes.add(code)
+            assert code in (0, 1, 2), (seed, err)
+            assert (code == 0) == (not err), (seed, err)
+            assert len(err.splitlines()) <= 14, (seed, err)
+        with contextlib.suppress(UserError), Store(f"sqlite:///{file}", read_only=True) as store:
+            app = dashboard.app(store.storage, None)
+            for path in ("/api/studies", *(f"/api/studies/{study}" for study in (1, 2, 3))):
+                assert call(app, "GET", path)[0] in (200, 404, 503), (seed, path)
+        drive(folder, name)
+    assert codes == {0, 1, 2}
+
+
+TRIAL_2 = "(SELECT trial_id FROM trials WHERE number = 2 AND study_id = 1)"
+
+
+@pytest.mark.parametrize(
+    ("edits", "why"),
+    [
+        (f"UPDATE trials SET state = 'DONE' WHERE trial_id = {TRIAL_2}", "its state is 'DONE'"),
+        (f"UPDATE trials SET datetime_start = 'noon' WHERE trial_id = {TRIAL_2}", "a time of it is 'noon'"),
+        (
+            f"UPDATE trials SET datetime_complete = NULL WHERE trial_id = {TRIAL_2}",
+            "it is COMPLETE and has no time of its",
+        ),
+        (f"DELETE FROM trial_values WHERE trial_id = {TRIAL_2}", "it is COMPLETE and has no value"),
+        (
+            f"UPDATE trial_user_attributes SET value_json = '{{' WHERE key = 'psnr' AND trial_id = {TRIAL_2}",
+            "its attribute 'psnr' is no JSON",
+        ),
+        (
+            f"UPDATE trial_user_attributes SET value_json = '\"30\"' WHERE key = 'psnr' AND trial_id = {TRIAL_2}",
+            "its attribute 'psnr' is no number",
+        ),
+        (
+            f"DELETE FROM trial_user_attributes WHERE key = 'stable' AND trial_id = {TRIAL_2}",
+            "it is no result of ddstudy: it has no attribute 'stable'",
+        ),
+        (
+            f"UPDATE trial_user_attributes SET value_json = '\"[]\"' WHERE key = 'curve' AND trial_id = {TRIAL_2}",
+            "its attribute 'curve' is not that of a fit",
+        ),
+        (
+            f"UPDATE trial_params SET param_value = 7 WHERE param_name = 'tiling' AND trial_id = {TRIAL_2}",
+            "its parameter 'tiling' is 7.0",
+        ),
+        (
+            f"UPDATE trial_params SET distribution_json = '{{}}' WHERE param_name = 'k' AND trial_id = {TRIAL_2}",
+            "the distribution of its parameter 'k' cannot be read",
+        ),
+        (
+            f"UPDATE trial_system_attributes SET value_json = '\"x\"' WHERE key LIKE 'constraints:c%' "
+            f"AND trial_id = {TRIAL_2}",
+            "its constraint 'cv_percent' is no number",
+        ),
+    ],
+)
+def test_a_trial_that_cannot_be_read_is_named_and_the_others_are_shown(
+    folder: Path, ddstudy: Cli, edits: str, why: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "old.db")) as database, database:
+        assert database.execute(edits).rowcount == 1
+    code, out, err = ddstudy("status")
+    assert code == 1
+    assert f"grid: trial 2 is left out: {why}" in err
+    assert len(err.splitlines()) == 2
+    assert "tpe" in out
+    assert "pareto" in out
+    code, out, err = ddstudy("export", "grid")
+    assert (code, "(3 trials)" in out, why in err) == (1, True, True)
+    assert ddstudy("export", "tpe")[0] == 0
+    with pytest.warns(UserWarning, match="grid: trial 2 is left out"):
+        assert len(open_study(f"sqlite:///{folder / 'old.db'}", "grid").trials) == 3
+    spec = read_spec(folder / "grid.toml")
+    with Store(f"sqlite:///{folder / 'old.db'}") as store:
+        driven = store.drive(spec, load_target(spec.target), sampler(spec))
+        assert len(driven.measured()) == 3
+        free = next(setting for setting in spec.space.search_space if setting not in driven.measured())
+        assert driven.claims.take(free.fit.id)  # and may be measured again
+
+
+@pytest.mark.parametrize("key", ["spec", "facts"])
+def test_a_study_that_cannot_be_read_is_named_and_the_others_are_shown(folder: Path, ddstudy: Cli, key: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "old.db")) as database, database:
+        where = f"key = 'ddstudy:{key}' AND study_id = 2"
+        database.execute(f"UPDATE study_user_attributes SET value_json = '\"{{\"' WHERE {where}")
+        database.execute("UPDATE study_directions SET direction = 'UP' WHERE study_id = 3")
+    code, out, err = ddstudy("status")
+    assert code == 1
+    assert "study 'pareto' cannot be read: the direction of an objective is 'UP'" in err
+    assert "study 'tpe': its " in err
+    assert "cannot be read" in err
+    assert "grid" in out
+    for name in ("tpe", "pareto"):
+        code, _, err = ddstudy("export", name)
+        assert (code, f"study '{name}'" in err, len(err.splitlines())) == (2, True, 2)
+        code, _, err = ddstudy("run", str(folder / f"{name}.toml"))
+        assert (code, f"study '{name}'" in err, len(err.splitlines())) == (2, True, 2)
+    assert ddstudy("export", "grid")[0] == 0
