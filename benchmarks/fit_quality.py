@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Job, problem
-from ddstudy.executors import usable_cores
+from ddstudy.execution.executors import usable_cores
 from ddstudy.fit import Method, choose, fit
-from ddstudy.settings import Fit
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
-from ddstudy.target import load_target
+from ddstudy.images.volumes import load_target
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.study.evaluate import Job, problem
 
 SETTINGS = [(16, 8, 4), (32, 16, 4), (64, 16, 5)]
 

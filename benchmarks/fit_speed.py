@@ -28,15 +28,15 @@ from typing import NamedTuple
 
 import torch
 
-from ddstudy.decoder import Geometry
-from ddstudy.evaluate import Job, device_name, problem
-from ddstudy.executors import resolve_device, usable_cores
+from ddstudy.execution.executors import resolve_device, usable_cores
 from ddstudy.fit import Problem, Snapshot, choose, fit
 from ddstudy.fit.reference import DeepDecoder
-from ddstudy.metrics import psnr
-from ddstudy.settings import Fit
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
-from ddstudy.target import Target, join, load_target
+from ddstudy.images.metrics import psnr
+from ddstudy.images.volumes import Target, join, load_target
+from ddstudy.priors.deep_decoder import Geometry
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.study.evaluate import Job, device_name, problem
 
 STRETCHES = 5
 # floating-point operations per channel and pixel: bilinear blend 2, ReLU 1, sums 3

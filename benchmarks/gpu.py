@@ -39,12 +39,12 @@ from typing import Any
 import torch
 from fit_speed import floor_ms, measured_rates, median_seconds
 
-from ddstudy.evaluate import Job, device_name, problem
 from ddstudy.fit import Problem, choose, fit, fused
-from ddstudy.runner import operations
-from ddstudy.settings import Fit
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
-from ddstudy.target import Target, load_target
+from ddstudy.images.volumes import Target, load_target
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
+from ddstudy.study.evaluate import Job, device_name, problem
+from ddstudy.study.runner import operations
 
 KS = (8, 16, 32, 64, 96, 128, 192)
 DEVICE = "cuda"

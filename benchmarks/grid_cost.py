@@ -22,15 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.evaluate import Job, device_name, problem
-from ddstudy.executors import resolve_device, usable_cores
+from ddstudy.execution.executors import resolve_device, usable_cores
 from ddstudy.fit import Problem, choose, fit
 from ddstudy.fit.reference import DeepDecoder
-from ddstudy.metrics import psnr
-from ddstudy.runner import operations
-from ddstudy.settings import Fit, budgets_by_fit
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
-from ddstudy.target import join, load_target
+from ddstudy.images.metrics import psnr
+from ddstudy.images.volumes import join, load_target
+from ddstudy.spec.axes import Fit, budgets_by_fit
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
+from ddstudy.study.evaluate import Job, device_name, problem
+from ddstudy.study.runner import operations
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ from typing import Literal
 
 import pandas as pd
 
-from ddstudy.evaluate import Job, Measurement, evaluate
-from ddstudy.executors import usable_cores
-from ddstudy.settings import Fit, Noise, Tiling
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
-from ddstudy.stability import violations
-from ddstudy.target import load_target
+from ddstudy.execution.executors import usable_cores
+from ddstudy.images.volumes import load_target
+from ddstudy.spec.axes import Fit, Noise, Tiling
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.stability import violations
 
 BUDGETS = (500, 1000, 2000)
 KEEPS: tuple[Literal["last", "best", "average"], ...] = ("last", "best", "average")

@@ -12,11 +12,11 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from ddstudy.evaluate import Job
-from ddstudy.executors import Failed, InProcess, Layout, Threads, layout, usable_cores
-from ddstudy.settings import Fit
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
-from ddstudy.target import Target, load_target
+from ddstudy.execution.executors import Failed, InProcess, Layout, Threads, layout, usable_cores
+from ddstudy.images.volumes import Target, load_target
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.study.evaluate import Job
 
 
 def main() -> None:

@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 import stub_fits
 
-from ddstudy import runner
-from ddstudy.evaluate import Job, evaluate
-from ddstudy.executors import Failed, InProcess, usable_cores
-from ddstudy.ray_pool import Ray, Wish
-from ddstudy.samplers import sampler
-from ddstudy.settings import Fit
-from ddstudy.spec import ExecutorSpec, FitSpec, NoiseSpec, StabilitySpec, TargetSpec, parse_spec, read_spec
-from ddstudy.store import Store
-from ddstudy.target import Target, load_target
+from ddstudy.execution.executors import Failed, InProcess, usable_cores
+from ddstudy.execution.ray_pool import Ray, Wish
+from ddstudy.images.volumes import Target, load_target
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import ExecutorSpec, FitSpec, NoiseSpec, StabilitySpec, TargetSpec, parse_spec, read_spec
+from ddstudy.store.database import Store
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Job, evaluate
+from ddstudy.study.samplers import sampler
 
 HERE = Path(__file__).parent
 ONE = FitSpec(members=1, device="cpu")  # one thread each

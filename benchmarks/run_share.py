@@ -25,14 +25,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ddstudy import cli, metrics, runner
-from ddstudy.samplers import sampler
-from ddstudy.spec import StudySpec, parse_spec, read_spec
-from ddstudy.store import Store
-from ddstudy.target import load_target
+from ddstudy import cli
+from ddstudy.images import metrics
+from ddstudy.images.volumes import load_target
+from ddstudy.spec.schema import StudySpec, parse_spec, read_spec
+from ddstudy.store.database import Store
+from ddstudy.study import runner
+from ddstudy.study.samplers import sampler
 from ddstudy.terminal import announce
 
-PACKAGED = Path(runner.__file__).parent / "data" / "quick.toml"
+PACKAGED = Path(cli.__file__).parent / "data" / "quick.toml"
 
 
 def whole_slice(device: str, quick: bool) -> StudySpec:
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter fits at 256x320")
     options = parser.parse_args()
-    from ddstudy.executors import resolve_device
+    from ddstudy.execution.executors import resolve_device
 
     device = resolve_device(options.device)
     columns = ("fits", "slots", "fitting", "wall", "share", "announced", "left", "disturbed")

@@ -29,14 +29,14 @@ import optuna
 import pandas as pd
 import torch
 
-from ddstudy import runner
-from ddstudy.evaluate import Job, Measurement
-from ddstudy.executors import Event, Finished
-from ddstudy.samplers import sampler
-from ddstudy.settings import AXES, Setting, budgets_by_fit
-from ddstudy.spec import StudySpec, parse_spec, read_spec
-from ddstudy.store import Store
-from ddstudy.target import Target
+from ddstudy.execution.executors import Event, Finished
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import AXES, Setting, budgets_by_fit
+from ddstudy.spec.schema import StudySpec, parse_spec, read_spec
+from ddstudy.store.database import Store
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Job, Measurement
+from ddstudy.study.samplers import sampler
 
 ROOT = Path(__file__).parent
 WITHIN_DB = 0.1
@@ -98,11 +98,11 @@ class Replay:
         return 1
 
     def submit(self, ticket: str, job: Job) -> None:
-        """See `ddstudy.executors.Executor`."""
+        """See `ddstudy.execution.executors.Executor`."""
         self._waiting.append((ticket, job))
 
     def events(self) -> Iterator[tuple[str, Event]]:
-        """See `ddstudy.executors.Executor`."""
+        """See `ddstudy.execution.executors.Executor`."""
         nothing = np.zeros((1, 1, 1), dtype=np.float32)
         while self._waiting:
             ticket, job = self._waiting.popleft()

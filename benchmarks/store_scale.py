@@ -38,16 +38,16 @@ import numpy as np
 import optuna
 import sqlalchemy as sa
 
-from ddstudy import runner
-from ddstudy.evaluate import Job, Measurement, evaluate
-from ddstudy.executors import Event, Finished
-from ddstudy.leases import RESULT_OF
-from ddstudy.samplers import sampler
-from ddstudy.settings import Fit, Setting
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec, StudySpec, parse_spec
-from ddstudy.store import Store, parse_url
-from ddstudy.target import Target
-from ddstudy.trials import distributions
+from ddstudy.execution.executors import Event, Finished
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import Fit, Setting
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, StudySpec, parse_spec
+from ddstudy.store.database import Store, parse_url
+from ddstudy.store.leases import RESULT_OF
+from ddstudy.store.optuna_rows import distributions
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.samplers import sampler
 
 BUDGETS = [2000, 5000, 7000]
 MARGIN = 99  # trials that are really run at either end

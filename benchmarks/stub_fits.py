@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddstudy.evaluate import Check, Job, Measurement
+from ddstudy.study.evaluate import Check, Job, Measurement
 
 OUTPUT = np.zeros((1, 256, 320), np.float32)  # what a fit of the thesis' slice sends back
 

@@ -28,7 +28,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from ddstudy import dashboard
 from ddstudy.report.page import render
 from ddstudy.report.panels import read_panels
-from ddstudy.store import Store
+from ddstudy.store.database import Store
 
 
 def timed(what: str, action: Callable[[], object]) -> object:

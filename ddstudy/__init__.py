@@ -2,34 +2,24 @@
 
 Data flows one way: a module imports only from those above it, and a library has one home; tests hold both.
 
-    errors      what the user is told instead of a traceback
-    settings    a point of a study, a fit, the grid; no Optuna
-    spec        the study file
-    images      pictures and volumes as files: header first, then what is asked for
-    target      volume or picture -> target; tiles
-    noise       input tensors from a seed
-    decoder     geometry, parameters and random starts of the network
-    fit         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
-    load        whether other programs disturbed a fit's seconds
-    metrics     PSNR, SSIM, MS-SSIM, VIF
-    stability   CV, the thesis' filter, the rule that stops a fit early; numbers only
-    evaluate    one fit -> the results of every setting that it serves; no Optuna, no database
-    urls        of stores: what is accepted, and what of one may be shown
-    leases      which driver is fitting what
-    trials      rows of Optuna's tables, written at a cost that does not grow and read whatever happened to them
-    records     trials of ours: their attributes, with checks
-    view        a study to look at, as tables
-    driven      a study to record: ask, tell, import
-    store       the database: opens it, gives a view or a driven study
-    samplers    proposals that were not measured yet
-    executors   where fits run: here, one or several at a time
-    ray_pool    and on a Ray cluster
-    runner      the loop: plan, claim, submit, receive, record; progress and forecast
-    report      study -> tables, answers, figures -> page
-    notebook    the same in one line each
-    dashboard   optuna-dashboard over the store, for eyes only
-    terminal    what commands print
-    cli         commands
+    errors       what the user is told instead of a traceback
+    spec/        what is asked: axes (a point of a study, a fit, the grid), schema (the study file)
+    images/      files (header first, then what is asked for), volumes (volume or picture -> target; tiles), inputs
+                 (input tensors from a seed), metrics (PSNR, SSIM, MS-SSIM, VIF)
+    priors/      deep_decoder: geometry, parameters and random starts
+    fit/         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
+    study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
+                 early), evaluate (one fit -> the results of every setting that it serves), samplers (proposals that
+                 were not measured yet), runner (the loop: plan, claim, submit, receive, record; progress, forecast)
+    store/       urls (what of one may be shown), leases (which driver is fitting what), optuna_rows (trials as rows of
+                 Optuna's tables), records (trials of ours, checked), study (one to look at, as tables), writer (one to
+                 record: ask, tell, import), database (opens it, gives a study of either kind)
+    execution/   where fits run: executors (here, one or several at a time, or packed), ray_pool (on a Ray cluster)
+    report/      study -> tables, answers, figures -> page
+    notebook     the same in one line each
+    dashboard    optuna-dashboard over the store, for eyes only
+    terminal     what commands print
+    cli          commands
 """
 
 from importlib.metadata import version

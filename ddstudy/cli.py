@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ddstudy.driven import Driven
-    from ddstudy.executors import Executor
-    from ddstudy.spec import StudySpec
-    from ddstudy.target import Target
-    from ddstudy.view import StudyView
+    from ddstudy.execution.executors import Executor
+    from ddstudy.images.volumes import Target
+    from ddstudy.spec.schema import StudySpec
+    from ddstudy.store.study import StudyView
+    from ddstudy.store.writer import Driven
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,10 +100,10 @@ def run(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Run a study, or go on with one: the same command resumes."""
-    from ddstudy import runner
-    from ddstudy.samplers import sampler
-    from ddstudy.store import Store
-    from ddstudy.target import load_target
+    from ddstudy.images.volumes import load_target
+    from ddstudy.store.database import Store
+    from ddstudy.study import runner
+    from ddstudy.study.samplers import sampler
     from ddstudy.terminal import announce, live, print_summary, terminal
 
     spec = _override(
@@ -184,12 +184,12 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
-    from ddstudy import runner
-    from ddstudy.evaluate import Check, evaluate
-    from ddstudy.executors import layout, resolve_device
-    from ddstudy.settings import Fit
-    from ddstudy.spec import parse_spec
-    from ddstudy.target import load_target, nifti_bytes, png_bytes
+    from ddstudy.execution.executors import layout, resolve_device
+    from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
+    from ddstudy.spec.axes import Fit
+    from ddstudy.spec.schema import parse_spec
+    from ddstudy.study import runner
+    from ddstudy.study.evaluate import Check, evaluate
     from ddstudy.terminal import terminal
 
     spec = parse_spec(
@@ -236,7 +236,7 @@ def fit(
 @app.command(epilog="Example: ddstudy validate studies/*.toml")
 def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> None:
     """Check study files and their targets; says how many settings and fits each has, or all that is wrong."""
-    from ddstudy.settings import budgets_by_fit
+    from ddstudy.spec.axes import budgets_by_fit
 
     mistakes = []
     for path in studies:
@@ -259,9 +259,9 @@ def status(
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
     from rich.table import Table
 
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
+    from ddstudy.store.study import failed_settings
     from ddstudy.terminal import follow, terminal
-    from ddstudy.view import failed_settings
 
     console = terminal()
     if watch:
@@ -316,7 +316,7 @@ def status(
 @app.command(epilog="Example: ddstudy logs quick")
 def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> None:
     """Print all that is known about the fits of a study that failed."""
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
 
     with Store(store, read_only=True) as opened:
         view = opened.view(study)
@@ -338,7 +338,7 @@ def report(
     """Write one self-contained HTML page about one or more studies."""
     from ddstudy.report.page import render
     from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
 
     panels = read_panels(dashboard or OVERVIEW)
     if dashboard is None and len(studies or ()) > 1:
@@ -373,7 +373,7 @@ def claims(
 ) -> None:
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
     from ddstudy.report.claims import CLAIMS, ask, retest
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
     from ddstudy.terminal import print_answers, print_trials, terminal
 
     by_name = {claim.name: claim for claim in CLAIMS}
@@ -402,7 +402,7 @@ def export(
     """Write all trials of a study as CSV and Parquet, one row a trial, and the members' curves as CSV."""
     import io
 
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
 
     with Store(store, read_only=True) as opened:
         view = opened.view(study)
@@ -436,8 +436,8 @@ def prune_audit(
     from rich.table import Table
 
     from ddstudy.report.tables import recorded
-    from ddstudy.stability import audit
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
+    from ddstudy.study.stability import audit
     from ddstudy.terminal import terminal
 
     with Store(store, read_only=True) as opened:
@@ -482,7 +482,7 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard over the store, read-only."""
     from ddstudy.dashboard import serve
-    from ddstudy.store import Store
+    from ddstudy.store.database import Store
 
     remote = (
         "\nRemote readers are allowed: no login, no encryption; whoever reaches the port sees every study and image."
@@ -616,9 +616,9 @@ def _umask() -> int:
 
 def _check(path: Path) -> tuple[list[str], StudySpec | None]:
     """All that is wrong with a study file, with its target, and with what it asks of that target."""
-    from ddstudy import runner
-    from ddstudy.spec import parse_spec, read_study, target_of
-    from ddstudy.target import load_target
+    from ddstudy.images.volumes import load_target
+    from ddstudy.spec.schema import parse_spec, read_study, target_of
+    from ddstudy.study import runner
 
     mistakes: list[str] = []
     spec = image = None
@@ -641,7 +641,7 @@ def _check(path: Path) -> tuple[list[str], StudySpec | None]:
 
 
 def _spec(path: Path | None, name: str | None) -> StudySpec:
-    from ddstudy.spec import read_spec
+    from ddstudy.spec.schema import read_spec
 
     return read_spec(path or Path(__file__).parent / "data" / "quick.toml", name)
 
@@ -659,7 +659,7 @@ def _override(
     ray: str | None,
 ) -> StudySpec:
     """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
-    from ddstudy.spec import parse_spec
+    from ddstudy.spec.schema import parse_spec
 
     if grid + tpe + pareto > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
@@ -686,7 +686,7 @@ def _override(
 
 
 def _import(driven: Driven, source: StudyView, executor: Executor, console: Console) -> None:
-    from ddstudy.samplers import Unseen
+    from ddstudy.study.samplers import Unseen
     from ddstudy.terminal import device_of
 
     sampler = driven.study.sampler
@@ -701,9 +701,9 @@ def _executor(
 ) -> Iterator[Executor]:
     from functools import partial
 
-    from ddstudy.executors import InProcess, Threads, layout, resolve_device
-    from ddstudy.ray_pool import Ray, Wish
-    from ddstudy.runner import bytes_of_largest_fit
+    from ddstudy.execution.executors import InProcess, Threads, layout, resolve_device
+    from ddstudy.execution.ray_pool import Ray, Wish
+    from ddstudy.study.runner import bytes_of_largest_fit
 
     timed, bytes_per_fit = "seconds" in spec.objectives, partial(bytes_of_largest_fit, spec, image)
     bytes_on_gpu = partial(bytes_of_largest_fit, spec, image, "cuda:0")
@@ -730,8 +730,8 @@ def _executor(
 
 def _measured_so_far(store: str, spec: StudySpec) -> set[Any]:
     """Settings of the study that have a result, without writing anything."""
-    from ddstudy.settings import AXES, Setting
-    from ddstudy.store import NoStudiesError, Store
+    from ddstudy.spec.axes import AXES, Setting
+    from ddstudy.store.database import NoStudiesError, Store
 
     try:
         with Store(store, read_only=True) as opened:

@@ -48,8 +48,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ddstudy.errors import UserError
 from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
-from ddstudy.spec import stored_spec
-from ddstudy.view import StudyView, facts_of, is_whole, view_of
+from ddstudy.spec.schema import stored_spec
+from ddstudy.store.study import StudyView, facts_of, is_whole, view_of
 
 if TYPE_CHECKING:
     from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it

@@ -9,14 +9,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ddstudy.report import claims, contents, panels, thesis
-from ddstudy.store import Store
-from ddstudy.view import StudyView
+from ddstudy.store.database import Store
+from ddstudy.store.study import StudyView
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from ddstudy.spec import StudySpec
+    from ddstudy.spec.schema import StudySpec
 
 
 def open_study(store: str = "sqlite:///ddstudy.db", name: str | None = None) -> Study:

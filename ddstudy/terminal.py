@@ -14,19 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from ddstudy import runner
-from ddstudy.driven import Driven
-from ddstudy.evaluate import device_name
-from ddstudy.executors import Executor, resolve_device
-from ddstudy.ray_pool import Ray
+from ddstudy.execution.executors import Executor, resolve_device
+from ddstudy.execution.ray_pool import Ray
+from ddstudy.images.volumes import Target
 from ddstudy.report.claims import Answer
 from ddstudy.report.thesis import differences
-from ddstudy.runner import Forecast, Plan, Progress, outlook
-from ddstudy.settings import budgets_by_fit
-from ddstudy.spec import BETTER, StudySpec
-from ddstudy.store import Store
-from ddstudy.target import Target
-from ddstudy.view import StudyView, failed_settings
+from ddstudy.spec.axes import budgets_by_fit
+from ddstudy.spec.schema import BETTER, StudySpec
+from ddstudy.store.database import Store
+from ddstudy.store.study import StudyView, failed_settings
+from ddstudy.store.writer import Driven
+from ddstudy.study import runner
+from ddstudy.study.evaluate import device_name
+from ddstudy.study.runner import Forecast, Plan, Progress, outlook
 
 NARROW = 100  # columns of a terminal
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.ray_pool import Ray, Wish
-from ddstudy.spec import ExecutorSpec, FitSpec
+from ddstudy.execution.ray_pool import Ray, Wish
+from ddstudy.spec.schema import ExecutorSpec, FitSpec
+from ddstudy.study.evaluate import Check, Job, Measurement
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

@@ -10,9 +10,9 @@ import numpy as np
 import postgres
 import pytest
 
-from ddstudy.ray_pool import Ray
-from ddstudy.spec import StudySpec, parse_spec
-from ddstudy.target import Target, load_target
+from ddstudy.execution.ray_pool import Ray
+from ddstudy.images.volumes import Target, load_target
+from ddstudy.spec.schema import StudySpec, parse_spec
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,7 +38,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tests time is not disturbed by other programs, as it happens to be on any machine."""
-    monkeypatch.setattr("ddstudy.evaluate.DISTURBED_PERCENT", 100.0)
+    monkeypatch.setattr("ddstudy.study.evaluate.DISTURBED_PERCENT", 100.0)
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from ddstudy.driven import Driven
-from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.leases import Claims
-from ddstudy.settings import AXES
-from ddstudy.store import Store
+from ddstudy.spec.axes import AXES
+from ddstudy.store.database import Store
+from ddstudy.store.leases import Claims
+from ddstudy.store.writer import Driven
+from ddstudy.study.evaluate import Check, Job, Measurement
 
 LEASE_SECONDS = 2.0
 SERVER_AWAY = ("connection failed", "closed the connection", "terminating connection")
@@ -61,7 +61,8 @@ PRELOADED = [
         "psycopg",
         "nibabel",
     ),
-    *("sqlalchemy.dialects.sqlite", "scipy.stats", "drivers", "ddstudy.cli", "ddstudy.runner", "ddstudy.fit.reference"),
+    *("sqlalchemy.dialects.sqlite", "scipy.stats", "drivers"),
+    *("ddstudy.cli", "ddstudy.study.runner", "ddstudy.fit.reference"),
 ]
 Key = tuple[object, ...]
 
@@ -97,7 +98,9 @@ def _main(arguments: list[str], folder: Path, log: Path, deadly: str) -> None:
     defaults = Store.__init__.__kwdefaults__
     assert defaults is not None
     defaults["lease_seconds"] = LEASE_SECONDS
-    from ddstudy import cli, executors, runner
+    from ddstudy import cli
+    from ddstudy.execution import executors
+    from ddstudy.study import runner
 
     runner.POLL_SECONDS = 0.2
     fit = executors.careful_together

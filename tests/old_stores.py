@@ -20,13 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from ddstudy import runner
-from ddstudy.executors import InProcess
-from ddstudy.samplers import sampler
-from ddstudy.spec import parse_spec
-from ddstudy.store import Store
-from ddstudy.target import load_target
-
 SPACE = {"k": [8], "s": [4, 8], "l": [2], "iterations": [10, 20], "noise": ["uniform"], "tiling": ["1x1", "2x2"]}
 COMMON: dict[str, Any] = {"images": False, "fit": {"members": 2, "check_every": 5}, "space": SPACE}
 COMMON |= {"stability": {"min_psnr": 0.0, "cv_percent": 50.0, "max_vif": 10.0}, "target": {"file": "picture.npy"}}
@@ -62,6 +55,15 @@ def restore(dump: Path, folder: Path) -> str:
 
 
 def main(out: Path) -> None:
+    # where that version has them
+    from ddstudy.executors import InProcess
+    from ddstudy.samplers import sampler
+    from ddstudy.target import load_target
+
+    from ddstudy import runner
+    from ddstudy.spec import parse_spec
+    from ddstudy.store import Store
+
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
         write_picture(Path(name))

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddstudy.decoder import Geometry, geometry, initial_weights
 from ddstudy.fit import Problem
 from ddstudy.fit.reference import DeepDecoder
+from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 

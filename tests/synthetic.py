@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.driven import Driven
-from ddstudy.evaluate import Measurement
-from ddstudy.settings import NOISES, TILINGS, Setting
-from ddstudy.spec import StudySpec, parse_spec
-from ddstudy.store import Store
-from ddstudy.target import Target
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import NOISES, TILINGS, Setting
+from ddstudy.spec.schema import StudySpec, parse_spec
+from ddstudy.store.database import Store
+from ddstudy.store.writer import Driven
+from ddstudy.study.evaluate import Measurement
 
 THESIS = {
     "k": [8, 16, 32, 64, 96, 128, 192],

@@ -76,7 +76,7 @@ def test_what_is_overridden_is_called_as_before() -> None:
     for name, parameters in called.items():
         assert list(inspect.signature(getattr(RDBStorage, name)).parameters) == parameters
     columns = {table.name: set(table.columns.keys()) for table in models.BaseModel.metadata.tables.values()}
-    from ddstudy.trials import _STUDIES, _TRIALS
+    from ddstudy.store.optuna_rows import _STUDIES, _TRIALS
 
     for table, own, parts in (_STUDIES, _TRIALS):
         for name, those in {table: own, **parts}.items():

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ddstudy.report import claims
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.spec import parse_spec
-from ddstudy.view import StudyView, trials_table
+from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.spec.schema import parse_spec
+from ddstudy.store.study import StudyView, trials_table
 
 THESIS_LIKE = {
     "k": [8, 64, 96, 128],

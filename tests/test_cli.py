@@ -21,8 +21,8 @@ import postgres
 import pytest
 
 from ddstudy import cli
-from ddstudy.runner import Forecast, outlook
-from ddstudy.store import Store
+from ddstudy.store.database import Store
+from ddstudy.study.runner import Forecast, outlook
 
 STUDIES = Path(__file__).parent.parent / "studies"
 STUDY = """
@@ -599,8 +599,8 @@ def test_logs_tell_all_that_is_known_of_a_failure(ddstudy: Cli, folder: Path, mo
         raise MemoryError("no memory is left")
 
     ddstudy("run", "tiny.toml", "--trials", "2")
-    monkeypatch.setattr("ddstudy.evaluate.problem", broken)
-    monkeypatch.setattr("ddstudy.runner.calibrate", lambda *_: Forecast())
+    monkeypatch.setattr("ddstudy.study.evaluate.problem", broken)
+    monkeypatch.setattr("ddstudy.study.runner.calibrate", lambda *_: Forecast())
     assert ddstudy("run", "tiny.toml")[0] == 1
     _, out, _ = ddstudy("status", "tiny")
     assert "`ddstudy logs tiny` tells all" in out

@@ -22,11 +22,11 @@ from test_dashboard import call
 
 from ddstudy import cli, dashboard
 from ddstudy.errors import UserError
+from ddstudy.images.volumes import load_target
 from ddstudy.notebook import open_study
-from ddstudy.samplers import sampler
-from ddstudy.spec import read_spec
-from ddstudy.store import Store
-from ddstudy.target import load_target
+from ddstudy.spec.schema import read_spec
+from ddstudy.store.database import Store
+from ddstudy.study.samplers import sampler
 
 Cli = Callable[..., tuple[int, str, str]]
 ODD = [

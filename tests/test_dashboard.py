@@ -35,8 +35,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from ddstudy import dashboard
 from ddstudy.errors import UserError
 from ddstudy.report.panels import read_panels
-from ddstudy.store import Store
-from ddstudy.urls import parse_url
+from ddstudy.store.database import Store
+from ddstudy.store.urls import parse_url
 
 PSNR = 31.25
 SPACE = {"k": IntDistribution(8, 64)}
@@ -415,7 +415,7 @@ def test_impossible_address(host, port):
 
 def test_ctrl_c_ends_cleanly_and_quietly(study, dashboard_url):
     code = (
-        "import sys; from ddstudy import dashboard; from ddstudy.store import Store\n"
+        "import sys; from ddstudy import dashboard; from ddstudy.store.database import Store\n"
         "storage = Store(sys.argv[1], read_only=True).storage\n"
         "dashboard.serve(storage, None, port=0, ready=lambda url: print(url, flush=True))\n"
         "print('ended')"

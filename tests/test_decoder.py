@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.decoder import EPS, geometry, initial_weights
 from ddstudy.fit.reference import DeepDecoder
+from ddstudy.priors.deep_decoder import EPS, geometry, initial_weights
 
 
 def test_parameter_count_of_the_thesis() -> None:

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ddstudy import evaluate as module
-from ddstudy.decoder import Geometry
-from ddstudy.evaluate import Check, Job, Measurement, evaluate, problem
 from ddstudy.fit import Problem, Snapshot, summary
-from ddstudy.metrics import psnr, quality
-from ddstudy.noise import noise_volume
-from ddstudy.settings import NOISES, TILINGS, Fit
-from ddstudy.spec import StudySpec
-from ddstudy.stability import cv_percent
-from ddstudy.target import Target, join
+from ddstudy.images.inputs import noise_volume
+from ddstudy.images.metrics import psnr, quality
+from ddstudy.images.volumes import Target, join
+from ddstudy.priors.deep_decoder import Geometry
+from ddstudy.spec.axes import NOISES, TILINGS, Fit
+from ddstudy.spec.schema import StudySpec
+from ddstudy.study import evaluate as module
+from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, problem
+from ddstudy.study.stability import cv_percent
 
 MakeSpec = Callable[..., StudySpec]
 FIT = Fit(4, 4, 2, "uniform", "1x1")

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.executors import (
+from ddstudy.execution.executors import (
     Event,
     Executor,
     Failed,
@@ -23,9 +22,10 @@ from ddstudy.executors import (
     usable_cores,
     usable_memory,
 )
-from ddstudy.settings import Fit
-from ddstudy.spec import StudySpec
-from ddstudy.target import Target
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import StudySpec
+from ddstudy.study.evaluate import Check, Job, Measurement
 
 MakeSpec = Callable[..., StudySpec]
 
@@ -103,7 +103,7 @@ def test_devices() -> None:
 
 def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
-    monkeypatch.setattr("ddstudy.executors._control_group", lambda _: "")
+    monkeypatch.setattr("ddstudy.execution.executors._control_group", lambda _: "")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_several_workers_are_refused_where_seconds_count(make_spec: MakeSpec) ->
 def test_a_control_groups_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cores(monkeypatch, 16)
     files = {"cpu.max": "350000 100000\n", "memory.max": "1000000\n", "memory.current": "400000\n"}
-    monkeypatch.setattr("ddstudy.executors._control_group", lambda file: files.get(file, ""))
+    monkeypatch.setattr("ddstudy.execution.executors._control_group", lambda file: files.get(file, ""))
     assert usable_cores() == 4
     assert usable_memory() == 600_000
     files["memory.stat"] = "anon 100000\ninactive_file 200000\nactive_file 50000\n"  # files that were read
@@ -155,7 +155,7 @@ def test_a_fit_that_there_is_no_memory_for_is_refused_in_words(
     """The system would end the whole run for it, with one fit at a time as with several."""
     if "ray" in request.node.name:
         pytest.skip("its workers look at their own memory")
-    monkeypatch.setattr("ddstudy.executors.usable_memory", lambda **_: 1e7)
+    monkeypatch.setattr("ddstudy.execution.executors.usable_memory", lambda **_: 1e7)
     executor.submit("large", make_job(512))
     executor.submit("small", make_job())
     events = collect(executor)

@@ -17,8 +17,8 @@ from drivers import Driver, Key, findings
 from optuna.exceptions import StorageInternalError
 from pgbouncer import bouncer
 
-from ddstudy import runner
-from ddstudy.store import Store
+from ddstudy.store.database import Store
+from ddstudy.study import runner
 
 FULL = ("full", "File too large", "No space left", "disk I/O error")
 READ_ONLY = ("read-only", "readonly", "Read-only", "Permission denied", "unable to open")

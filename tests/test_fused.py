@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
-from ddstudy.decoder import geometry
 from ddstudy.errors import UserError
 from ddstudy.fit import choose, fit, fused, kernels_cpu
 from ddstudy.fit.fused import Step
+from ddstudy.priors.deep_decoder import geometry
 
 NO_BFLOAT16 = pytest.mark.skipif(not kernels_cpu.HAS_BFLOAT16, reason="this processor does not multiply bfloat16")
 

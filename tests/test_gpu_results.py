@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddstudy.decoder import geometry
 from ddstudy.fit import fused
-from ddstudy.runner import Forecast, Work, operations
-from ddstudy.settings import Fit, rows_and_columns
-from ddstudy.target import Target, tile_shape
+from ddstudy.images.volumes import Target, tile_shape
+from ddstudy.priors.deep_decoder import geometry
+from ddstudy.spec.axes import Fit, rows_and_columns
+from ddstudy.study.runner import Forecast, Work, operations
 
 
 @pytest.fixture(scope="module")

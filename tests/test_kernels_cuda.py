@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
-from ddstudy.decoder import geometry
 from ddstudy.fit import Problem, Snapshot, choose, fit, follow, fused
 from ddstudy.fit.fused import Step
+from ddstudy.priors.deep_decoder import geometry
 
 pytest.importorskip("triton", reason="Triton is not available for this platform")
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ddstudy import load
-from ddstudy.load import DISTURBED_PERCENT, watched
+from ddstudy.study import load
+from ddstudy.study.load import DISTURBED_PERCENT, watched
 
 
 def computing(seconds: float) -> Iterator[str]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ddstudy import metrics
-from ddstudy.metrics import PSNR_CAP, foreground, measurable, psnr, quality
+from ddstudy.images import metrics
+from ddstudy.images.metrics import PSNR_CAP, foreground, measurable, psnr, quality
 
 
 def images(height: int, width: int, channels: int = 1, noise: float = 0.05) -> tuple[NDArray[np.float32], ...]:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ddstudy.noise import gaussian_sigma, noise_volume
-from ddstudy.settings import NOISES, Noise
-from ddstudy.spec import NoiseSpec
+from ddstudy.images.inputs import gaussian_sigma, noise_volume
+from ddstudy.spec.axes import NOISES, Noise
+from ddstudy.spec.schema import NoiseSpec
 
 
 def make(kind: Noise, k: int = 6, height: int = 20, width: int = 17, **options: object) -> NDArray[np.float32]:

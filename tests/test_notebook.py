@@ -16,11 +16,11 @@ from rich.console import Console
 import ddstudy
 from ddstudy import cli
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Measurement
+from ddstudy.images.volumes import load_target
 from ddstudy.report import claims, contents, page, panels, thesis
-from ddstudy.samplers import sampler
-from ddstudy.store import Store
-from ddstudy.target import load_target
+from ddstudy.store.database import Store
+from ddstudy.study.evaluate import Measurement
+from ddstudy.study.samplers import sampler
 from ddstudy.terminal import print_answers
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -17,16 +17,16 @@ import clusters
 import pytest
 import yaml
 
-from ddstudy import runner
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Job, Measurement, device_name
-from ddstudy.executors import Executor, Failed, Finished, InProcess, Started, Workers
-from ddstudy.ray_pool import Place, Ray, places
-from ddstudy.samplers import sampler
-from ddstudy.settings import AXES, Fit
-from ddstudy.spec import ExecutorSpec, FitSpec, StudySpec
-from ddstudy.store import Store
-from ddstudy.target import Target
+from ddstudy.execution.executors import Executor, Failed, Finished, InProcess, Started, Workers
+from ddstudy.execution.ray_pool import Place, Ray, places
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import AXES, Fit
+from ddstudy.spec.schema import ExecutorSpec, FitSpec, StudySpec
+from ddstudy.store.database import Store
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Job, Measurement, device_name
+from ddstudy.study.samplers import sampler
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 MakeSpec = Callable[..., StudySpec]

@@ -7,12 +7,12 @@ import pytest
 import typer
 
 from ddstudy.cli import app
-from ddstudy.evaluate import Measurement, evaluate
-from ddstudy.executors import usable_cores
-from ddstudy.runner import job
-from ddstudy.settings import Fit, budgets_by_fit
-from ddstudy.spec import known_keys, read_spec
-from ddstudy.target import load_target
+from ddstudy.execution.executors import usable_cores
+from ddstudy.images.volumes import load_target
+from ddstudy.spec.axes import Fit, budgets_by_fit
+from ddstudy.spec.schema import known_keys, read_spec
+from ddstudy.study.evaluate import Measurement, evaluate
+from ddstudy.study.runner import job
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

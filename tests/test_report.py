@@ -15,9 +15,9 @@ from ddstudy.errors import UserError
 from ddstudy.report import contents, figures, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.spec import BETTER, parse_spec
-from ddstudy.view import StudyView, trials_table
+from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.spec.schema import BETTER, parse_spec
+from ddstudy.store.study import StudyView, trials_table
 
 SPACE = {
     "k": [8, 64, 128],

@@ -17,19 +17,19 @@ from drivers import beside
 from optuna.trial import TrialState
 from rich.console import Console
 
-from ddstudy import runner
-from ddstudy.driven import Driven
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Check, Job, Measurement
-from ddstudy.executors import Event, Failed, Finished, InProcess, Started
-from ddstudy.leases import AtWork
-from ddstudy.records import Result
-from ddstudy.runner import Progress
-from ddstudy.samplers import sampler
-from ddstudy.settings import Fit, Setting
-from ddstudy.spec import StudySpec
-from ddstudy.store import Store
-from ddstudy.target import Target
+from ddstudy.execution.executors import Event, Failed, Finished, InProcess, Started
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import Fit, Setting
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.database import Store
+from ddstudy.store.leases import AtWork
+from ddstudy.store.records import Result
+from ddstudy.store.writer import Driven
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study.runner import Progress
+from ddstudy.study.samplers import sampler
 from ddstudy.terminal import announce
 
 MakeSpec = Callable[..., StudySpec]
@@ -443,7 +443,7 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
         driven = store.drive(spec, tiny_target, sampler(spec))
         plan = runner.plan(spec, tiny_target, set())
         announced = runner.forecast_seconds(spec, tiny_target, plan, known, slots)
-        monkeypatch.setattr("ddstudy.leases.time.time", lambda: clock.now)
+        monkeypatch.setattr("ddstudy.store.leases.time.time", lambda: clock.now)
         told, shown = [], []
         for progress in runner.run(driven, clock, known):  # type: ignore[arg-type]
             if progress.eta_seconds is not None:

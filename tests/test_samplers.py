@@ -6,10 +6,10 @@ import numpy as np
 import optuna
 import pytest
 
-from ddstudy.samplers import SpaceExhaustedError, sampler
-from ddstudy.settings import AXES, Setting
-from ddstudy.spec import Sampler, StudySpec
-from ddstudy.trials import distributions, setting_of
+from ddstudy.spec.axes import AXES, Setting
+from ddstudy.spec.schema import Sampler, StudySpec
+from ddstudy.store.optuna_rows import distributions, setting_of
+from ddstudy.study.samplers import SpaceExhaustedError, sampler
 
 MakeSpec = Callable[..., StudySpec]
 SEARCHES = [name for name in get_args(Sampler) if name != "grid"]

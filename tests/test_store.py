@@ -21,19 +21,19 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from ddstudy import runner
-from ddstudy.driven import Driven
 from ddstudy.errors import UserError
-from ddstudy.evaluate import Measurement
-from ddstudy.executors import InProcess
-from ddstudy.samplers import POPULATION, sampler
-from ddstudy.settings import AXES, Fit, Setting
-from ddstudy.spec import StudySpec
-from ddstudy.store import Store
-from ddstudy.target import Target
-from ddstudy.trials import distributions
-from ddstudy.urls import parse_url
-from ddstudy.view import StudyView
+from ddstudy.execution.executors import InProcess
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import AXES, Fit, Setting
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.database import Store
+from ddstudy.store.optuna_rows import distributions
+from ddstudy.store.study import StudyView
+from ddstudy.store.urls import parse_url
+from ddstudy.store.writer import Driven
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Measurement
+from ddstudy.study.samplers import POPULATION, sampler
 
 MakeSpec = Callable[..., StudySpec]
 FIT = Fit(2, 4, 2, "uniform", "1x1")

@@ -27,9 +27,9 @@ from nibabel.testing import data_path
 from PIL import Image, ImageOps
 
 from ddstudy.errors import UserError
-from ddstudy.settings import TILINGS, rows_and_columns
-from ddstudy.spec import TargetSpec
-from ddstudy.target import Target, join, load_target, nifti_bytes, split, tile_shape
+from ddstudy.images.volumes import Target, join, load_target, nifti_bytes, split, tile_shape
+from ddstudy.spec.axes import TILINGS, rows_and_columns
+from ddstudy.spec.schema import TargetSpec
 
 PLANES = ("axial", "coronal", "sagittal")
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
@@ -787,8 +787,8 @@ def test_default_target_needs_neither_network_nor_home_nor_patience(tmp_path):
     """Importing nilearn takes seconds and its loaders may make a folder at home."""
     code = """
 import sys
-from ddstudy.spec import TargetSpec
-from ddstudy.target import load_target
+from ddstudy.spec.schema import TargetSpec
+from ddstudy.images.volumes import load_target
 assert not {"nibabel", "nilearn", "cv2"} & set(sys.modules)
 load_target(TargetSpec())
 assert "nilearn" not in sys.modules

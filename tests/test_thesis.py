@@ -14,8 +14,8 @@ from ddstudy.errors import UserError
 from ddstudy.report import thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel, read_panels
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.view import trials_table
+from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.store.study import trials_table
 
 DASHBOARD = Path(__file__).parents[1] / "dashboards" / "thesis.toml"
 PUBLISHED = thesis._thesis()
@@ -195,9 +195,9 @@ def test_every_difference_is_named():
 
 
 def test_one_pixel_inputs_are_those_that_the_decoder_would_get():
-    from ddstudy.decoder import geometry
+    from ddstudy.images.volumes import tile_shape
+    from ddstudy.priors.deep_decoder import geometry
     from ddstudy.report.tables import one_pixel_inputs
-    from ddstudy.target import tile_shape
 
     for shape in ((64, 80), (27, 22), (256, 320), (41, 40)):
         view = study(space=THESIS_LIKE | {"s": [4, 7, 16, 32, 300]}, facts={"target shape": f"1x{shape[0]}x{shape[1]}"})

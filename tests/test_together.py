@@ -24,16 +24,16 @@ from drivers import beside
 from numpy.typing import NDArray
 from problems import make_problem
 
-from ddstudy import evaluate as module
-from ddstudy import runner
-from ddstudy.evaluate import Check, Job, Measurement, evaluate, evaluate_together
-from ddstudy.executors import Event, Failed, Finished, InProcess, Layout, Started, Threads
+from ddstudy.execution.executors import Event, Failed, Finished, InProcess, Layout, Started, Threads
 from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together, follow, fused
-from ddstudy.samplers import sampler
-from ddstudy.settings import Fit
-from ddstudy.spec import StudySpec
-from ddstudy.store import Store
-from ddstudy.target import Target
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.database import Store
+from ddstudy.study import evaluate as module
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together
+from ddstudy.study.samplers import sampler
 
 MakeSpec = Callable[..., StudySpec]
 Numbers = dict[str, NDArray[Any]]

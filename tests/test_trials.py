@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ddstudy.records import Result, Results
-from ddstudy.settings import AXES, Setting
-from ddstudy.spec import parse_spec
-from ddstudy.trials import TrialStorage, distributions
+from ddstudy.spec.axes import AXES, Setting
+from ddstudy.spec.schema import parse_spec
+from ddstudy.store.optuna_rows import TrialStorage, distributions
+from ddstudy.store.records import Result, Results
 
 SPEC = parse_spec(
     {

@@ -14,12 +14,12 @@ from old_stores import STUDIES, restore
 from pydantic import Field
 from test_store import measured, record
 
-from ddstudy import spec as specs
 from ddstudy.errors import UserError
-from ddstudy.samplers import sampler
-from ddstudy.spec import FitSpec, StudySpec
-from ddstudy.store import Store
-from ddstudy.target import Target, load_target
+from ddstudy.images.volumes import Target, load_target
+from ddstudy.spec import schema as specs
+from ddstudy.spec.schema import FitSpec, StudySpec
+from ddstudy.store.database import Store
+from ddstudy.study.samplers import sampler
 
 MakeSpec = Callable[..., StudySpec]
 DUMP = Path(__file__).parent / "data" / "store-87a1aef.sql.gz"

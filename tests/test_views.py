@@ -17,15 +17,15 @@ import pandas as pd
 import pytest
 import synthetic
 
-from ddstudy.noise import noise_volume
+from ddstudy.images.inputs import noise_volume
+from ddstudy.images.volumes import split
 from ddstudy.report import comparison, figures, images, tables
 from ddstudy.report.contents import COMPARISONS, figure, show
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.store import Store
-from ddstudy.target import split
-from ddstudy.view import StudyView
+from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.store.database import Store
+from ddstudy.store.study import StudyView
 
 ROOT = Path(__file__).parents[1]
 THESIS = ROOT / "dashboards" / "thesis.toml"

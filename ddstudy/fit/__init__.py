@@ -24,8 +24,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.decoder import Geometry
 from ddstudy.errors import UserError
+from ddstudy.priors.deep_decoder import Geometry
 
 AVERAGED = 100  # iterations that the running average reaches back
 FLAT = 1e-12  # of its squared mean: a channel whose variance in a tile is less is constant there but for rounding

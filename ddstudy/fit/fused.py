@@ -37,8 +37,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.decoder import Geometry
 from ddstudy.fit import Look, Problem, setting
+from ddstudy.priors.deep_decoder import Geometry
 
 _log = logging.getLogger("ddstudy")
 

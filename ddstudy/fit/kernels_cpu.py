@@ -23,7 +23,6 @@ import numpy as np
 from llvmlite import binding
 from numpy.typing import NDArray
 
-from ddstudy.decoder import EPS
 from ddstudy.fit import AVERAGED, FLAT
 from ddstudy.fit import summary as summary_of
 from ddstudy.fit.simd import (
@@ -44,6 +43,7 @@ from ddstudy.fit.simd import (
     total,
     where_positive,
 )
+from ddstudy.priors.deep_decoder import EPS
 
 if TYPE_CHECKING:
     from ddstudy.fit.fused import Step

@@ -36,8 +36,8 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from ddstudy.decoder import EPS
 from ddstudy.fit import AVERAGED, FLAT
+from ddstudy.priors.deep_decoder import EPS
 
 if TYPE_CHECKING:
     from ddstudy.fit.fused import Axis, Step

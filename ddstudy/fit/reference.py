@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.decoder import EPS, Geometry
 from ddstudy.fit import AVERAGED, Look, Problem, setting, summary
+from ddstudy.priors.deep_decoder import EPS, Geometry
 
 
 class Block(nn.Module):

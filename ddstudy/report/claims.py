@@ -30,10 +30,10 @@ import pandas as pd
 from scipy import stats
 
 from ddstudy.report.tables import PAIR, comparable, disturbed, finished, one_pixel_inputs, paired, timed
-from ddstudy.settings import AXES, TILINGS
+from ddstudy.spec.axes import AXES, TILINGS
 
 if TYPE_CHECKING:
-    from ddstudy.view import StudyView
+    from ddstudy.store.study import StudyView
 
 Ends = tuple[float, float, float]  # an effect, lower and upper end of its interval
 Verdict = Literal["supported", "contradicted", "not enough data"]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ddstudy.report.tables import comparable
-from ddstudy.settings import AXES
-from ddstudy.spec import BETTER
+from ddstudy.spec.axes import AXES
+from ddstudy.spec.schema import BETTER
 
 if TYPE_CHECKING:
-    from ddstudy.view import StudyView
+    from ddstudy.store.study import StudyView
 
 
 def matched(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataFrame], metric: str) -> pd.DataFrame:

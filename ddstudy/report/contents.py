@@ -36,13 +36,13 @@ from ddstudy.report.panels import (
     Transfer,
     Unstable,
 )
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.spec import BETTER
+from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.spec.schema import BETTER
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ddstudy.view import StudyView
+    from ddstudy.store.study import StudyView
 
 COMPARISONS = (Fronts, Ranks, Transfer, Slices)
 

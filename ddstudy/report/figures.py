@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ddstudy.report.tables import Importance
-from ddstudy.settings import AXES
+from ddstudy.spec.axes import AXES
 
 LABELS = {
     "k": "channels k",

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.noise import noise_volume
-from ddstudy.settings import rows_and_columns
-from ddstudy.target import png_bytes, split
-from ddstudy.view import StudyView, is_whole
+from ddstudy.images.inputs import noise_volume
+from ddstudy.images.volumes import png_bytes, split
+from ddstudy.spec.axes import rows_and_columns
+from ddstudy.store.study import StudyView, is_whole
 
 _THUMBNAIL = 80  # pixels of the longer side
 _PICTURE = 320

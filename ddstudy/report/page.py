@@ -17,10 +17,10 @@ from ddstudy.report import images, tables
 from ddstudy.report.contents import COMPARISONS, Picture, Shown, Table, show
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import Filtered, Panel, Panels
-from ddstudy.settings import AXES
+from ddstudy.spec.axes import AXES
 
 if TYPE_CHECKING:
-    from ddstudy.view import StudyView
+    from ddstudy.store.study import StudyView
 
 _MOST_THUMBNAILS = 2500  # 3 MB of them
 

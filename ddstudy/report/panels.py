@@ -1,7 +1,7 @@
 """Which panels a report shows, and in which order: a TOML file, a list of `[[panel]]`.
 
-One strict model per kind of panel, in the manner of `ddstudy.spec`. `OVERVIEW` is the list used where nobody names
-another, `COMPARE` goes before it where several studies are shown.
+One strict model per kind of panel, in the manner of `ddstudy.spec.schema`. `OVERVIEW` is the list used where nobody
+names another, `COMPARE` goes before it where several studies are shown.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ddstudy.errors import UserError
 from ddstudy.report.thesis import Number
-from ddstudy.settings import Noise, Tiling
-from ddstudy.spec import Metric, describe, read_toml, reason_of
+from ddstudy.spec.axes import Noise, Tiling
+from ddstudy.spec.schema import Metric, describe, read_toml, reason_of
 
 OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
 COMPARE = OVERVIEW.with_name("compare.toml")

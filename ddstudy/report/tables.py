@@ -1,7 +1,7 @@
 """Study -> data: every number that a report shows, as pandas tables.
 
-The functions take the table of trials (one row per finished trial, see `ddstudy.view.StudyView`) and leave it as it
-was. Three rules say which trials count, and they hold everywhere:
+The functions take the table of trials (one row per finished trial, see `ddstudy.store.study.StudyView`) and leave
+it as it was. Three rules say which trials count, and they hold everywhere:
 
 - quality (`psnr`, `ssim`, ...) is compared among stable trials only, the thesis' filter (sec. 4.3);
 - `seconds` are compared among trials that ran all their iterations, stable or not, on a device of their own; answers
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ddstudy.settings import AXES, NOISES, TILINGS
-from ddstudy.spec import BETTER, Direction
-from ddstudy.stability import Recorded
-from ddstudy.target import tile_shape
+from ddstudy.images.volumes import tile_shape
+from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.spec.schema import BETTER, Direction
+from ddstudy.study.stability import Recorded
 
 if TYPE_CHECKING:
-    from ddstudy.spec import StudySpec
-    from ddstudy.view import StudyView
+    from ddstudy.spec.schema import StudySpec
+    from ddstudy.store.study import StudyView
 
 PAIR = ("tiling", "noise")
 QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")

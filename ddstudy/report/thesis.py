@@ -26,10 +26,10 @@ from ddstudy.report.tables import (
     paired,
     timed,
 )
-from ddstudy.settings import AXES
+from ddstudy.spec.axes import AXES
 
 if TYPE_CHECKING:
-    from ddstudy.view import StudyView
+    from ddstudy.store.study import StudyView
 
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
 NUMBERS: tuple[Number, ...] = get_args(Number)

@@ -1,8 +1,8 @@
 """The store: one database that holds every study, and a folder for the images of its trials.
 
-Optuna's tables hold the studies and trials, `ddstudy.leases` says which driver is fitting what. A database is a SQLite
-file, which one driver at a time may write, or PostgreSQL, which many may share. A `Store` opens it; what it gives to
-look at is a `ddstudy.view.StudyView`, what it gives to record with a `ddstudy.driven.Driven`.
+Optuna's tables hold the studies and trials, `ddstudy.store.leases` says which driver is fitting what. A database is a
+SQLite file, which one driver at a time may write, or PostgreSQL, which many may share. A `Store` opens it; what it
+gives to look at is a `ddstudy.store.study.StudyView`, what it gives to record with a `ddstudy.store.writer.Driven`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 from optuna.study._frozen import FrozenStudy
 
-from ddstudy.driven import Driven
 from ddstudy.errors import UserError
-from ddstudy.leases import AtWork, Claims, at_work, create_table
-from ddstudy.records import VERSION, is_sound
-from ddstudy.spec import StudySpec, stored_spec
-from ddstudy.target import Target
-from ddstudy.trials import TrialStorage, count_finished, distributions
-from ddstudy.urls import VALID, parse_url, shown, shown_path, without_secrets
-from ddstudy.view import StudyView, facts_of, view_of
+from ddstudy.images.volumes import Target
+from ddstudy.spec.schema import StudySpec, stored_spec
+from ddstudy.store.leases import AtWork, Claims, at_work, create_table
+from ddstudy.store.optuna_rows import TrialStorage, count_finished, distributions
+from ddstudy.store.records import VERSION, is_sound
+from ddstudy.store.study import StudyView, facts_of, view_of
+from ddstudy.store.urls import VALID, parse_url, shown, shown_path, without_secrets
+from ddstudy.store.writer import Driven
 
 LEASE_SECONDS = 30.0
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
@@ -440,7 +440,7 @@ def environment() -> dict[str, str]:
 @functools.cache
 def commit() -> str:
     """Of this ddstudy where it runs from a git checkout, else nothing."""
-    git, root = shutil.which("git"), Path(__file__).parent.parent
+    git, root = shutil.which("git"), Path(__file__).parents[2]
     if not git or not (root / ".git").exists():
         return ""
     done = subprocess.run([git, "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddstudy.spec import StabilitySpec
+from ddstudy.spec.schema import StabilitySpec
 
 
 def cv_percent(psnr: ArrayLike) -> float:

@@ -23,15 +23,15 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ddstudy.evaluate import Check, Measurement
-from ddstudy.leases import Claims
-from ddstudy.records import REUSED, VERSION, Result, Results
-from ddstudy.settings import AXES, SearchSpace, Setting
-from ddstudy.spec import StudySpec
-from ddstudy.stability import cv_percent, reason, violations
-from ddstudy.target import Target, error_png_bytes, png_bytes
-from ddstudy.trials import TrialStorage, count_marked, distributions, setting_of
-from ddstudy.view import StudyView
+from ddstudy.images.volumes import Target, error_png_bytes, png_bytes
+from ddstudy.spec.axes import AXES, SearchSpace, Setting
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.leases import Claims
+from ddstudy.store.optuna_rows import TrialStorage, count_marked, distributions, setting_of
+from ddstudy.store.records import REUSED, VERSION, Result, Results
+from ddstudy.store.study import StudyView
+from ddstudy.study.evaluate import Check, Measurement
+from ddstudy.study.stability import cv_percent, reason, violations
 
 _DIVERGED = "diverged"
 _JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # of a trial, added to what was measured

@@ -15,9 +15,9 @@ from typing import Any
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 from optuna.trial import FrozenTrial, TrialState
 
-from ddstudy.settings import AXES, Setting
-from ddstudy.spec import StudySpec
-from ddstudy.trials import DamagedError, TrialStorage, artifact_of, is_number, setting_of
+from ddstudy.spec.axes import AXES, Setting
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.optuna_rows import DamagedError, TrialStorage, artifact_of, is_number, setting_of
 
 VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
 REUSED = "reused_from"  # study and number of the trial that a result was imported from
@@ -56,7 +56,7 @@ class Record:
         constraints: name -> how far it is beyond its limit.
         curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`; empty where none is kept.
         log: all that is known of a failure.
-        images: system attribute -> what it says of the image, see `ddstudy.trials.artifact_of`.
+        images: system attribute -> what it says of the image, see `ddstudy.store.optuna_rows.artifact_of`.
         started: when, naive local time; in a trial of the first version the local time of who ran it.
         finished: the same of its end.
     """

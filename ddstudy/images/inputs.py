@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.settings import Noise
-from ddstudy.spec import NoiseSpec
+from ddstudy.spec.axes import Noise
+from ddstudy.spec.schema import NoiseSpec
 
 
 def gaussian_sigma(kernel: int) -> float:

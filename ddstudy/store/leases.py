@@ -2,7 +2,7 @@
 
 A claim is a lease on the database's clock. It is renewed while its driver lives, so that the fits of a driver that died
 are free again when the lease ends. A claim only keeps others from doing the same work meanwhile; what is done is
-told by finished trials alone, and the database itself keeps a setting from having two (`ddstudy.trials`).
+told by finished trials alone, and the database itself keeps a setting from having two (`ddstudy.store.optuna_rows`).
 """
 
 from __future__ import annotations

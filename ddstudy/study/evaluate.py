@@ -17,15 +17,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.decoder import Geometry, geometry, initial_weights
 from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together
-from ddstudy.load import DISTURBED_PERCENT, watched
-from ddstudy.metrics import foreground, measurable, psnr, psnr_of, quality
-from ddstudy.noise import noise_volume
-from ddstudy.settings import Fit, rows_and_columns
-from ddstudy.spec import FitSpec, NoiseSpec, StabilitySpec
-from ddstudy.stability import cv_percent, dead_members, stops_at
-from ddstudy.target import Target, join, split, tile_shape
+from ddstudy.images.inputs import noise_volume
+from ddstudy.images.metrics import foreground, measurable, psnr, psnr_of, quality
+from ddstudy.images.volumes import Target, join, split, tile_shape
+from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
+from ddstudy.spec.axes import Fit, rows_and_columns
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec
+from ddstudy.study.load import DISTURBED_PERCENT, watched
+from ddstudy.study.stability import cv_percent, dead_members, stops_at
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 A trial has some fifty rows. Optuna writes them one by one and counts all earlier trials for each new one; one row that
 it cannot read, after an edit by hand or on a bad disk, ends whatever reads the study. `TrialStorage` writes the same
 rows with one statement a table, and reads every trial for itself: one that cannot be read is left out, with the reason.
-Whether a trial is a result of ours, `ddstudy.records` says.
+Whether a trial is a result of ours, `ddstudy.store.records` says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from ddstudy.settings import AXES, NOISES, TILINGS, SearchSpace, Setting
+from ddstudy.spec.axes import AXES, NOISES, TILINGS, SearchSpace, Setting
 
 T = TypeVar("T")
 

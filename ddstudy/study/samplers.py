@@ -21,9 +21,9 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ddstudy.settings import AXES, TILINGS, SearchSpace, Setting, rows_and_columns
-from ddstudy.spec import StudySpec
-from ddstudy.trials import distributions, setting_of
+from ddstudy.spec.axes import AXES, TILINGS, SearchSpace, Setting, rows_and_columns
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.optuna_rows import distributions, setting_of
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
 GP_START = 3  # fits before the GP decides; Optuna's 10 trials spend more on chance than the GP gains by them

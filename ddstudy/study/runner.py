@@ -21,19 +21,19 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from ddstudy.driven import Driven
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Check, Job, Measurement, job_geometry
-from ddstudy.executors import Event, Executor, Failed, Finished, Started, Workers
+from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import kernels_for, memory
-from ddstudy.leases import AtWork, Claims
-from ddstudy.metrics import measurable
-from ddstudy.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
-from ddstudy.settings import Fit, Setting, budgets_by_fit, rows_and_columns
-from ddstudy.spec import StudySpec
-from ddstudy.stability import cv_percent
-from ddstudy.target import Target
-from ddstudy.view import StudyView
+from ddstudy.images.metrics import measurable
+from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import Fit, Setting, budgets_by_fit, rows_and_columns
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.leases import AtWork, Claims
+from ddstudy.store.study import StudyView
+from ddstudy.store.writer import Driven
+from ddstudy.study.evaluate import Check, Job, Measurement, job_geometry
+from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
+from ddstudy.study.stability import cv_percent
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
 LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of

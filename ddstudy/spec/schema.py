@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, Self, TypeGuard, Union, get_args, ge
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from ddstudy.errors import UserError
-from ddstudy.settings import Noise, SearchSpace, Tiling
+from ddstudy.spec.axes import Noise, SearchSpace, Tiling
 
 Sampler = Literal["grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc"]
 Pruner = Literal["median", "hyperband", "wilcoxon"]

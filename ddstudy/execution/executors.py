@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_geometry
 from ddstudy.fit import choose, fused
-from ddstudy.settings import rows_and_columns
-from ddstudy.spec import FitSpec
+from ddstudy.spec.axes import rows_and_columns
+from ddstudy.spec.schema import FitSpec
+from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_geometry
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
 from ddstudy.errors import UserError
-from ddstudy.records import NUMBERS, Record, records_of
-from ddstudy.settings import AXES
-from ddstudy.spec import StudySpec, stored_spec
-from ddstudy.urls import shown_path
+from ddstudy.spec.axes import AXES
+from ddstudy.spec.schema import StudySpec, stored_spec
+from ddstudy.store.records import NUMBERS, Record, records_of
+from ddstudy.store.urls import shown_path
 
 _SHOWN = 10  # trials that are named one by one
 

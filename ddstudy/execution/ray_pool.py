@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.evaluate import Check, Job, Measurement, device_name
-from ddstudy.executors import (
+from ddstudy.execution.executors import (
     Event,
     Failed,
     Finished,
@@ -44,8 +43,9 @@ from ddstudy.executors import (
     usable_cores,
     work_events,
 )
-from ddstudy.spec import ExecutorSpec, FitSpec
-from ddstudy.target import Target
+from ddstudy.images.volumes import Target
+from ddstudy.spec.schema import ExecutorSpec, FitSpec
+from ddstudy.study.evaluate import Check, Job, Measurement, device_name
 
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 TOGETHER_SECONDS = 0.05  # events that follow each other faster travel together
@@ -127,11 +127,11 @@ class Ray:
         with theirs:
             # it finds what this process finds, and neither it nor Ray's workers, who are told its folder, what happens
             # to lie in the user's: a queue.py or numpy.py there is no library
-            begin = f"import sys; sys.path[:] = {sys.path!r}; from ddstudy.ray_pool import serve"
+            begin = f"import sys; sys.path[:] = {sys.path!r}; from ddstudy.execution.ray_pool import serve"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"{begin}; serve({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
-                cwd=Path(__file__).parent.parent,
+                cwd=Path(__file__).parents[2],
                 env=environment_for_ray(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.errors import UserError
-from ddstudy.images import (
+from ddstudy.images.files import (
     PICTURES,
     VOLUMES,
     Affine,
@@ -36,8 +36,8 @@ from ddstudy.images import (
     read_picture,
     volume_of,
 )
-from ddstudy.settings import rows_and_columns
-from ddstudy.spec import TargetSpec
+from ddstudy.spec.axes import rows_and_columns
+from ddstudy.spec.schema import TargetSpec
 
 Number = TypeVar("Number", bound=np.generic)
 

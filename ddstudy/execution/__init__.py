@@ -1,0 +1,1 @@
+"""Where fits run: in this process, in threads, or on Ray."""

@@ -1,0 +1,1 @@
+"""What is fitted: shapes, sizes and random starts of the priors."""

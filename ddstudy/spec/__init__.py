@@ -1,0 +1,1 @@
+"""What is asked: axes and settings with their identities, and the study file."""
