@@ -32,7 +32,8 @@ from ddstudy.execution.executors import resolve_device, usable_cores
 from ddstudy.fit import Problem, Snapshot, choose, fit
 from ddstudy.fit.reference import DeepDecoder
 from ddstudy.images.metrics import psnr
-from ddstudy.images.volumes import Target, join, load_target
+from ddstudy.images.tiling import join
+from ddstudy.images.volumes import Target, load_target
 from ddstudy.priors.deep_decoder import Geometry
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec

@@ -42,7 +42,8 @@ from fit_speed import floor_ms, measured_rates, median_seconds
 from ddstudy.fit import Problem, choose, fit, fused
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
+from ddstudy.spec.files import read_spec
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
 from ddstudy.study.evaluate import Job, device_name, problem
 from ddstudy.study.runner import operations
 

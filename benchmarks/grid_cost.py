@@ -26,9 +26,11 @@ from ddstudy.execution.executors import resolve_device, usable_cores
 from ddstudy.fit import Problem, choose, fit
 from ddstudy.fit.reference import DeepDecoder
 from ddstudy.images.metrics import psnr
-from ddstudy.images.volumes import join, load_target
+from ddstudy.images.tiling import join
+from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit, budgets_by_fit
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec, read_spec
+from ddstudy.spec.files import read_spec
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
 from ddstudy.study.evaluate import Job, device_name, problem
 from ddstudy.study.runner import operations
 

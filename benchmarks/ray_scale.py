@@ -34,7 +34,8 @@ from ddstudy.execution.executors import Failed, InProcess, usable_cores
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.schema import ExecutorSpec, FitSpec, NoiseSpec, StabilitySpec, TargetSpec, parse_spec, read_spec
+from ddstudy.spec.files import parse_spec, read_spec
+from ddstudy.spec.schema import ExecutorSpec, FitSpec, NoiseSpec, StabilitySpec, TargetSpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Job, evaluate

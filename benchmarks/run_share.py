@@ -28,7 +28,8 @@ from rich.console import Console
 from ddstudy import cli
 from ddstudy.images import metrics
 from ddstudy.images.volumes import load_target
-from ddstudy.spec.schema import StudySpec, parse_spec, read_spec
+from ddstudy.spec.files import parse_spec, read_spec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
 from ddstudy.study.samplers import sampler

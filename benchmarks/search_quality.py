@@ -32,7 +32,8 @@ import torch
 from ddstudy.execution.executors import Event, Finished
 from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import AXES, Setting, budgets_by_fit
-from ddstudy.spec.schema import StudySpec, parse_spec, read_spec
+from ddstudy.spec.files import parse_spec, read_spec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Job, Measurement

@@ -41,7 +41,8 @@ import sqlalchemy as sa
 from ddstudy.execution.executors import Event, Finished
 from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import Fit, Setting
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, StudySpec, parse_spec
+from ddstudy.spec.files import parse_spec
+from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, StudySpec
 from ddstudy.store.database import Store, parse_url
 from ddstudy.store.leases import RESULT_OF
 from ddstudy.store.optuna_rows import distributions

@@ -187,7 +187,7 @@ def fit(
     from ddstudy.execution.executors import layout, resolve_device
     from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
     from ddstudy.spec.axes import Fit
-    from ddstudy.spec.schema import parse_spec
+    from ddstudy.spec.files import parse_spec
     from ddstudy.study import runner
     from ddstudy.study.evaluate import Check, evaluate
     from ddstudy.terminal import terminal
@@ -617,7 +617,7 @@ def _umask() -> int:
 def _check(path: Path) -> tuple[list[str], StudySpec | None]:
     """All that is wrong with a study file, with its target, and with what it asks of that target."""
     from ddstudy.images.volumes import load_target
-    from ddstudy.spec.schema import parse_spec, read_study, target_of
+    from ddstudy.spec.files import parse_spec, read_study, target_of
     from ddstudy.study import runner
 
     mistakes: list[str] = []
@@ -641,7 +641,7 @@ def _check(path: Path) -> tuple[list[str], StudySpec | None]:
 
 
 def _spec(path: Path | None, name: str | None) -> StudySpec:
-    from ddstudy.spec.schema import read_spec
+    from ddstudy.spec.files import read_spec
 
     return read_spec(path or Path(__file__).parent / "data" / "quick.toml", name)
 
@@ -659,7 +659,7 @@ def _override(
     ray: str | None,
 ) -> StudySpec:
     """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
-    from ddstudy.spec.schema import parse_spec
+    from ddstudy.spec.files import parse_spec
 
     if grid + tpe + pareto > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")

@@ -48,7 +48,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ddstudy.errors import UserError
 from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
-from ddstudy.spec.schema import stored_spec
+from ddstudy.spec.files import stored_spec
 from ddstudy.store.study import StudyView, facts_of, is_whole, view_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pytest
 
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target, load_target
-from ddstudy.spec.schema import StudySpec, parse_spec
+from ddstudy.spec.files import parse_spec
+from ddstudy.spec.schema import StudySpec
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

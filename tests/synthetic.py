@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import NOISES, TILINGS, Setting
-from ddstudy.spec.schema import StudySpec, parse_spec
+from ddstudy.spec.files import parse_spec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.writer import Driven
 from ddstudy.study.evaluate import Measurement

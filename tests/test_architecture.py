@@ -9,8 +9,9 @@ import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
-    "errors", "spec", "spec.axes", "spec.schema",
-    "images", "images.files", "images.volumes", "images.inputs", "images.metrics", "priors", "priors.deep_decoder",
+    "errors", "spec", "spec.axes", "spec.schema", "spec.files",
+    "images", "images.tiling", "images.files", "images.volumes", "images.inputs", "images.metrics",
+    "priors", "priors.deep_decoder",
     "fit", "fit.reference", "fit.simd", "fit.kernels_cpu", "fit.kernels_cuda", "fit.fused",
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
@@ -19,7 +20,7 @@ ORDER = [
     "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
-    "pydantic": {"spec.schema", "report.panels"},
+    "pydantic": {"spec.schema", "spec.files", "report.panels"},
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},

@@ -15,7 +15,7 @@ from ddstudy.report import claims
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
-from ddstudy.spec.schema import parse_spec
+from ddstudy.spec.files import parse_spec
 from ddstudy.store.study import StudyView, trials_table
 
 THESIS_LIKE = {

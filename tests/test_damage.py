@@ -24,7 +24,7 @@ from ddstudy import cli, dashboard
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import load_target
 from ddstudy.notebook import open_study
-from ddstudy.spec.schema import read_spec
+from ddstudy.spec.files import read_spec
 from ddstudy.store.database import Store
 from ddstudy.study.samplers import sampler
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ddstudy.fit import Problem, Snapshot, summary
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.metrics import psnr, quality
-from ddstudy.images.volumes import Target, join
+from ddstudy.images.tiling import join
+from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import Geometry
 from ddstudy.spec.axes import NOISES, TILINGS, Fit
 from ddstudy.spec.schema import StudySpec

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddstudy.fit import fused
-from ddstudy.images.volumes import Target, tile_shape
+from ddstudy.images.tiling import tile_shape
+from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import geometry
 from ddstudy.spec.axes import Fit, rows_and_columns
 from ddstudy.study.runner import Forecast, Work, operations

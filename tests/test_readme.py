@@ -10,7 +10,7 @@ from ddstudy.cli import app
 from ddstudy.execution.executors import usable_cores
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit, budgets_by_fit
-from ddstudy.spec.schema import known_keys, read_spec
+from ddstudy.spec.files import known_keys, read_spec
 from ddstudy.study.evaluate import Measurement, evaluate
 from ddstudy.study.runner import job
 

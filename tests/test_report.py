@@ -16,7 +16,8 @@ from ddstudy.report import contents, figures, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
-from ddstudy.spec.schema import BETTER, parse_spec
+from ddstudy.spec.files import parse_spec
+from ddstudy.spec.schema import BETTER
 from ddstudy.store.study import StudyView, trials_table
 
 SPACE = {

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from ddstudy.spec.axes import Fit, SearchSpace, Setting, budgets_by_fit, rows_and_columns
-from ddstudy.spec.schema import read_spec
+from ddstudy.spec.files import read_spec
 
 STUDIES = Path(__file__).parent.parent / "studies"
 

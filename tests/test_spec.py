@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ddstudy.errors import UserError
-from ddstudy.spec.schema import StudySpec, known_keys, parse_spec, read_spec
+from ddstudy.spec.files import known_keys, parse_spec, read_spec
+from ddstudy.spec.schema import StudySpec
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
 SMALLEST = """

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddstudy.report.tables import recorded
-from ddstudy.spec.schema import StabilitySpec, read_spec
+from ddstudy.spec.files import read_spec
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.stability import Audit, Recorded, audit, cv_percent, dead_members, reason, stops_at, violations
 
 RULE = StabilitySpec(stop=1, warmup=300, window=3, patience=2)

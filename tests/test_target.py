@@ -27,7 +27,8 @@ from nibabel.testing import data_path
 from PIL import Image, ImageOps
 
 from ddstudy.errors import UserError
-from ddstudy.images.volumes import Target, join, load_target, nifti_bytes, split, tile_shape
+from ddstudy.images.tiling import join, split, tile_shape
+from ddstudy.images.volumes import Target, load_target, nifti_bytes
 from ddstudy.spec.axes import TILINGS, rows_and_columns
 from ddstudy.spec.schema import TargetSpec
 

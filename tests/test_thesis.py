@@ -195,7 +195,7 @@ def test_every_difference_is_named():
 
 
 def test_one_pixel_inputs_are_those_that_the_decoder_would_get():
-    from ddstudy.images.volumes import tile_shape
+    from ddstudy.images.tiling import tile_shape
     from ddstudy.priors.deep_decoder import geometry
     from ddstudy.report.tables import one_pixel_inputs
 

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ddstudy.spec.axes import AXES, Setting
-from ddstudy.spec.schema import parse_spec
+from ddstudy.spec.files import parse_spec
 from ddstudy.store.optuna_rows import TrialStorage, distributions
 from ddstudy.store.records import Result, Results
 

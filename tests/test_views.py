@@ -18,7 +18,7 @@ import pytest
 import synthetic
 
 from ddstudy.images.inputs import noise_volume
-from ddstudy.images.volumes import split
+from ddstudy.images.tiling import split
 from ddstudy.report import comparison, figures, images, tables
 from ddstudy.report.contents import COMPARISONS, figure, show
 from ddstudy.report.page import render

@@ -1,8 +1,7 @@
-"""Targets: the image that is fitted, cut from a volume or read from a picture, and its tiles (thesis sec. 3.2).
+"""Targets: the image that is fitted, cut from a volume or read from a picture (thesis sec. 3.2).
 
 A target looks as radiologists look at it and lies in [0, 1]. It knows where it lies in the scanner: its affine
 follows every flip, resampling and padding, so that a reconstruction is a NIfTI volume of one slice in its own right.
-Tiles are a batch; what does not divide is mirrored at the bottom and right, and cropped again when tiles are joined.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +35,7 @@ from ddstudy.images.files import (
     read_picture,
     volume_of,
 )
-from ddstudy.spec.axes import rows_and_columns
 from ddstudy.spec.schema import TargetSpec
-
-Number = TypeVar("Number", bound=np.generic)
 
 MNI152 = "MNI152 T1"
 SIDE = (8, 4096)  # pixels, the same as `target.size` allows
@@ -124,50 +120,6 @@ def load_target(spec: TargetSpec) -> Target:
     to_stored = to_stored @ to_old
     forms = {form: (placed @ to_stored, code) for form, (placed, code) in forms.items()}
     return Target(image, name, None if affine is None else affine @ to_stored, scale, forms)
-
-
-def tile_shape(height: int, width: int, tiling: str) -> tuple[int, int]:
-    """Rows and columns of one tile: those of the slice divided by those of the tiling, rounded up."""
-    rows, columns = rows_and_columns(tiling)
-    return -(-height // rows), -(-width // columns)
-
-
-def split(image: NDArray[Number], tiling: str) -> NDArray[Number]:
-    """Cuts an image into tiles, row by row (thesis Fig. 3.5).
-
-    Args:
-        image: array (C, H, W) of any type; a target, or noise of (k, rows * h0, columns * w0).
-        tiling: rows x columns, for example `4x5`.
-
-    Returns:
-        New array (rows * columns, C, h, w) with (h, w) from `tile_shape`. Where the tiling does not divide the image,
-        the image is mirrored at its bottom and right edge (without repeating the edge).
-    """
-    rows, columns = rows_and_columns(tiling)
-    channels, height, width = image.shape
-    h, w = tile_shape(height, width, tiling)
-    padded = np.pad(image, ((0, 0), (0, rows * h - height), (0, columns * w - width)), mode="reflect")
-    grid = padded.reshape(channels, rows, h, columns, w).transpose(1, 3, 0, 2, 4)
-    return np.ascontiguousarray(grid).reshape(rows * columns, channels, h, w)
-
-
-def join(tiles: NDArray[Number], tiling: str, height: int, width: int) -> NDArray[Number]:
-    """Puts tiles together again, the inverse of `split`.
-
-    Args:
-        tiles: array (..., rows * columns, C, h, w), the leading axes a batch of any shape.
-        tiling: the tiling that cut them.
-        height: rows of the image before it was split.
-        width: columns, likewise.
-
-    Returns:
-        New array (..., C, height, width), without the padding.
-    """
-    rows, columns = rows_and_columns(tiling)
-    *batch, _, channels, h, w = tiles.shape
-    grid = tiles.reshape(*batch, rows, columns, channels, h, w)
-    lines = np.moveaxis(grid, (-3, -5, -2, -4, -1), (-5, -4, -3, -2, -1))  # channels, rows, h, columns, w
-    return lines.reshape(*batch, channels, rows * h, columns * w)[..., :height, :width].copy()
 
 
 def _mni152() -> Path:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.images.inputs import noise_volume
-from ddstudy.images.volumes import png_bytes, split
+from ddstudy.images.tiling import split
+from ddstudy.images.volumes import png_bytes
 from ddstudy.spec.axes import rows_and_columns
 from ddstudy.store.study import StudyView, is_whole
 

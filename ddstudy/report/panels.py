@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ddstudy.errors import UserError
 from ddstudy.report.thesis import Number
 from ddstudy.spec.axes import Noise, Tiling
-from ddstudy.spec.schema import Metric, describe, read_toml, reason_of
+from ddstudy.spec.files import describe, read_toml, reason_of
+from ddstudy.spec.schema import Metric
 
 OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
 COMPARE = OVERVIEW.with_name("compare.toml")

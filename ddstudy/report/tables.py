@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ddstudy.images.volumes import tile_shape
+from ddstudy.images.tiling import tile_shape
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.schema import BETTER, Direction
 from ddstudy.study.stability import Recorded

@@ -31,7 +31,8 @@ from optuna.study._frozen import FrozenStudy
 
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target
-from ddstudy.spec.schema import StudySpec, stored_spec
+from ddstudy.spec.files import stored_spec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Claims, at_work, create_table
 from ddstudy.store.optuna_rows import TrialStorage, count_finished, distributions
 from ddstudy.store.records import VERSION, is_sound

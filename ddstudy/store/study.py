@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial
 
 from ddstudy.errors import UserError
 from ddstudy.spec.axes import AXES
-from ddstudy.spec.schema import StudySpec, stored_spec
+from ddstudy.spec.files import stored_spec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.records import NUMBERS, Record, records_of
 from ddstudy.store.urls import shown_path
 

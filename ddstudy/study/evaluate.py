@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.metrics import foreground, measurable, psnr, psnr_of, quality
-from ddstudy.images.volumes import Target, join, split, tile_shape
+from ddstudy.images.tiling import join, split, tile_shape
+from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
 from ddstudy.spec.axes import Fit, rows_and_columns
 from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec

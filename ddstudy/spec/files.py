@@ -1,0 +1,272 @@
+"""The study file read: TOML, what is wrong with it in the user's words, and studies that earlier versions stored.
+
+Unknown keys, wrong types and impossible values are refused with the file, the key and what is valid. A stored study is
+read as the version that stored it meant it: through migrations, with today's defaults for options that it did not have.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from ddstudy.errors import UserError
+from ddstudy.spec.schema import SCHEMA, Metric, StudySpec, TargetSpec
+
+_MOST_BYTES = 2**20  # of a file that a person writes
+_MOST_MISTAKES = 20  # named at a time
+
+
+def read_spec(path: Path, name: str | None = None) -> StudySpec:
+    """Reads and checks a study file.
+
+    Args:
+        path: a TOML file. `name` defaults to the file's stem.
+        name: of the study, instead of the file's.
+
+    Raises:
+        UserError: the file is missing, is no TOML, or says something that is not valid.
+    """
+    return parse_spec(read_study(path) | ({"name": name} if name else {}), str(path))
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """What a study file says, unchecked, with its name, and the target's file relative to the study that names it."""
+    tree = read_toml(path, "study file", "studies/quick.toml is an example.")
+    tree.setdefault("name", path.stem)
+    target = tree.get("target")
+    if isinstance(target, dict) and isinstance(target.get("file"), str):
+        try:
+            target["file"] = str((path.parent / target["file"]).resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
+            raise UserError(f"{path}: target.file: {error}", "Valid: the path of an image or volume.") from None
+    return tree
+
+
+def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
+    """The tables of a TOML file, which may be large or no file at all: no more is read than a person would write.
+
+    Args:
+        path: of the file.
+        what: the user calls it.
+        example: says where to look.
+
+    Raises:
+        UserError: the file is missing, too large, no regular file or no TOML.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise UserError(f"{path}: cannot be read ({kind})", f"Give a TOML file; {example}")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"{path}: cannot be read (too large)", f"A {what} has up to {_MOST_BYTES:,} bytes.")
+        return tomllib.loads(content.decode("utf-8-sig"))  # editors of Windows put a mark in front
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what}", f"Give a TOML file; {example}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})", f"A {what} is UTF-8 TOML.") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML: nested too deeply", f"Look at another: {example}") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
+        raise UserError(f"{path}: not valid TOML: {_short(str(error))}", f"Look at another: {example}") from None
+
+
+def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
+    """Checks a parsed study file. `source` names it in errors.
+
+    Raises:
+        UserError: the key and what is wrong with it, then what is valid; so for every mistake, unknown keys first,
+            since what such a key was meant to be is often missing, too.
+    """
+    try:
+        return StudySpec.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_mistakes(error, source)) from None
+
+
+def target_of(tree: dict[str, Any]) -> TargetSpec | None:
+    """The target that a study file names, if it says that much, whatever else is wrong with it."""
+    try:
+        return TargetSpec.model_validate(tree.get("target", {}))
+    except ValidationError:
+        return None
+
+
+def _mistakes(error: ValidationError, source: str) -> str:
+    found: dict[str, list[str]] = {}  # by what is valid
+    seen = set()
+    for each in sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden"):
+        unknown = each["type"] == "extra_forbidden"
+        # pydantic adds the branch of a union to the location; a user knows keys and positions in lists only
+        location = [part for part in each["loc"] if unknown or isinstance(part, int) or _is_key(part)]
+        key = ".".join(f"[{part}]" if isinstance(part, int) else _short(part) for part in location).replace(".[", "[")
+        if key not in seen:  # each branch of a union has its complaint
+            seen.add(key)
+            found.setdefault(_valid(location), []).append(f"{source}: {key or 'study'}: {reason_of(each)}")
+    left = _MOST_MISTAKES
+    lines = []
+    for valid, complaints in found.items():
+        if left <= 0:
+            break
+        lines += [*complaints[:left], valid]
+        left -= len(complaints)
+    more = sum(map(len, found.values())) - _MOST_MISTAKES
+    return "\n".join(lines + ([f"And {more:,} more mistakes."] if more > 0 else []))
+
+
+def stored_spec(text: str, source: str) -> tuple[StudySpec, list[str]]:
+    """Reads a study that any version has stored; an option that it did not have yet has its default.
+
+    Args:
+        text: what `StudySpec.stored` gave.
+        source: names it in errors.
+
+    Returns:
+        The study, and the keys in it that this version does not know, as those of a later one.
+
+    Raises:
+        UserError: it is not what any version stores.
+    """
+    try:
+        tree = json.loads(text)
+        schema = tree.pop("schema", 0)
+        while schema in _MIGRATIONS:
+            _MIGRATIONS[schema](tree)
+            schema += 1
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        raise UserError(
+            f"{source}: its study file cannot be read", "It was damaged or not stored by ddstudy."
+        ) from None
+    if schema != SCHEMA:
+        raise UserError(f"{source}: its study file is of a later version", "Look at it with the ddstudy that made it.")
+    unknown = list(_take_unknown(tree, StudySpec, ""))
+    return parse_spec(tree, source), unknown
+
+
+def _from_before_schemas(tree: dict[str, Any]) -> None:
+    """What had no number: at first the last iterate counted, and checks were unstable above the limit itself."""
+    stability = tree.setdefault("stability", {})
+    if "stop" not in stability:
+        stability["stop"] = 1.0
+        stability.pop("release", None)
+        tree.setdefault("fit", {}).setdefault("keep", "last")
+
+
+_MIGRATIONS = {0: _from_before_schemas}
+
+
+def _take_unknown(tree: dict[str, Any], model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Takes out what a model has no field for, and names it."""
+    for key in list(tree):
+        field = model.model_fields.get(key)
+        if field is None:
+            del tree[key]
+            yield prefix + key
+        elif isinstance(tree[key], dict) and _is_table(field.annotation):
+            yield from _take_unknown(tree[key], field.annotation, f"{prefix}{key}.")
+
+
+def _is_table(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def known_keys() -> list[tuple[str, str, str]]:
+    """(dotted key, default as TOML or 'required', description) of everything that a study file may say."""
+    return list(_keys(StudySpec, ""))
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Any:
+    for name, field in model.model_fields.items():
+        if _is_table(field.annotation):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+            continue
+        if name == "name" and not prefix:
+            default = "the file's name"
+        elif field.is_required():
+            default = "required"
+        else:
+            default = "" if field.default is None else json.dumps(field.default)
+        yield prefix + name, default, field.description or ""
+
+
+def _is_key(part: str) -> bool:
+    return part.isidentifier() or part in get_args(Metric)
+
+
+def reason_of(error: Any) -> str:
+    """What pydantic found wrong, as a clause in the user's words."""
+    given = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "missing"
+    if error["type"] == "string_pattern_mismatch":
+        return f"cannot be {_short(repr(given))}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}" + (
+        f", not {_short(repr(given))}" if isinstance(given, str | int | float | bool) else ""
+    )
+
+
+def _short(text: str) -> str:
+    """A text of a file, as long as a line and without what would move the cursor."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _valid(location: list[Any]) -> str:
+    names = [part for part in location if isinstance(part, str)]
+    model: Any = StudySpec
+    for depth, name in enumerate(names):
+        if name not in model.model_fields:
+            keys = list(model.model_fields)
+            table = ".".join(names[:depth]) or "a study file"
+            near = _near(name, keys) or next((key for key, *_ in known_keys() if key.endswith(f".{name}")), None)
+            hint = f"Did you mean '{near}'? " if near else ""
+            return f"{hint}Valid in {table}: {', '.join(keys)}."
+        field = model.model_fields[name]
+        if _is_table(field.annotation):
+            model = field.annotation
+            continue
+        return f"Valid: {describe(field.annotation, field.metadata)} - {field.description}."
+    return f"Valid tables and keys: {', '.join(StudySpec.model_fields)}."
+
+
+def _near(name: str, names: list[str]) -> str | None:
+    """The name that one was meant to be, in whichever case."""
+    small = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name[:80].lower(), small, 1)
+    return small[near[0]] if near else None
+
+
+def describe(annotation: Any, metadata: Any = ()) -> str:
+    """The values that a type allows, in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [limit for extra in args[1:] for limit in getattr(extra, "metadata", ())]
+        return describe(args[0], limits)
+    if origin is Literal:
+        return ", ".join(json.dumps(value) for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in args if arg is not type(None))
+    if origin is list:
+        return f"a list of {describe(args[0])}"
+    if origin is tuple:
+        return f"[{', '.join(describe(arg) for arg in args)}]"
+    if origin is dict:
+        return f"{describe(args[0])}, each = {describe(args[1])}"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[annotation]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(limit, name)}" for limit in metadata for name, sign in signs.items() if hasattr(limit, name)
+    ]
+    return " ".join([words, " and ".join(limits)]).strip()
