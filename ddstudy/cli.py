@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ddstudy.errors import UserError, WorkError
+import ddstudy
+from ddstudy.errors import UserError, WorkError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Hyperparameter studies of the Deep Decoder on MR images.",
+    rich_markup_mode=None,  # which would take [a default] for markup, and show nothing
 )
 
 StoreOption = Annotated[
@@ -59,6 +60,21 @@ DEFAULT_STORE = "sqlite:///ddstudy.db"
 _RELOAD_SECONDS = 10
 _MOST_CORES = 1024  # that workers or threads could fill
 _SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ddstudy {ddstudy.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ddstudy(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hyperparameter studies of the Deep Decoder on MR images."""
 
 
 class _Run(TyperCommand):
@@ -153,7 +169,7 @@ def run(
         print_summary(console, view, opened.shown_url, "" if default else f" --store {opened.shown_url}")
     if last is not None and last.failed:
         raise WorkError(
-            f"{last.failed} settings failed (`ddstudy status` says why)\nThe same command tries them again."
+            f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)\nThe same command tries them again."
         )
     if last is not None and last.images_lost:
         raise WorkError(f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}")
@@ -244,7 +260,7 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
         mistakes += found
         if spec is not None and not found:
             space = spec.space.search_space
-            typer.echo(f"{path}: valid, {len(space):,} settings, {len(budgets_by_fit(space)):,} fits")
+            typer.echo(f"{path}: valid, {counted(len(space), 'setting')}, {counted(len(budgets_by_fit(space)), 'fit')}")
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -303,7 +319,7 @@ def status(
             if len(failed):
                 last = failed.iloc[-1]
                 notes.append(
-                    f"{view.name}: {len(failed)} settings failed, `ddstudy run` tries them again, "
+                    f"{view.name}: {counted(len(failed), 'setting')} failed, `ddstudy run` tries them again, "
                     f"`ddstudy logs {view.name}` tells all; "
                     f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
                 )

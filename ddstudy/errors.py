@@ -1,4 +1,4 @@
-"""What a user is told: mistakes in what was given, and work that could not be done.
+"""What a user is told: mistakes in what was given, work that could not be done, and counts in words.
 
 The command line prints a `UserError` and exits with code 2, a `WorkError` with code 1. Any other exception is a
 fault of ours and keeps its traceback.
@@ -14,3 +14,8 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """What was asked for is valid and could not be done: fits that fail, a store that is away."""
+
+
+def counted(number: int, what: str) -> str:
+    """`1 setting`, `2,268 settings`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"

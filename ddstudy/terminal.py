@@ -12,8 +12,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
+from ddstudy.errors import counted
 from ddstudy.execution.executors import Executor, resolve_device
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target
@@ -64,17 +65,18 @@ def announce(
     console.print(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}", soft_wrap=True)
     most = "" if spec.search.sampler == "grid" else "at most "
     done = f", {the_plan.done:,} done" if the_plan.done else ""
-    console.print(f"{the_plan.settings:,} trials, {most}{the_plan.fits:,} fits of {spec.fit.members} members{done}")
+    fits = f"{counted(the_plan.fits, 'fit')} of {counted(spec.fit.members, 'member')}"
+    console.print(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         console.print("Nothing left to do.")
         return None
-    fits = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
+    to_try = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
     where = f"{executor.slots} x {device_of(executor, spec)}, {spec.fit.engine}"
     forecast = runner.kept_forecast(study, where) if study is not None else None
     if forecast is None:
         most = f"{runner.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
         console.print(f"Trying some iterations for a forecast: {most}", soft_wrap=True)
-        forecast = runner.calibrate(spec, image, fits, executor, study.claims if study else None)
+        forecast = runner.calibrate(spec, image, to_try, executor, study.claims if study else None)
         forecast.where = where
         if study is not None:
             runner.keep_forecast(study, forecast)
@@ -100,8 +102,10 @@ def live(console: Console) -> Iterator[Callable[[Progress], None]]:
         yield lambda progress: _log_line(console, progress)
         return
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console, refresh_per_second=4) as bar:
+    # where the terminal is narrow the words lose their end, and the bar, the count and the time stay
+    words = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), words)
+    with Bar(*columns, console=console, refresh_per_second=4, expand=True) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(progress: Progress) -> None:
@@ -115,8 +119,10 @@ def _describe(progress: Progress) -> str:
     if progress.eta_seconds is not None:
         parts.append(f"{_duration(progress.eta_seconds)} left")
     if progress.best:
-        parts.append(f"best {progress.best[1]:.2f} {progress.best[0].id}")
+        parts.append(f"best {progress.best[1]:.2f}")
     parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
+    if progress.best:
+        parts.append(progress.best[0].id)
     return " | ".join([*parts, progress.current] if progress.current else parts)
 
 
@@ -144,7 +150,7 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     unstable = int(results["stable"].eq(False).sum())
     share = 100 * unstable / max(1, len(results))
     pruned = int((results["state"] == "PRUNED").sum())
-    console.print(f"{len(results)} settings measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
+    console.print(f"{counted(len(results), 'setting')} measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
     if rough := int(results["disturbed"].eq(True).sum()):
         console.print(f"The seconds of {rough} were disturbed by other programs on their machine.")
     console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)

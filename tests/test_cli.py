@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import clusters
@@ -19,10 +21,13 @@ import numpy as np
 import pandas as pd
 import postgres
 import pytest
+from rich.console import Console
 
 from ddstudy import cli
+from ddstudy.spec.axes import Setting
 from ddstudy.store.database import Store
-from ddstudy.study.runner import Forecast, outlook
+from ddstudy.study.runner import Forecast, Progress, outlook
+from ddstudy.terminal import live
 
 STUDIES = Path(__file__).parent.parent / "studies"
 STUDY = """
@@ -113,6 +118,32 @@ def test_prune_audit_where_nothing_is_stable_or_all_is_stopped(ddstudy: Cli, fol
     assert ddstudy("run", "tiny.toml")[0] == 0
     code, out, _ = ddstudy("prune-audit", "tiny", "--cv", 0.01, "--warmup", 0, "--patience", 1, "--stop", 1)
     assert (code, "inf" in out) == (0, False)
+
+
+def test_help_tells_what_is_meant_without_a_value(ddstudy: Cli) -> None:
+    """[...] in a help text was taken for markup and left out."""
+    for command in ("run", "fit", "report", "export", "prune-audit"):
+        _, out, _ = ddstudy(command, "--help")
+        assert " ." not in out
+    assert "Study file (TOML) [a small packaged study]." in ddstudy("run", "--help")[1]
+
+
+def test_progress_keeps_its_count_and_time_on_a_narrow_terminal() -> None:
+    """The setting took their place at 80 columns."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    best = Setting(192, 16, 5, 7000, "simplex", "4x5")
+    with live(console) as show:
+        show(Progress(12, 48, 3, 1, (best, 31.17), f"{best.fit.id} at 4200: 30.91 dB, CV 2.1 %", 5025.0))
+    assert isinstance(console.file, io.StringIO)
+    *_, last = (line for line in re.split(r"[\r\n]", console.file.getvalue()) if "12/48" in line)
+    assert "0:00:00" in last
+    assert "left | best 31.17" in last
+    assert "\u2026" in last
+    assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)) <= 80
+
+
+def test_the_version_is_told(ddstudy: Cli) -> None:
+    assert ddstudy("--version") == (0, f"ddstudy {version('ddstudy')}\n", "")
 
 
 def test_help_imports_no_heavy_library() -> None:
