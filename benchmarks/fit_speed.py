@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="whole slice, s = 16, l = 5 only: under 5 minutes")
     parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32, 64, 96, 128, 192])
-    parser.add_argument("--precision", default="auto", help="of the fused engine's matrix products")
+    parser.add_argument("--precision", default="auto", help="bfloat16: the fused engine on a CUDA GPU")
     parser.add_argument("--others", action="store_true", help="torch.compile in a CUDA graph, and vmap; GPU only")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
