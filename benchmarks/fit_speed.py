@@ -5,6 +5,7 @@
 MNI152 mid axial slice at 256x320, 5 members. Both engines run in one process on the same threads, alternating stretch
 by stretch; times are medians of stretches, in milliseconds per iteration and member. `--quick` is the whole slice with
 s = 16, l = 5 only. PSNR is that of the ensemble after the same number of iterations.
+`--precision bfloat16` is for CUDA GPUs.
 
 The floor is what this machine would need at its own measured rates: the operations that the step must do over the rate
 of a large float32 matrix product, plus the bytes that it must move over the rate of a copy. On a GPU, products count at
