@@ -5,6 +5,7 @@
 MNI152 mid axial slice at 256x320, 5 members. Both engines run in one process on the same threads, alternating stretch
 by stretch; times are medians of stretches, in milliseconds per iteration and member. `--quick` is the whole slice with
 s = 16, l = 5 only. PSNR is that of the ensemble after the same number of iterations.
+`--precision bfloat16` is for CUDA GPUs.
 
 The floor is what this machine would need at its own measured rates: the operations that the step must do over the rate
 of a large float32 matrix product, plus the bytes that it must move over the rate of a copy. On a GPU, products count at
@@ -52,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="whole slice, s = 16, l = 5 only: under 5 minutes")
     parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32, 64, 96, 128, 192])
-    parser.add_argument("--precision", default="auto", help="of the fused engine's matrix products")
+    parser.add_argument("--precision", default="auto", help="bfloat16: the fused engine on a CUDA GPU")
     parser.add_argument("--others", action="store_true", help="torch.compile in a CUDA graph, and vmap; GPU only")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

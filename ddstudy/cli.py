@@ -193,7 +193,7 @@ def fit(
     size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns to resize and pad to.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, fused or reference.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32, or bfloat16 on a CUDA GPU.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, max=_MOST_CORES, help="Threads [one per member, as cores allow].")
     ] = None,

@@ -16,15 +16,13 @@ from ddstudy.fit import choose, fit, fused, kernels_cpu
 from ddstudy.fit.fused import Step
 from ddstudy.priors.deep_decoder import geometry
 
-NO_BFLOAT16 = pytest.mark.skipif(not kernels_cpu.HAS_BFLOAT16, reason="this processor does not multiply bfloat16")
+
+def step_of(case: Case, dtype: str) -> Step:
+    return Step(case.shape, case.tiles, len(case.weights), kernels_cpu, dtype=dtype)
 
 
-def step_of(case: Case, dtype: str, precision: str = "float32") -> Step:
-    return Step(case.shape, case.tiles, len(case.weights), kernels_cpu, precision, dtype)
-
-
-def fused_step(case: Case, dtype: str, precision: str = "float32") -> tuple[NDArray[Any], NDArray[Any]]:
-    step, weights = step_of(case, dtype, precision), case.weights.astype(dtype)
+def fused_step(case: Case, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    step, weights = step_of(case, dtype), case.weights.astype(dtype)
     gradients = np.full_like(weights, np.nan)
     losses = step.mse(step.pad(case.inputs), weights, gradients).copy()
     return losses, gradients
@@ -140,20 +138,6 @@ def test_the_first_iterations_are_those_of_the_reference() -> None:
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-3)
 
 
-@NO_BFLOAT16
-@pytest.mark.parametrize("k", [8, 24, 64])
-def test_bfloat16_products_point_the_same_way(k: int) -> None:
-    case = Case(geometry(k, 4, 3, 40, 33), tiles=2, members=2)
-    losses, gradients = case.autograd()
-    found, rounded = fused_step(case, "float32", "bfloat16")
-    np.testing.assert_allclose(found, losses, rtol=0.01)
-    assert 1e-4 < error(rounded, gradients) < 0.3  # other numbers than float32, in the same direction
-    work = make_problem(k=k)
-    (rounded_end,) = fit(work, [150], method=choose("cpu", precision="bfloat16"))
-    (end,) = fit(work, [150])
-    np.testing.assert_allclose(rounded_end.losses.mean(), end.losses.mean(), rtol=0.5)
-
-
 def test_a_step_allocates_nothing() -> None:
     case = Case(geometry(32, 4, 3, 64, 48), tiles=2, members=1)
     step, weights = step_of(case, "float32"), case.weights.astype(np.float32)
@@ -189,9 +173,26 @@ def test_what_a_device_cannot_do_is_refused() -> None:
     with pytest.raises(UserError) as no_kernels:
         choose("mps", "fused")
     assert "no fused kernels for mps" in str(no_kernels.value)
-    with pytest.raises(UserError) as no_products:
-        choose("cpu", "reference", "bfloat16")
-    assert "bfloat16 needs the fused engine" in str(no_products.value)
+
+
+def test_bfloat16_is_for_cuda_gpus_and_never_silently_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, engine, here in [
+        ("cpu", "auto", "fused engine on cpu"),
+        ("cpu", "fused", "fused engine on cpu"),
+        ("cpu", "reference", "reference engine on cpu"),
+        ("mps", "auto", "reference engine on mps"),
+        ("cuda", "reference", "reference engine on cuda"),
+    ]:
+        with pytest.raises(UserError) as refused:
+            choose(device, engine, "bfloat16")
+        assert str(refused.value).splitlines() == [
+            f"fit.precision: bfloat16 needs the fused engine on a CUDA GPU, this is the {here}",
+            "Valid there: auto, float32.",
+        ]
+    monkeypatch.setattr("ddstudy.fit._has_triton", lambda: True)
+    assert str(choose("cuda:1", "auto", "bfloat16")) == "fused bfloat16"
+    with pytest.raises(UserError, match="fused engine on cpu"):  # found for another device
+        fit(make_problem(), [1], device="cpu", method=choose("cuda", "fused", "bfloat16"))
 
 
 def test_the_average_forgets() -> None:

@@ -657,6 +657,7 @@ def test_what_a_gpu_could_not_do_moves_to_the_processor_where_the_study_allows_i
     ],
 )
 def test_a_fallback_that_would_spoil_results_is_refused(make_spec: MakeSpec, tables: Any, said: str) -> None:
+    make_spec(**tables)  # valid without one, or studies in stores would no longer open
     with pytest.raises(UserError, match=said):
         make_spec(**tables, executor={"fallback": "processor"})
 

@@ -250,7 +250,7 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     members = sum(job.options.members for job in jobs)
     kernels = fused.kernels_for(device) if on_gpu else None
     shape = job_geometry(first.fit, first.target)
-    need = fused.memory(shape, rows * columns, members, threads, kernels, method.precision)
+    need = fused.memory(shape, rows * columns, members, threads, kernels)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
         raise WorkError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
 
@@ -280,7 +280,7 @@ def room_on(device: str, job: Job, workers: int) -> int:
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
     rows, columns = rows_and_columns(job.fit.tiling)
     shape, members = job_geometry(job.fit, job.target), job.options.members
-    most = fused.capacity(shape, rows * columns, device, min(free, (free + held) / workers), method.precision)
+    most = fused.capacity(shape, rows * columns, device, min(free, (free + held) / workers))
     return max(1, most // members)
 
 

@@ -54,7 +54,7 @@ def choose(device: str, engine: str = "auto", precision: str = "auto") -> Method
     Args:
         device: a torch device, `cpu`, `cuda`, `cuda:1`, `mps`.
         engine: `auto`, `fused` or `reference`.
-        precision: `auto`, `float32` or `bfloat16`. `auto` is float32: see README, "Speed".
+        precision: `auto`, `float32` or, on CUDA GPUs, `bfloat16`. `auto` is float32: see README, "Speed".
 
     Raises:
         UserError: the device does not have it.
@@ -62,18 +62,15 @@ def choose(device: str, engine: str = "auto", precision: str = "auto") -> Method
     kernels = device == "cpu" or (device.startswith("cuda") and _has_triton())
     if engine == "fused" and not kernels:
         raise UserError(f"fit.engine: there are no fused kernels for {device} here", "Valid: auto, reference.")
-    if engine == "reference" or not kernels:
-        if precision == "bfloat16":
-            raise UserError("fit.precision: bfloat16 needs the fused engine", "Valid: auto, float32.")
-        return Method("reference", "float32")
+    found: Literal["fused", "reference"] = "fused" if kernels and engine != "reference" else "reference"
     if precision != "bfloat16":
-        return Method("fused", "float32")
-    if device == "cpu":
-        from ddstudy.fit.kernels_cpu import HAS_BFLOAT16
-
-        if not HAS_BFLOAT16:
-            raise UserError("fit.precision: this processor does not multiply bfloat16", "Valid here: auto, float32.")
-    return Method("fused", "bfloat16")
+        return Method(found, "float32")
+    if found == "reference" or device == "cpu":
+        raise UserError(
+            f"fit.precision: bfloat16 needs the fused engine on a CUDA GPU, this is the {found} engine on {device}",
+            "Valid there: auto, float32.",
+        )
+    return Method(found, "bfloat16")
 
 
 def _has_triton() -> bool:
@@ -189,10 +186,11 @@ def fit_together(
 
     Raises:
         ValueError: the problems are of several kinds.
+        UserError: the device does not have the method.
     """
     if len({problem.kind for problem in problems}) != 1:
         raise ValueError("problems that are fitted together have one shape, number of tiles, learning rate and keep")
-    method = method or choose(device)
+    method = choose(device, method.engine, method.precision) if method else choose(device)
     ended = ended or [threading.Event() for _ in problems]
     if method.engine == "reference":
         from ddstudy.fit import reference

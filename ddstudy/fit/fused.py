@@ -80,7 +80,7 @@ class Step:
         tiles: (T, C, h, w), the target of `mse`.
         members: decoders that are computed together.
         kernels: the kernel module.
-        precision: of the factors of matrix products, "float32" or "bfloat16"; sums are float32.
+        precision: of the factors of matrix products, "float32" or, on CUDA GPUs, "bfloat16"; sums are float32.
         dtype: "float32", or "float64" for tests.
 
     Attributes:
@@ -352,14 +352,7 @@ def _joined(looks: list[Look]) -> Look:
     )
 
 
-def memory(
-    shape: Geometry,
-    tiles: int,
-    members: int,
-    threads: int,
-    kernels: Any = None,
-    precision: str = "float32",
-) -> int:
+def memory(shape: Geometry, tiles: int, members: int, threads: int, kernels: Any = None) -> int:
     """Bytes that a fit needs: work arrays, the members' weights and inputs, and what a look at them takes.
 
     Of a GPU, too, without one: `kernels_for("cuda:0")`. What CUDA and its libraries take themselves is not in it.
@@ -370,13 +363,12 @@ def memory(
         members: of all problems that are fitted together.
         threads: of the fit, on the processor.
         kernels: of the device, by default the processor's; nothing is allocated there.
-        precision: of the factors of matrix products.
     """
     kernels = kernels or kernels_for("cpu")
     h, w = shape.sizes[0]
     picture = 4 * tiles * shape.channels * math.prod(shape.sizes[-1])
     if not kernels.TOGETHER:
-        step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels, precision)
+        step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), 1, kernels)
         work: int = min(threads, members) * step.nbytes
         looks = members * 4 * picture  # a snapshot, and its errors in double precision
         return work + looks + members * 4 * (5 * shape.parameters + tiles * h * w * int(step.width))
@@ -384,14 +376,14 @@ def memory(
 
     kernels = copy.copy(kernels)
     kernels.device = torch.device("meta")  # arrays there have a size, and no memory
-    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), members, kernels, precision)
+    step = Step(shape, np.zeros((tiles, shape.channels, *shape.sizes[-1]), np.float32), members, kernels)
     # weights, their gradients, Adam's two moments and the kept ones, and inputs: twice while a group takes over from
     # another, and some more; a target, where the pixels are in it, and a look's errors in double precision
     each = 4 * (2 * 5 * shape.parameters + 4 * shape.parameters + 2 * tiles * h * w * step.width) + 8 * picture
     return int(step.nbytes + members * each)
 
 
-def capacity(shape: Geometry, tiles: int, device: str, bytes_free: float, precision: str = "float32") -> int:
+def capacity(shape: Geometry, tiles: int, device: str, bytes_free: float) -> int:
     """Members that are fitted fastest together on a GPU: no more than its free memory holds, or than are of use.
 
     Args:
@@ -399,10 +391,9 @@ def capacity(shape: Geometry, tiles: int, device: str, bytes_free: float, precis
         tiles: of the target.
         device: a torch device with kernels that compute all members at once.
         bytes_free: of it.
-        precision: of the factors of matrix products.
     """
     kernels = kernels_for(device)
-    one, two = (memory(shape, tiles, members, 1, kernels, precision) for members in (1, 2))
+    one, two = (memory(shape, tiles, members, 1, kernels) for members in (1, 2))
     room = USABLE * bytes_free - LIBRARIES_BYTES - (2 * one - two)
     most = MOST if shape.k > 16 else 2 * MOST
     return min(most, int(room // (two - one)))

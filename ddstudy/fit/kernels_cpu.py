@@ -33,8 +33,6 @@ from ddstudy.fit.simd import (
     exp,
     fma,
     load,
-    neighbours,
-    pair,
     product,
     relu,
     same,
@@ -49,9 +47,7 @@ if TYPE_CHECKING:
     from ddstudy.fit.fused import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
-_FEATURES = binding.get_host_cpu_features()
-ROWS, WIDE = (8, 2) if _FEATURES.get("avx512f") else (4, 1)
-HAS_BFLOAT16 = bool(_FEATURES.get("avx512bf16"))
+ROWS, WIDE = (8, 2) if binding.get_host_cpu_features().get("avx512f") else (4, 1)
 BLOCK = 32  # pixels of a sum over pixels whose channels stay in the first-level cache together
 SEGMENT = 24_576  # bytes of activations that the head keeps in the first-level cache
 OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
@@ -189,96 +185,44 @@ def _fold_back(matrix, affine, panels, factors, lanes):
 
 
 @_compiled
-def _pack(panels, packed, K, lanes):
-    """Panels as bfloat16: pairs of inputs."""
-    wide = WIDE * len(lanes)
-    for first in range(0, K, wide):
-        width = min(wide, K - first)
-        for t in range(0, K, 2):
-            for c in range(0, width, len(lanes)):
-                from_, to = first * K + t * width + c, (first * K + t * width) // 2 + c
-                store(packed, to, pair(load(panels, from_, lanes), load(panels, from_ + width, lanes)))
-
-
-@_compiled
-def _multiply(a, a0, panels, c, c0, n, bias, rounded, packed, lanes):
+def _multiply(a, a0, panels, c, c0, n, bias, lanes):
     """A row of n pixels times a matrix in panels: c = a @ panels + bias."""
     K, lane = bias.size, len(lanes)
-    if packed is None:
-        _multiply_panels(a, a0, panels, lane, c, c0, n, bias, lanes)
-    else:
-        for q in range(0, n * K, lane):
-            store(rounded, q // 2, neighbours(load(a, a0 + q, lanes)))
-        _multiply_panels(rounded, 0, packed, lane // 2, c, c0, n, bias, lanes)
-
-
-@_compiled
-def _multiply_panels(a, a0, panels, inner, c, c0, n, bias, lanes):
-    K, lane = bias.size, len(lanes)
     chunks = K // lane
+    rows = ROWS if n >= ROWS else 1
     for q in range(0, chunks, WIDE):
         wide = chunks - q >= WIDE
         width = WIDE * lane if wide else lane
-        right = (q * lane * chunks * inner, lane, inner * width, width)
-        start, i = (q * lane, 0, lane), 0
-        while i < n:
-            if n >= ROWS:
-                i = min(i, n - ROWS)  # the last tile may do some pixels again
-            left = (a0 + i * inner, inner, n * inner, 1)
+        right, start = (q * lane * K, lane, lane * width, width), (q * lane, 0, lane)
+        for first in range(0, n, rows):
+            i = min(first, n - rows)  # the last tile may do some pixels again
+            left = (a0 + i * lane, lane, n * lane, 1)
             to = (c0 + (q * n + i) * lane, lane, n * lane)
-            if n >= ROWS:
-                if wide:
-                    _tile(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
-                else:
-                    _tile_narrow(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
-                i += ROWS
+            if rows == ROWS and wide:
+                _tile(a, left, panels, right, bias, start, c, to, chunks, lane, lanes)
+            elif rows == ROWS:
+                _tile_narrow(a, left, panels, right, bias, start, c, to, chunks, lane, lanes)
+            elif wide:
+                _tile_flat(a, left, panels, right, bias, start, c, to, chunks, lane, lanes)
             else:
-                if wide:
-                    _tile_flat(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
-                else:
-                    _tile_flat_narrow(a, left, panels, right, bias, start, c, to, chunks, inner, lanes)
-                i += 1
+                _tile_flat_narrow(a, left, panels, right, bias, start, c, to, chunks, lane, lanes)
 
 
 @_compiled
-def _correlate(a, a0, b, b0, n, sums, a_pairs, b_pairs, lanes):
-    """Adds a^T b to sums (K, K), a and b being rows of n pixels."""
-    lane = len(lanes)
-    for start in range(0, n, BLOCK):
-        size = min(BLOCK, n - start)
-        a1, b1 = a0 + start * lane, b0 + start * lane
-        if a_pairs is None:
-            _correlate_block(a, a1, n, b, b1, n, size, sums, lanes)
-        else:
-            _pair_pixels(a, a1, n, size, a_pairs, lanes)
-            _pair_pixels(b, b1, n, size, b_pairs, lanes)
-            _correlate_block(a_pairs, 0, BLOCK // 2, b_pairs, 0, BLOCK // 2, (size + 1) // 2, sums, lanes)
-
-
-@_compiled
-def _pair_pixels(a, a0, n, size, pairs, lanes):
-    """Two pixels after each other as bfloat16 pairs; an odd last one is paired with zero."""
-    lane = len(lanes)
-    for q in range(pairs.shape[0]):
-        for p in range(0, size, 2):
-            low, high = load(a, a0 + (q * n + p) * lane, lanes), same(0.0, a, lanes)
-            if p + 1 < size:
-                high = load(a, a0 + (q * n + p + 1) * lane, lanes)
-            store(pairs, (q * BLOCK + p) // 2 * lane, pair(low, high))
-
-
-@_compiled
-def _correlate_block(a, a0, a_row, b, b0, b_row, n, sums, lanes):
+def _correlate(a, b, start, n, sums, lanes):
+    """Adds a^T b to sums (K, K), a and b being rows of n pixels from `start` on."""
     K, lane = sums.shape[0], len(lanes)
-    for j in range(0, K, WIDE * lane):
-        right = (b0 + j * b_row, b_row * lane, 0, lane)
-        for i in range(0, K, ROWS):
-            left = (a0 + i // lane * lane * a_row + i % lane, 1, 0, lane)
-            to = (i * K + j, K, lane)
-            if K - j >= WIDE * lane:
-                _tile(a, left, b, right, sums, to, sums, to, 1, n, lanes)
-            else:
-                _tile_narrow(a, left, b, right, sums, to, sums, to, 1, n, lanes)
+    for first in range(0, n, BLOCK):
+        size, here = min(BLOCK, n - first), start + first * lane
+        for j in range(0, K, WIDE * lane):
+            right = (here + j * n, n * lane, 0, lane)
+            for i in range(0, K, ROWS):
+                left = (here + i // lane * lane * n + i % lane, 1, 0, lane)
+                to = (i * K + j, K, lane)
+                if K - j >= WIDE * lane:
+                    _tile(a, left, b, right, sums, to, sums, to, 1, size, lanes)
+                else:
+                    _tile_narrow(a, left, b, right, sums, to, sums, to, 1, size, lanes)
 
 
 @_compiled
@@ -322,8 +266,8 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, parti
 
 
 @_compiled
-def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, panels, bias, factors, rounded,
-             packed, origins, partial, sums, k, lanes):  # fmt: skip
+def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, panels, bias, factors, origins,
+             partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, ring, K = yf.size, xf.size, z.shape[2], bias.size
     for unit in range(M * T):
@@ -331,17 +275,15 @@ def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, 
         if t == 0:
             _turn(weights, m, at, turned, k)
         _fold(turned, before[m, t], panels, bias, factors, lanes)
-        if packed is not None:
-            _pack(panels, packed, K, lanes)
         x0, z0, r0 = unit * h * w * K, unit * ring * w * K, unit * H * W * K
         sums[:] = 0
-        _multiply(x, x0, panels, z, z0, w, bias, rounded, packed, lanes)
+        _multiply(x, x0, panels, z, z0, w, bias, lanes)
         for c in range(0, K, len(lanes)):
             store(origins, c, relu(load(z, z0 + c * w, lanes)))
         for i in range(h):
             below = min(i + 1, h - 1)
             if below > i:
-                _multiply(x, x0 + below * w * K, panels, z, z0 + below % ring * w * K, w, bias, rounded, packed, lanes)
+                _multiply(x, x0 + below * w * K, panels, z, z0 + below % ring * w * K, w, bias, lanes)
             top, bottom = z0 + i % ring * w * K, z0 + below % ring * w * K
             _blend(z, top, bottom, w, K, ys[i], ys[i + 1], yf, xs, xf, r, r0, keep, origins, partial, lanes)
             _add(partial, 0, sums[0])
@@ -548,8 +490,8 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w,
 
 @_compiled
 def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
-              carry, matrix, turned, panels, bias, factors, pulls, correlation, slope, rounded, packed, a_pairs,
-              b_pairs, partial, sums, k, lanes):  # fmt: skip
+              carry, matrix, turned, panels, bias, factors, pulls, correlation, slope, partial, sums, k,
+              lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, K = yf.size, xf.size, bias.size
     N = H * W
@@ -574,8 +516,6 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             bias[c] = 0
         if z is None:
             _fold_back(matrix, after[m, t], panels, factors, lanes)
-            if packed is not None:
-                _pack(panels, packed, K, lanes)
         correlation[:] = 0
         carry[:] = 0
         sums[0] = 0
@@ -587,11 +527,11 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             if z is None:
                 for y in range(ys[i], ys[i + 1]):
                     made = (y - ys[i]) * W * K
-                    _multiply(d_next, r0 + y * W * K, panels, dy, made, W, bias, rounded, packed, lanes)
+                    _multiply(d_next, r0 + y * W * K, panels, dy, made, W, bias, lanes)
             _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w, K,
                     ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
             _add(partial, 0, sums[0])
-            _correlate(x, top, d, top, w, correlation, a_pairs, b_pairs, lanes)
+            _correlate(x, d, top, w, correlation, lanes)
         for channel in range(K):
             factors[0, channel], factors[1, channel] = before[m, t, 2, channel], before[m, t, 3, channel]
             bias[channel] = sums[0, channel]
@@ -652,13 +592,6 @@ class Scratch:
             (max([n * W * K for n, (_, W) in zip(tallest, shape.sizes[1:-1], strict=False)] or [K]),), dtype
         )
         self.carry = zeros((max(w for _, w in shape.sizes[:-1]) * K,), dtype)
-        # for products in bfloat16: a row of pixels, a matrix, and two blocks of pixels for sums over pixels
-        self.rounded = self.packed = self.a_pairs = self.b_pairs = None
-        if step.precision == "bfloat16":
-            self.rounded = zeros((max(w for _, w in shape.sizes[:-1]) * K // 2,), "int32")
-            self.packed = zeros((K * K // 2,), "int32")
-            blocks = (K // len(self.lanes), BLOCK // 2, len(self.lanes))
-            self.a_pairs, self.b_pairs = zeros(blocks, "int32"), zeros(blocks, "int32")
         span = max(SEGMENT // (K * np.dtype(dtype).itemsize), tallest[-1] * widest[-1])
         room = span + len(self.lanes)
         self.segment = zeros((K // len(self.lanes), room, len(self.lanes)), dtype)
@@ -678,8 +611,7 @@ def forward(step: Step, i: int, inputs: Any, weights: Any) -> None:
     rows, columns = step.axes[i]
     _forward(x, weights, step.at[i], step.affine[i], step.affine[i + 1], step.z[i], step.z[i] if last else step.r[i],
              not last, rows.start, rows.fraction, columns.start, columns.fraction, own.turned, own.panels,
-             own.bias, own.factors, own.rounded, own.packed, own.origins, own.partial, own.sums, step.shape.k,
-             own.lanes)  # fmt: skip
+             own.bias, own.factors, own.origins, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 
 def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> None:
@@ -705,8 +637,7 @@ def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> N
               rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
               step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.carry,
               own.matrix, own.turned, own.panels, own.bias, own.factors, own.pulls, own.correlation, own.slope,
-              own.rounded, own.packed, own.a_pairs, own.b_pairs, own.partial, own.sums, step.shape.k,
-              own.lanes)  # fmt: skip
+              own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
 
 
 class Adam:

@@ -27,7 +27,7 @@ LANES_8 = (0,) * 8
 LANES_16 = (0,) * 16
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
+_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
 
 def _intrinsic(function: Any) -> Any:
@@ -97,43 +97,10 @@ class _Code:
         name = f"llvm.fmuladd.v{a.type.count}{suffix}"
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
 
-    def multiply_pairs(self, left: Any, right: Any, sums: Any) -> Any:
-        """Sums + left[2 i] right[2 i] + left[2 i + 1] right[2 i + 1], pairs of bfloat16 in 32 bits."""
-        pairs = ir.VectorType(_BFloat16(), 2 * sums.type.count)
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * sums.type.count}"
-        kind = ir.FunctionType(sums.type, [sums.type, pairs, pairs])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(
-            function, [sums, self.builder.bitcast(left, pairs), self.builder.bitcast(right, pairs)]
-        )
-
-    def round(self, value: Any) -> Any:
-        """Bits of the nearest bfloat16 numbers, ties to even, in the upper halves; rubbish in the lower ones."""
-        kind = ir.VectorType(_I32, value.type.count)
-        bits = self.builder.bitcast(value, kind)
-        odd = self.builder.and_(self.builder.lshr(bits, _constant(kind, 16)), _constant(kind, 1))
-        return self.builder.add(self.builder.add(bits, _constant(kind, 0x7FFF)), odd)
-
-    def pair(self, low: Any, high: Any) -> Any:
-        """Joins the upper halves of two vectors of 32 bits."""
-        low = self.builder.lshr(low, _constant(low.type, 16))
-        return self.builder.or_(low, self.builder.and_(high, _constant(high.type, -0x10000)))
-
     def pick(self, value: Any, places: list[int], more: Any = None) -> Any:
         """Some of the lanes of a vector, or of two after each other."""
         more = ir.Constant(value.type, ir.Undefined) if more is None else more
         return self.builder.shuffle_vector(value, more, ir.Constant(ir.VectorType(_I32, len(places)), places))
-
-
-class _BFloat16(ir.Type):  # type: ignore[misc]  # llvmlite does not name this type of LLVM's
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat16)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat16)
 
 
 def _bytes(kind: ir.VectorType) -> int:
@@ -270,36 +237,11 @@ def exp(typing: Any, a: Any) -> Any:
         for i in range(degree, 0, -1):
             factorial /= i
             value = fma(value, r, _constant(kind, 1 / factorial))
-        bits = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [shift] * kind.count))
-        scale = builder.add(bits, ir.Constant(integers, [one] * kind.count))
+        bits = builder.shl(builder.bitcast(shifted, integers), _constant(integers, shift))
+        scale = builder.add(bits, _constant(integers, one))
         return builder.fmul(value, builder.bitcast(scale, kind))
 
     return a(a), code
-
-
-@_intrinsic
-def pair(typing: Any, low: Any, high: Any) -> Any:
-    """Two float32 vectors as bfloat16 pairs, one pair to a lane."""
-    vector = Vector(types.int32, low.lanes)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        this = _Code(context, builder, sig)
-        return this.pair(this.round(args[0]), this.round(args[1]))
-
-    return vector(low, high), code
-
-
-@_intrinsic
-def neighbours(typing: Any, a: Any) -> Any:
-    """One float32 vector as half as many bfloat16 pairs of neighbouring lanes."""
-    vector = Vector(types.int32, a.lanes // 2)
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        this = _Code(context, builder, sig)
-        bits = this.round(args[0])
-        return this.pair(this.pick(bits, list(range(0, a.lanes, 2))), this.pick(bits, list(range(1, a.lanes, 2))))
-
-    return vector(a), code
 
 
 @_intrinsic
@@ -352,8 +294,7 @@ def product(rows: int, columns: int) -> Any:
                              + sum over q < depth and t < inner of A[a + i ai + q aq + t at] * B[b + j bj + q bq + t bt]
 
     with vectors of B, C and S, single elements of A. Terms are added in the order of q, then t, whatever the tile's
-    size, so results do not depend on it. Where A and B are int32 arrays, their elements are pairs of bfloat16 numbers,
-    and both products of a pair are added.
+    size, so results do not depend on it.
     """
 
     @_intrinsic
@@ -375,18 +316,15 @@ def product(rows: int, columns: int) -> Any:
                     start = builder.add(start, builder.mul(stride, _I64(step) if isinstance(step, int) else step))
                 return this.address(array, args, start)
 
-            pairs = A.dtype == types.int32
-            add = this.multiply_pairs if pairs else this.fma
-            factors = ir.VectorType(_I32, vector.lanes) if pairs else kind
             sums = {}
             for i, j in grid:
                 sums[i, j] = cgutils.alloca_once_value(builder, this.load(address(4, i, j), kind))
             with cgutils.for_range(builder, depth) as outer, cgutils.for_range(builder, inner) as loop:
-                right = [this.load(address(2, j, outer.index, loop.index), factors) for j in range(columns)]
+                right = [this.load(address(2, j, outer.index, loop.index), kind) for j in range(columns)]
                 for i in range(rows):
                     left = this.broadcast(builder.load(address(0, i, outer.index, loop.index)), vector.lanes)
                     for j in range(columns):
-                        builder.store(add(left, right[j], builder.load(sums[i, j])), sums[i, j])
+                        builder.store(this.fma(left, right[j], builder.load(sums[i, j])), sums[i, j])
             for i, j in grid:
                 this.store(builder.load(sums[i, j]), address(6, i, j))
             return context.get_dummy_value()

@@ -147,7 +147,9 @@ class FitSpec(BaseModel):
     check_every: Annotated[int, Field(ge=1)] = Field(100, description="iterations between stability checks")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = Field("auto", description="'reference' is plain torch, slow")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the factors of matrix products")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the factors of matrix products; bfloat16 on CUDA GPUs only"
+    )
 
 
 class StabilitySpec(BaseModel):
@@ -234,7 +236,7 @@ class StudySpec(BaseModel):
         if self.executor.fallback != "none" and "seconds" in self.objectives:
             raise ValueError("executor.fallback must be 'none' where seconds are an objective, which devices differ in")
         if self.executor.fallback != "none" and self.fit.precision == "bfloat16":
-            raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16: few processors have it")
+            raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16, which is for CUDA GPUs")
         return self
 
     @property

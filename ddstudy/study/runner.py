@@ -144,7 +144,7 @@ def bytes_of_largest_fit(spec: StudySpec, target: Target, device: str = "cpu") -
         shapes, key=lambda it: it[0].k * sum(h * w for h, w in it[0].sizes) * it[1][0] * it[1][1]
     )
     members = spec.fit.members
-    return memory(shape, rows * columns, members, members, kernels_for(device), spec.fit.precision)
+    return memory(shape, rows * columns, members, members, kernels_for(device))
 
 
 @dataclass(frozen=True)
