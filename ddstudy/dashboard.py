@@ -49,6 +49,7 @@ from ddstudy.errors import UserError
 from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
 from ddstudy.spec.files import stored_spec
+from ddstudy.store.database import READ_ERRORS
 from ddstudy.store.study import StudyView, facts_of, is_whole, view_of
 
 if TYPE_CHECKING:
@@ -145,15 +146,17 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             )
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return refuse("405 Method Not Allowed", "This dashboard is read-only.", ("Allow", "GET, HEAD"))
-        if wrong := _mistake(environ, view):
-            return refuse(*wrong)
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # the dashboard fails without one
         try:
+            if wrong := _mistake(environ, view):
+                return refuse(*wrong)
             return answers(environ, secured)
         except ArtifactNotFound:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
         except KeyError:  # of the view, which has no other word for it
             return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
+        except READ_ERRORS as error:
+            return refuse("503 Service Unavailable", f"The store cannot be read: {error}".partition("\n")[0])
 
     return guarded
 
@@ -491,7 +494,7 @@ class _View(BaseStorage):
                 return "404 Not Found", "there is no such study, or it cannot be read"
             if study_id is not None:
                 self._storage.get_all_trials(int(study_id), deepcopy=False)
-        except Exception as error:  # whatever a damaged database or a server that is away has
+        except READ_ERRORS as error:
             return "503 Service Unavailable", f"the store cannot be read: {str(error).partition(chr(10))[0]}"
         return "", ""
 

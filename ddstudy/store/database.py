@@ -46,6 +46,10 @@ _OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NU
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
+# what a damaged database, or a server that is away, ends in
+READ_ERRORS = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError)
+
+
 class NoStudiesError(UserError):
     """There is nothing to look at yet."""
 
@@ -106,7 +110,7 @@ class Store:
             if self.is_sqlite:
                 _lock_from_the_beginning(storage.engine)
             return storage
-        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError) as error:
+        except READ_ERRORS as error:
             cause = error.__cause__ or error
             line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
             raise UserError(f"{self.shown_url}: cannot be opened: {without_secrets(line, self._url)}", VALID) from None
