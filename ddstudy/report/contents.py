@@ -176,7 +176,8 @@ def _pareto(view: StudyView, panel: Pareto) -> Shown:
         sentence += f" {shared:,} shared their device with another fit and look slower than they are."
     if "seconds" in (x, y) and (rough := int(trials["disturbed"].eq(True).sum())):
         on_front = int(front["disturbed"].eq(True).sum())
-        sentence += f" The seconds of {rough:,}, {on_front:,} of them on the front, were disturbed by other programs."
+        of_them = f"The seconds of {rough:,}, {on_front:,} of them on the front,"
+        sentence += f" {of_them} were disturbed by other programs on their machine."
     columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
     return Shown(sentence, figures.pareto(trials, front, x, y), Table(front, columns), thumbnails=True)
 
