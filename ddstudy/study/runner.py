@@ -678,7 +678,7 @@ class _Run:
     def _failed(self, flight: _InFlight, event: Failed) -> str:
         why = event.why
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
-        if event.lost and missing:
+        if event.kind == "lost" and missing:
             flight.losses += 1
             if flight.losses == LOSSES:
                 return self._end(flight, missing, f"{LOSSES} nodes were lost while they fitted this", event.log)
@@ -693,7 +693,7 @@ class _Run:
             if flight.failures == RETRIES and elsewhere and may_move:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
-            if event.shared and "memory" in why.lower():
+            if event.shared and event.kind == "memory":
                 self.again.append((flight, work))
                 how += ", with nothing beside it"
             else:
