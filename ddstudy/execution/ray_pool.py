@@ -425,7 +425,7 @@ class _Pool:
             options |= {"num_cpus": usable_cores(), "include_dashboard": False}
         try:
             found = address
-            if address == "auto":
+            if address == "auto":  # private: in public Ray says what `auto` is only once it is connected
                 found = self._ray._private.services.canonicalize_bootstrap_address(address)
             if found.startswith("ray://"):
                 why = f"{found}: fits stream back, which Ray's client cannot"
