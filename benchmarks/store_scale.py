@@ -43,8 +43,9 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import Fit, Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, StudySpec
-from ddstudy.store.database import Store, parse_url
+from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
+from ddstudy.store.urls import parse_url
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Job, Measurement, evaluate
 from ddstudy.study.samplers import sampler
@@ -272,10 +273,11 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
                         for trial, setting in filled
                     ],
                 )
+        driven.settle()
 
 
 def copies(engine: sa.Engine, study: int, count: int) -> list[int]:
-    """Copies a study's latest trial, each copy with a mark of its own that it has a result; the new trials' ids."""
+    """Copies a study's latest trial; the new trials' ids."""
     tables = {
         "trial_params": "param_name, param_value, distribution_json",
         "trial_values": "objective, value, value_type",
