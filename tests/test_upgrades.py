@@ -16,7 +16,7 @@ from test_store import measured, record
 
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target, load_target
-from ddstudy.spec import schema as specs
+from ddstudy.spec import files, schema
 from ddstudy.spec.schema import FitSpec, StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study.samplers import sampler
@@ -55,7 +55,7 @@ def change(folder: Path, study: str, key: str, edit: Callable[[dict[str, object]
 
 
 def drive(url: str, name: str, folder: Path) -> None:
-    spec = specs.read_spec(folder / f"{name}.toml")
+    spec = files.read_spec(folder / f"{name}.toml")
     with Store(url) as store:
         store.drive(spec, load_target(spec.target), sampler(spec))
 
@@ -90,7 +90,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     class LaterSpec(StudySpec):
         fit: LaterFitSpec = LaterFitSpec()  # type: ignore[call-arg]
 
-    monkeypatch.setattr(specs, "StudySpec", LaterSpec)
+    monkeypatch.setattr(files, "StudySpec", LaterSpec)
     return monkeypatch
 
 
@@ -132,7 +132,7 @@ def test_results_of_two_arithmetics_are_not_mixed(
     new = f"sqlite:///{tmp_path / 'new.db'}"
     with Store(new) as store:
         record(store.drive(make_spec(), tiny_target, sampler(make_spec())), measured())
-    monkeypatch.setattr(specs, "NUMERICS", 3)
+    monkeypatch.setattr(schema, "NUMERICS", 3)
     with Store(new) as store, pytest.raises(UserError, match="results are of arithmetic 2, this version has 3"):
         store.drive(make_spec(), tiny_target, sampler(make_spec()))
     with Store(new) as store, pytest.raises(UserError, match=r"--reuse tiny.*: its results are of arithmetic 2"):

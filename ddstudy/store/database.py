@@ -40,7 +40,7 @@ from ddstudy.store.writer import Driven
 
 LEASE_SECONDS = 30.0
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
-_OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NUMERICS in ddstudy/spec.py)"
+_OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NUMERICS in ddstudy/spec/schema.py)"
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
