@@ -538,12 +538,22 @@ def main() -> None:
         if len(os.environ.get(name, "")) > 3:
             os.environ[name] = "999"
     try:
+        _refuse_urls(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _complain(str(error), 2)
     except Exception as error:  # the last resort: parser's and database's mistakes in words, ours re-raised
         _unexpected(error)
+
+
+def _refuse_urls(words: list[str]) -> None:
+    """Refuses URLs in other places than their own: a message may repeat what stands there, and with it a password."""
+    for before, word in zip(["", *words], words, strict=False):
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if "://" in word and option != "--store" and not (option == "--ray" and value.startswith("ray://")):
+            where = f"behind {option}" if re.fullmatch("--[a-z-]+", option) else "among the arguments"
+            raise UserError(f"a URL {where} is not valid", "A store goes behind --store, a file is a path.")
 
 
 def _unexpected(error: Exception) -> None:

@@ -247,6 +247,11 @@ def test_dry_run_of_the_thesis(ddstudy: Cli) -> None:
         (["run", "tiny.toml", "--tpe", "--pareto"], "Give one of them"),
         (["run", "tiny.toml", "--name", "a b"], "name: cannot be 'a b'"),
         (["run", "tiny.toml", "--store", "mysql://me:hidden@localhost/db"], "sqlite:///FILE.db"),
+        (["run", "postgresql://me:hidden@h/db"], "A store goes behind --store"),  # all of these repeated the password
+        (["status", "postgresql://me:hidden@h/db"], "a URL among the arguments is not valid"),
+        (["postgresql://me:hidden@h/db", "status"], "a URL among the arguments is not valid"),
+        (["run", "tiny.toml", "--reuse", "postgresql://me:hidden@h/db"], "a URL behind --reuse is not valid"),
+        (["run", "tiny.toml", "--target=postgresql://me:hidden@h/db"], "a URL behind --target is not valid"),
         (["run", "broken.toml"], "broken.toml: space.k: missing"),
         (["validate", "tiny.toml", "broken.toml"], "broken.toml: space.k: missing"),
         (["fit", "--noise", "white"], "noise"),

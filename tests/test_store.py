@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -353,6 +354,9 @@ def test_empty_store_and_unfinished_trials_have_the_same_columns(
         ("postgresql://localhost/db#hidden", "no valid database"),
         ("postgresql://root:a@localhost/db?x&hidden=1", "an option that is none of PostgreSQL's"),
         ("postgresql://root@hidden:hidden/db", "not a database URL"),
+        ("postgresql+psycopg//root:hidden@h//://db", "not a database URL"),  # took all before '://' for the scheme
+        ("sqlite:///a.db?timeout=hidden", "SQLite takes none"),  # each ended in a traceback
+        ("sqlite:///a.db?cache=%00", "SQLite takes none"),
     ],
 )
 def test_urls_that_are_refused_without_repeating_them(url: str, said: str) -> None:
@@ -432,6 +436,15 @@ def test_missing_file_and_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         Store(f"sqlite:///{tmp_path / 'none' / 'a.db'}")
     assert not list(tmp_path.iterdir())
+
+
+def test_no_file_is_left_beside_what_is_no_regular_file(tmp_path: Path) -> None:
+    """SQLite made a journal beside /dev/full."""
+    os.mkfifo(tmp_path / "pipe")
+    for read_only in (True, False):
+        with pytest.raises(UserError, match="is no regular file"):
+            Store(f"sqlite:///{tmp_path / 'pipe'}", read_only=read_only)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("content", [b"", b"text " * 999], ids=["empty", "text"])

@@ -84,7 +84,9 @@ class Store:
 
     def _open(self, read_only: bool) -> TrialStorage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if self.path is not None and read_only and not self.path.is_file():
+        if self.path is not None and os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise UserError(f"{shown_path(self.path)}: is no regular file", VALID)  # SQLite would leave files beside it
+        if self.path is not None and read_only and not os.path.isfile(self.path):
             raise NoStudiesError(
                 f"{shown_path(self.path)}: no such database", "Make one with `ddstudy run`, or name one with --store."
             )
@@ -195,7 +197,7 @@ class Store:
         if not studies:
             raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
         if name is not None and name not in studies:
-            raise UserError(f"{self.shown_url}: no study '{name}'", f"Valid: {', '.join(studies)}.")
+            raise UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(studies)}.")
         study = studies[name or next(iter(studies))]
         trials, left_out = self.storage.read_trials(study._study_id)
         return view_of(study, trials, self.artifacts, self.shown_url, left_out)

@@ -34,6 +34,8 @@ def parse_url(url: str) -> URL:
     if parsed.drivername == "sqlite":
         if parsed.database in (None, "", ":memory:") or parsed.host or parsed.password:
             raise UserError("the store's URL names no SQLite file", VALID)
+        if parsed.query:
+            raise UserError("the store's URL has options, SQLite takes none", VALID)
         return parsed
     if parsed.drivername not in _POSTGRESQL:
         known = kind in (*_OTHERS, "sqlite", "postgresql")
@@ -63,7 +65,7 @@ def _options() -> frozenset[str]:
 def _masked(url: str) -> str:
     """Where a URL is wrong: its punctuation, behind a scheme that is known."""
     scheme, found, rest = url.partition("://")
-    if not found or scheme.partition("+")[0] not in (*_POSTGRESQL, *_OTHERS, "sqlite"):
+    if not found or scheme not in (*_POSTGRESQL, *_OTHERS, "sqlite"):
         return ""
     return f": {scheme}://{re.sub(r'[^@:/?]+', '***', rest)}"
 
