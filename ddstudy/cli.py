@@ -282,7 +282,7 @@ def status(
     console = terminal()
     if watch:
         with Store(store, read_only=True) as opened:
-            follow(console, opened, study)
+            _say_left_out(follow(console, opened, study).complaints)
         return
 
     table, notes = Table(), []
@@ -363,16 +363,20 @@ def report(
         names = list(dict.fromkeys(studies or [opened.view().name]))
 
         def write(*, live: bool) -> bool:
-            """Writes the page; whether more results are to come."""
+            """Writes the page; whether results are missing that may come."""
             views = [opened.view(name) for name in names]
             page = render(views, panels, _RELOAD_SECONDS if live else 0).encode()
             _write(out, page)
             size, trials = len(page) / 1e6, sum(len(view.trials) for view in views)
             typer.echo(f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live))
-            return any(view.measured < view.spec.trials for view in views)
+            return not all(view.is_over for view in views)
 
         if watch:
-            _follow(lambda: [opened.finished(name) for name in names], lambda: write(live=True))
+            _follow(
+                lambda: [opened.finished(name) for name in names],
+                lambda: write(live=True),
+                lambda: any(opened.at_work(name) for name in names),
+            )
         write(live=False)
         _say_left_out([line for name in names for line in opened.view(name).complaints])
 
@@ -581,11 +585,11 @@ def _say_left_out(lines: list[str]) -> None:
         raise WorkError("\n".join(["not all of the store can be read, the rest is shown:", *lines]))
 
 
-def _follow(count: Callable[[], list[int]], write: Callable[[], bool]) -> None:
-    """Writes a page whenever there are more trials, until there can be no more or Ctrl-C."""
+def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: Callable[[], bool]) -> None:
+    """Writes a page whenever there are more trials, until there can be no more and nobody is at work, or Ctrl-C."""
     try:
         known, more = count(), write()
-        while more:
+        while more or at_work():
             time.sleep(2)
             begun = time.monotonic()
             if (now := count()) != known:

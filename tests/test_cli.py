@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -5,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -644,3 +646,17 @@ def test_logs_tell_all_that_is_known_of_a_failure(ddstudy: Cli, folder: Path, mo
     assert code == 0
     assert "k4-s4-l2-uniform-1x1-i10: MemoryError: no memory is left" in out
     assert out.count("Traceback") == 2
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("nothing is to come, and it waits"))
+    assert ddstudy("status", "--watch")[1].endswith("tiny: 2 of 4 settings measured, 2 failed\n")
+    assert ddstudy("report", "--watch")[0] == 0
+
+
+def test_damage_is_named_and_awaited_by_nobody(ddstudy: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at a study until it is over never ended where a trial of it was damaged."""
+    assert ddstudy("run", "tiny.toml")[0] == 0
+    with contextlib.closing(sqlite3.connect("ddstudy.db")) as database, database:
+        database.execute("DELETE FROM trial_user_attributes WHERE key = 'stable' AND trial_id = 2")
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("nothing is to come, and it waits"))
+    code, out, err = ddstudy("status", "--watch")
+    assert (code, out.splitlines()[-1]) == (1, "tiny: 3 of 4 settings measured, 0 failed")
+    assert "tiny: trial 1 is left out" in err

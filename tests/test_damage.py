@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from random import Random
 
@@ -26,6 +27,8 @@ from ddstudy.images.volumes import load_target
 from ddstudy.notebook import open_study
 from ddstudy.spec.files import read_spec
 from ddstudy.store.database import Store
+from ddstudy.store.leases import AtWork
+from ddstudy.study.runner import outlook
 from ddstudy.study.samplers import sampler
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -234,3 +237,22 @@ def test_a_study_that_cannot_be_read_is_named_and_the_others_are_shown(folder: P
         code, _, err = ddstudy("run", str(folder / f"{name}.toml"))
         assert (code, f"study '{name}'" in err, len(err.splitlines())) == (2, True, 2)
     assert ddstudy("export", "grid")[0] == 0
+
+
+def test_what_a_driver_tells_may_be_odd(folder: Path) -> None:
+    """`status --watch` ended in a traceback."""
+    url = f"sqlite:///{folder / 'old.db'}"
+    ends = [f'{{"worker": "w", "ends": {value}}}' for value in ("1e999", "NaN", '"soon"', "9" * 400, "true")]
+    with Store(url) as store, Store(url, read_only=True) as looking:
+        claim = (
+            "INSERT INTO ddstudy_claims (study_id, fit, driver, expires, doing) VALUES (1, 'k1', 'here/1/a', 9e9, ?)"
+        )
+        for doing in [*ODD, *ends, '{"worker": 1}', '{"iteration": "x"}', '{"of": null}', '{"fit": "k2"}']:
+            if doing is None or type(doing) is bytes:
+                continue  # which the table or its driver refuses
+            with store.storage.engine.begin() as connection:
+                connection.exec_driver_sql("DELETE FROM ddstudy_claims")
+                connection.exec_driver_sql(claim, (doing,))
+            at_work = looking.at_work("grid")
+            assert at_work == [AtWork("k1", "a/1")], doing
+            outlook(looking.view("grid"), at_work, datetime.now())
