@@ -113,7 +113,8 @@ class Replay:
             for setting in settings:
                 row = self._searched.table[setting]
                 values = {key: value for key, value in row.items() if value == value}  # NaN: not measured
-                yield ticket, Measurement(setting.iterations, values, nothing, {}, False)
+                curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
+                yield ticket, Measurement(setting.iterations, values, nothing, curve, False)
             yield ticket, Finished()
 
     def cancel(self, ticket: str) -> None:

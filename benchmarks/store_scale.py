@@ -43,9 +43,9 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import Fit, Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, StudySpec
-from ddstudy.store.database import Store, parse_url
-from ddstudy.store.leases import RESULT_OF
+from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
+from ddstudy.store.urls import parse_url
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Job, Measurement, evaluate
 from ddstudy.study.samplers import sampler
@@ -273,10 +273,11 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
                         for trial, setting in filled
                     ],
                 )
+        driven.settle()
 
 
 def copies(engine: sa.Engine, study: int, count: int) -> list[int]:
-    """Copies a study's latest trial, each copy with a mark of its own that it has a result; the new trials' ids."""
+    """Copies a study's latest trial; the new trials' ids."""
     tables = {
         "trial_params": "param_name, param_value, distribution_json",
         "trial_values": "objective, value, value_type",
@@ -299,15 +300,7 @@ def copies(engine: sa.Engine, study: int, count: int) -> list[int]:
                 f"INSERT INTO {table} (trial_id, {columns}) SELECT new.trial_id, {columns} FROM trials AS new, "
                 f"{table} AS old WHERE new.study_id = :study AND new.trial_id > :id AND old.trial_id = :id"
             )
-            own = f" AND old.key <> '{RESULT_OF}'" * (table == "trial_system_attributes")
-            connection.execute(sa.text(copy + own), {"study": study, "id": template})
-        connection.execute(
-            sa.text(
-                "INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT trial_id, :key, "
-                "'\"copy ' || trial_id || '\"' FROM trials WHERE study_id = :study AND trial_id > :id"
-            ),
-            {"key": RESULT_OF, "study": study, "id": template},
-        )
+            connection.execute(sa.text(copy), {"study": study, "id": template})
         ids = "SELECT trial_id FROM trials WHERE study_id = :study AND trial_id > :id ORDER BY trial_id"
         return list(connection.execute(sa.text(ids), {"study": study, "id": template}).scalars())
 

@@ -11,9 +11,10 @@ Data flows one way: a module imports only from those above it, and a library has
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
                  early), evaluate (one fit -> the results of every setting that it serves), samplers (proposals that
                  were not measured yet), runner (the loop: plan, claim, submit, receive, record; progress, forecast)
-    store/       urls (what of one may be shown), leases (which driver is fitting what), optuna_rows (trials as rows of
-                 Optuna's tables), records (trials of ours, checked), study (one to look at, as tables), writer (one to
-                 record: ask, tell, import), database (opens it, gives a study of either kind)
+    store/       urls (what of one may be shown), leases (which driver is fitting what), optuna_rows (all that stands on
+                 private parts of Optuna: trials as rows of its tables), records (trials of ours, checked), study (one
+                 to look at, as tables), writer (one to record: ask, tell, import), database (opens it, gives a study
+                 of either kind)
     execution/   where fits run: executors (here, one or several at a time, or packed), ray_pool (on a Ray cluster)
     report/      study -> tables, answers, figures -> page
     notebook     the same in one line each

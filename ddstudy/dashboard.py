@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gzip
 import io
 import ipaddress
@@ -26,7 +27,7 @@ import socket
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
@@ -36,23 +37,28 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import setup_testing_defaults
 
 import optuna_dashboard
-import optuna_dashboard._app
-import optuna_dashboard._custom_plot_data
-import optuna_dashboard._pareto_front
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.storages import BaseStorage, get_storage
-from optuna.study import StudyDirection
+from optuna.storages import BaseStorage, InMemoryStorage, get_storage
+from optuna.study import Study, StudyDirection, load_study
 from optuna.trial import FrozenTrial, TrialState
+
+# private parts of optuna-dashboard, and what another version no longer has tests/test_canaries.py says: it offers no
+# place where its application would take other trials, another front or another order of figures
+from optuna_dashboard import _app
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+from optuna_dashboard._pareto_front import get_pareto_front_trials
 
 from ddstudy.errors import UserError
 from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
 from ddstudy.spec.files import stored_spec
+from ddstudy.store.database import READ_ERRORS
+from ddstudy.store.optuna_rows import FrozenStudy, id_of, with_one_list_of_constraints
 from ddstudy.store.study import StudyView, facts_of, is_whole, view_of
 
 if TYPE_CHECKING:
-    from optuna.study._frozen import FrozenStudy  # Optuna has no public name for it
+    import plotly.graph_objects as go
 
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
@@ -72,14 +78,14 @@ _HEADERS = [
 ]
 
 
-def publish(view: StudyView) -> dict[str, str]:
+def publish(view: StudyView) -> dict[str, go.Figure]:
     """The light panels of the overview as figures for the dashboard, which sends them along with every refresh.
 
     Light are those whose size does not grow with the number of trials; the dashboard draws trials itself, and over one
     axis, too: each more figure keeps the study page from being drawn.
 
     Returns:
-        Identity of the figure -> plotly's JSON. All together stay below 200 kB.
+        Identity -> figure. All together stay below 200 kB as plotly's JSON.
     """
     figures = {}
     for number, panel in enumerate(read_panels(), 1):
@@ -93,7 +99,7 @@ def publish(view: StudyView) -> dict[str, str]:
             }
             # the dashboard gives each figure a card of the same height
             shown.figure.update_layout(title=place, margin_t=66 + 16 * len(lines), height=None, autosize=True)
-            figures[f"ddstudy-{number:02}"] = shown.figure.to_json()
+            figures[f"ddstudy-{number:02}"] = shown.figure
     return figures
 
 
@@ -114,8 +120,8 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
     dashboard = optuna_dashboard.wsgi(view, files)
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
     for name, ours in _MENDED.items():
-        getattr(optuna_dashboard._app, name)  # a version that has it no longer must not pass in silence
-        setattr(optuna_dashboard._app, name, ours)
+        getattr(_app, name)  # a version that has it no longer must not pass in silence
+        setattr(_app, name, ours)
     answers = _Answers(dashboard, view)
     is_ours = _host_check(host)
 
@@ -145,15 +151,17 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             )
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return refuse("405 Method Not Allowed", "This dashboard is read-only.", ("Allow", "GET, HEAD"))
-        if wrong := _mistake(environ, view):
-            return refuse(*wrong)
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # the dashboard fails without one
         try:
+            if wrong := _mistake(environ, view):
+                return refuse(*wrong)
             return answers(environ, secured)
         except ArtifactNotFound:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
         except KeyError:  # of the view, which has no other word for it
             return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
+        except READ_ERRORS as error:
+            return refuse("503 Service Unavailable", f"The store cannot be read: {error}".partition("\n")[0])
 
     return guarded
 
@@ -454,11 +462,11 @@ class _View(BaseStorage):
             self._figures_of(study_id).follow(trials)
         shown = []
         for trial in trials:
-            seen = self._seen.get(trial._trial_id)
+            seen = self._seen.get(id_of(trial))
             if seen is None:
                 seen = _as_shown(trial)
                 if trial.state.is_finished():
-                    self._seen[trial._trial_id] = seen
+                    self._seen[id_of(trial)] = seen
             shown.append(seen)
         return copy.deepcopy(shown) if deepcopy else shown
 
@@ -471,7 +479,7 @@ class _View(BaseStorage):
 
     def latest(self) -> int | None:
         """The latest study of ours, which is likely to be asked for first."""
-        ours = [study._study_id for study in self._storage.get_all_studies() if "ddstudy:spec" in study.user_attrs]
+        ours = [id_of(study) for study in self._storage.get_all_studies() if "ddstudy:spec" in study.user_attrs]
         return max(ours, default=None)
 
     def wait_for_figures(self, study_id: int) -> None:
@@ -486,12 +494,12 @@ class _View(BaseStorage):
     def why_not(self, study_id: str | None) -> tuple[str, str]:
         """Why all studies, or one, cannot be shown: a status and the reason, both empty if they can."""
         try:
-            studies = {str(study._study_id) for study in self._storage.get_all_studies()}
+            studies = {str(id_of(study)) for study in self._storage.get_all_studies()}
             if study_id is not None and study_id.lstrip("0") not in studies:
                 return "404 Not Found", "there is no such study, or it cannot be read"
             if study_id is not None:
                 self._storage.get_all_trials(int(study_id), deepcopy=False)
-        except Exception as error:  # whatever a damaged database or a server that is away has
+        except READ_ERRORS as error:
             return "503 Service Unavailable", f"the store cannot be read: {str(error).partition(chr(10))[0]}"
         return "", ""
 
@@ -502,7 +510,7 @@ class _View(BaseStorage):
             KeyError: there is none of this id.
         """
         for study in self._storage.get_all_studies():
-            if study._study_id == study_id:
+            if id_of(study) == study_id:
                 return study
         raise KeyError(f"no study of id {study_id} that can be read")
 
@@ -515,15 +523,13 @@ class _View(BaseStorage):
         return best(feasible or complete, key=lambda trial: trial.values[0])
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        studies = sorted(self._storage.get_all_studies(), key=lambda study: study._study_id)
+        studies = sorted(self._storage.get_all_studies(), key=lambda study: id_of(study))
         return [self._with_figures(study) if "ddstudy:spec" in study.user_attrs else study for study in studies]
 
     def _with_figures(self, study: FrozenStudy) -> FrozenStudy:
-        figures = self._figures_of(study._study_id)
+        figures = self._figures_of(id_of(study)).made
         shown = copy.copy(study)
-        note = {"dashboard:note_ver": 1, "dashboard:note_str:0": _note(study)}
-        drawn = {f"dashboard:plot_data:{name}:0": drawing for name, drawing in figures.made.items()}
-        shown.system_attrs = {**study.system_attrs, **note, **drawn}
+        shown.system_attrs = {**study.system_attrs, **_saved_note(_note(study)), **figures}
         # its study file and fingerprint would fill the page
         others = {key: value for key, value in study.user_attrs.items() if not key.startswith("ddstudy:")}
         shown.user_attrs = others
@@ -571,11 +577,11 @@ class _Figures:
         study: as it is stored.
 
     Attributes:
-        made: the latest, see `publish`.
+        made: the latest, as attributes of a study; see `publish`.
     """
 
     def __init__(self, study: FrozenStudy) -> None:
-        self.made: dict[str, str] = {}
+        self.made: dict[str, Any] = {}
         self._study = study
         self._drawn = 0  # finished trials in the latest figures
         self._due = 0.0
@@ -609,7 +615,7 @@ class _Figures:
     def _make(self, trials: Sequence[FrozenTrial]) -> None:
         begun = time.monotonic()
         with contextlib.suppress(UserError):  # a study of another version: the dashboard is of use without our figures
-            self.made = publish(view_of(self._study, trials, None, "this store"))
+            self.made = _saved_figures(publish(view_of(self._study, trials, None, "this store")))
         self._due = time.monotonic() + max(_REST, 10 * (time.monotonic() - begun))
 
 
@@ -625,6 +631,27 @@ def _note(study: FrozenStudy) -> str:
     )
 
 
+@functools.lru_cache(maxsize=_MOST_KEPT)
+def _saved_note(text: str) -> dict[str, Any]:
+    return _saved(lambda study: optuna_dashboard.save_note(study, text))
+
+
+def _saved_figures(figures: Mapping[str, go.Figure]) -> dict[str, Any]:
+    def save(study: Study) -> None:
+        for name, figure in figures.items():
+            optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
+
+    return _saved(save)
+
+
+def _saved(save: Callable[[Study], None]) -> dict[str, Any]:
+    """The system attributes of a study in memory that the dashboard's own functions save in it: ours is not written."""
+    storage = InMemoryStorage()
+    made = storage.create_new_study([StudyDirection.MINIMIZE], "")
+    save(load_study(study_name="", storage=storage))
+    return storage.get_study_system_attrs(made)
+
+
 def _as_shown(trial: FrozenTrial) -> FrozenTrial:
     """The trial with its constraints as one list instead of Optuna 5's `constraints:NAME` keys (both would count).
 
@@ -637,8 +664,7 @@ def _as_shown(trial: FrozenTrial) -> FrozenTrial:
         return trial
     seen = copy.copy(trial)
     if constraints:
-        others = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints:")}
-        seen.system_attrs = {**others, "constraints": list(constraints.values())}
+        seen.system_attrs = with_one_list_of_constraints(trial)
     seen.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "curve"}
     if len(trial.intermediate_values) == 1:
         seen.intermediate_values = {}
@@ -649,13 +675,13 @@ def _feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDir
     """The Pareto front of the feasible trials; of all complete ones where none is feasible."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     feasible = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
-    front = optuna_dashboard._pareto_front.get_pareto_front_trials(trials=feasible or complete, directions=directions)
+    front = get_pareto_front_trials(trials=feasible or complete, directions=directions)
     return list(front)
 
 
 def _in_order(system_attrs: dict[str, Any]) -> dict[str, str]:
     """The figures of a study, as the panels are listed; the dashboard's own function goes through a set."""
-    return dict(sorted(optuna_dashboard._custom_plot_data.get_plotly_graph_objects(system_attrs).items()))
+    return dict(sorted(get_plotly_graph_objects(system_attrs).items()))
 
 
 def _trials_now(cache: object, storage: BaseStorage, study_id: int) -> list[FrozenTrial]:

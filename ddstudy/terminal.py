@@ -86,6 +86,8 @@ def announce(
     seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
     fitting = forecast.fitting(runner.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
     at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
+    if "seconds" not in spec.objectives and executor.room(runner.job(spec, image, to_try[0], (1,))) > 1:
+        at_most += ", less in packs"
     console.print(f"Forecast: about {_duration(seconds)}, {_duration(min(fitting, seconds))} of fitting{at_most}")
     return forecast
 

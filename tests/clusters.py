@@ -151,9 +151,8 @@ def nothing(job: Job, *, device: str, threads: int, stop: threading.Event) -> It
     for budget in job.budgets:
         values: dict[str, float | int | str] = {"seconds": 0.0, "psnr": 1.0, "iterations_done": budget}
         yield Check(budget, 0.0, (1.0, 1.0))
-        yield Measurement(
-            budget, values, np.zeros((1, 1, 1), np.float32), {"iterations": [], "psnr_members": []}, False
-        )
+        curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
+        yield Measurement(budget, values, np.zeros((1, 1, 1), np.float32), curve, False)
 
 
 def out_of_memory(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Measurement]:

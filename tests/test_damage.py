@@ -151,6 +151,23 @@ def test_no_damage_ends_in_a_traceback(
     assert codes == {0, 1, 2}
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["garbage", "gone"])
+def test_the_dashboard_says_that_its_store_cannot_be_read(sound: Path, folder: Path, gone: bool) -> None:
+    """It asked the store before it was ready for what that may raise: a 500 with a traceback."""
+    file = folder / "old.db"
+    shutil.copy(sound / "old.db", file)
+    with Store(f"sqlite:///{file}", read_only=True) as store:
+        app = dashboard.app(store.storage, folder)
+        file.write_bytes(b"garbage" * 1000)
+        if gone:
+            file.unlink()
+        store.storage.engine.dispose()
+        for path in ("/api/studies", "/api/studies/1", "/api/studies/1/param_importances", "/csv/1", "/artifacts/1/a"):
+            status, _, body = call(app, "GET", path)
+            assert status == 503, path
+            assert b"cannot be read" in body
+
+
 TRIAL_2 = "(SELECT trial_id FROM trials WHERE number = 2 AND study_id = 1)"
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ddstudy.errors import UserError
 from ddstudy.execution.executors import (
@@ -21,6 +23,7 @@ from ddstudy.execution.executors import (
     resolve_device,
     usable_cores,
     usable_memory,
+    work_events,
 )
 from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import Fit
@@ -162,6 +165,27 @@ def test_a_fit_that_there_is_no_memory_for_is_refused_in_words(
     assert isinstance(events["small"][-1], Finished), events
     assert isinstance(failed := events["large"][-1], Failed)
     assert re.fullmatch(r"the fit needs 0\.\d\d GB of memory, 0.01 GB are free", failed.why)
+    assert failed.kind == "memory"
+
+
+@pytest.mark.parametrize(
+    ("work", "short"),
+    [
+        (lambda: torch.empty(2**60), True),
+        (lambda: np.empty(2**50), True),
+        (lambda: torch.zeros(2) @ torch.zeros(3), False),
+        (lambda: int("out of memory"), False),
+    ],
+    ids=["torch", "numpy", "another error of torch", "words only"],
+)
+def test_whether_memory_was_short_is_known_by_the_error(work: Callable[[], object], short: bool) -> None:
+    def fit() -> Iterator[Check | Measurement]:
+        work()
+        yield from ()
+
+    [failed] = work_events(fit())
+    assert isinstance(failed, Failed)
+    assert failed.kind == ("memory" if short else "error"), failed
 
 
 def test_threads_end_soon_when_they_are_closed(make_job: Callable[..., Job]) -> None:

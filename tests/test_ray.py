@@ -151,7 +151,7 @@ def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(make_job: 
             if isinstance(event, Workers):
                 notes.append((event.slots, event.note.split()[-3]))
             if isinstance(event, Failed):
-                assert event.lost
+                assert event.kind == "lost"
                 assert ticket == "two"
                 pool.cancel("one")
             assert not isinstance(event, Measurement) or event.budget == 5
@@ -286,9 +286,9 @@ def test_memory_that_runs_out_fails_its_fit_only(monkeypatch: pytest.MonkeyPatch
     for k in (2, 3, 4):
         pool.submit(f"k{k}", make_job(k))
     ends = {t: event for t, event in pool.events() if isinstance(event, Failed | Finished)}
-    assert (ends["k2"].why, ends["k2"].lost) == ("MemoryError: no memory is left", False)
+    assert (ends["k2"].why, ends["k2"].kind) == ("MemoryError: no memory is left", "memory")
     assert "Traceback" in ends["k2"].log
-    assert (ends["k3"].why, ends["k3"].lost) == ("its worker was killed or crashed", False)
+    assert (ends["k3"].why, ends["k3"].kind) == ("its worker was killed or crashed", "error")
     assert "OOM killer" in ends["k3"].log
     assert isinstance(ends["k4"], Finished)
     pool.close()

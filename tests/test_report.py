@@ -142,11 +142,14 @@ def test_by_axis_of_several_axes_has_a_row_per_combination(view):
     assert "psnr_median" not in table
 
 
+PARETO = {"seconds": "minimize", "psnr": "maximize"}
+
+
 def test_figures_say_which_seconds_other_programs_disturbed(view, tmp_path):
     view = dataclasses.replace(view, trials=view.trials.assign(device="a processor"))
     three = tables.comparable(view.trials, "seconds")["number"][:3]
     rough = dataclasses.replace(view, trials=view.trials.assign(disturbed=view.trials["number"].isin(three)))
-    said = " The seconds of 3 were disturbed by other programs on their machine."
+    said = " The seconds of 3{} were disturbed by other programs on their machine."
     for kind, places in {
         "pareto": {"x": "seconds", "y": "psnr"},
         "fronts": {"x": "seconds", "y": "psnr"},
@@ -159,8 +162,9 @@ def test_figures_say_which_seconds_other_programs_disturbed(view, tmp_path):
             text = "\n".join(f'{name} = "{value}"' for name, value in fields.items())
             (panel,) = panels_of(tmp_path, f'[[panel]]\nkind = "{kind}"\ntitle = "t"\n{text}')
             sentence = contents.show(panel, [seen]).sentence
+            on_front = kind == "pareto" and rough.trials["disturbed"][tables.pareto_front(rough.trials, PARETO)].sum()
             assert ("disturbed" in sentence) == bool(words)
-            assert words in sentence
+            assert words.format(f", {on_front} of them on the front," * (kind == "pareto")) in sentence
 
 
 def test_time_on_a_shared_device_is_not_compared(view):

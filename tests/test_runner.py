@@ -304,7 +304,7 @@ def test_a_fit_whose_nodes_are_lost_every_time_is_given_up(
                 if ticket.startswith("k4") and self.left:
                     self.left -= 1
                     self._waiting.popleft()
-                    yield ticket, Failed("its node was lost", lost=True)
+                    yield ticket, Failed("its node was lost", kind="lost")
                     continue
                 yield from super().events()
 
@@ -583,7 +583,17 @@ def test_started_is_when_the_fit_began(go: Any, make_spec: MakeSpec) -> None:
     assert all(before <= trial.datetime_start <= datetime.now() for trial in trials)
 
 
-def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize(
+    ("failed", "alone"),
+    [
+        (Failed("of the test", shared=True, kind="memory"), True),
+        (Failed("an illegal memory access", shared=True), False),  # it was, for the word in its message
+    ],
+    ids=["short of memory", "of another kind"],
+)
+def test_what_ran_out_of_memory_beside_others_is_tried_alone(
+    go: Any, make_spec: MakeSpec, failed: Failed, alone: bool
+) -> None:
     order: list[str] = []
 
     class Watched(Recording):
@@ -597,7 +607,7 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
 
         def events(self) -> Iterator[tuple[str, Event]]:
             (ticket,) = self._waiting.popleft()
-            yield ticket, Failed("OutOfMemoryError: of the test", shared=True)
+            yield ticket, failed
             while self._waiting:
                 self.running = tuple(self._waiting[0])
                 waiting, self._waiting = self._waiting, type(self._waiting)()
@@ -611,8 +621,8 @@ def test_what_ran_out_of_memory_beside_others_is_tried_alone(go: Any, make_spec:
 
     steps, trials = go(make_spec(), Watched())
     again = [line for line in order if line.startswith("k4-")]
-    assert again == ["k4-s4-l2-uniform-1x1 beside 0", "k4-s4-l2-uniform-1x1 beside 0"]
-    assert any("with nothing beside it" in step.message for step in steps)
+    assert again == ["k4-s4-l2-uniform-1x1 beside 0", f"k4-s4-l2-uniform-1x1 beside {0 if alone else 1}"]
+    assert any("with nothing beside it" in step.message for step in steps) == alone
     assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 4}
 
 

@@ -94,6 +94,17 @@ def statements(engine: sa.Engine) -> Iterator[list[str]]:
     sa.event.remove(engine, "before_cursor_execute", note)
 
 
+@pytest.mark.parametrize(("key", "value"), [("qmc:0a", "1"), ("NSGAIISampler:parent:1", [1, "2"])])
+def test_a_study_whose_sampler_would_fail_is_named(storage: TrialStorage, key: str, value: Any) -> None:
+    """The place in a QMC sequence was looked for under a key of an earlier Optuna."""
+    for name in ("a", "b"):
+        study_of(storage, name)
+    storage.set_study_system_attr(storage.get_study_id_from_name("a"), key, value)
+    found, damaged = storage.read_studies()
+    assert [study.study_name for study in found] == ["b"]
+    assert damaged == {"a": f"its attribute '{key}' is not what a sampler keeps"}
+
+
 @pytest.mark.parametrize(
     ("objectives", "trial"),
     [

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ddstudy.errors import UserError, WorkError
 from ddstudy.fit import choose, fused
@@ -43,16 +43,16 @@ class Failed:
     """A job could not be done: infrastructure, never instability.
 
     Attributes:
-        why: in one line.
+        why: in one line, for people.
         log: all that is known, for whoever mends it.
         shared: other fits ran on its device.
-        lost: its machine went away, which says nothing about the job.
+        kind: `memory` was short, its machine was `lost`, which says nothing about the job, or any other `error`.
     """
 
     why: str
     log: str = ""
     shared: bool = False
-    lost: bool = False
+    kind: Literal["error", "memory", "lost"] = "error"
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def careful(
     """`evaluate`, where there is memory for it: the system ends a run that takes more, with all that it does.
 
     Raises:
-        WorkError: the fit needs more memory than is free on its device.
+        NoMemoryError: the fit needs more memory than is free on its device.
     """
     _need_memory([job], device, threads)
     yield from evaluate(job, device=device, threads=threads, stop=stop)
@@ -252,7 +252,32 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     shape = job_geometry(first.fit, first.target)
     need = fused.memory(shape, rows * columns, members, threads, kernels)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
-        raise WorkError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
+        raise NoMemoryError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
+
+
+class NoMemoryError(WorkError):
+    """A fit was not begun, since its device has too little memory for it."""
+
+
+_NO_MEMORY = 2  # of CUDA's error codes
+# how libraries that raise a plain RuntimeError begin to say it: torch on the processor, Triton, cuBLAS
+_NO_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether an exception tells of memory that was not there, of the processor or a GPU."""
+    import torch
+
+    if isinstance(error, MemoryError | NoMemoryError | torch.OutOfMemoryError):
+        return True
+    if getattr(error, "error_code", None) == _NO_MEMORY:  # of torch.AcceleratorError, which came with torch 2.8
+        return True
+    return type(error) is RuntimeError and any(text in str(error) for text in _NO_MEMORY_TEXTS)
+
+
+def failure(error: BaseException, log: str, *, shared: bool) -> Failed:
+    """What is told of a job that ended with an exception."""
+    return Failed(describe(error), log, shared, "memory" if is_short_of_memory(error) else "error")
 
 
 def describe(error: BaseException) -> str:
@@ -458,7 +483,7 @@ def _guarded(
                 yield min(going), error
                 return
             except Exception as error:  # whatever a device or library raises, the study goes on
-                failed = Failed(describe(error), traceback.format_exc(), shared)
+                failed = failure(error, traceback.format_exc(), shared=shared)
                 yield from ((index, failed) for index in sorted(going))
                 return
             if event is None:

@@ -39,6 +39,7 @@ from ddstudy.execution.executors import (
     Workers,
     careful,
     describe,
+    failure,
     layout,
     usable_cores,
     work_events,
@@ -424,7 +425,7 @@ class _Pool:
             options |= {"num_cpus": usable_cores(), "include_dashboard": False}
         try:
             found = address
-            if address == "auto":
+            if address == "auto":  # private: in public Ray says what `auto` is only once it is connected
                 found = self._ray._private.services.canonicalize_bootstrap_address(address)
             if found.startswith("ray://"):
                 why = f"{found}: fits stream back, which Ray's client cannot"
@@ -579,7 +580,7 @@ class _Pool:
         finally:
             if self._running.get(ticket) is worker:  # the slot's node is gone, and the slot with it
                 del self._running[ticket]
-                self.tell(ticket, [Failed("its node was lost", lost=True)])
+                self.tell(ticket, [Failed("its node was lost", kind="lost")])
         return True
 
     async def _fate(self, worker: Any) -> Exception | None:
@@ -597,14 +598,15 @@ class _Pool:
 
     def _obituary(self, error: Exception, fate: Exception | None, place: Place) -> Failed:
         """What the driver is told of a job that Ray lost."""
-        log = f"{error}\n{fate or ''}".strip()
-        if isinstance(error, self._ray.exceptions.OutOfMemoryError) or "low on memory" in log:
-            return Failed("Ray ended its worker, since the node ran out of memory", log, place.shared)
-        if "node has died" in log:
-            return Failed("its node was lost", log, lost=True)
+        log, known = f"{error}\n{fate or ''}".strip(), self._ray.exceptions
+        # of an actor that died, Ray tells the cause in its message only
+        if isinstance(error, known.OutOfMemoryError) or "low on memory" in log:
+            return Failed("Ray ended its worker, since the node ran out of memory", log, place.shared, "memory")
+        if isinstance(error, known.NodeDiedError) or "node has died" in log:
+            return Failed("its node was lost", log, kind="lost")
         if fate is not None:
             return Failed("its worker was killed or crashed", log, place.shared)
-        return Failed(describe(getattr(error, "cause", None) or error), log, place.shared)
+        return failure(getattr(error, "cause", None) or error, log, shared=place.shared)
 
 
 def _ask(address: str) -> None:

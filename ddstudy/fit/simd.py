@@ -18,6 +18,9 @@ import operator
 from typing import Any
 
 from llvmlite import ir
+
+# private parts of numba, and what another version no longer has tests/test_canaries.py says: `numba.extending` makes
+# types and functions, but has no blocks of LLVM code (cgutils) and no types for Python's operators (templates)
 from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model

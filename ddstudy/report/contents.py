@@ -174,7 +174,10 @@ def _pareto(view: StudyView, panel: Pareto) -> Shown:
     )
     if "seconds" in (x, y) and (shared := int(trials["shared"].eq(True).sum())):
         sentence += f" {shared:,} shared their device with another fit and look slower than they are."
-    sentence += _roughness([view], panel)
+    if "seconds" in (x, y) and (rough := int(trials["disturbed"].eq(True).sum())):
+        on_front = int(front["disturbed"].eq(True).sum())
+        of_them = f"The seconds of {rough:,}, {on_front:,} of them on the front,"
+        sentence += f" {of_them} were disturbed by other programs on their machine."
     columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
     return Shown(sentence, figures.pareto(trials, front, x, y), Table(front, columns), thumbnails=True)
 
@@ -251,7 +254,7 @@ def _best(view: StudyView, panel: Best) -> Shown:
     return Shown(sentence, table=Table(pd.DataFrame(rows), {"tiling": "tiling"} | {noise: noise for noise in noises}))
 
 
-def _roughness(views: Sequence[StudyView], panel: Pareto | Fronts | Quartiles | Means | Heatmap) -> str:
+def _roughness(views: Sequence[StudyView], panel: Fronts | Quartiles | Means | Heatmap) -> str:
     """Says where seconds that are shown are not those of the fits alone."""
     shown = [panel.filter(view.trials) for view in views if "seconds" in (panel.x, panel.y)]
     count = sum(map(tables.disturbed, shown))

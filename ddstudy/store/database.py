@@ -26,15 +26,13 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import distribution_to_json
-from optuna.study._frozen import FrozenStudy
 
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Claims, at_work, create_table
-from ddstudy.store.optuna_rows import TrialStorage, count_finished, distributions
+from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
 from ddstudy.store.study import StudyView, facts_of, view_of
 from ddstudy.store.urls import VALID, parse_url, shown, shown_path, without_secrets
@@ -44,6 +42,10 @@ LEASE_SECONDS = 30.0
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
 _OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NUMERICS in ddstudy/spec.py)"
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
+
+
+# what a damaged database, or a server that is away, ends in
+READ_ERRORS = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError)
 
 
 class NoStudiesError(UserError):
@@ -98,7 +100,7 @@ class Store:
                     connection.execute("PRAGMA journal_mode=WAL")  # readers do not block the driver, nor it them
             url, options = self._engine_url(read_only), self._engine_options(read_only)
             if read_only:
-                if not sa.inspect(sa.create_engine(url, **options)).has_table("studies"):
+                if not has_tables(sa.create_engine(url, **options)):
                     raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
                 return TrialStorage(url, engine_kwargs=options, skip_table_creation=True)
             with self._alone():
@@ -108,7 +110,7 @@ class Store:
             if self.is_sqlite:
                 _lock_from_the_beginning(storage.engine)
             return storage
-        except (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError) as error:
+        except READ_ERRORS as error:
             cause = error.__cause__ or error
             line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
             raise UserError(f"{self.shown_url}: cannot be opened: {without_secrets(line, self._url)}", VALID) from None
@@ -176,7 +178,7 @@ class Store:
 
     def _ours(self) -> list[FrozenStudy]:
         studies = [s for s in self.storage.get_all_studies() if _SPEC in s.user_attrs]
-        return sorted(studies, key=lambda s: -s._study_id)
+        return sorted(studies, key=lambda s: -id_of(s))
 
     @property
     def damaged(self) -> dict[str, str]:
@@ -199,7 +201,7 @@ class Store:
         if name is not None and name not in studies:
             raise UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(studies)}.")
         study = studies[name or next(iter(studies))]
-        trials, left_out = self.storage.read_trials(study._study_id)
+        trials, left_out = self.storage.read_trials(id_of(study))
         return view_of(study, trials, self.artifacts, self.shown_url, left_out)
 
     def _cannot_read(self, name: str, why: str) -> UserError:
@@ -268,12 +270,12 @@ class Store:
                     load_if_exists=True,
                 )
                 self._check_same(study, spec, target)
-                self.storage.judges[study._study_id] = functools.partial(is_sound, spec=spec)
+                self.storage.judges[id_of(study)] = functools.partial(is_sound, spec=spec)
                 study = optuna.load_study(study_name=spec.name, storage=self.storage, sampler=sampler)
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objectives))
-            claims = Claims(self.storage.engine, study._study_id, self.driver, self.lease_seconds)
+            claims = Claims(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
             stack.callback(claims.end)
             if self.is_sqlite:
                 claims.bury()  # we hold the file, so whoever held these is dead
@@ -301,9 +303,9 @@ class Store:
         for study in self.storage.get_all_studies():
             stored = [direction.name.lower() for direction in study.directions]
             if study.study_name == spec.name and stored != wanted:
-                if self._has_trials(study._study_id):
+                if self._has_trials(id_of(study)):
                     return stored  # Optuna would refuse others before we can say what differs
-                self.storage.delete_study(study._study_id)
+                self.storage.delete_study(id_of(study))
         return wanted
 
     def _has_trials(self, study_id: int) -> bool:
@@ -313,7 +315,7 @@ class Store:
 
     def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
         ours = {**spec.fingerprint(), "target": target.digest}
-        begun = self._has_trials(study._study_id)
+        begun = self._has_trials(id_of(study))
         if _SPEC not in study.user_attrs and begun:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
@@ -382,7 +384,7 @@ class Store:
 
         Optuna itself would take the new values, but leaves an axis out of its importances when trials disagree on it.
         """
-        claims = Claims(self.storage.engine, study._study_id, self.driver, self.lease_seconds)
+        claims = Claims(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
         busy = not self.is_sqlite and claims.alive()  # whoever held a claim on a SQLite file is dead
         claims.end()
         if busy:
@@ -390,16 +392,8 @@ class Store:
                 f"study '{spec.name}' in {self.shown_url}: its lists cannot grow while another driver runs it",
                 "Stop the others, start one with the longer lists, then the rest.",
             )
-        with self.storage.engine.begin() as connection:
-            for axis in axes:
-                distribution = distribution_to_json(distributions(spec.space.search_space)[axis])
-                connection.execute(
-                    sa.text(
-                        "UPDATE trial_params SET distribution_json = :new WHERE param_name = :axis "
-                        "AND trial_id IN (SELECT trial_id FROM trials WHERE study_id = :study)"
-                    ),
-                    {"new": distribution, "axis": axis, "study": study._study_id},
-                )
+        new = distributions(spec.space.search_space)
+        self.storage.set_distributions(id_of(study), {axis: new[axis] for axis in axes})
 
 
 def _lock_from_the_beginning(engine: sa.Engine) -> None:

@@ -1,9 +1,12 @@
-"""Studies and trials in Optuna's tables, written at a cost that does not grow and read whatever happened to them.
+"""All that stands on private parts of Optuna; above all its tables, written and read by ourselves.
 
 A trial has some fifty rows. Optuna writes them one by one and counts all earlier trials for each new one; one row that
 it cannot read, after an edit by hand or on a bad disk, ends whatever reads the study. `TrialStorage` writes the same
 rows with one statement a table, and reads every trial for itself: one that cannot be read is left out, with the reason.
 Whether a trial is a result of ours, `ddstudy.store.records` says.
+
+No other module imports or touches a private name of Optuna (tests/test_architecture.py). What is used of them has its
+reason where it is used, and tests/test_canaries.py says by name what another version no longer has.
 """
 
 from __future__ import annotations
@@ -17,7 +20,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import numpy as np
 import sqlalchemy as sa
+from optuna.artifacts import ArtifactMeta
+
+# `upload_artifact` commits the attribute of each image alone; ours is written with the other rows of its trial
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 from optuna.distributions import (
     BaseDistribution,
@@ -26,15 +33,38 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
+from optuna.samplers import BaseGASampler, BaseSampler, GPSampler
 from optuna.storages import RDBStorage
+
+# the tables: Optuna's storage sends fifty statements a trial, and ends at the first row that it cannot read
 from optuna.storages._rdb import models
-from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study, StudyDirection
+
+# what a damaged row must not break is looked for under the keys of Optuna's own attributes
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
+
+# what storages tell of a study: to make the public `StudySummary`, Optuna reads every trial
+from optuna.study._frozen import FrozenStudy as FrozenStudy
+from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ddstudy.spec.axes import AXES, NOISES, TILINGS, SearchSpace, Setting
 
 T = TypeVar("T")
+
+# parts of keys that Optuna has no name for
+_ENQUEUED = "fixed_params"
+_GENERATION = ":generation"
+_PARENTS = ":parent:"
+_QMC = "qmc:"
+
+
+def id_of(known: Study | FrozenStudy | Trial | FrozenTrial) -> int:
+    """The id of a study or a trial, which every method of a storage asks for.
+
+    The public ways to it, by the name of a study and the number of a trial, are a query each.
+    """
+    return known._study_id if isinstance(known, Study | FrozenStudy) else known._trial_id
 
 
 class DamagedError(Exception):
@@ -106,7 +136,7 @@ class TrialStorage(RDBStorage):
         Raises:
             KeyError: there is none of this name.
         """
-        ids = {study.study_name: study._study_id for study in self.read_studies()[0]}
+        ids = {study.study_name: id_of(study) for study in self.read_studies()[0]}
         if study_name not in ids:
             raise KeyError(models.NOT_FOUND_MSG)
         return ids[study_name]
@@ -128,6 +158,7 @@ class TrialStorage(RDBStorage):
             raise KeyError(models.NOT_FOUND_MSG)
         return found[0]
 
+    # private: what the public `get_all_trials` and Optuna's cache of trials both read by
     def _get_trials(
         self,
         study_id: int,
@@ -138,6 +169,8 @@ class TrialStorage(RDBStorage):
         trials, _ = self.read_trials(study_id, states, after=trial_id_greater_than, among=included_trial_ids)
         return list(filter(self.judges.get(study_id), trials))
 
+    # private, since the public `set_trial_param` has no place for the distribution to compare with: Optuna would take
+    # that of any other trial, which may be foreign or damaged; ours are those of the study
     def _set_trial_param(
         self,
         trial_id: int,
@@ -146,8 +179,7 @@ class TrialStorage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None,
     ) -> None:
-        # Optuna would compare with the distribution of any other trial, which may be foreign or damaged; ours are
-        # those of the study. One that is given is taken without a look.
+        # one that is given is taken without a look
         super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, distribution)
 
     # writing
@@ -206,6 +238,20 @@ class TrialStorage(RDBStorage):
                     rows = [{"study": study_id, "setting": key, "trial": trial} for key, trial in those.items()]
                     connection.execute(statement, rows)
 
+    def set_distributions(self, study_id: int, new: Mapping[str, BaseDistribution]) -> None:
+        """Gives parameters of all trials of a study another distribution, which Optuna has no way to do."""
+        with self.engine.begin() as connection:
+            for name, distribution in new.items():
+                row = {"study": study_id, "name": name, "new": distribution_to_json(distribution)}
+                connection.execute(_CHANGE, row)
+
+    def forget_parents(self, study_id: int, trials: Iterable[FrozenTrial]) -> None:
+        """Lets a genetic sampler choose parents anew where those that it noted are not among the study's trials."""
+        ours = {id_of(trial) for trial in trials}
+        for key, parents in self.get_study_system_attrs(study_id).items():
+            if _PARENTS in key and parents and not ours.issuperset(parents):
+                self.set_study_system_attr(study_id, key, None)
+
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """A trial that is finished already is written with one statement a table, in one transaction."""
         if template_trial is None:
@@ -214,6 +260,15 @@ class TrialStorage(RDBStorage):
             return _add(connection, study_id, template_trial)
 
 
+def has_tables(engine: sa.Engine) -> bool:
+    """Whether a database has Optuna's tables; its storage would make them where they are missing."""
+    return sa.inspect(engine).has_table(models.StudyModel.__tablename__)
+
+
+_CHANGE = sa.text(
+    "UPDATE trial_params SET distribution_json = :new WHERE param_name = :name "
+    "AND trial_id IN (SELECT trial_id FROM trials WHERE study_id = :study)"
+)
 _MEASURED = sa.Table(
     "ddstudy_measured",
     sa.MetaData(),
@@ -434,14 +489,14 @@ def _study(row: _Row, parts: Mapping[str, list[_Row]]) -> FrozenStudy:
     if unknown := [direction for direction, _ in directions if direction not in StudyDirection.__members__]:
         raise DamagedError(f"the direction of an objective is {unknown[0]!r}")
     system_attrs = _attributes(parts["study_system_attributes"])
-    names = system_attrs.get("study:metric_names", [""] * len(directions))
+    names = system_attrs.get(_SYSTEM_ATTR_METRIC_NAMES, [""] * len(directions))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != len(directions):
         raise DamagedError("the names of its objectives cannot be read")
     for key, value in system_attrs.items():  # what samplers keep
         is_right = True
-        if ":parent:" in key:
+        if _PARENTS in key:
             is_right = value is None or (isinstance(value, list) and all(type(trial) is int for trial in value))
-        if key.startswith("qmc ("):
+        if key.startswith(_QMC):
             is_right = type(value) is int
         if not is_right:
             raise DamagedError(f"its attribute '{key}' is not what a sampler keeps")
@@ -499,13 +554,13 @@ def _check(trial: FrozenTrial) -> None:
     if trial.state == TrialState.COMPLETE and (trial.values is None or any(value != value for value in trial.values)):
         raise DamagedError("it is COMPLETE and has no value")
     for key, value in trial.system_attrs.items():
-        if key == "constraints" or key.startswith("constraints:"):
-            limits = value if key == "constraints" else [value]
+        if key == _CONSTRAINTS_KEY or key.startswith(f"{_CONSTRAINTS_KEY}:"):
+            limits = value if key == _CONSTRAINTS_KEY else [value]
             if not isinstance(limits, list) or not all(is_number(limit) for limit in limits):
                 raise DamagedError(f"its constraint '{key.partition(':')[2]}' is no number")
-        if key.endswith(":generation") and type(value) is not int:
+        if key.endswith(_GENERATION) and type(value) is not int:
             raise DamagedError(f"its generation is {value!r}")
-        if key == "fixed_params" and not isinstance(value, dict):
+        if key == _ENQUEUED and not isinstance(value, dict):
             raise DamagedError("what it was enqueued with is no table")
         if key.startswith(ARTIFACTS_ATTR_PREFIX):
             artifact_of(value)
@@ -602,6 +657,57 @@ def _utc(local: datetime | None) -> datetime | None:
     return None if local is None else local.astimezone(UTC).replace(tzinfo=None)
 
 
+# attributes that Optuna keeps of its own
+
+
+def enqueued(trial: FrozenTrial) -> Mapping[str, Any]:
+    """The parameters that a WAITING trial will have, as far as it was enqueued with them."""
+    fixed: Mapping[str, Any] = trial.system_attrs.get(_ENQUEUED, trial.params)
+    return fixed
+
+
+def with_one_list_of_constraints(trial: FrozenTrial) -> dict[str, Any]:
+    """The system attributes of a trial as they were before Optuna 5 gave each constraint one of its own.
+
+    Both would count; its dashboard reads the list only.
+    """
+    others = {k: value for k, value in trial.system_attrs.items() if not k.startswith(f"{_CONSTRAINTS_KEY}:")}
+    return {**others, _CONSTRAINTS_KEY: list(trial.constraints.values())}
+
+
+def latest_generation(sampler: BaseSampler, trials: Iterable[FrozenTrial]) -> dict[str, int]:
+    """The system attribute that puts a new trial into the latest generation; samplers that are not genetic have none.
+
+    A genetic sampler chooses parents by the generation that is written on a trial. The public `get_trial_generation`
+    writes it to a trial that is stored already; ours is written with the other rows.
+    """
+    if not isinstance(sampler, BaseGASampler):
+        return {}
+    key = sampler._get_generation_key()
+    return {key: max((trial.system_attrs.get(key, 0) for trial in trials), default=0)}
+
+
+def images_of(trial: FrozenTrial) -> dict[str, dict[str, Any]]:
+    """The images of a trial: system attribute -> what it says, see `artifact_of`.
+
+    The public `get_all_artifact_meta` reads each trial anew from its storage.
+
+    Raises:
+        DamagedError: one has no name.
+    """
+    attrs: Mapping[str, Any] = trial.system_attrs
+    return {key: artifact_of(value) for key, value in attrs.items() if key.startswith(ARTIFACTS_ATTR_PREFIX)}
+
+
+def image_attribute(artifact: str, filename: str) -> dict[str, str]:
+    """The system attribute by which Optuna finds a PNG that is in the artifact store."""
+    meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
+    return {ARTIFACTS_ATTR_PREFIX + artifact: json.dumps(vars(meta))}
+
+
+# counting without reading
+
+
 def count_marked(engine: sa.Engine, study_id: int, attribute: str) -> int:
     """How many trials of a study have a user attribute."""
     trial, attr = models.TrialModel, models.TrialUserAttributeModel
@@ -642,3 +748,24 @@ def setting_of(trial: FrozenTrial) -> Setting | None:
     if not all(type(value) is int and value > 0 for value in (k, s, l, iterations)):
         return None
     return Setting(k, s, l, iterations, noise, tiling) if noise in NOISES and tiling in TILINGS else None
+
+
+class ListedGP(GPSampler):
+    """Optuna's GP, which decides between listed candidates instead of searching between all values.
+
+    Attributes:
+        candidates: the parameters of each, name -> value.
+        looks: of more candidates than these, as many are drawn at random.
+    """
+
+    candidates: Sequence[dict[str, Any]] = ()
+    looks = 2000
+
+    # private, but meant to be overridden; the public sampler knows no list, and where several parameters have many
+    # values, what it finds is listed by chance only
+    def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
+        listed = list(self.candidates)
+        if len(listed) > self.looks:  # the sampler's own numbers: a study must stay what its seed says
+            listed = [listed[i] for i in self._rng.rng.choice(len(listed), self.looks, replace=False)]
+        points = acqf.search_space.get_normalized_params(listed, listed)
+        return points[np.argmax(acqf.eval_acqf_no_grad(points))]

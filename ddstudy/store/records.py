@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 from optuna.trial import FrozenTrial, TrialState
 
 from ddstudy.spec.axes import AXES, Setting
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.optuna_rows import DamagedError, TrialStorage, artifact_of, is_number, setting_of
+from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_of, is_number, setting_of
 
 VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
 REUSED = "reused_from"  # study and number of the trial that a result was imported from
@@ -145,10 +144,10 @@ def _record(trial: FrozenTrial, setting: Setting | None, spec: StudySpec, *, add
         raise DamagedError("it has no times")
     # the first version wrote what it added in local time; what it asked for and all of later ones is in UTC
     time = _as_stored if added and has_result and VERSION not in attrs else _as_read
-    images = {k: artifact_of(v) for k, v in trial.system_attrs.items() if k.startswith(ARTIFACTS_ATTR_PREFIX)}
+    images = images_of(trial)
     return Record(
         trial.number,
-        trial._trial_id,
+        id_of(trial),
         trial.state,
         setting,
         {key: _plain(value) for key, value in attrs.items() if key not in ("curve", "log")},
@@ -253,7 +252,7 @@ class Results:
         for trial in trials:
             if not trial.state.is_finished():
                 break
-            self._finished = trial._trial_id
+            self._finished = id_of(trial)
         for record in records_of(trials, self._spec)[0]:
             if record.attrs.get("given_up"):
                 self.given_up[record.trial_id] = record.setting

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
 from ddstudy.errors import UserError
 from ddstudy.spec.axes import AXES
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.schema import StudySpec
+from ddstudy.store.optuna_rows import FrozenStudy
 from ddstudy.store.records import NUMBERS, Record, records_of
 from ddstudy.store.urls import shown_path
 

@@ -20,14 +20,21 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, ArtifactMeta
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ddstudy.images.volumes import Target, error_png_bytes, png_bytes
 from ddstudy.spec.axes import AXES, SearchSpace, Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import Claims
-from ddstudy.store.optuna_rows import TrialStorage, count_marked, distributions, setting_of
+from ddstudy.store.optuna_rows import (
+    TrialStorage,
+    count_marked,
+    distributions,
+    enqueued,
+    id_of,
+    image_attribute,
+    setting_of,
+)
 from ddstudy.store.records import REUSED, VERSION, Result, Results
 from ddstudy.store.study import StudyView
 from ddstudy.study.evaluate import Check, Measurement
@@ -72,10 +79,10 @@ class Driven:
         self._files = files
         self._alone = alone
         self._made_by = made_by
-        self._results = Results(storage, study._study_id, spec)
+        self._results = Results(storage, id_of(study), spec)
 
     @cached_property
-    def _target_image(self) -> tuple[str, dict[str, str]]:
+    def _target_image(self) -> dict[str, str]:
         return self._upload("target.png", png_bytes(self.target.image))
 
     # what is done
@@ -87,7 +94,7 @@ class Driven:
     def running(self) -> list[FrozenTrial]:
         """Trials that were asked for, by any driver, and have no result yet."""
         # straight from the database: Optuna's cache would first read all the others
-        study, states = self.study._study_id, (TrialState.RUNNING,)
+        study, states = id_of(self.study), (TrialState.RUNNING,)
         return self.claims.patiently(lambda: self._storage.get_all_trials(study, deepcopy=False, states=states))
 
     def measured(self) -> dict[Setting, Result]:
@@ -103,28 +110,20 @@ class Driven:
 
         What is noted is read first, so that a result which another driver records meanwhile is among the results.
         """
-        noted = self._storage.noted_results(self.study._study_id)
+        noted = self._storage.noted_results(id_of(self.study))
         self.measured()
         results = self._results.trials
         wrong = {setting: trial for setting, trial in noted.items() if results.get(setting) != trial}
         missing = {setting: trial for setting, trial in results.items() if noted.get(setting) != trial}
         if wrong or missing:
-            self._storage.note_results(self.study._study_id, wrong, missing)
+            self._storage.note_results(id_of(self.study), wrong, missing)
         if self.spec.search.sampler.startswith("nsga"):
-            self._forget_parents()
-
-    def _forget_parents(self) -> None:
-        """Lets a genetic sampler choose anew where the parents that it noted are those of the original of a copy."""
-        storage, study = self._storage, self.study._study_id
-        ours = {trial._trial_id for trial in self.trials()}
-        for key, parents in storage.get_study_system_attrs(study).items():
-            if ":parent:" in key and parents and not ours.issuperset(parents):
-                storage.set_study_system_attr(study, key, None)
+            self._storage.forget_parents(id_of(self.study), self.trials())  # of a copy, they are those of the original
 
     @property
     def reused(self) -> int:
         """Results that were imported from other studies."""
-        return self.claims.patiently(lambda: count_marked(self._storage.engine, self.study._study_id, REUSED))
+        return self.claims.patiently(lambda: count_marked(self._storage.engine, id_of(self.study), REUSED))
 
     # importing
 
@@ -187,8 +186,8 @@ class Driven:
 
     def _refuse_enqueued(self) -> None:
         """Closes what was enqueued and is not listed, which Optuna would take, or has a result."""
-        for trial in self._storage.read_trials(self.study._study_id, (TrialState.WAITING,))[0]:
-            fixed = trial.system_attrs.get("fixed_params", trial.params)
+        for trial in self._storage.read_trials(id_of(self.study), (TrialState.WAITING,))[0]:
+            fixed = enqueued(trial)
             odd = [axis for axis in AXES if axis in fixed and not _is_listed(fixed[axis], getattr(self.space, axis))]
             if odd:
                 why = f"enqueued with {odd[0]} = {fixed[odd[0]]}, which the study does not list"
@@ -197,8 +196,8 @@ class Driven:
             else:
                 continue
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another driver was faster
-                if self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                    self._fail(trial._trial_id, why)
+                if self._storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):
+                    self._fail(id_of(trial), why)
 
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
@@ -209,11 +208,11 @@ class Driven:
             young = not self._alone and datetime.now() - started < timedelta(seconds=self.claims.lease_seconds)
             if young or (setting is not None and setting.fit.id in claimed):
                 continue
-            self._fail(trial._trial_id, "the driver of this trial died")
+            self._fail(id_of(trial), "the driver of this trial died")
 
-    def fail(self, trial: optuna.Trial, why: str, *, given_up: bool = False, log: str = "") -> None:
+    def fail(self, trial: optuna.Trial | FrozenTrial, why: str, *, given_up: bool = False, log: str = "") -> None:
         """Closes a trial that was asked for and not measured; its setting is free again, if not `given_up`."""
-        self._fail(trial._trial_id, why, **({"given_up": True} if given_up else {}), **({"log": log} if log else {}))
+        self._fail(id_of(trial), why, **({"given_up": True} if given_up else {}), **({"log": log} if log else {}))
 
     def _fail(self, trial_id: int, why: str, **marks: Any) -> None:
         def close() -> None:
@@ -349,11 +348,11 @@ class Driven:
 
     def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Result | None:
         """Records a result once, whoever else records the same setting; None if another driver was faster."""
-        study = self.study._study_id
+        study = id_of(self.study)
 
         def write() -> bool:
             if trial is not None:
-                described = self._storage.describe_result(study, trial._trial_id, frozen, setting)
+                described = self._storage.describe_result(study, id_of(trial), frozen, setting)
                 if described is False:
                     return False
                 # whoever thinks this driver dead may close the trial between the two
@@ -384,14 +383,13 @@ class Driven:
 
     def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
-        files = [
-            self._target_image,
-            self._upload("output.png", png_bytes(output)),
-            self._upload("error.png", error_png_bytes(output, self.target.image)),
-        ]
-        return {ARTIFACTS_ATTR_PREFIX + artifact: json.dumps(meta) for artifact, meta in files}
+        return {
+            **self._target_image,
+            **self._upload("output.png", png_bytes(output)),
+            **self._upload("error.png", error_png_bytes(output, self.target.image)),
+        }
 
-    def _upload(self, filename: str, content: bytes) -> tuple[str, dict[str, str]]:
+    def _upload(self, filename: str, content: bytes) -> dict[str, str]:
         self._files.mkdir(parents=True, exist_ok=True)
         artifact = str(uuid.uuid4())
         try:
@@ -399,8 +397,7 @@ class Driven:
         except OSError:
             (self._files / artifact).unlink(missing_ok=True)  # half of an image is worth nothing, least on a full disk
             raise
-        meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
-        return artifact, vars(meta)
+        return image_attribute(artifact, filename)
 
 
 def _means(curve: dict[str, list[object]]) -> dict[int, float]:

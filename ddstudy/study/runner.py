@@ -262,6 +262,8 @@ def calibrate(
         elif isinstance(event, Finished | Failed) and claims is not None:
             claims.release(ticket)
         if isinstance(event, Check):
+            if ticket not in checks:
+                end += now - started[ticket]  # kernels may have been compiled
             checks.setdefault(ticket, []).append(event)
         elif isinstance(event, Measurement) and event.budget == 1:
             besides.append(now - started[ticket] - float(event.values["seconds"]))
@@ -374,6 +376,7 @@ class _InFlight:
     begun: float = 0.0  # on its worker
     fitted: float = 0.0  # seconds since
     recorded: int = 0  # results since
+    steps: dict[int, float] = field(default_factory=dict)  # what the study's pruner was told: iteration -> mean PSNR
 
     @property
     def share(self) -> float:
@@ -430,7 +433,7 @@ class _Run:
         if study.spec.search.sampler != "grid":
             whole = work_ahead(study.spec, study.target, self.plan)
             self.average = whole.times(1 / max(1, whole.results))
-        self.pruner = pruner(study.spec)
+        study.study.pruner = pruner(study.spec)
         self.packs: list[_Pack] = []  # that are being filled
         self.numbers = itertools.count(1)  # of the packs
         self.kinds: dict[Fit, object] = {}
@@ -532,7 +535,7 @@ class _Run:
         try:
             trial, setting = self.study.ask()
         except SpaceExhaustedError as none:  # another driver took the last ones since we looked
-            self.study._fail(none.trial_id, "another driver took the last settings")
+            self.study.fail(none.trial, "another driver took the last settings")
             self._refresh()
             return False
         if not self.study.claims.take(setting.fit.id):
@@ -619,17 +622,16 @@ class _Run:
     def _judge(self, flight: _InFlight, check: Check, mean: float) -> str:
         """Asks the study's pruner whether a fit is worth its remaining iterations; if not, ends it."""
         last = max(flight.budgets)
-        if self.pruner is None or flight.trial is None or check.iteration >= last:
+        if self.study.spec.search.pruner is None or flight.trial is None or check.iteration >= last:
             return ""
         flight.trial.report(mean, check.iteration)
-        frozen = self.study.study._storage.get_trial(flight.trial._trial_id)
+        flight.steps.setdefault(check.iteration, mean)  # as Optuna: what a fit that began again reports counts no more
         with warnings.catch_warnings():  # of Wilcoxon, about a best trial with fewer checks
             warnings.simplefilter("ignore")
-            # not through `study.pruner`: with Hyperband there, a sampler would see the trials of one bracket only
-            if not self.pruner.prune(self.study.study, frozen):
+            if not flight.trial.should_prune():
                 return ""
         self.executor.cancel(flight.fit.id)
-        steps, trial, flight.trial = frozen.intermediate_values, flight.trial, None
+        steps, trial, flight.trial = flight.steps, flight.trial, None
         for setting in (_setting(flight.fit, b) for b in flight.budgets if b > check.iteration):
             asked = trial if setting == flight.setting else None
             marks = self._marks() if asked is None else {}
@@ -678,7 +680,7 @@ class _Run:
     def _failed(self, flight: _InFlight, event: Failed) -> str:
         why = event.why
         missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
-        if event.lost and missing:
+        if event.kind == "lost" and missing:
             flight.losses += 1
             if flight.losses == LOSSES:
                 return self._end(flight, missing, f"{LOSSES} nodes were lost while they fitted this", event.log)
@@ -693,7 +695,7 @@ class _Run:
             if flight.failures == RETRIES and elsewhere and may_move:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
-            if event.shared and "memory" in why.lower():
+            if event.shared and event.kind == "memory":
                 self.again.append((flight, work))
                 how += ", with nothing beside it"
             else:

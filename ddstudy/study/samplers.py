@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ddstudy.spec.axes import AXES, TILINGS, SearchSpace, Setting, rows_and_columns
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.optuna_rows import distributions, setting_of
+from ddstudy.store.optuna_rows import ListedGP, distributions, latest_generation, setting_of
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
 GP_START = 3  # fits before the GP decides; Optuna's 10 trials spend more on chance than the GP gains by them
@@ -35,12 +35,12 @@ class SpaceExhaustedError(Exception):
     """Every setting has a result or is being fitted.
 
     Attributes:
-        trial_id: Optuna's, of the trial that was asked for and is still RUNNING.
+        trial: that was asked for and is still RUNNING.
     """
 
-    def __init__(self, trial_id: int) -> None:
+    def __init__(self, trial: FrozenTrial) -> None:
         super().__init__("every setting has a result or is being fitted")
-        self.trial_id = trial_id
+        self.trial = trial
 
 
 def unseen(space: SearchSpace, seen: Container[Setting | None], busy: Container[str]) -> Iterator[Setting]:
@@ -65,8 +65,22 @@ def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
     return Unseen(_inner(spec, seed), spec.space.search_space, seed, whole="seconds" not in spec.objectives)
 
 
-def pruner(spec: StudySpec) -> optuna.pruners.BasePruner | None:
-    """The pruner that a study names."""
+class _AnyPruner(optuna.pruners.BasePruner):
+    """Another pruner, unrecognised: under Hyperband's own class, samplers would see the trials of one bracket only."""
+
+    def __init__(self, inner: optuna.pruners.BasePruner) -> None:
+        self._inner = inner
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        return self._inner.prune(study, trial)
+
+
+def pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
+    """The pruner that a study names, in a class that no sampler treats apart."""
+    return _AnyPruner(_named_pruner(spec))
+
+
+def _named_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     match spec.search.pruner:
         case "median":
             return optuna.pruners.MedianPruner()
@@ -78,7 +92,7 @@ def pruner(spec: StudySpec) -> optuna.pruners.BasePruner | None:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.pruners.WilcoxonPruner()
         case None:
-            return None
+            return optuna.pruners.NopPruner()
 
 
 def _inner(spec: StudySpec, seed: int) -> BaseSampler:
@@ -96,12 +110,12 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
                 return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
             case "gp":
                 budgets = len(spec.space.search_space.iterations)
-                return _ListedGP(seed=seed, n_startup_trials=(GP_START - 1) * budgets + 1)
+                return _KnowingGP(seed=seed, n_startup_trials=(GP_START - 1) * budgets + 1)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 
 
-class _ListedGP(optuna.samplers.GPSampler):
+class _KnowingGP(ListedGP):
     """Optuna's GP over all that a study knows, deciding between the settings that may be proposed.
 
     It is asked about a copy of the study in memory, since of itself it would not see that tilings are ordered by their
@@ -109,7 +123,7 @@ class _ListedGP(optuna.samplers.GPSampler):
     than one of 20 %: its one constraint is the logarithm of CV over limit.
     """
 
-    allowed: Sequence[Setting] = ()
+    looks = LOOKS
 
     def propose(self, study: Study, trials: Iterable[FrozenTrial], space: Mapping[str, BaseDistribution]) -> Any:
         """Values of the most promising of the allowed settings; none while too few results are there."""
@@ -136,15 +150,6 @@ class _ListedGP(optuna.samplers.GPSampler):
         drawn = self.sample_relative(twin, storage.get_trial(storage.create_new_trial(copy)), counted)
         tiles = {_tiles(tiling): tiling for tiling in TILINGS}
         return {name: tiles[value] if name == "tiling" else value for name, value in drawn.items()}
-
-    def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
-        # the place where Optuna lets the search for the best proposal be replaced: here a look at every setting
-        settings = self.allowed
-        if len(settings) > LOOKS:
-            settings = [settings[i] for i in self._rng.rng.choice(len(settings), LOOKS, replace=False)]
-        values: Any = [_numbers(vars(setting)) for setting in settings]
-        points = acqf.search_space.get_normalized_params(settings, values)
-        return points[np.argmax(acqf.eval_acqf_no_grad(points))]
 
 
 def _tiles(tiling: str) -> int:
@@ -211,11 +216,12 @@ class Unseen(BaseSampler):
         seen = {setting_of(trial) for trial in trials if trial.state != TrialState.FAIL}
         free = list(unseen(self._space, seen, {*self.busy, *running_fits(trials)}))
         if not free:
-            raise SpaceExhaustedError(trial._trial_id)
+            raise SpaceExhaustedError(trial)
         # of the settings of a fit the last has the most iterations
         largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.iterations)}
-        if isinstance(self._inner, _ListedGP):
-            self._inner.allowed = free  # of whole fits, too, it judges every budget: the best one is seldom the largest
+        if isinstance(self._inner, _KnowingGP):
+            # of whole fits, too, it judges every budget: the best one is seldom the largest
+            self._inner.candidates = [_numbers(vars(setting)) for setting in free]
         if self._whole:
             free = list(largest.values())
         allowed = set(free)
@@ -233,14 +239,8 @@ class Unseen(BaseSampler):
         return {name: getattr(chosen, name) for name in search_space}
 
     def marks(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-        """System attributes for a result that was not asked for, so that the inner sampler takes it as its own.
-
-        A genetic sampler chooses parents by the generation that is written on a trial.
-        """
-        if not isinstance(self._inner, optuna.samplers.BaseGASampler):
-            return {}
-        key = self._inner._get_generation_key()
-        return {key: max((trial.system_attrs.get(key, 0) for trial in trials), default=0)}
+        """System attributes for a result that was not asked for, so that the inner sampler takes it as its own."""
+        return latest_generation(self._inner, trials)
 
     def _propose(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Setting | None:
         """What the inner sampler wants, on listed values; None where it has no opinion."""
@@ -252,7 +252,7 @@ class Unseen(BaseSampler):
             drawn = self._inner.sample_relative(study, trial, indices)
             values = {name: getattr(self._space, name)[int(index)] for name, index in drawn.items()}
         else:
-            if isinstance(self._inner, _ListedGP):
+            if isinstance(self._inner, _KnowingGP):
                 drawn = self._inner.propose(study, study.get_trials(deepcopy=False), search_space)
             else:
                 drawn = self._inner.sample_relative(study, trial, search_space)
