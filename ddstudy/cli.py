@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from ddstudy.execution.executors import Executor
     from ddstudy.images.volumes import Target
+    from ddstudy.spec.axes import Setting
     from ddstudy.spec.schema import StudySpec
+    from ddstudy.store.database import Store
     from ddstudy.store.study import StudyView
     from ddstudy.store.writer import Driven
 
@@ -138,10 +140,11 @@ def run(
     if dry_run and reuse:
         raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
     if dry_run:
-        done = _measured_so_far(store, spec)
+        done, left_out = _measured_so_far(store, spec, image)
         the_plan = runner.plan(spec, image, done)
         with _executor(spec, image, workers, threads, console) as executor:
             announce(console, spec, image, the_plan, executor)
+        _say_left_out(left_out)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
@@ -167,13 +170,13 @@ def run(
         left_out = view.complaints
         default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
         print_summary(console, view, opened.shown_url, "" if default else f" --store {opened.shown_url}")
+    troubles = []
     if last is not None and last.failed:
-        raise WorkError(
-            f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)\nThe same command tries them again."
-        )
+        failed = f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)"
+        troubles = [failed, "The same command tries them again."]
     if last is not None and last.images_lost:
-        raise WorkError(f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}")
-    _say_left_out(left_out)
+        troubles += [f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}"]
+    _say_left_out(left_out, *troubles)
 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
@@ -282,14 +285,15 @@ def status(
     console = terminal()
     if watch:
         with Store(store, read_only=True) as opened:
-            _say_left_out(follow(console, opened, study).complaints)
+            damaged = [] if study else opened.complaints
+            _say_left_out([*damaged, *follow(console, opened, study).complaints])
         return
 
     table, notes = Table(), []
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     with Store(store, artifacts, read_only=True) as opened:
-        left_out = [] if study else [f"study '{name}' cannot be read: {why}" for name, why in opened.damaged.items()]
+        left_out = [] if study else opened.complaints
         names = [study] if study else opened.names()
         if not names and not left_out:
             raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
@@ -335,11 +339,12 @@ def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> Non
     from ddstudy.store.database import Store
 
     with Store(store, read_only=True) as opened:
-        view = opened.view(study)
+        (view,), left_out = _look(opened, [study] if study else None)
     for setting, (why, log) in view.logs.items():
         typer.echo(f"{setting}: {why}\n{log}".rstrip() + "\n")
     if not view.logs:
         typer.echo(f"{view.name}: no fit failed")
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy report quick --out report.html")
@@ -360,6 +365,7 @@ def report(
     if dashboard is None and len(studies or ()) > 1:
         panels = read_panels(COMPARE) + panels
     with Store(store, artifacts, read_only=True) as opened:
+        damaged = [] if studies else opened.complaints
         names = list(dict.fromkeys(studies or [opened.view().name]))
 
         def write(*, live: bool) -> bool:
@@ -378,7 +384,7 @@ def report(
                 lambda: any(opened.at_work(name) for name in names),
             )
         write(live=False)
-        _say_left_out([line for name in names for line in opened.view(name).complaints])
+        _say_left_out([*damaged, *_look(opened, names)[1]])
 
 
 @app.command(epilog="Example: ddstudy claims quick --trials blur")
@@ -400,7 +406,7 @@ def claims(
     if trials is not None and trials not in by_name:
         raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
     with Store(store, read_only=True) as opened:
-        views = [opened.view(name) for name in studies] if studies else [opened.view()]
+        views, left_out = _look(opened, studies)
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
@@ -410,7 +416,7 @@ def claims(
             print_trials(console, view, ask(by_name[trials], view, others))
     if trials is None:
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
-    _say_left_out([line for view in views for line in view.complaints])
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy export quick --out quick")
@@ -425,7 +431,7 @@ def export(
     from ddstudy.store.database import Store
 
     with Store(store, read_only=True) as opened:
-        view = opened.view(study)
+        (view,), left_out = _look(opened, [study] if study else None)
     stem = out or Path(f"export-{view.name}")
     _check_stem(stem)
     parquet = io.BytesIO()
@@ -437,7 +443,7 @@ def export(
         _write(path, content)
         rows = f"{len(view.checks)} checks of members" if "checks" in suffix else f"{len(view.trials)} trials"
         typer.echo(f"Wrote {path} ({rows})")
-    _say_left_out(view.complaints)
+    _say_left_out(left_out)
 
 
 @app.command(name="prune-audit", epilog="Example: ddstudy prune-audit audit --warmup 300 --warmup 1000 --patience 3")
@@ -461,7 +467,7 @@ def prune_audit(
     from ddstudy.terminal import terminal
 
     with Store(store, read_only=True) as opened:
-        views = [opened.view(name) for name in studies] if studies else [opened.view()]
+        views, left_out = _look(opened, studies)
         fits = [fit for view in views for fit in recorded(view.trials, view.checks, view.spec)]
     names = ", ".join(view.name for view in views)
     if not fits:
@@ -487,7 +493,7 @@ def prune_audit(
         "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
         "stable."
     )
-    _say_left_out([line for view in views for line in view.complaints])
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy dashboard --port 8080")
@@ -510,8 +516,8 @@ def dashboard(
     remote *= allow_remote
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
-        for name, why in opened.damaged.items():
-            typer.echo(f"study '{name}' cannot be read: {why}", err=True)
+        for line in opened.complaints:
+            typer.echo(line, err=True)
         for name in opened.names():
             try:
                 view = opened.view(name)
@@ -579,10 +585,19 @@ def _complain(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _say_left_out(lines: list[str]) -> None:
-    """Names what cannot be read of a store; where there is anything, the command ends with exit code 1."""
+def _say_left_out(lines: list[str], *troubles: str) -> None:
+    """Names what cannot be read of a store, behind other troubles; any of them ends the command with exit code 1."""
     if lines:
-        raise WorkError("\n".join(["not all of the store can be read, the rest is shown:", *lines]))
+        troubles = (*troubles, "not all of the store can be read, the rest is shown:", *lines)
+    if troubles:
+        raise WorkError("\n".join(troubles))
+
+
+def _look(opened: Store, names: list[str] | None) -> tuple[list[StudyView], list[str]]:
+    """Studies to look at, without names the latest that can be read, and what of them or before it cannot be."""
+    views = [opened.view(name) for name in names] if names else [opened.view()]
+    left_out = [] if names else opened.complaints
+    return views, [*left_out, *(line for view in views for line in view.complaints)]
 
 
 def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: Callable[[], bool]) -> None:
@@ -758,20 +773,18 @@ def _executor(
         executor.close()
 
 
-def _measured_so_far(store: str, spec: StudySpec) -> set[Any]:
-    """Settings of the study that have a result, without writing anything."""
-    from ddstudy.spec.axes import AXES, Setting
+def _measured_so_far(store: str, spec: StudySpec, image: Target) -> tuple[set[Setting], list[str]]:
+    """Settings of the study that have a result, and what cannot be read of it, without writing anything."""
     from ddstudy.store.database import NoStudiesError, Store
 
     try:
         with Store(store, read_only=True) as opened:
-            if spec.name not in opened.names():
-                return set()
-            trials = opened.view(spec.name).trials
+            if opened.check(spec, image) is None:
+                return set(), []
+            view = opened.view(spec.name)
     except NoStudiesError:
-        return set()
-    results = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
-    return {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
+        return set(), []
+    return {record.setting for record in view.records if record.has_result}, view.complaints
 
 
 if __name__ == "__main__":

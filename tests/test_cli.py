@@ -656,7 +656,15 @@ def test_damage_is_named_and_awaited_by_nobody(ddstudy: Cli, monkeypatch: pytest
     assert ddstudy("run", "tiny.toml")[0] == 0
     with contextlib.closing(sqlite3.connect("ddstudy.db")) as database, database:
         database.execute("DELETE FROM trial_user_attributes WHERE key = 'stable' AND trial_id = 2")
-    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("nothing is to come, and it waits"))
-    code, out, err = ddstudy("status", "--watch")
+    with monkeypatch.context() as patch:
+        patch.setattr("time.sleep", lambda _: pytest.fail("nothing is to come, and it waits"))
+        code, out, err = ddstudy("status", "--watch")
     assert (code, out.splitlines()[-1]) == (1, "tiny: 3 of 4 settings measured, 0 failed")
     assert "tiny: trial 1 is left out" in err
+    for command in (["logs"], ["run", "tiny.toml", "--dry-run"]):
+        code, _, err = ddstudy(*command)
+        assert (code, "tiny: trial 1 is left out" in err) == (1, True)
+    monkeypatch.setattr("ddstudy.study.evaluate.problem", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ddstudy.study.runner.calibrate", lambda *_: Forecast())
+    code, _, err = ddstudy("run", "tiny.toml")
+    assert (code, "1 setting failed" in err, "tiny: trial 1 is left out" in err) == (1, True, True)

@@ -271,3 +271,22 @@ def test_what_a_driver_tells_may_be_odd(folder: Path) -> None:
             at_work = looking.at_work("grid")
             assert at_work == [AtWork("k1", "a/1")], doing
             outlook(looking.view("grid"), at_work, datetime.now())
+
+
+def test_a_damaged_study_is_named_where_the_latest_is_asked_for(folder: Path, ddstudy: Cli) -> None:
+    """Another one was taken for it, and nothing said."""
+    with contextlib.closing(sqlite3.connect(folder / "old.db")) as database, database:
+        database.execute("UPDATE study_directions SET direction = 'UP' WHERE study_id = 3")
+    why = "study 'pareto' cannot be read: the direction of an objective is 'UP'"
+    for command in ("logs", "export", "report", "claims"):
+        code, out, err = ddstudy(command)
+        assert (code, why in err) == (1, True)
+        assert "tpe" in out + err or command == "report"
+    with pytest.warns(UserWarning, match="study 'pareto' cannot be read"):
+        assert open_study(f"sqlite:///{folder / 'old.db'}").name == "tpe"
+    for name, said in (("pareto", why), ("tpe", "differs: search.seed")):
+        spec = folder / f"{name}.toml"
+        spec.write_text(spec.read_text().replace('"tpe"', '"tpe"\nseed = 1'))
+        for options in ((), ("--dry-run",)):  # which went on
+            code, _, err = ddstudy("run", str(spec), *options)
+            assert (code, said in err, len(err.splitlines())) == (2, True, 2), err

@@ -185,6 +185,11 @@ class Store:
         """Studies that cannot be read: name -> what is wrong with it."""
         return self.storage.read_studies()[1]
 
+    @property
+    def complaints(self) -> list[str]:
+        """The same, a line a study."""
+        return [f"study '{name}' cannot be read: {why}" for name, why in self.damaged.items()]
+
     def view(self, name: str | None = None) -> StudyView:
         """A study to look at; without a name the latest.
 
@@ -259,9 +264,8 @@ class Store:
         with contextlib.ExitStack() as stack:  # undone if anything below is refused
             if self.path is not None:
                 stack.enter_context(self._file_lock(self.path))
-            if why := self.damaged.get(spec.name):
-                raise self._cannot_read(spec.name, why)
             with self._alone():
+                grown = self.check(spec, target)
                 study = optuna.create_study(
                     study_name=spec.name,
                     storage=self.storage,
@@ -269,7 +273,7 @@ class Store:
                     directions=self._directions(spec),
                     load_if_exists=True,
                 )
-                self._check_same(study, spec, target)
+                self._note(study, spec, target, grown)
                 self.storage.judges[id_of(study)] = functools.partial(is_sound, spec=spec)
                 study = optuna.load_study(study_name=spec.name, storage=self.storage, sampler=sampler)
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
@@ -313,20 +317,25 @@ class Store:
             return self.storage.get_trial_id_from_study_id_trial_number(study_id, 0) is not None
         return False
 
-    def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
-        ours = {**spec.fingerprint(), "target": target.digest}
-        begun = self._has_trials(id_of(study))
-        if _SPEC not in study.user_attrs and begun:
+    def check(self, spec: StudySpec, target: Target) -> list[str] | None:
+        """Whether a study can go on, or begin, with this spec and target; nothing is written.
+
+        Returns:
+            Axes whose lists are longer than the stored ones; None where no trial depends on what is stored.
+
+        Raises:
+            UserError: it cannot be read, or differs.
+        """
+        if why := self.damaged.get(spec.name):
+            raise self._cannot_read(spec.name, why)
+        frozen = next((study for study in self.storage.get_all_studies() if study.study_name == spec.name), None)
+        if frozen is None or not self._has_trials(id_of(frozen)):
+            return None
+        if _SPEC not in frozen.user_attrs:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
             )
-        if not begun:  # nothing depends on it yet: the study may still be changed
-            facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
-            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": target.digest[:16]}))
-            study.set_user_attr(_SPEC, spec.stored())
-            study.set_user_attr(_FINGERPRINT, json.dumps(ours))
-            return
-        frozen = next(it for it in self._ours() if it.study_name == spec.name)
+        ours = {**spec.fingerprint(), "target": target.digest}
         theirs, unknown = self._stored_fingerprint(frozen)
         if unknown:
             raise UserError(
@@ -357,10 +366,17 @@ class Store:
                 "Give the study another name with --name, or go on with it in the version that made it; its results "
                 "can be looked at as before.",
             )
-        if grown:
-            self._grow(study, spec, [key.removeprefix("space.") for key in grown])
-        study.set_user_attr(_FINGERPRINT, json.dumps(ours))
+        return [key.removeprefix("space.") for key in grown]
+
+    def _note(self, study: optuna.Study, spec: StudySpec, target: Target, grown: list[str] | None) -> None:
+        """Stores what a study is, as far as `check` allows it to change."""
+        if grown is None:
+            facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
+            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": target.digest[:16]}))
+        elif grown:
+            self._grow(study, spec, grown)
         study.set_user_attr(_SPEC, spec.stored())  # the number of trials may have changed
+        study.set_user_attr(_FINGERPRINT, json.dumps({**spec.fingerprint(), "target": target.digest}))
 
     def _stored_fingerprint(self, study: FrozenStudy) -> tuple[dict[str, Any], list[str]]:
         """The fingerprint of a stored study, and the keys of its study file that this version does not know.
