@@ -203,12 +203,12 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
-    from ddstudy.execution.executors import layout, resolve_device
+    from ddstudy.execution.executors import careful, layout, resolve_device
     from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
     from ddstudy.spec.axes import Fit
     from ddstudy.spec.files import parse_spec
     from ddstudy.study import runner
-    from ddstudy.study.evaluate import Check, evaluate
+    from ddstudy.study.evaluate import Check
     from ddstudy.terminal import terminal
 
     spec = parse_spec(
@@ -232,7 +232,7 @@ def fit(
     job = runner.job(spec, image, what, (iterations,))
     device = resolve_device(device)
     cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
-    for event in evaluate(job, device=device, threads=cores.threads):
+    for event in careful(job, device=device, threads=cores.threads):
         if isinstance(event, Check):
             scores = event.psnr_members
             console.print(f"  {event.iteration}: {sum(scores) / len(scores):.2f} dB, {event.seconds:.1f} s")
@@ -577,7 +577,18 @@ def _unexpected(error: Exception) -> None:
         _complain(f"the store failed: {line}\nWhat was finished is kept; the same command goes on.", 1)
     if isinstance(error, OSError | WorkError):
         _complain(str(error), 1)
+    if _is_short_of_memory(error):
+        line = str(error).strip().partition("\n")[0][:200]
+        _complain(f"there is too little memory{f': {line}' if line else ''}", 1)
     raise error  # a fault of ours: whoever reports it needs the traceback
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:  # no time to import it
+        return isinstance(error, MemoryError)
+    from ddstudy.execution.executors import is_short_of_memory
+
+    return is_short_of_memory(error)
 
 
 def _complain(message: str, code: int) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import postgres
 import pytest
+import torch
 from rich.console import Console
 
 from ddstudy import cli
@@ -668,3 +669,17 @@ def test_damage_is_named_and_awaited_by_nobody(ddstudy: Cli, monkeypatch: pytest
     monkeypatch.setattr("ddstudy.study.runner.calibrate", lambda *_: Forecast())
     code, _, err = ddstudy("run", "tiny.toml")
     assert (code, "1 setting failed" in err, "tiny: trial 1 is left out" in err) == (1, True, True)
+
+
+def test_too_little_memory_is_told_in_words(ddstudy: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ddstudy fit` began whatever it was asked for, until the system ended it; what could not be had was a fault."""
+    monkeypatch.setattr("ddstudy.execution.executors.usable_memory", lambda **_: 1e6)
+    code, _, err = ddstudy("fit", "--k", 512, "--iterations", 1)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "GB of memory" in err
+    for work, said in ((lambda *_: np.empty(2**50), "Unable to allocate"), (lambda *_: torch.empty(2**60), "allocate")):
+        monkeypatch.setattr("ddstudy.study.runner.plan", work)
+        code, _, err = ddstudy("run", "tiny.toml", "--dry-run")
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith("ddstudy: there is too little memory: ")
+        assert said in err

@@ -16,6 +16,7 @@ from test_store import measured, record
 
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target, load_target
+from ddstudy.spec import files
 from ddstudy.spec import schema as specs
 from ddstudy.spec.schema import FitSpec, StudySpec
 from ddstudy.store.database import Store
@@ -55,7 +56,7 @@ def change(folder: Path, study: str, key: str, edit: Callable[[dict[str, object]
 
 
 def drive(url: str, name: str, folder: Path) -> None:
-    spec = specs.read_spec(folder / f"{name}.toml")
+    spec = files.read_spec(folder / f"{name}.toml")
     with Store(url) as store:
         store.drive(spec, load_target(spec.target), sampler(spec))
 
@@ -90,7 +91,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     class LaterSpec(StudySpec):
         fit: LaterFitSpec = LaterFitSpec()  # type: ignore[call-arg]
 
-    monkeypatch.setattr(specs, "StudySpec", LaterSpec)
+    monkeypatch.setattr(files, "StudySpec", LaterSpec)
     return monkeypatch
 
 
