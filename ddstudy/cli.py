@@ -374,7 +374,10 @@ def report(
             page = render(views, panels, _RELOAD_SECONDS if live else 0).encode()
             _write(out, page)
             size, trials = len(page) / 1e6, sum(len(view.trials) for view in views)
-            typer.echo(f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live))
+            typer.echo(
+                f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
+                err=not out.is_file(),
+            )
             return not all(view.is_over for view in views)
 
         if watch:
@@ -629,14 +632,14 @@ def _write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; a link is followed, and a device or a pipe is written into."""
     part = None
     try:
+        if path.exists() and not path.is_file():  # /dev/stdout may lead to a pipe, which has no path of its own
+            with path.open("wb") as special:
+                special.write(content)
+            return
         path_itself = path.resolve()
         folder = path_itself.parent
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
-        if path_itself.exists() and not path_itself.is_file():
-            with path_itself.open("wb") as special:
-                special.write(content)
-            return
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             part = Path(file.name)
             file.write(content)
