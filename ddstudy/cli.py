@@ -296,7 +296,7 @@ def status(
         left_out = [] if study else opened.complaints
         names = [study] if study else opened.names()
         if not names and not left_out:
-            raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+            opened.view()  # which says so
         for name in names:
             try:
                 view = opened.view(name)
@@ -556,7 +556,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _complain(str(error), 2)
-    except Exception as error:  # the last resort: parser's and database's mistakes in words, ours re-raised
+    except Exception as error:  # the last resort: parser's mistakes and failures in words, ours re-raised
         _unexpected(error)
 
 
@@ -574,10 +574,6 @@ def _unexpected(error: Exception) -> None:
     if usage is not None and hasattr(error, "show"):
         error.show()
         sys.exit(usage)
-    if type(error).__module__.partition(".")[0] == "sqlalchemy" or type(error).__name__ == "StorageInternalError":
-        cause = error.__cause__ or error
-        line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
-        _complain(f"the store failed: {line}\nWhat was finished is kept; the same command goes on.", 1)
     if isinstance(error, OSError | WorkError):
         _complain(str(error), 1)
     if _is_short_of_memory(error):

@@ -17,12 +17,10 @@ from random import Random
 
 import pytest
 from old_stores import restore
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
 from test_dashboard import call
 
 from ddstudy import cli, dashboard
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import load_target
 from ddstudy.notebook import open_study
 from ddstudy.spec.files import read_spec
@@ -114,8 +112,7 @@ def forgive(file: Path) -> None:
 def drive(folder: Path, name: str) -> None:
     """Begins to go on with a study: reads what is done and asks for more."""
     spec = read_spec(folder / f"{name}.toml")
-    in_words = (UserError, StorageInternalError, SQLAlchemyError)  # by the command line
-    with contextlib.suppress(*in_words), Store(f"sqlite:///{folder / 'old.db'}") as store:
+    with contextlib.suppress(UserError, WorkError), Store(f"sqlite:///{folder / 'old.db'}") as store:
         driven = store.drive(spec, load_target(spec.target), sampler(spec))
         driven.study.sampler = sampler(spec, len(driven.measured()))
         if len(driven.measured()) < len(spec.space.search_space):

@@ -27,7 +27,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import Target
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.schema import StudySpec
@@ -35,7 +35,7 @@ from ddstudy.store.leases import AtWork, Claims, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
 from ddstudy.store.study import StudyView, facts_of, view_of
-from ddstudy.store.urls import VALID, parse_url, shown, shown_path, without_secrets
+from ddstudy.store.urls import VALID, parse_url, said, shown, shown_path
 from ddstudy.store.writer import Driven
 
 LEASE_SECONDS = 30.0
@@ -45,7 +45,8 @@ _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
 # what a damaged database, or a server that is away, ends in
-READ_ERRORS = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError)
+_FAILURES = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError)
+READ_ERRORS = (*_FAILURES, sqlite3.Error, UnicodeError)
 
 
 class NoStudiesError(UserError):
@@ -101,7 +102,7 @@ class Store:
             url, options = self._engine_url(read_only), self._engine_options(read_only)
             if read_only:
                 if not has_tables(sa.create_engine(url, **options)):
-                    raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+                    raise self._no_studies()
                 return TrialStorage(url, engine_kwargs=options, skip_table_creation=True)
             with self._alone():
                 storage = TrialStorage(url, engine_kwargs=options)
@@ -111,16 +112,14 @@ class Store:
                 _lock_from_the_beginning(storage.engine)
             return storage
         except READ_ERRORS as error:
-            cause = error.__cause__ or error
-            line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
-            raise UserError(f"{self.shown_url}: cannot be opened: {without_secrets(line, self._url)}", VALID) from None
+            raise UserError(f"{self.shown_url}: cannot be opened: {said(error, self._url)}", VALID) from None
         except AssertionError:  # of Optuna, which misses what it noted
             raise UserError(
                 f"{self.shown_url}: cannot be opened: it does not say which version of Optuna made it",
                 "It was damaged.",
             ) from None
         except RuntimeError as error:  # tables of another version of Optuna; its message says what to do
-            raise UserError(f"{self.shown_url}: cannot be opened", str(error).strip().partition("\n")[0]) from None
+            raise UserError(f"{self.shown_url}: cannot be opened", said(error, self._url)) from None
 
     def _engine_url(self, read_only: bool) -> str:
         url = self._url
@@ -167,8 +166,14 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self.close()
+        except _FAILURES as while_closing:
+            error = error or while_closing
+        if isinstance(error, _FAILURES):
+            again = "What was finished is kept; the same command goes on."
+            raise WorkError(f"the store failed: {said(error, self._url)}\n{again}") from error
 
     # looking
 
@@ -202,12 +207,15 @@ class Store:
             if name == one or (name is None and not studies):
                 raise self._cannot_read(one, damaged[one])
         if not studies:
-            raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+            raise self._no_studies()
         if name is not None and name not in studies:
             raise UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(studies)}.")
         study = studies[name or next(iter(studies))]
         trials, left_out = self.storage.read_trials(id_of(study))
         return view_of(study, trials, self.artifacts, self.shown_url, left_out)
+
+    def _no_studies(self) -> NoStudiesError:
+        return NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
 
     def _cannot_read(self, name: str, why: str) -> UserError:
         return UserError(
@@ -248,10 +256,6 @@ class Store:
     def at_work(self, name: str) -> list[AtWork]:
         """The fits of a study that are being done now, by whichever drivers."""
         return at_work(self.storage.engine, self.storage.get_study_id_from_name(name))
-
-    def lost_images(self, name: str) -> str:
-        """How many images of a study are missing or damaged, in words; empty if all are there."""
-        return self.view(name).lost_images
 
     # driving
 

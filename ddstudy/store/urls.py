@@ -85,7 +85,14 @@ def shown_path(path: object) -> str:
     return f"***@{rest}" if found else rest
 
 
-def without_secrets(line: str, url: URL) -> str:
+def said(error: BaseException, url: URL | None) -> str:
+    """What a database says first in an error, which a library may have wrapped, without the secrets of its URL."""
+    cause = error.__cause__ or error
+    line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
+    return (_without_secrets(line, url) if url is not None else line)[:200]
+
+
+def _without_secrets(line: str, url: URL) -> str:
     """What a database says, without what `shown` does not show."""
     options = [value for values in url.normalized_query.values() for value in values]
     secrets = [url.password, *options] + ([url.username, url.port] if url.password is None else [])
