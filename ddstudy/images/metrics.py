@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 Image = NDArray[np.float32]
 
+QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")  # of a reconstruction, beside its target
 WINDOW = 11  # SSIM's Gaussian window, sigma 1.5
 VIF_SIDE = 41  # the smallest side that four scales of VIF allow
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, Wang et al. 2003

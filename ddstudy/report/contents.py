@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ddstudy.errors import UserError
+from ddstudy.images.metrics import QUALITY
 from ddstudy.report import claims, comparison, figures, images, tables, thesis
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
@@ -266,7 +267,7 @@ def _who(metric: str) -> tuple[str, str]:
     if metric == "seconds":
         who = "trials, stable or not, that ran all their iterations on a device of their own"
         return who, who
-    who = "stable trials" if metric in tables.QUALITY else "measured trials"
+    who = "stable trials" if metric in QUALITY else "measured trials"
     return who, f"{who} with {LABELS[metric]}"
 
 

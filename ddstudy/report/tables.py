@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ddstudy.images.metrics import QUALITY
 from ddstudy.images.tiling import tile_shape
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.schema import BETTER, Direction
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
 PAIR = ("tiling", "noise")
-QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
 
 
 @dataclass(frozen=True)

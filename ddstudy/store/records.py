@@ -14,13 +14,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ddstudy.images.metrics import QUALITY
 from ddstudy.spec.axes import AXES, Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_of, is_number, setting_of
 
 VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
 REUSED = "reused_from"  # study and number of the trial that a result was imported from
-QUALITY = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground")
 NUMBERS = (
     *QUALITY,
     *(f"{name}_1dd" for name in QUALITY),
