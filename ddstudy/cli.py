@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from ddstudy.execution.executors import Executor
     from ddstudy.images.volumes import Target
+    from ddstudy.spec.axes import Setting
     from ddstudy.spec.schema import StudySpec
+    from ddstudy.store.database import Store
     from ddstudy.store.study import StudyView
     from ddstudy.store.writer import Driven
 
@@ -138,10 +140,11 @@ def run(
     if dry_run and reuse:
         raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
     if dry_run:
-        done = _measured_so_far(store, spec)
+        done, left_out = _measured_so_far(store, spec, image)
         the_plan = runner.plan(spec, image, done)
         with _executor(spec, image, workers, threads, console) as executor:
             announce(console, spec, image, the_plan, executor)
+        _say_left_out(left_out)
         return
     runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     with Store(store, artifacts) as opened:
@@ -167,13 +170,13 @@ def run(
         left_out = view.complaints
         default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
         print_summary(console, view, opened.shown_url, "" if default else f" --store {opened.shown_url}")
+    troubles = []
     if last is not None and last.failed:
-        raise WorkError(
-            f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)\nThe same command tries them again."
-        )
+        failed = f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)"
+        troubles = [failed, "The same command tries them again."]
     if last is not None and last.images_lost:
-        raise WorkError(f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}")
-    _say_left_out(left_out)
+        troubles += [f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}"]
+    _say_left_out(left_out, *troubles)
 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
@@ -200,12 +203,12 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
-    from ddstudy.execution.executors import layout, resolve_device
+    from ddstudy.execution.executors import careful, layout, resolve_device
     from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
     from ddstudy.spec.axes import Fit
     from ddstudy.spec.files import parse_spec
     from ddstudy.study import runner
-    from ddstudy.study.evaluate import Check, evaluate
+    from ddstudy.study.evaluate import Check
     from ddstudy.terminal import terminal
 
     spec = parse_spec(
@@ -229,7 +232,7 @@ def fit(
     job = runner.job(spec, image, what, (iterations,))
     device = resolve_device(device)
     cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
-    for event in evaluate(job, device=device, threads=cores.threads):
+    for event in careful(job, device=device, threads=cores.threads):
         if isinstance(event, Check):
             scores = event.psnr_members
             console.print(f"  {event.iteration}: {sum(scores) / len(scores):.2f} dB, {event.seconds:.1f} s")
@@ -282,17 +285,18 @@ def status(
     console = terminal()
     if watch:
         with Store(store, read_only=True) as opened:
-            follow(console, opened, study)
+            damaged = [] if study else opened.complaints
+            _say_left_out([*damaged, *follow(console, opened, study).complaints])
         return
 
     table, notes = Table(), []
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     with Store(store, artifacts, read_only=True) as opened:
-        left_out = [] if study else [f"study '{name}' cannot be read: {why}" for name, why in opened.damaged.items()]
+        left_out = [] if study else opened.complaints
         names = [study] if study else opened.names()
         if not names and not left_out:
-            raise UserError(f"{opened.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+            opened.view()  # which says so
         for name in names:
             try:
                 view = opened.view(name)
@@ -335,11 +339,12 @@ def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> Non
     from ddstudy.store.database import Store
 
     with Store(store, read_only=True) as opened:
-        view = opened.view(study)
+        (view,), left_out = _look(opened, [study] if study else None)
     for setting, (why, log) in view.logs.items():
         typer.echo(f"{setting}: {why}\n{log}".rstrip() + "\n")
     if not view.logs:
         typer.echo(f"{view.name}: no fit failed")
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy report quick --out report.html")
@@ -360,21 +365,29 @@ def report(
     if dashboard is None and len(studies or ()) > 1:
         panels = read_panels(COMPARE) + panels
     with Store(store, artifacts, read_only=True) as opened:
+        damaged = [] if studies else opened.complaints
         names = list(dict.fromkeys(studies or [opened.view().name]))
 
         def write(*, live: bool) -> bool:
-            """Writes the page; whether more results are to come."""
+            """Writes the page; whether results are missing that may come."""
             views = [opened.view(name) for name in names]
             page = render(views, panels, _RELOAD_SECONDS if live else 0).encode()
             _write(out, page)
             size, trials = len(page) / 1e6, sum(len(view.trials) for view in views)
-            typer.echo(f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live))
-            return any(view.measured < view.spec.trials for view in views)
+            typer.echo(
+                f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
+                err=not out.is_file(),
+            )
+            return not all(view.is_over for view in views)
 
         if watch:
-            _follow(lambda: [opened.finished(name) for name in names], lambda: write(live=True))
+            _follow(
+                lambda: [opened.finished(name) for name in names],
+                lambda: write(live=True),
+                lambda: any(opened.at_work(name) for name in names),
+            )
         write(live=False)
-        _say_left_out([line for name in names for line in opened.view(name).complaints])
+        _say_left_out([*damaged, *_look(opened, names)[1]])
 
 
 @app.command(epilog="Example: ddstudy claims quick --trials blur")
@@ -396,7 +409,7 @@ def claims(
     if trials is not None and trials not in by_name:
         raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
     with Store(store, read_only=True) as opened:
-        views = [opened.view(name) for name in studies] if studies else [opened.view()]
+        views, left_out = _look(opened, studies)
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
@@ -406,7 +419,7 @@ def claims(
             print_trials(console, view, ask(by_name[trials], view, others))
     if trials is None:
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
-    _say_left_out([line for view in views for line in view.complaints])
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy export quick --out quick")
@@ -421,7 +434,7 @@ def export(
     from ddstudy.store.database import Store
 
     with Store(store, read_only=True) as opened:
-        view = opened.view(study)
+        (view,), left_out = _look(opened, [study] if study else None)
     stem = out or Path(f"export-{view.name}")
     _check_stem(stem)
     parquet = io.BytesIO()
@@ -433,7 +446,7 @@ def export(
         _write(path, content)
         rows = f"{len(view.checks)} checks of members" if "checks" in suffix else f"{len(view.trials)} trials"
         typer.echo(f"Wrote {path} ({rows})")
-    _say_left_out(view.complaints)
+    _say_left_out(left_out)
 
 
 @app.command(name="prune-audit", epilog="Example: ddstudy prune-audit audit --warmup 300 --warmup 1000 --patience 3")
@@ -457,7 +470,7 @@ def prune_audit(
     from ddstudy.terminal import terminal
 
     with Store(store, read_only=True) as opened:
-        views = [opened.view(name) for name in studies] if studies else [opened.view()]
+        views, left_out = _look(opened, studies)
         fits = [fit for view in views for fit in recorded(view.trials, view.checks, view.spec)]
     names = ", ".join(view.name for view in views)
     if not fits:
@@ -483,7 +496,7 @@ def prune_audit(
         "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
         "stable."
     )
-    _say_left_out([line for view in views for line in view.complaints])
+    _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy dashboard --port 8080")
@@ -506,8 +519,8 @@ def dashboard(
     remote *= allow_remote
     with Store(store, artifacts, read_only=True) as opened:
         files = opened.artifacts if opened.artifacts.is_dir() else None
-        for name, why in opened.damaged.items():
-            typer.echo(f"study '{name}' cannot be read: {why}", err=True)
+        for line in opened.complaints:
+            typer.echo(line, err=True)
         for name in opened.names():
             try:
                 view = opened.view(name)
@@ -538,12 +551,22 @@ def main() -> None:
         if len(os.environ.get(name, "")) > 3:
             os.environ[name] = "999"
     try:
+        _refuse_urls(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _complain(str(error), 2)
-    except Exception as error:  # the last resort: parser's and database's mistakes in words, ours re-raised
+    except Exception as error:  # the last resort: parser's mistakes and failures in words, ours re-raised
         _unexpected(error)
+
+
+def _refuse_urls(words: list[str]) -> None:
+    """Refuses URLs in other places than their own: a message may repeat what stands there, and with it a password."""
+    for before, word in zip(["", *words], words, strict=False):
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if "://" in word and option != "--store" and not (option == "--ray" and value.startswith("ray://")):
+            where = f"behind {option}" if re.fullmatch("--[a-z-]+", option) else "among the arguments"
+            raise UserError(f"a URL {where} is not valid", "A store goes behind --store, a file is a path.")
 
 
 def _unexpected(error: Exception) -> None:
@@ -551,13 +574,20 @@ def _unexpected(error: Exception) -> None:
     if usage is not None and hasattr(error, "show"):
         error.show()
         sys.exit(usage)
-    if type(error).__module__.partition(".")[0] == "sqlalchemy" or type(error).__name__ == "StorageInternalError":
-        cause = error.__cause__ or error
-        line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
-        _complain(f"the store failed: {line}\nWhat was finished is kept; the same command goes on.", 1)
     if isinstance(error, OSError | WorkError):
         _complain(str(error), 1)
+    if _is_short_of_memory(error):
+        line = str(error).strip().partition("\n")[0][:200]
+        _complain(f"there is too little memory{f': {line}' if line else ''}", 1)
     raise error  # a fault of ours: whoever reports it needs the traceback
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:  # no time to import it
+        return isinstance(error, MemoryError)
+    from ddstudy.execution.executors import is_short_of_memory
+
+    return is_short_of_memory(error)
 
 
 def _complain(message: str, code: int) -> None:
@@ -565,17 +595,26 @@ def _complain(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _say_left_out(lines: list[str]) -> None:
-    """Names what cannot be read of a store; where there is anything, the command ends with exit code 1."""
+def _say_left_out(lines: list[str], *troubles: str) -> None:
+    """Names what cannot be read of a store, behind other troubles; any of them ends the command with exit code 1."""
     if lines:
-        raise WorkError("\n".join(["not all of the store can be read, the rest is shown:", *lines]))
+        troubles = (*troubles, "not all of the store can be read, the rest is shown:", *lines)
+    if troubles:
+        raise WorkError("\n".join(troubles))
 
 
-def _follow(count: Callable[[], list[int]], write: Callable[[], bool]) -> None:
-    """Writes a page whenever there are more trials, until there can be no more or Ctrl-C."""
+def _look(opened: Store, names: list[str] | None) -> tuple[list[StudyView], list[str]]:
+    """Studies to look at, without names the latest that can be read, and what of them or before it cannot be."""
+    views = [opened.view(name) for name in names] if names else [opened.view()]
+    left_out = [] if names else opened.complaints
+    return views, [*left_out, *(line for view in views for line in view.complaints)]
+
+
+def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: Callable[[], bool]) -> None:
+    """Writes a page whenever there are more trials, until there can be no more and nobody is at work, or Ctrl-C."""
     try:
         known, more = count(), write()
-        while more:
+        while more or at_work():
             time.sleep(2)
             begun = time.monotonic()
             if (now := count()) != known:
@@ -589,14 +628,14 @@ def _write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; a link is followed, and a device or a pipe is written into."""
     part = None
     try:
+        if path.exists() and not path.is_file():  # /dev/stdout may lead to a pipe, which has no path of its own
+            with path.open("wb") as special:
+                special.write(content)
+            return
         path_itself = path.resolve()
         folder = path_itself.parent
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
-        if path_itself.exists() and not path_itself.is_file():
-            with path_itself.open("wb") as special:
-                special.write(content)
-            return
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             part = Path(file.name)
             file.write(content)
@@ -744,20 +783,18 @@ def _executor(
         executor.close()
 
 
-def _measured_so_far(store: str, spec: StudySpec) -> set[Any]:
-    """Settings of the study that have a result, without writing anything."""
-    from ddstudy.spec.axes import AXES, Setting
+def _measured_so_far(store: str, spec: StudySpec, image: Target) -> tuple[set[Setting], list[str]]:
+    """Settings of the study that have a result, and what cannot be read of it, without writing anything."""
     from ddstudy.store.database import NoStudiesError, Store
 
     try:
         with Store(store, read_only=True) as opened:
-            if spec.name not in opened.names():
-                return set()
-            trials = opened.view(spec.name).trials
+            if opened.check(spec, image) is None:
+                return set(), []
+            view = opened.view(spec.name)
     except NoStudiesError:
-        return set()
-    results = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
-    return {Setting(*row) for row in results[list(AXES)].itertuples(index=False)}
+        return set(), []
+    return {record.setting for record in view.records if record.has_result}, view.complaints
 
 
 if __name__ == "__main__":

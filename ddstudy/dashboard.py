@@ -39,7 +39,7 @@ from wsgiref.util import setup_testing_defaults
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.storages import BaseStorage, InMemoryStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
 from optuna.study import Study, StudyDirection, load_study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -56,6 +56,7 @@ from ddstudy.spec.files import stored_spec
 from ddstudy.store.database import READ_ERRORS
 from ddstudy.store.optuna_rows import FrozenStudy, id_of, with_one_list_of_constraints
 from ddstudy.store.study import StudyView, facts_of, is_whole, view_of
+from ddstudy.store.urls import said
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -111,8 +112,12 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
         artifacts: folder of the `FileSystemArtifactStore` that holds the trials' images, or None.
         host: name or address that the server is bound to: beside this machine's loopback, the only one answered to.
     """
-    # get_storage adds Optuna's cache of finished trials, without which every refresh reads the whole study again.
-    return _guarded(_View(get_storage(storage)), artifacts, host)
+    return _guarded(_view_of(storage), artifacts, host)
+
+
+def _view_of(storage: BaseStorage) -> _View:
+    # get_storage adds Optuna's cache of finished trials, without which every refresh reads the whole study again
+    return _View(get_storage(storage), storage.engine.url if isinstance(storage, RDBStorage) else None)
 
 
 def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
@@ -161,7 +166,7 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
         except KeyError:  # of the view, which has no other word for it
             return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
         except READ_ERRORS as error:
-            return refuse("503 Service Unavailable", f"The store cannot be read: {error}".partition("\n")[0])
+            return refuse("503 Service Unavailable", f"The store cannot be read: {view.said(error)}")
 
     return guarded
 
@@ -229,7 +234,7 @@ def server(
             f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
             "give an address of this machine and another --port (0 to 65535; 0 picks a free one)",
         ) from error
-    bound.view = _View(get_storage(storage))
+    bound.view = _view_of(storage)
     bound.set_app(_guarded(bound.view, artifacts, host))
     return bound
 
@@ -446,8 +451,9 @@ class _View(BaseStorage):
     Trials are copied before they are changed: those of the wrapped storage may be its cache.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
+    def __init__(self, storage: BaseStorage, url: Any = None) -> None:
         self._storage = storage
+        self._url = url
         self._seen: dict[int, FrozenTrial] = {}  # finished trials as they are shown; they never change again
         self._figures: dict[int, _Figures] = {}
 
@@ -500,8 +506,12 @@ class _View(BaseStorage):
             if study_id is not None:
                 self._storage.get_all_trials(int(study_id), deepcopy=False)
         except READ_ERRORS as error:
-            return "503 Service Unavailable", f"the store cannot be read: {str(error).partition(chr(10))[0]}"
+            return "503 Service Unavailable", f"the store cannot be read: {self.said(error)}"
         return "", ""
+
+    def said(self, error: Exception) -> str:
+        """What the database says first in an error."""
+        return said(error, self._url)
 
     def _study(self, study_id: int) -> FrozenStudy:
         """A study that can be read.

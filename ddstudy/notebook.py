@@ -27,12 +27,14 @@ def open_study(store: str = "sqlite:///ddstudy.db", name: str | None = None) -> 
         name: of the study; by default the latest.
 
     Raises:
-        UserError: there is no such store or study, or it cannot be read. Of trials that cannot be, a warning tells.
+        UserError: there is no such store or study, or it cannot be read. Of trials that cannot be, and without a
+            name of studies, a warning tells.
     """
     with Store(store, read_only=True) as opened:
         view = opened.view(name)
-    if view.complaints:
-        warnings.warn("\n".join(view.complaints), stacklevel=2)
+        complaints = ([] if name else opened.complaints) + view.complaints
+    if complaints:
+        warnings.warn("\n".join(complaints), stacklevel=2)
     return Study(view)
 
 

@@ -158,12 +158,12 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
 
 
-def follow(console: Console, opened: Store, name: str | None) -> None:
-    """Shows who is fitting what until a study has its results."""
+def follow(console: Console, opened: Store, name: str | None) -> StudyView:
+    """Shows who is fitting what until a study is over; returns it as it is then."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             view = opened.view(name)
-            at_work, results = opened.at_work(view.name), int((view.trials["state"] != "FAIL").sum())
+            at_work, results = opened.at_work(view.name), view.measured
             ahead = outlook(view, at_work, datetime.now())
             line = f"{view.name}: {results} of {view.spec.trials} settings, {ahead.per_minute:.1f} a minute"
             line += f", about {_duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
@@ -177,11 +177,12 @@ def follow(console: Console, opened: Store, name: str | None) -> None:
                 console.print(f"{line}; {len(at_work)} fits at work", soft_wrap=True)
                 for each in at_work:
                     console.print(f"  {each.worker or 'waiting'}: {each.fit} at {each.iteration} of {each.of}")
-            failed = len(failed_settings(view.trials))
-            if not at_work and results + failed >= view.spec.trials:
+            if view.is_over and not at_work:
                 break
             time.sleep(2)
+    failed = len(failed_settings(view.trials))
     console.print(f"{view.name}: {results} of {view.spec.trials} settings measured, {failed} failed", soft_wrap=True)
+    return view
 
 
 def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -5,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 import postgres
 import pytest
+import torch
 from rich.console import Console
 
 from ddstudy import cli
@@ -247,6 +250,11 @@ def test_dry_run_of_the_thesis(ddstudy: Cli) -> None:
         (["run", "tiny.toml", "--tpe", "--pareto"], "Give one of them"),
         (["run", "tiny.toml", "--name", "a b"], "name: cannot be 'a b'"),
         (["run", "tiny.toml", "--store", "mysql://me:hidden@localhost/db"], "sqlite:///FILE.db"),
+        (["run", "postgresql://me:hidden@h/db"], "A store goes behind --store"),  # all of these repeated the password
+        (["status", "postgresql://me:hidden@h/db"], "a URL among the arguments is not valid"),
+        (["postgresql://me:hidden@h/db", "status"], "a URL among the arguments is not valid"),
+        (["run", "tiny.toml", "--reuse", "postgresql://me:hidden@h/db"], "a URL behind --reuse is not valid"),
+        (["run", "tiny.toml", "--target=postgresql://me:hidden@h/db"], "a URL behind --target is not valid"),
         (["run", "broken.toml"], "broken.toml: space.k: missing"),
         (["validate", "tiny.toml", "broken.toml"], "broken.toml: space.k: missing"),
         (["fit", "--noise", "white"], "noise"),
@@ -396,6 +404,10 @@ def test_out_follows_links_and_writes_into_what_is_no_file(ddstudy: Cli, folder:
         assert reader.wait(timeout=60) == 0
     assert (folder / "read").read_bytes() == (folder / "far/page.html").read_bytes()
     assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+    for out in ("/dev/stdout", ">(cat)"):  # the pipes that these lead to have no path of their own
+        shell = ["bash", "-c", f'"$0" -m ddstudy.cli report --out {out}', sys.executable]
+        done = subprocess.run(shell, capture_output=True, check=True, timeout=100)
+        assert done.stdout == (folder / "far/page.html").read_bytes()
     code, _, err = ddstudy("report", "--out", "/dev/full")
     assert code == 2
     assert "No space left" in err
@@ -639,3 +651,39 @@ def test_logs_tell_all_that_is_known_of_a_failure(ddstudy: Cli, folder: Path, mo
     assert code == 0
     assert "k4-s4-l2-uniform-1x1-i10: MemoryError: no memory is left" in out
     assert out.count("Traceback") == 2
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("nothing is to come, and it waits"))
+    assert ddstudy("status", "--watch")[1].endswith("tiny: 2 of 4 settings measured, 2 failed\n")
+    assert ddstudy("report", "--watch")[0] == 0
+
+
+def test_damage_is_named_and_awaited_by_nobody(ddstudy: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at a study until it is over never ended where a trial of it was damaged."""
+    assert ddstudy("run", "tiny.toml")[0] == 0
+    with contextlib.closing(sqlite3.connect("ddstudy.db")) as database, database:
+        database.execute("DELETE FROM trial_user_attributes WHERE key = 'stable' AND trial_id = 2")
+    with monkeypatch.context() as patch:
+        patch.setattr("time.sleep", lambda _: pytest.fail("nothing is to come, and it waits"))
+        code, out, err = ddstudy("status", "--watch")
+    assert (code, out.splitlines()[-1]) == (1, "tiny: 3 of 4 settings measured, 0 failed")
+    assert "tiny: trial 1 is left out" in err
+    for command in (["logs"], ["run", "tiny.toml", "--dry-run"]):
+        code, _, err = ddstudy(*command)
+        assert (code, "tiny: trial 1 is left out" in err) == (1, True)
+    monkeypatch.setattr("ddstudy.study.evaluate.problem", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ddstudy.study.runner.calibrate", lambda *_: Forecast())
+    code, _, err = ddstudy("run", "tiny.toml")
+    assert (code, "1 setting failed" in err, "tiny: trial 1 is left out" in err) == (1, True, True)
+
+
+def test_too_little_memory_is_told_in_words(ddstudy: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ddstudy fit` began whatever it was asked for, until the system ended it; what could not be had was a fault."""
+    monkeypatch.setattr("ddstudy.execution.executors.usable_memory", lambda **_: 1e6)
+    code, _, err = ddstudy("fit", "--k", 512, "--iterations", 1)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "GB of memory" in err
+    for work, said in ((lambda *_: np.empty(2**50), "Unable to allocate"), (lambda *_: torch.empty(2**60), "allocate")):
+        monkeypatch.setattr("ddstudy.study.runner.plan", work)
+        code, _, err = ddstudy("run", "tiny.toml", "--dry-run")
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith("ddstudy: there is too little memory: ")
+        assert said in err

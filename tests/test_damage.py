@@ -11,21 +11,22 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from random import Random
 
 import pytest
 from old_stores import restore
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
 from test_dashboard import call
 
 from ddstudy import cli, dashboard
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import load_target
 from ddstudy.notebook import open_study
 from ddstudy.spec.files import read_spec
 from ddstudy.store.database import Store
+from ddstudy.store.leases import AtWork
+from ddstudy.study.runner import outlook
 from ddstudy.study.samplers import sampler
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -111,8 +112,7 @@ def forgive(file: Path) -> None:
 def drive(folder: Path, name: str) -> None:
     """Begins to go on with a study: reads what is done and asks for more."""
     spec = read_spec(folder / f"{name}.toml")
-    in_words = (UserError, StorageInternalError, SQLAlchemyError)  # by the command line
-    with contextlib.suppress(*in_words), Store(f"sqlite:///{folder / 'old.db'}") as store:
+    with contextlib.suppress(UserError, WorkError), Store(f"sqlite:///{folder / 'old.db'}") as store:
         driven = store.drive(spec, load_target(spec.target), sampler(spec))
         driven.study.sampler = sampler(spec, len(driven.measured()))
         if len(driven.measured()) < len(spec.space.search_space):
@@ -251,3 +251,39 @@ def test_a_study_that_cannot_be_read_is_named_and_the_others_are_shown(folder: P
         code, _, err = ddstudy("run", str(folder / f"{name}.toml"))
         assert (code, f"study '{name}'" in err, len(err.splitlines())) == (2, True, 2)
     assert ddstudy("export", "grid")[0] == 0
+
+
+def test_what_a_driver_tells_may_be_odd(folder: Path) -> None:
+    """`status --watch` ended in a traceback."""
+    url = f"sqlite:///{folder / 'old.db'}"
+    ends = [f'{{"worker": "w", "ends": {value}}}' for value in ("1e999", "NaN", '"soon"', "9" * 400, "true")]
+    with Store(url) as store, Store(url, read_only=True) as looking:
+        claim = "INSERT INTO ddstudy_claims (study_id, fit, driver, expires, doing) VALUES (1, 'k1', 'a/1/b', 9e9, ?)"
+        for doing in [*ODD, *ends, '{"worker": 1}', '{"iteration": "x"}', '{"of": null}', '{"fit": "k2"}']:
+            if doing is None or type(doing) is bytes:
+                continue  # which the table or its driver refuses
+            with store.storage.engine.begin() as connection:
+                connection.exec_driver_sql("DELETE FROM ddstudy_claims")
+                connection.exec_driver_sql(claim, (doing,))
+            at_work = looking.at_work("grid")
+            assert at_work == [AtWork("k1", "a/1")], doing
+            outlook(looking.view("grid"), at_work, datetime.now())
+
+
+def test_a_damaged_study_is_named_where_the_latest_is_asked_for(folder: Path, ddstudy: Cli) -> None:
+    """Another one was taken for it, and nothing said."""
+    with contextlib.closing(sqlite3.connect(folder / "old.db")) as database, database:
+        database.execute("UPDATE study_directions SET direction = 'UP' WHERE study_id = 3")
+    why = "study 'pareto' cannot be read: the direction of an objective is 'UP'"
+    for command in ("logs", "export", "report", "claims"):
+        code, out, err = ddstudy(command)
+        assert (code, why in err) == (1, True)
+        assert "tpe" in out + err or command == "report"
+    with pytest.warns(UserWarning, match="study 'pareto' cannot be read"):
+        assert open_study(f"sqlite:///{folder / 'old.db'}").name == "tpe"
+    for name, said in (("pareto", why), ("tpe", "differs: search.seed")):
+        spec = folder / f"{name}.toml"
+        spec.write_text(spec.read_text().replace('"tpe"', '"tpe"\nseed = 1'))
+        for options in ((), ("--dry-run",)):  # which went on
+            code, _, err = ddstudy("run", str(spec), *options)
+            assert (code, said in err, len(err.splitlines())) == (2, True, 2), err

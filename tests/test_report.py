@@ -341,7 +341,7 @@ def test_the_overview_is_valid_and_shown_under_dashboards():
         ),
         (
             "[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfilter = {noise = ['pink']}",
-            "filter.noise:",
+            "filter.noise[0]:",
             '"uniform", "blur3"',
         ),
         (
@@ -362,17 +362,35 @@ def test_a_wrong_panel_is_named_with_what_is_valid(tmp_path, text, wrong, valid)
     path.write_text(text)
     with pytest.raises(UserError) as error:
         read_panels(path)
-    first, second = str(error.value).splitlines()
+    first, second, *more = str(error.value).splitlines()
     assert first.startswith(str(path))
+    assert bool(more) == ("titel" in text)  # and is missing
     assert wrong in first
     assert valid in second
 
 
-def test_the_number_of_a_wrong_panel_counts_from_one(tmp_path):
+def test_all_that_is_wrong_with_a_list_of_panels_is_said(tmp_path):
+    """One mistake was, and the next at the next try."""
     path = tmp_path / "panels.toml"
-    path.write_text("[[panel]]\nkind = 'unstable'\ntitle = 'a'\n[[panel]]\nkind = 'best'\ntitle = 'b'")
-    with pytest.raises(UserError, match="panel 2: y: missing"):
+    panels = ["kind = 'unstable'\ntitle = 'a'", "kind = 'best'\ntitel = 'b'", "kind = 'pie'", "kind = 'tilings'"]
+    path.write_text("".join(["watch = 1\n", *(f"[[panel]]\n{panel}\n" for panel in panels)]))
+    with pytest.raises(UserError) as caught:
         read_panels(path)
+    lines = str(caught.value).replace(f"{path}: ", "").splitlines()
+    assert [line for line in lines if not line.startswith(("Valid", "Did you mean"))] == [
+        "watch: unknown key",
+        "panel 2: titel: unknown key",
+        "panel 2: title: missing",
+        "panel 2: y: missing",
+        "panel 3: kind: unknown, 'pie'",
+        "panel 4: title: missing",
+    ]
+    assert lines[lines.index("panel 2: titel: unknown key") + 1].startswith("Did you mean 'title'?")
+    path.write_text("[[panel]]\nkind = 'pie'\n" * 5000)
+    with pytest.raises(UserError) as caught:
+        read_panels(path)
+    assert str(caught.value).count("\n") == 40
+    assert str(caught.value).endswith("And 4,980 more panels.")
 
 
 def test_a_missing_file_is_named(tmp_path):

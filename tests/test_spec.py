@@ -29,6 +29,7 @@ def test_studies_of_the_repository_are_valid(path: Path) -> None:
     [
         ("foo = 1", "foo: unknown key", "space"),
         ("[serch]\nsampler = 'tpe'", "serch: unknown key", "Did you mean 'search'?"),
+        ("K = [16]", "K: unknown key", "Did you mean 'space.k'?"),
         ("[fit]\nmember = 5", "fit.member: unknown key", "Did you mean 'members'?"),
         ("[fit]\nmembers = '5'", "fit.members: input should be a valid integer, not '5'", ">= 1"),
         ("[fit]\nmembers = true", "fit.members", "a whole number"),

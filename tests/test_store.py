@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import InProcess
 from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import AXES, Fit, Setting
@@ -29,7 +30,7 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.study import StudyView
-from ddstudy.store.urls import parse_url
+from ddstudy.store.urls import parse_url, said
 from ddstudy.store.writer import Driven
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Measurement
@@ -353,6 +354,9 @@ def test_empty_store_and_unfinished_trials_have_the_same_columns(
         ("postgresql://localhost/db#hidden", "no valid database"),
         ("postgresql://root:a@localhost/db?x&hidden=1", "an option that is none of PostgreSQL's"),
         ("postgresql://root@hidden:hidden/db", "not a database URL"),
+        ("postgresql+psycopg//root:hidden@h//://db", "not a database URL"),  # took all before '://' for the scheme
+        ("sqlite:///a.db?timeout=hidden", "SQLite takes none"),  # each ended in a traceback
+        ("sqlite:///a.db?cache=%00", "SQLite takes none"),
     ],
 )
 def test_urls_that_are_refused_without_repeating_them(url: str, said: str) -> None:
@@ -432,6 +436,15 @@ def test_missing_file_and_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         Store(f"sqlite:///{tmp_path / 'none' / 'a.db'}")
     assert not list(tmp_path.iterdir())
+
+
+def test_no_file_is_left_beside_what_is_no_regular_file(tmp_path: Path) -> None:
+    """SQLite made a journal beside /dev/full."""
+    os.mkfifo(tmp_path / "pipe")
+    for read_only in (True, False):
+        with pytest.raises(UserError, match="is no regular file"):
+            Store(f"sqlite:///{tmp_path / 'pipe'}", read_only=read_only)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("content", [b"", b"text " * 999], ids=["empty", "text"])
@@ -530,7 +543,7 @@ def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Drive
     (trial,) = driven.trials()
     assert trial.state == TrialState.COMPLETE
     assert trial.user_attrs["images"].startswith("not kept: ")
-    assert driven.store.lost_images("tiny") == "1 trials never had theirs kept"
+    assert driven.store.view("tiny").lost_images == "1 trials never had theirs kept"
 
 
 def test_claims_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
@@ -687,3 +700,19 @@ def test_damaged_rows_cost_their_trials_only(drive: Callable[..., Driven], store
     assert view.trials["number"].tolist() == [2]
     assert len(view.left_out) == 2
     assert "its attribute 'psnr' is no JSON" in view.left_out.values()
+
+
+def test_a_store_that_fails_is_told_without_secrets(tmp_path: Path) -> None:
+    """Only what failed while it was opened was masked."""
+    file = tmp_path / "me:hidden@h.db"
+    with pytest.raises(WorkError) as caught, Store(f"sqlite:///{file}") as store, store.storage.engine.begin() as row:
+        row.exec_driver_sql(f"ATTACH '{file / 'x'}' AS other")
+    assert str(caught.value).startswith("the store failed: unable to open database")
+    assert "the same command goes on" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    error = sa.exc.OperationalError("", {}, Exception("no user 'me' with password hidden at h\nmore"))
+    url = parse_url("postgresql://me:hidden@h/db?sslpassword=secret")
+    assert said(error, url) == "no user 'me' with password *** at h"
+    wrapped = StorageInternalError("see below")
+    wrapped.__cause__ = error
+    assert said(wrapped, url) == said(error, url)

@@ -7,6 +7,7 @@ names another, `COMPARE` goes before it where several studies are shown.
 from __future__ import annotations
 
 import difflib
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ddstudy.errors import UserError
 from ddstudy.report.thesis import Number
 from ddstudy.spec.axes import Noise, Tiling
-from ddstudy.spec.files import describe, read_toml, reason_of
+from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
 from ddstudy.spec.schema import Metric
 
 OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
@@ -237,17 +238,25 @@ def read_panels(path: Path = OVERVIEW) -> Panels:
     """Reads and checks a list of panels.
 
     Raises:
-        UserError: the file is missing, is no TOML, or a panel says something that is not valid.
+        UserError: the file is missing, is no TOML, or says something that is not valid; so for every mistake.
     """
     example = "dashboards/overview.toml is an example."
     tree = read_toml(path, "list of panels", example)
-    for key in tree:
-        if key != "panel":
-            raise UserError(f"{path}: {key}: unknown key", "Valid: [[panel]] tables only.")
+    unknown = [f"{path}: {key}: unknown key" for key in tree if key != "panel"]
+    wrong = ["\n".join([*unknown[:MOST_MISTAKES], "Valid: [[panel]] tables only."])] if unknown else []
     listed = tree.get("panel")
     if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
-        raise UserError(f"{path}: names no panel", f"Valid: one [[panel]] table or more; {example}")
-    return tuple(parse_panel(panel, f"{path}: panel {number}") for number, panel in enumerate(listed, 1))
+        raise UserError(*wrong or (f"{path}: names no panel", f"Valid: one [[panel]] table or more; {example}"))
+    panels = []
+    for number, panel in enumerate(listed, 1):
+        try:
+            panels.append(parse_panel(panel, f"{path}: panel {number}"))
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = len(wrong) - MOST_MISTAKES
+        raise UserError("\n".join(wrong[:MOST_MISTAKES] + [f"And {more:,} more panels."] * (more > 0)))
+    return tuple(panels)
 
 
 def parse_panel(tree: dict[str, Any], where: str) -> Panel:
@@ -264,15 +273,13 @@ def parse_panel(tree: dict[str, Any], where: str) -> Panel:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        # a misspelt key that is required is also missing, which helps less
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        names = [part for part in first["loc"] if isinstance(part, str)]
-        key = ".".join(names) or "x"  # what concerns the panel as a whole concerns its x
-        raise UserError(f"{where}: {key}: {reason_of(first)}", _valid(model, names or ["x"])) from None
+        # what concerns the panel as a whole concerns its x
+        raise UserError(mistakes(error, where, "x", functools.partial(_valid, model))) from None
 
 
-def _valid(model: type[BaseModel], names: list[str]) -> str:
+def _valid(model: type[BaseModel], location: list[Any]) -> str:
     """What a key may say; or, where there is no such key, which ones there are."""
+    names = [part for part in location if isinstance(part, str)] or ["x"]
     owner = model if names[0] != "filter" or len(names) == 1 else Filter
     key = names[-1]
     if key in owner.model_fields:

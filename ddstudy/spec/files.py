@@ -10,7 +10,7 @@ import difflib
 import json
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
@@ -20,7 +20,7 @@ from ddstudy.errors import UserError
 from ddstudy.spec.schema import SCHEMA, Metric, StudySpec, TargetSpec
 
 _MOST_BYTES = 2**20  # of a file that a person writes
-_MOST_MISTAKES = 20  # named at a time
+MOST_MISTAKES = 20  # named at a time
 
 
 def read_spec(path: Path, name: str | None = None) -> StudySpec:
@@ -90,7 +90,7 @@ def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
     try:
         return StudySpec.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_mistakes(error, source)) from None
+        raise UserError(mistakes(error, source, "study", _valid)) from None
 
 
 def target_of(tree: dict[str, Any]) -> TargetSpec | None:
@@ -101,7 +101,15 @@ def target_of(tree: dict[str, Any]) -> TargetSpec | None:
         return None
 
 
-def _mistakes(error: ValidationError, source: str) -> str:
+def mistakes(error: ValidationError, source: str, whole: str, valid: Callable[[list[Any]], str]) -> str:
+    """All that pydantic found wrong, in the user's words.
+
+    Args:
+        error: of a model of ours.
+        source: names in each line what was read.
+        whole: names what is wrong of it as a whole.
+        valid: says of the keys and positions that lead to a place what may stand there.
+    """
     found: dict[str, list[str]] = {}  # by what is valid
     seen = set()
     for each in sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden"):
@@ -111,15 +119,15 @@ def _mistakes(error: ValidationError, source: str) -> str:
         key = ".".join(f"[{part}]" if isinstance(part, int) else _short(part) for part in location).replace(".[", "[")
         if key not in seen:  # each branch of a union has its complaint
             seen.add(key)
-            found.setdefault(_valid(location), []).append(f"{source}: {key or 'study'}: {reason_of(each)}")
-    left = _MOST_MISTAKES
+            found.setdefault(valid(location), []).append(f"{source}: {key or whole}: {_reason_of(each)}")
+    left = MOST_MISTAKES
     lines = []
-    for valid, complaints in found.items():
+    for allowed, complaints in found.items():
         if left <= 0:
             break
-        lines += [*complaints[:left], valid]
+        lines += [*complaints[:left], allowed]
         left -= len(complaints)
-    more = sum(map(len, found.values())) - _MOST_MISTAKES
+    more = sum(map(len, found.values())) - MOST_MISTAKES
     return "\n".join(lines + ([f"And {more:,} more mistakes."] if more > 0 else []))
 
 
@@ -202,7 +210,7 @@ def _is_key(part: str) -> bool:
     return part.isidentifier() or part in get_args(Metric)
 
 
-def reason_of(error: Any) -> str:
+def _reason_of(error: Any) -> str:
     """What pydantic found wrong, as a clause in the user's words."""
     given = error.get("input")
     if error["type"] == "extra_forbidden":
@@ -230,7 +238,8 @@ def _valid(location: list[Any]) -> str:
         if name not in model.model_fields:
             keys = list(model.model_fields)
             table = ".".join(names[:depth]) or "a study file"
-            near = _near(name, keys) or next((key for key, *_ in known_keys() if key.endswith(f".{name}")), None)
+            elsewhere = (key for key, *_ in known_keys() if key.lower().endswith(f".{name.lower()}"))
+            near = _near(name, keys) or next(elsewhere, None)
             hint = f"Did you mean '{near}'? " if near else ""
             return f"{hint}Valid in {table}: {', '.join(keys)}."
         field = model.model_fields[name]

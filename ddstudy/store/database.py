@@ -27,7 +27,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from ddstudy.errors import UserError
+from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import Target
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.schema import StudySpec
@@ -35,7 +35,7 @@ from ddstudy.store.leases import AtWork, Claims, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
 from ddstudy.store.study import StudyView, facts_of, view_of
-from ddstudy.store.urls import VALID, parse_url, shown, shown_path, without_secrets
+from ddstudy.store.urls import VALID, parse_url, said, shown, shown_path
 from ddstudy.store.writer import Driven
 
 LEASE_SECONDS = 30.0
@@ -45,7 +45,8 @@ _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
 # what a damaged database, or a server that is away, ends in
-READ_ERRORS = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError)
+_FAILURES = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError)
+READ_ERRORS = (*_FAILURES, sqlite3.Error, UnicodeError)
 
 
 class NoStudiesError(UserError):
@@ -86,7 +87,9 @@ class Store:
 
     def _open(self, read_only: bool) -> TrialStorage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if self.path is not None and read_only and not self.path.is_file():
+        if self.path is not None and os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise UserError(f"{shown_path(self.path)}: is no regular file", VALID)  # SQLite would leave files beside it
+        if self.path is not None and read_only and not os.path.isfile(self.path):
             raise NoStudiesError(
                 f"{shown_path(self.path)}: no such database", "Make one with `ddstudy run`, or name one with --store."
             )
@@ -99,7 +102,7 @@ class Store:
             url, options = self._engine_url(read_only), self._engine_options(read_only)
             if read_only:
                 if not has_tables(sa.create_engine(url, **options)):
-                    raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+                    raise self._no_studies()
                 return TrialStorage(url, engine_kwargs=options, skip_table_creation=True)
             with self._alone():
                 storage = TrialStorage(url, engine_kwargs=options)
@@ -109,16 +112,14 @@ class Store:
                 _lock_from_the_beginning(storage.engine)
             return storage
         except READ_ERRORS as error:
-            cause = error.__cause__ or error
-            line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
-            raise UserError(f"{self.shown_url}: cannot be opened: {without_secrets(line, self._url)}", VALID) from None
+            raise UserError(f"{self.shown_url}: cannot be opened: {said(error, self._url)}", VALID) from None
         except AssertionError:  # of Optuna, which misses what it noted
             raise UserError(
                 f"{self.shown_url}: cannot be opened: it does not say which version of Optuna made it",
                 "It was damaged.",
             ) from None
         except RuntimeError as error:  # tables of another version of Optuna; its message says what to do
-            raise UserError(f"{self.shown_url}: cannot be opened", str(error).strip().partition("\n")[0]) from None
+            raise UserError(f"{self.shown_url}: cannot be opened", said(error, self._url)) from None
 
     def _engine_url(self, read_only: bool) -> str:
         url = self._url
@@ -165,8 +166,14 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self.close()
+        except _FAILURES as while_closing:
+            error = error or while_closing
+        if isinstance(error, _FAILURES):
+            again = "What was finished is kept; the same command goes on."
+            raise WorkError(f"the store failed: {said(error, self._url)}\n{again}") from error
 
     # looking
 
@@ -183,6 +190,11 @@ class Store:
         """Studies that cannot be read: name -> what is wrong with it."""
         return self.storage.read_studies()[1]
 
+    @property
+    def complaints(self) -> list[str]:
+        """The same, a line a study."""
+        return [f"study '{name}' cannot be read: {why}" for name, why in self.damaged.items()]
+
     def view(self, name: str | None = None) -> StudyView:
         """A study to look at; without a name the latest.
 
@@ -195,12 +207,15 @@ class Store:
             if name == one or (name is None and not studies):
                 raise self._cannot_read(one, damaged[one])
         if not studies:
-            raise NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
+            raise self._no_studies()
         if name is not None and name not in studies:
-            raise UserError(f"{self.shown_url}: no study '{name}'", f"Valid: {', '.join(studies)}.")
+            raise UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(studies)}.")
         study = studies[name or next(iter(studies))]
         trials, left_out = self.storage.read_trials(id_of(study))
         return view_of(study, trials, self.artifacts, self.shown_url, left_out)
+
+    def _no_studies(self) -> NoStudiesError:
+        return NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
 
     def _cannot_read(self, name: str, why: str) -> UserError:
         return UserError(
@@ -242,10 +257,6 @@ class Store:
         """The fits of a study that are being done now, by whichever drivers."""
         return at_work(self.storage.engine, self.storage.get_study_id_from_name(name))
 
-    def lost_images(self, name: str) -> str:
-        """How many images of a study are missing or damaged, in words; empty if all are there."""
-        return self.view(name).lost_images
-
     # driving
 
     def drive(self, spec: StudySpec, target: Target, sampler: optuna.samplers.BaseSampler) -> Driven:
@@ -257,9 +268,8 @@ class Store:
         with contextlib.ExitStack() as stack:  # undone if anything below is refused
             if self.path is not None:
                 stack.enter_context(self._file_lock(self.path))
-            if why := self.damaged.get(spec.name):
-                raise self._cannot_read(spec.name, why)
             with self._alone():
+                grown = self.check(spec, target)
                 study = optuna.create_study(
                     study_name=spec.name,
                     storage=self.storage,
@@ -267,7 +277,7 @@ class Store:
                     directions=self._directions(spec),
                     load_if_exists=True,
                 )
-                self._check_same(study, spec, target)
+                self._note(study, spec, target, grown)
                 self.storage.judges[id_of(study)] = functools.partial(is_sound, spec=spec)
                 study = optuna.load_study(study_name=spec.name, storage=self.storage, sampler=sampler)
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
@@ -311,20 +321,25 @@ class Store:
             return self.storage.get_trial_id_from_study_id_trial_number(study_id, 0) is not None
         return False
 
-    def _check_same(self, study: optuna.Study, spec: StudySpec, target: Target) -> None:
-        ours = {**spec.fingerprint(), "target": target.digest}
-        begun = self._has_trials(id_of(study))
-        if _SPEC not in study.user_attrs and begun:
+    def check(self, spec: StudySpec, target: Target) -> list[str] | None:
+        """Whether a study can go on, or begin, with this spec and target; nothing is written.
+
+        Returns:
+            Axes whose lists are longer than the stored ones; None where no trial depends on what is stored.
+
+        Raises:
+            UserError: it cannot be read, or differs.
+        """
+        if why := self.damaged.get(spec.name):
+            raise self._cannot_read(spec.name, why)
+        frozen = next((study for study in self.storage.get_all_studies() if study.study_name == spec.name), None)
+        if frozen is None or not self._has_trials(id_of(frozen)):
+            return None
+        if _SPEC not in frozen.user_attrs:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
             )
-        if not begun:  # nothing depends on it yet: the study may still be changed
-            facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
-            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": target.digest[:16]}))
-            study.set_user_attr(_SPEC, spec.stored())
-            study.set_user_attr(_FINGERPRINT, json.dumps(ours))
-            return
-        frozen = next(it for it in self._ours() if it.study_name == spec.name)
+        ours = {**spec.fingerprint(), "target": target.digest}
         theirs, unknown = self._stored_fingerprint(frozen)
         if unknown:
             raise UserError(
@@ -355,10 +370,17 @@ class Store:
                 "Give the study another name with --name, or go on with it in the version that made it; its results "
                 "can be looked at as before.",
             )
-        if grown:
-            self._grow(study, spec, [key.removeprefix("space.") for key in grown])
-        study.set_user_attr(_FINGERPRINT, json.dumps(ours))
+        return [key.removeprefix("space.") for key in grown]
+
+    def _note(self, study: optuna.Study, spec: StudySpec, target: Target, grown: list[str] | None) -> None:
+        """Stores what a study is, as far as `check` allows it to change."""
+        if grown is None:
+            facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
+            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": target.digest[:16]}))
+        elif grown:
+            self._grow(study, spec, grown)
         study.set_user_attr(_SPEC, spec.stored())  # the number of trials may have changed
+        study.set_user_attr(_FINGERPRINT, json.dumps({**spec.fingerprint(), "target": target.digest}))
 
     def _stored_fingerprint(self, study: FrozenStudy) -> tuple[dict[str, Any], list[str]]:
         """The fingerprint of a stored study, and the keys of its study file that this version does not know.

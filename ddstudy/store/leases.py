@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -80,7 +81,19 @@ def at_work(engine: sa.Engine, study_id: int) -> list[AtWork]:
     )
     with engine.connect() as connection:
         rows = connection.execute(sa.text(look), {"study": study_id}).all()
-    return [AtWork(row.fit, row.driver.rpartition("/")[0], **json.loads(row.doing or "{}")) for row in rows]
+    return [_at_work(str(row.fit), str(row.driver).rpartition("/")[0], row.doing or "{}") for row in rows]
+
+
+def _at_work(fit: str, driver: str, doing: str) -> AtWork:
+    """A claim, without what it tells where that is nothing that this version tells."""
+    try:
+        told = AtWork(fit, driver, **json.loads(doing))
+        ends = told.ends is None or (type(told.ends) in (int, float) and math.isfinite(told.ends))
+        if ends and type(told.worker) is str and type(told.iteration) is type(told.of) is int:
+            return told
+    except (OverflowError, RecursionError, TypeError, ValueError):
+        pass
+    return AtWork(fit, driver)
 
 
 class Patience:

@@ -49,6 +49,7 @@ from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ddstudy.spec.axes import AXES, NOISES, TILINGS, SearchSpace, Setting
+from ddstudy.store.urls import said
 
 T = TypeVar("T")
 
@@ -429,14 +430,14 @@ def _read(
             except Exception as error:
                 if not _is_damage(error):
                     raise
-                damaged[one] = ((one, f"of id {one}"), f"the database cannot read it: {_first_line(error)}")
+                damaged[one] = ((one, f"of id {one}"), f"the database cannot read it: {said(error, engine.url)}")
     for row, parts in rows:
         try:
             made.append(make(row, parts))
         except DamagedError as error:
             damaged[row[0]] = (row, str(error))
         except Exception as error:  # a stored value of a kind that nobody thought of
-            damaged[row[0]] = (row, f"it cannot be read: {type(error).__name__}: {_first_line(error)}")
+            damaged[row[0]] = (row, f"it cannot be read: {type(error).__name__}: {said(error, engine.url)}")
     return made, damaged
 
 
@@ -473,10 +474,6 @@ def _name_damage(context: sa.ExceptionContext) -> None:
     if isinstance(context.original_exception, UnicodeError):
         cause = sqlite3.DatabaseError("a text in it is not UTF-8")
         context.chained_exception = sa.exc.DatabaseError(context.statement, None, cause)
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", error)).strip().partition("\n")[0][:200]
 
 
 def _study(row: _Row, parts: Mapping[str, list[_Row]]) -> FrozenStudy:

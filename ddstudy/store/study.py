@@ -73,6 +73,11 @@ class StudyView:
         """How many trials have a result: COMPLETE or PRUNED."""
         return int(self.trials["state"].isin(["COMPLETE", "PRUNED"]).sum())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no result is to come unless someone runs it again: each is there, was given up or was damaged."""
+        return self.measured + len(failed_settings(self.trials)) + len(self.left_out) >= self.spec.trials
+
     @cached_property
     def checks(self) -> pd.DataFrame:
         """Made when asked for: it is long."""

@@ -34,6 +34,8 @@ def parse_url(url: str) -> URL:
     if parsed.drivername == "sqlite":
         if parsed.database in (None, "", ":memory:") or parsed.host or parsed.password:
             raise UserError("the store's URL names no SQLite file", VALID)
+        if parsed.query:
+            raise UserError("the store's URL has options, SQLite takes none", VALID)
         return parsed
     if parsed.drivername not in _POSTGRESQL:
         known = kind in (*_OTHERS, "sqlite", "postgresql")
@@ -63,7 +65,7 @@ def _options() -> frozenset[str]:
 def _masked(url: str) -> str:
     """Where a URL is wrong: its punctuation, behind a scheme that is known."""
     scheme, found, rest = url.partition("://")
-    if not found or scheme.partition("+")[0] not in (*_POSTGRESQL, *_OTHERS, "sqlite"):
+    if not found or scheme not in (*_POSTGRESQL, *_OTHERS, "sqlite"):
         return ""
     return f": {scheme}://{re.sub(r'[^@:/?]+', '***', rest)}"
 
@@ -83,7 +85,14 @@ def shown_path(path: object) -> str:
     return f"***@{rest}" if found else rest
 
 
-def without_secrets(line: str, url: URL) -> str:
+def said(error: BaseException, url: URL | None) -> str:
+    """What a database says first in an error, which a library may have wrapped, without the secrets of its URL."""
+    cause = error.__cause__ or error
+    line = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
+    return (_without_secrets(line, url) if url is not None else line)[:200]
+
+
+def _without_secrets(line: str, url: URL) -> str:
     """What a database says, without what `shown` does not show."""
     options = [value for values in url.normalized_query.values() for value in values]
     secrets = [url.password, *options] + ([url.username, url.port] if url.password is None else [])
