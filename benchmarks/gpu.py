@@ -76,13 +76,11 @@ def main() -> None:
     found: dict[str, Any] = {"device": device_name(DEVICE), "torch": torch.__version__}
     target = whole_slice()
     print(f"{target.name}, 256x320, {found['device']}, torch {found['torch']}")
-    found["speed"] = speed(target)
-    found["goal"] = goal(target)
-    found["packs"] = packs(target)
-    if not options.without_run:
-        found["run"] = run(target)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+    parts = {"speed": speed, "goal": goal, "packs": packs} | ({} if options.without_run else {"run": run})
+    for name, measure in parts.items():
+        found[name] = measure(target)
+        if options.json:  # after each part: a card may be lent for a limited time
+            options.json.write_text(json.dumps(found, indent=1))
 
 
 @functools.cache
@@ -240,8 +238,9 @@ def candidates(K: int) -> list[Any]:
     return [_Tuning(*each) for each in zip(blend, head, gather, gradient, product, correlation, strict=True)]
 
 
-PARTS = {"_blend": "blend", "_head": "head", "_gather": "gather", "_block_gradient": "gradient",
-         "_pixel_product": "product", "_correlation": "correlation"}  # fmt: skip
+# fields of a tuning, and the kernels whose times they decide: chunks of the correlation are what the gradient adds up
+PARTS = {("blend",): ("_blend",), ("head",): ("_head",), ("gather",): ("_gather",), ("product",): ("_pixel_product",),
+         ("gradient", "correlation"): ("_block_gradient", "_correlation")}  # fmt: skip
 
 
 def group_of(k: int, tuning: Any) -> Callable[[], None]:
@@ -310,18 +309,21 @@ def tune(ks: list[int]) -> None:
         for failure in filter(None, pool.map(compile_only, jobs)):
             print("left out:", failure)
     for k in ks:
-        best: dict[str, tuple[float, Any]] = {}
+        best: dict[tuple[str, ...], tuple[float, Any]] = {}
         for tuning in candidates(padded[k]):
             try:
                 times = kernel_times(group_of(k, tuning))
             except Exception as error:
                 print(f"left out: {str(error)[:100]}")
                 continue
-            for kernel, field in PARTS.items():
-                best[field] = min(best.get(field, (float("inf"), None)), (times[kernel], getattr(tuning, field)))
+            for fields, kernels in PARTS.items():
+                found = sum(times[kernel] for kernel in kernels), [getattr(tuning, field) for field in fields]
+                best[fields] = min(best.get(fields, found), found)
         from ddstudy.fit.kernels_cuda import _Tuning
 
-        chosen = _Tuning(**{field: value for field, (_, value) in best.items()})
+        chosen = _Tuning(
+            **{f: value for fields, (_, some) in best.items() for f, value in zip(fields, some, strict=True)}
+        )
         iterate = group_of(k, chosen)
         times = kernel_times(iterate)
         with captured(iterate) as graph:
