@@ -178,3 +178,10 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "never happened"
         time.sleep(0.05)
+
+
+def wait_until_none_runs() -> None:
+    """Ray's `auto` takes any cluster of this machine: one that a test before this one left may be on its way out."""
+    from ray._private.services import find_gcs_addresses
+
+    until(lambda: not find_gcs_addresses(), seconds=100)
