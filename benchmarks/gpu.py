@@ -266,7 +266,7 @@ def compile_only(job: tuple[int, int]) -> str:
     try:
         group_of(k, candidates(k)[index])()
         torch.cuda.synchronize()
-    except Exception as error:
+    except Exception as error:  # sizes that a card has no room for, in whatever words the compiler has; it is printed
         return f"{k} {index}: {str(error)[:200]}"
     return ""
 
@@ -313,7 +313,7 @@ def tune(ks: list[int]) -> None:
         for tuning in candidates(padded[k]):
             try:
                 times = kernel_times(group_of(k, tuning))
-            except Exception as error:
+            except Exception as error:  # as in `compile_only`
                 print(f"left out: {str(error)[:100]}")
                 continue
             for fields, kernels in PARTS.items():

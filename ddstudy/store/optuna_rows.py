@@ -427,7 +427,7 @@ def _read(
         for one in ids:
             try:
                 rows += _fetch(engine, described, f"WHERE {key} = {one}")
-            except Exception as error:
+            except Exception as error:  # as above, and again only damage is kept
                 if not _is_damage(error):
                     raise
                 damaged[one] = ((one, f"of id {one}"), f"the database cannot read it: {said(error, engine.url)}")
