@@ -182,6 +182,6 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 def wait_until_none_runs() -> None:
     """Ray's `auto` takes any cluster of this machine: one that a test before this one left may be on its way out."""
-    from ray._private.services import find_gcs_addresses
+    from ray._private.services import _find_address_from_flag  # find_gcs_addresses keeps what it once found for ever
 
-    until(lambda: not find_gcs_addresses(), seconds=100)
+    until(lambda: not _find_address_from_flag("--gcs-address"), seconds=100)
