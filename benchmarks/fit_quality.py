@@ -21,7 +21,8 @@ from ddstudy.execution.executors import usable_cores
 from ddstudy.fit import Method, choose, fit
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job, problem
 
 SETTINGS = [(16, 8, 4), (32, 16, 4), (64, 16, 5)]
@@ -43,7 +44,12 @@ def main() -> None:
         if k not in options.k:
             continue
         job = Job(
-            Fit(k, s, l, "uniform", "1x1"), (1,), target, FitSpec(members=options.seeds), NoiseSpec(), StabilitySpec()
+            Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": "1x1"}),
+            (1,),
+            target,
+            FitSpec(members=options.seeds),
+            NoiseSpec(),
+            StabilitySpec(),
         )
         reference: tuple[NDArray[np.float64], ...] = ()
         for method in methods:

@@ -37,7 +37,8 @@ from ddstudy.images.tiling import join
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.priors.deep_decoder import Geometry
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job, device_name, problem
 
 STRETCHES = 5
@@ -66,10 +67,26 @@ def main() -> None:
     print("  k  s l tiling  reference    fused  ratio   floor  of floor   GFLOP/s   GB/s  PSNR reference / fused")
     rows = []
     for (s, l, tiling), k in itertools.product(cases, options.k):
-        row = compare(target, Fit(k, s, l, "uniform", tiling), device, threads, options.precision, rates)
+        row = compare(
+            target,
+            Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
+            device,
+            threads,
+            options.precision,
+            rates,
+        )
         rows.append(row)
         if options.others:
-            work = problem(Job(Fit(k, s, l, "uniform", tiling), (1,), target, FitSpec(), NoiseSpec(), StabilitySpec()))
+            work = problem(
+                Job(
+                    Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
+                    (1,),
+                    target,
+                    FitSpec(),
+                    NoiseSpec(),
+                    StabilitySpec(),
+                )
+            )
             row |= {"compiled_ms": compiled_ms(work, device), "vmap_ms": vmap_ms(work, device)}
             print(f"torch.compile in a CUDA graph {row['compiled_ms']:.3f}, vmap {row['vmap_ms']:.3f}")
         print(
@@ -105,11 +122,11 @@ def compare(target: Target, what: Fit, device: str, threads: int, precision: str
     }
     products, elements, moved = counted(work)
     score = {
-        name: psnr(join(snapshot.outputs.mean(axis=0), what.tiling, 256, 320), target.image)
+        name: psnr(join(snapshot.outputs.mean(axis=0), what["tiling"], 256, 320), target.image)
         for name, snapshot in last.items()
     }
     return {
-        "device": device_name(device), "k": what.k, "s": what.s, "l": what.l, "tiling": what.tiling,
+        "device": device_name(device), "k": what["k"], "s": what["s"], "l": what["l"], "tiling": what["tiling"],
         "members": members, "threads": threads, "iterations": stops[-1],
         "reference_ms": ms["reference"], "fused_ms": ms["fused"], "ratio": ms["reference"] / ms["fused"],
         "floor_ms": floor_ms(work, rates),

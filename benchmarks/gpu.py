@@ -43,7 +43,8 @@ from ddstudy.fit import Problem, choose, fit, fused
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import read_spec
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job, device_name, problem
 from ddstudy.study.runner import operations
 
@@ -89,7 +90,16 @@ def whole_slice() -> Target:
 
 
 def work_of(target: Target, k: int, s: int, l: int, tiling: str = "1x1", seed: int = 0) -> Problem:
-    return problem(Job(Fit(k, s, l, "uniform", tiling), (1,), target, FitSpec(seed=seed), NoiseSpec(), StabilitySpec()))
+    return problem(
+        Job(
+            Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
+            (1,),
+            target,
+            FitSpec(seed=seed),
+            NoiseSpec(),
+            StabilitySpec(),
+        )
+    )
 
 
 def timed(work: Problem, iterations: int, engine: str) -> tuple[float, float]:
@@ -187,13 +197,17 @@ def run(target: Target) -> dict[str, float]:
     fitting = sum(float(t["seconds"]) for t in ends.values())
     each = {}  # seconds of 7,000 iterations per operation of one, by channels and tiling
     for (k, _, tiling), trial in ends.items():
-        cost = operations(Fit(int(k), 16, 5, "uniform", tiling), target)
+        cost = operations(Fit({"k": int(k), "s": 16, "l": 5, "noise": "uniform", "tiling": tiling}), target)
         each.setdefault((int(k), tiling), []).append(7 * float(trial["seconds"]) / cost)
-    thesis = read_spec(Path(__file__).parents[1] / "studies/thesis.toml").space
+    thesis = read_spec(Path(__file__).parents[1] / "studies/thesis.toml").search_space
     grid = 0.0
-    for k, s, l, tiling in itertools.product(thesis.k, thesis.s, thesis.l, thesis.tiling):
+    for k, s, l, tiling in itertools.product(thesis["k"], thesis["s"], thesis["l"], thesis["tiling"]):
         per = statistics.mean(each[k, "1x1" if tiling == "1x1" else "4x5"])
-        grid += len(thesis.noise) * per * operations(Fit(k, s, l, "uniform", tiling), target)
+        grid += (
+            len(thesis["noise"])
+            * per
+            * operations(Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}), target)
+        )
     print(f"run of {len(ends)} fits: {wall:.1f} s, fits {fitting:.1f} s; the thesis' grid {grid / 60:.0f} minutes")
     return {"fits": len(ends), "wall": wall, "fitting": fitting, "grid_minutes": grid / 60}
 

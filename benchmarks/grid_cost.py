@@ -30,7 +30,8 @@ from ddstudy.images.tiling import join
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.files import read_spec
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job, device_name, problem
 from ddstudy.study.runner import operations
 
@@ -49,7 +50,16 @@ def main() -> None:
     print("  k   thesis' way   ddstudy's way   ratio   PSNR at each budget, thesis' / ddstudy's")
     rows = []
     for k in options.k:
-        work = problem(Job(Fit(k, 16, 5, "uniform", "1x1"), (1,), target, FitSpec(), NoiseSpec(), StabilitySpec()))
+        work = problem(
+            Job(
+                Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}),
+                (1,),
+                target,
+                FitSpec(),
+                NoiseSpec(),
+                StabilitySpec(),
+            )
+        )
 
         def score(outputs: NDArray[np.float32]) -> float:
             return psnr(join(outputs.mean(axis=0), "1x1", 256, 320), target.image)
@@ -77,8 +87,10 @@ def main() -> None:
         study = read_spec(Path(__file__).parent.parent / "studies" / "thesis.toml")
         total = {"thesis_s": 0.0, "ddstudy_s": 0.0}
         for what, wanted in budgets_by_fit(study.space.search_space).items():
-            row = next(row for row in rows if row["k"] == what.k)
-            scale = operations(what, target) / operations(Fit(what.k, 16, 5, "uniform", "1x1"), target)
+            row = next(row for row in rows if row["k"] == what["k"])
+            scale = operations(what, target) / operations(
+                Fit({"k": what["k"], "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}), target
+            )
             total["thesis_s"] += float(row["thesis_s"]) / sum(budgets) * sum(wanted) * scale  # type: ignore[arg-type]
             total["ddstudy_s"] += float(row["ddstudy_s"]) / max(budgets) * max(wanted) * scale  # type: ignore[arg-type]
         days = {name: seconds / 86400 for name, seconds in total.items()}

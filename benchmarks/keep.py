@@ -17,8 +17,9 @@ import pandas as pd
 
 from ddstudy.execution.executors import usable_cores
 from ddstudy.images.volumes import load_target
-from ddstudy.spec.axes import Fit, Noise, Tiling
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.options import FitSpec, Noise, NoiseSpec, TargetSpec, Tiling
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job, Measurement, evaluate
 from ddstudy.study.stability import violations
 
@@ -35,7 +36,14 @@ def main() -> None:
     options = parser.parse_args()
     target, limits, rows = load_target(TargetSpec(size=(64, 80))), StabilitySpec(prune=False), []
     for k, noise, tiling, keep in itertools.product(options.k, NOISES, TILINGS, KEEPS):
-        job = Job(Fit(k, 8, 4, noise, tiling), BUDGETS, target, FitSpec(keep=keep), NoiseSpec(), limits)
+        job = Job(
+            Fit({"k": k, "s": 8, "l": 4, "noise": noise, "tiling": tiling}),
+            BUDGETS,
+            target,
+            FitSpec(keep=keep),
+            NoiseSpec(),
+            limits,
+        )
         for event in evaluate(job, device="cpu", threads=usable_cores()):
             if isinstance(event, Measurement):
                 values = {name: float(event.values[name]) for name in ("psnr", "psnr_1dd", "cv_percent", "vif")}

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from ddstudy.execution.executors import Failed, InProcess, Layout, Threads, layout, usable_cores
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job
 
 
@@ -54,7 +55,12 @@ def make_jobs(target: Target, k: int, iterations: int, count: int) -> Iterator[J
     """Fits with different seeds."""
     for seed in range(count):
         yield Job(
-            Fit(k, 16, 5, "uniform", "1x1"), (iterations,), target, FitSpec(seed=seed), NoiseSpec(), StabilitySpec()
+            Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}),
+            (iterations,),
+            target,
+            FitSpec(seed=seed),
+            NoiseSpec(),
+            StabilitySpec(),
         )
 
 

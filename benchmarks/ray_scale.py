@@ -35,7 +35,8 @@ from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import parse_spec, read_spec
-from ddstudy.spec.schema import ExecutorSpec, FitSpec, NoiseSpec, StabilitySpec, TargetSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
+from ddstudy.spec.schema import ExecutorSpec, StabilitySpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Job, evaluate
@@ -117,7 +118,7 @@ def feed(executor: Ray, jobs: Iterator[Job], beside: int) -> int:
 
 def stub_jobs(count: int) -> Iterator[Job]:
     target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)
-    fit = Fit(8, 16, 5, "uniform", "1x1")
+    fit = Fit({"k": 8, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"})
     return iter([Job(fit, (1,), target, ONE, NoiseSpec(), StabilitySpec())] * count)
 
 
@@ -163,7 +164,7 @@ def whole_driver(count: int, workers: int = 2) -> dict[str, float]:
 
 def fit_jobs(count: int, first: int = 0) -> list[Job]:
     target = load_target(TargetSpec(size=(128, 160)))
-    fit = Fit(32, 16, 5, "uniform", "1x1")
+    fit = Fit({"k": 32, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"})
     options = [FitSpec(members=1, device="cpu", seed=first + seed) for seed in range(count)]
     return [Job(fit, (1000,), target, each, NoiseSpec(), StabilitySpec(prune=False)) for each in options]
 
@@ -226,7 +227,7 @@ def thesis_costs() -> list[float]:
     target = load_target(TargetSpec(size=(256, 320)))
     todo = runner.plan(spec, target, set()).todo
     forecast = runner.calibrate(spec, target, list(todo), InProcess(usable_cores()))
-    return [forecast.fitting(runner.work_of(fit, budgets, target)) for fit, budgets in todo.items()]
+    return [forecast.fitting(runner.work_of(spec, fit, budgets, target)) for fit, budgets in todo.items()]
 
 
 def simulation(costs: list[float], gpus: int, failures: float, dispatch: float, overhead: float) -> Any:

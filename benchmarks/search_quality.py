@@ -31,8 +31,9 @@ import torch
 
 from ddstudy.execution.executors import Event, Finished
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import AXES, Setting, budgets_by_fit
+from ddstudy.spec.axes import Setting, budgets_by_fit
 from ddstudy.spec.files import parse_spec, read_spec
+from ddstudy.spec.options import THESIS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
@@ -108,13 +109,13 @@ class Replay:
         while self._waiting:
             ticket, job = self._waiting.popleft()
             fit = job.fit
-            settings = [Setting(fit.k, fit.s, fit.l, budget, fit.noise, fit.tiling) for budget in job.budgets]
+            settings = [fit.at(budget) for budget in job.budgets]
             self._searched.add(max(job.budgets), settings)
             for setting in settings:
                 row = self._searched.table[setting]
                 values = {key: value for key, value in row.items() if value == value}  # NaN: not measured
                 curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
-                yield ticket, Measurement(setting.iterations, values, nothing, curve, False)
+                yield ticket, Measurement(setting["iterations"], values, nothing, curve, False)
             yield ticket, Finished()
 
     def cancel(self, ticket: str) -> None:
@@ -153,18 +154,17 @@ def plain(make: Callable[[int], Any], ordered: bool) -> Callable[..., Searched]:
     def search(
         seed: int, spec: StudySpec, table: Table, objectives: dict[str, str], enough: Enough, folder: Path
     ) -> Searched:
-        lists, searched = spec.space.search_space, Searched(table)
+        lists, searched = spec.search_space, Searched(table)
 
         def objective(trial: optuna.Trial) -> Any:
             values = {}
-            for axis in AXES:
-                choices = getattr(lists, axis)
-                if ordered and axis not in ("noise", "tiling"):
-                    values[axis] = choices[trial.suggest_int(axis, 0, len(choices) - 1)]
+            for axis in lists.axes:
+                if ordered and axis.is_ordered:
+                    values[axis.name] = axis.values[trial.suggest_int(axis.name, 0, len(axis.values) - 1)]
                 else:
-                    values[axis] = trial.suggest_categorical(axis, choices)
-            setting = Setting(**values)
-            searched.add(setting.iterations, [setting])
+                    values[axis.name] = trial.suggest_categorical(axis.name, axis.values)
+            setting = Setting(values)
+            searched.add(setting["iterations"], [setting])
             if enough(searched):
                 trial.study.stop()
             row = table[setting]
@@ -199,7 +199,7 @@ SEARCHES: dict[str, Callable[..., Searched]] = {
 def read_table(path: Path) -> Table:
     """A finished grid, setting -> its row."""
     rows = pd.read_csv(path)
-    return {Setting(*(row[axis] for axis in AXES)): row for row in rows.to_dict("records")}
+    return {Setting({axis: row[axis] for axis in THESIS}): row for row in rows.to_dict("records")}
 
 
 def main(folder: Path) -> None:
@@ -214,7 +214,7 @@ def main(folder: Path) -> None:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     table, spec = read_table(options.table), read_spec(options.study)
-    assert set(table) == set(spec.space.search_space), "the table is not the whole grid of the study"
+    assert set(table) == set(spec.search_space), "the table is not the whole grid of the study"
     stable = {setting: row for setting, row in table.items() if row["stable"]}
     best = max(row["psnr"] for row in stable.values())
     goal = {setting for setting, row in stable.items() if row["psnr"] >= best - WITHIN_DB}

@@ -40,9 +40,10 @@ import sqlalchemy as sa
 
 from ddstudy.execution.executors import Event, Finished
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import Fit, Setting
+from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import parse_spec
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec, StudySpec
+from ddstudy.spec.options import FitSpec, NoiseSpec
+from ddstudy.spec.schema import StabilitySpec, StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.urls import parse_url
@@ -138,7 +139,14 @@ class Stub:
 
     def __init__(self) -> None:
         options = FitSpec(device="cpu", engine="reference", check_every=1)
-        work = Job(Fit(2, 8, 2, "uniform", "1x1"), (70,), TARGET, options, NoiseSpec(), StabilitySpec(prune=False))
+        work = Job(
+            Fit({"k": 2, "s": 8, "l": 2, "noise": "uniform", "tiling": "1x1"}),
+            (70,),
+            TARGET,
+            options,
+            NoiseSpec(),
+            StabilitySpec(prune=False),
+        )
         (self._measurement,) = (e for e in evaluate(work, device="cpu", threads=1) if isinstance(e, Measurement))
         self._waiting: deque[tuple[str, Job]] = deque()
 
@@ -158,8 +166,8 @@ class Stub:
         while self._waiting:
             ticket, job = self._waiting.popleft()
             for budget in job.budgets:
-                scores = {"psnr": 20 + math.log2(job.fit.k * budget) / 2, "vif": 0.5, "cv_percent": 2.0}
-                values = {**self._measurement.values, **scores, "seconds": budget * job.fit.k * 1e-5}
+                scores = {"psnr": 20 + math.log2(job.fit["k"] * budget) / 2, "vif": 0.5, "cv_percent": 2.0}
+                values = {**self._measurement.values, **scores, "seconds": budget * job.fit["k"] * 1e-5}
                 yield ticket, replace(self._measurement, budget=budget, values=values)
             yield ticket, Finished()
 
@@ -220,7 +228,10 @@ def timed(it: Any, method: str) -> list[float]:
 def bare(url: str, spec: StudySpec, trials: int, way: str) -> float:
     """Milliseconds of ask and tell the way of GridSampler, or of a queue, with so many trials told or waiting."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {**vars(spec.space.search_space), "k": range(8, 16 + len(spec.space.k))}  # more than are there
+    space = {
+        **{axis: spec.search_space[axis] for axis in spec.search_space.names},
+        "k": range(8, 16 + len(spec.search_space["k"])),
+    }  # more than are there
     sampling = optuna.samplers.GridSampler(space) if way == "grid_sampler" else optuna.samplers.RandomSampler()
     shown = parse_url(url).render_as_string(hide_password=False)
     study = optuna.create_study(storage=shown, sampler=sampling, direction="maximize")
@@ -251,10 +262,8 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
         driven = store.drive(spec, TARGET, sampler(spec))
         done = set(driven.measured())
         order = [
-            Setting(f.k, f.s, f.l, b, f.noise, f.tiling)
-            for f, budgets in reversed(
-                runner.budgets_by_fit(s for s in spec.space.search_space if s not in done).items()
-            )
+            f.at(b)
+            for f, budgets in reversed(runner.budgets_by_fit(s for s in spec.search_space if s not in done).items())
             for b in budgets
         ]
         engine = store.storage.engine
@@ -265,7 +274,7 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
                 sa.text("UPDATE trial_user_attributes SET value_json = :fit WHERE trial_id = :id AND key = 'fit_id'"),
                 [{"id": trial, "fit": json.dumps(setting.fit.id)} for trial, setting in filled],
             )
-            for name, axis in distributions(spec.space.search_space).items():
+            for name, axis in distributions(spec.search_space).items():
                 connection.execute(
                     sa.text("UPDATE trial_params SET param_value = :value WHERE trial_id = :id AND param_name = :name"),
                     [

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ddstudy.execution.executors import Executor
-    from ddstudy.images.volumes import Target
+    from ddstudy.images.volumes import Target, Targets
     from ddstudy.spec.axes import Setting
     from ddstudy.spec.schema import StudySpec
     from ddstudy.store.database import Store
@@ -118,7 +118,7 @@ def run(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Run a study, or go on with one: the same command resumes."""
-    from ddstudy.images.volumes import load_target
+    from ddstudy.images.volumes import load_targets
     from ddstudy.store.database import Store
     from ddstudy.study import runner
     from ddstudy.study.samplers import sampler
@@ -135,7 +135,7 @@ def run(
         engine=engine,
         ray=ray,
     )
-    image = load_target(spec.target)
+    image = load_targets(spec)
     console = terminal()
     if dry_run and reuse:
         raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
@@ -205,7 +205,6 @@ def fit(
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
     from ddstudy.execution.executors import careful, layout, resolve_device
     from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
-    from ddstudy.spec.axes import Fit
     from ddstudy.spec.files import parse_spec
     from ddstudy.study import runner
     from ddstudy.study.evaluate import Check
@@ -226,7 +225,7 @@ def fit(
     )
     _check_stem(out)
     image = load_target(spec.target)
-    what = Fit(k, s, l, spec.space.noise[0], spec.space.tiling[0])
+    what = next(iter(spec.search_space)).fit
     console = terminal()
     console.print(f"Fitting {what.id} to {image.name}, {members} members, {iterations} iterations")
     job = runner.job(spec, image, what, (iterations,))
@@ -262,7 +261,7 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
         found, spec = _check(path)
         mistakes += found
         if spec is not None and not found:
-            space = spec.space.search_space
+            space = spec.search_space
             typer.echo(f"{path}: valid, {counted(len(space), 'setting')}, {counted(len(budgets_by_fit(space)), 'fit')}")
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -317,7 +316,7 @@ def status(
             measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
             if lost := view.lost_images:
                 notes.append(f"{view.name}: {lost}; the numbers are complete")
-            failed = failed_settings(view.trials)
+            failed = failed_settings(view.trials, view.axes)
             counts = (measured, view.spec.trials, states.get("PRUNED", 0), len(failed))
             table.add_row(view.name, view.facts["target"], *map(str, counts), best)
             if len(failed):
@@ -671,7 +670,7 @@ def _umask() -> int:
 
 def _check(path: Path) -> tuple[list[str], StudySpec | None]:
     """All that is wrong with a study file, with its target, and with what it asks of that target."""
-    from ddstudy.images.volumes import load_target
+    from ddstudy.images.volumes import load_target, load_targets
     from ddstudy.spec.files import parse_spec, read_study, target_of
     from ddstudy.study import runner
 
@@ -687,7 +686,7 @@ def _check(path: Path) -> tuple[list[str], StudySpec | None]:
         mistakes.append(str(error))
     target = target_of(tree)
     try:
-        image = load_target(target) if target is not None else None
+        image = load_targets(spec) if spec else load_target(target) if target is not None else None
         if spec is not None and image is not None:
             runner.plan(spec, image, set())
     except UserError as error:
@@ -752,7 +751,7 @@ def _import(driven: Driven, source: StudyView, executor: Executor, console: Cons
 
 @contextmanager
 def _executor(
-    spec: StudySpec, image: Target, workers: int | None, threads: int | None, console: Console
+    spec: StudySpec, image: Target | Targets, workers: int | None, threads: int | None, console: Console
 ) -> Iterator[Executor]:
     from functools import partial
 
@@ -783,7 +782,7 @@ def _executor(
         executor.close()
 
 
-def _measured_so_far(store: str, spec: StudySpec, image: Target) -> tuple[set[Setting], list[str]]:
+def _measured_so_far(store: str, spec: StudySpec, image: Target | Targets) -> tuple[set[Setting], list[str]]:
     """Settings of the study that have a result, and what cannot be read of it, without writing anything."""
     from ddstudy.store.database import NoStudiesError, Store
 

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from ddstudy.errors import counted
 from ddstudy.execution.executors import Executor, resolve_device
 from ddstudy.execution.ray_pool import Ray
-from ddstudy.images.volumes import Target
+from ddstudy.images.volumes import Target, Targets
 from ddstudy.report.claims import Answer
 from ddstudy.report.thesis import differences
 from ddstudy.spec.axes import budgets_by_fit
@@ -41,7 +41,7 @@ def terminal() -> Console:
 def announce(
     console: Console,
     spec: StudySpec,
-    image: Target,
+    image: Target | Targets,
     the_plan: Plan,
     executor: Executor,
     study: Driven | None = None,
@@ -70,7 +70,7 @@ def announce(
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         console.print("Nothing left to do.")
         return None
-    to_try = list(the_plan.todo) or list(budgets_by_fit(spec.space.search_space))
+    to_try = list(the_plan.todo) or list(budgets_by_fit(spec.search_space))
     where = f"{executor.slots} x {device_of(executor, spec)}, {spec.fit.engine}"
     forecast = runner.kept_forecast(study, where) if study is not None else None
     if forecast is None:
@@ -180,7 +180,7 @@ def follow(console: Console, opened: Store, name: str | None) -> StudyView:
             if view.is_over and not at_work:
                 break
             time.sleep(2)
-    failed = len(failed_settings(view.trials))
+    failed = len(failed_settings(view.trials, view.axes))
     console.print(f"{view.name}: {results} of {view.spec.trials} settings measured, {failed} failed", soft_wrap=True)
     return view
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddstudy.execution.ray_pool import Ray, Wish
-from ddstudy.spec.schema import ExecutorSpec, FitSpec
+from ddstudy.spec.options import FitSpec
+from ddstudy.spec.schema import ExecutorSpec
 from ddstudy.study.evaluate import Check, Job, Measurement
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ def nothing(job: Job, *, device: str, threads: int, stop: threading.Event) -> It
 
 def out_of_memory(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Measurement]:
     """k = 2: the fit notices; k = 3: the kernel ends it, as it ends processes that take too much; else all is well."""
-    if job.fit.k == 2:
+    if job.fit["k"] == 2:
         raise MemoryError("no memory is left")
-    if job.fit.k == 3:
+    if job.fit["k"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     yield from nothing(job, device=device, threads=threads, stop=stop)
 

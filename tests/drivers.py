@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from ddstudy.spec.axes import AXES
 from ddstudy.store.database import Store
 from ddstudy.store.leases import Claims
 from ddstudy.store.writer import Driven
@@ -183,11 +182,12 @@ class Findings:
 def findings(url: str, name: str) -> Findings:
     """Looks at a study as anyone may."""
     with Store(url, read_only=True) as store:
-        trials = store.view(name).trials
+        view = store.view(name)
         study = next(s for s in store.storage.get_all_studies() if s.study_name == name)
         states = Counter(trial.state.name for trial in store.storage.get_all_trials(study._study_id))
-    measured = trials[trials["state"] != "FAIL"]
-    keys = list(measured[list(AXES)].itertuples(index=False, name=None))
+    measured = view.trials[view.trials["state"] != "FAIL"]
+    values = measured[list(view.axes)].astype(object)
+    keys = list(values.where(values.notna(), None).itertuples(index=False, name=None))
     results = dict(zip(keys, measured["psnr"], strict=True))
     return Findings(results, len(keys) - len(results), states["RUNNING"], states["FAIL"])
 

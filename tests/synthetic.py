@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import NOISES, TILINGS, Setting
+from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
+from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.writer import Driven
@@ -46,18 +47,24 @@ def brain(height: int = 256, width: int = 320, seed: int = 0) -> NDArray[np.floa
 
 def quality(setting: Setting, shift: float = 0.0) -> tuple[float, float, float]:
     """PSNR (dB), CV (%) and seconds that a setting could have: smooth in every axis, with a little of everything."""
-    random = np.random.default_rng([setting.fit.digest, setting.iterations])
-    tiles = math.prod(map(int, setting.tiling.split("x")))
-    psnr = 20 + 1.6 * math.log2(setting.k) - 0.9 * math.log2(setting.s) + 0.5 * setting.l + setting.iterations / 2500
-    psnr += {"uniform": 0.0, "blur3": 0.8, "simplex": -0.5}[setting.noise] - 0.08 * tiles + random.normal(0, 0.4)
-    cv = abs(random.normal(1 + 3 * (setting.k > 64) + 0.12 * tiles, 1.2))
-    seconds = setting.iterations * (1 + (setting.k / 64) ** 1.6) * setting.l * (1 + 4 / setting.s) / 700
-    return psnr - shift * setting.k / 50 - 6 * (cv > 6), cv, seconds * random.uniform(0.95, 1.05)
+    random = np.random.default_rng([setting.fit.digest, setting["iterations"]])
+    tiles = math.prod(map(int, setting["tiling"].split("x")))
+    psnr = (
+        20
+        + 1.6 * math.log2(setting["k"])
+        - 0.9 * math.log2(setting["s"])
+        + 0.5 * setting["l"]
+        + setting["iterations"] / 2500
+    )
+    psnr += {"uniform": 0.0, "blur3": 0.8, "simplex": -0.5}[setting["noise"]] - 0.08 * tiles + random.normal(0, 0.4)
+    cv = abs(random.normal(1 + 3 * (setting["k"] > 64) + 0.12 * tiles, 1.2))
+    seconds = setting["iterations"] * (1 + (setting["k"] / 64) ** 1.6) * setting["l"] * (1 + 4 / setting["s"]) / 700
+    return psnr - shift * setting["k"] / 50 - 6 * (cv > 6), cv, seconds * random.uniform(0.95, 1.05)
 
 
 def measurement(setting: Setting, members: int, target: NDArray[np.float32], shift: float = 0.0) -> Measurement:
     """A result with a curve, and an output that is about as bad as its PSNR says."""
-    random = np.random.default_rng([setting.fit.digest, setting.iterations, 1])
+    random = np.random.default_rng([setting.fit.digest, setting["iterations"], 1])
     psnr, cv, seconds = quality(setting, shift)
     of_members = psnr - 1.5 + (psnr - 1.5) * cv / 100 * np.resize([1.4, -1.4, 0.7, -0.7, 0.0], members)
     values: dict[str, float | int | str] = {
@@ -72,21 +79,21 @@ def measurement(setting: Setting, members: int, target: NDArray[np.float32], shi
         "sd_db": cv * psnr / 100,
         "seconds": seconds,
         "seconds_per_member": seconds / members,
-        "parameters": setting.l * (setting.k**2 + 2 * setting.k) + setting.k,
-        "iterations_done": setting.iterations,
+        "parameters": setting["l"] * (setting["k"] ** 2 + 2 * setting["k"]) + setting["k"],
+        "iterations_done": setting["iterations"],
         "dead_members": 0,
         "device": "made up",
         "engine": "made up",
     }
-    every = 100 if setting.iterations >= 2000 else 10
-    checks = range(every, setting.iterations + 1, every)
+    every = 100 if setting["iterations"] >= 2000 else 10
+    checks = range(every, setting["iterations"] + 1, every)
     fits = [[round(float(score) - 9 * math.exp(-check / 900), 3) for score in of_members] for check in checks]
-    times = [round(seconds * check / setting.iterations, 3) for check in checks]
+    times = [round(seconds * check / setting["iterations"], 3) for check in checks]
     curve: dict[str, list[object]] = {"iterations": [*checks], "seconds": [*times], "psnr_members": [*fits]}
     height, width = target.shape[1:]
     coarse = cv2.resize(random.normal(0, 1, (height // 3, width // 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     noisy = target + coarse * 10 ** (-psnr / 20) / coarse.std() * (target > 0)
-    return Measurement(setting.iterations, values, np.clip(noisy, 0, 1).astype(np.float32), curve, stopped=False)
+    return Measurement(setting["iterations"], values, np.clip(noisy, 0, 1).astype(np.float32), curve, stopped=False)
 
 
 def spec_of(name: str, space: dict[str, object] | None = None, **tables: object) -> StudySpec:
@@ -130,7 +137,7 @@ def main(folder: Path, settings: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec = spec_of("thesis")
     with driven(f"sqlite:///{folder / 'thesis.db'}", spec) as study:
-        record(study, [s for s in spec.space.search_space if s not in study.measured()][:settings])
+        record(study, [s for s in spec.search_space if s not in study.measured()][:settings])
 
 
 if __name__ == "__main__":

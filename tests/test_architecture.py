@@ -13,7 +13,7 @@ import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
-    "errors", "spec", "spec.axes", "spec.schema", "spec.files",
+    "errors", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.inputs", "images.metrics",
     "priors", "priors.deep_decoder",
     "fit", "fit.reference", "fit.simd", "fit.kernels_cpu", "fit.kernels_cuda", "fit.fused",
@@ -24,7 +24,7 @@ ORDER = [
     "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
-    "pydantic": {"spec.schema", "spec.files", "report.panels"},
+    "pydantic": {"spec.options", "spec.schema", "spec.files", "report.panels"},
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},

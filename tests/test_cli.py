@@ -24,10 +24,10 @@ import pandas as pd
 import postgres
 import pytest
 import torch
+from points import setting_of
 from rich.console import Console
 
 from ddstudy import cli
-from ddstudy.spec.axes import Setting
 from ddstudy.store.database import Store
 from ddstudy.study.runner import Forecast, Progress, outlook
 from ddstudy.terminal import live
@@ -134,7 +134,7 @@ def test_help_tells_what_is_meant_without_a_value(ddstudy: Cli) -> None:
 def test_progress_keeps_its_count_and_time_on_a_narrow_terminal() -> None:
     """The setting took their place at 80 columns."""
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    best = Setting(192, 16, 5, 7000, "simplex", "4x5")
+    best = setting_of(192, 16, 5, 7000, "simplex", "4x5")
     with live(console) as show:
         show(Progress(12, 48, 3, 1, (best, 31.17), f"{best.fit.id} at 4200: 30.91 dB, CV 2.1 %", 5025.0))
     assert isinstance(console.file, io.StringIO)

@@ -115,7 +115,7 @@ def drive(folder: Path, name: str) -> None:
     with contextlib.suppress(UserError, WorkError), Store(f"sqlite:///{folder / 'old.db'}") as store:
         driven = store.drive(spec, load_target(spec.target), sampler(spec))
         driven.study.sampler = sampler(spec, len(driven.measured()))
-        if len(driven.measured()) < len(spec.space.search_space):
+        if len(driven.measured()) < len(spec.search_space):
             driven.ask()
 
 
@@ -229,7 +229,7 @@ def test_a_trial_that_cannot_be_read_is_named_and_the_others_are_shown(
     with Store(f"sqlite:///{folder / 'old.db'}") as store:
         driven = store.drive(spec, load_target(spec.target), sampler(spec))
         assert len(driven.measured()) == 3
-        free = next(setting for setting in spec.space.search_space if setting not in driven.measured())
+        free = next(setting for setting in spec.search_space if setting not in driven.measured())
         assert driven.claims.take(free.fit.id)  # and may be measured again
 
 

@@ -600,7 +600,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
     space = {"k": [8, 128], "s": [4, 16], "l": [4], "iterations": [250, 500], "noise": ["uniform", "blur3", "simplex"]}
     spec = synthetic.spec_of("ours", space | {"tiling": ["1x1", "4x5"]}, description="Made up for a test")
     with synthetic.driven(url, spec, (48, 60)) as driven:
-        synthetic.record(driven, list(spec.space.search_space))
+        synthetic.record(driven, list(spec.search_space))
     return url
 
 

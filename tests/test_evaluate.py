@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from points import fit_of
 
 from ddstudy.fit import Problem, Snapshot, summary
 from ddstudy.images.inputs import noise_volume
@@ -14,14 +15,15 @@ from ddstudy.images.metrics import psnr, quality
 from ddstudy.images.tiling import join
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import Geometry
-from ddstudy.spec.axes import NOISES, TILINGS, Fit
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import evaluate as module
 from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, problem
 from ddstudy.study.stability import cv_percent
 
 MakeSpec = Callable[..., StudySpec]
-FIT = Fit(4, 4, 2, "uniform", "1x1")
+FIT = fit_of(4, 4, 2, "uniform", "1x1")
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def comparable(measurement: Measurement) -> dict[str, Any]:
 def test_one_fit_serves_every_budget_with_the_numbers_of_its_own_fit(
     make_job: Callable[..., Job], noise: Any, tiling: Any
 ) -> None:
-    fit = Fit(4, 4, 2, noise, tiling)
+    fit = fit_of(4, 4, 2, noise, tiling)
     checks, (short, long) = run(make_job(fit))
     _, (alone,) = run(make_job(fit, (5,)))
     assert [check.iteration for check in checks] == [2, 4, 5, 6, 8, 10]
@@ -61,7 +63,7 @@ def test_one_fit_serves_every_budget_with_the_numbers_of_its_own_fit(
 
 
 def test_numbers_describe_the_output_and_the_members(make_job: Callable[..., Job]) -> None:
-    job = make_job(fit=Fit(4, 4, 2, "uniform", "2x2"))
+    job = make_job(fit=fit_of(4, 4, 2, "uniform", "2x2"))
     checks, (_, result) = run(job)
     values = result.values
     members = [values[f"psnr_member_{index}"] for index in range(2)]
@@ -97,7 +99,7 @@ def test_no_quality_is_computed_twice(
         return quality(outputs, target, **how)
 
     monkeypatch.setattr(module, "quality", counted)
-    _, (result,) = run(make_job(fit=Fit(4, 4, 2, "uniform", tiling), budgets=(5,)))
+    _, (result,) = run(make_job(fit=fit_of(4, 4, 2, "uniform", tiling), budgets=(5,)))
     assert asked == [3, *[1] * (calls - 1)]  # the ensemble and its members at once, then tile by tile
     assert (result.values["ssim_tiles"] == result.values["ssim"]) == (tiling == "1x1")
     assert "vif_tiles" not in result.values  # the slice is too small
@@ -112,13 +114,13 @@ def test_seeds_depend_on_study_seed_fit_and_member_only(make_job: Callable[..., 
     assert np.array_equal(work.inputs, more.inputs[:2])
     assert np.array_equal(work.weights, more.weights[:2])
     assert not np.array_equal(work.inputs[0], work.inputs[1])
-    assert not np.array_equal(work.inputs, problem(make_job(Fit(4, 4, 2, "uniform", "2x2"))).inputs[:, :1])
+    assert not np.array_equal(work.inputs, problem(make_job(fit_of(4, 4, 2, "uniform", "2x2"))).inputs[:, :1])
     reseeded = replace(make_job(), options=make_job().options.model_copy(update={"seed": 1}))
     assert not np.array_equal(problem(reseeded).inputs, work.inputs)
 
 
 def test_noise_is_made_once_for_the_slice_and_cut_like_it(make_job: Callable[..., Job]) -> None:
-    job = make_job(Fit(4, 4, 2, "blur3", "2x2"))
+    job = make_job(fit_of(4, 4, 2, "blur3", "2x2"))
     work = problem(job)
     assert work.inputs.shape == (2, 4, 4, 4, 3)
     for member, inputs in enumerate(work.inputs):

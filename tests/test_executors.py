@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from points import fit_of
 
 from ddstudy.errors import UserError
 from ddstudy.execution.executors import (
@@ -26,7 +27,6 @@ from ddstudy.execution.executors import (
     work_events,
 )
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import Fit
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Check, Job, Measurement
 
@@ -47,7 +47,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(k: int = 2, **fit: Any) -> Job:
         spec = make_spec(fit=fit)
-        return Job(Fit(k, 4, 2, "uniform", "1x1"), (5, 10), tiny_target, spec.fit, spec.noise, spec.stability)
+        return Job(fit_of(k, 4, 2, "uniform", "1x1"), (5, 10), tiny_target, spec.fit, spec.noise, spec.stability)
 
     return make
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from points import fit_of
 
 from ddstudy.fit import fused
 from ddstudy.images.tiling import tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import geometry
-from ddstudy.spec.axes import Fit, rows_and_columns
+from ddstudy.spec.options import rows_and_columns
 from ddstudy.study.runner import Forecast, Work, operations
 
 
@@ -32,9 +33,9 @@ def test_the_memory_of_packs_is_what_the_model_says(measured: dict[str, Any]) ->
 
 def test_a_line_through_operations_forecasts_seconds(measured: dict[str, Any]) -> None:
     target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)
-    fits = [(Fit(row["k"], 16, 5, "uniform", "1x1"), row["fused_ms"]) for row in measured["speed"]]
+    fits = [(fit_of(row["k"], 16, 5, "uniform", "1x1"), row["fused_ms"]) for row in measured["speed"]]
     fits += [
-        (Fit(row["k"], row["s"], row["l"], "uniform", row["tiling"]), row["members"] * row["ms"])
+        (fit_of(row["k"], row["s"], row["l"], "uniform", row["tiling"]), row["members"] * row["ms"])
         for row in measured["packs"]
         if row["members"] == 5
     ]

@@ -3,8 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ddstudy.images.inputs import gaussian_sigma, noise_volume
-from ddstudy.spec.axes import NOISES, Noise
-from ddstudy.spec.schema import NoiseSpec
+from ddstudy.spec.options import NOISES, Noise, NoiseSpec
 
 
 def make(kind: Noise, k: int = 6, height: int = 20, width: int = 17, **options: object) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ def store(make_spec, tmp_path, monkeypatch):
     target = load_target(spec.target)
     with Store(STORE, tmp_path / "images") as opened:
         driven = opened.drive(spec, target, sampler(spec))
-        for setting in spec.space.search_space:
+        for setting in spec.search_space:
             psnr = setting.k + setting.iterations / 10
             values = {"psnr": psnr, "psnr_1dd": psnr - 1, "ssim": 0.9, "cv_percent": 2.0, "seconds": psnr}
             values |= {"iterations_done": setting.iterations, "parameters": 10, "device": "a processor"}

@@ -16,13 +16,14 @@ from typing import Any
 import clusters
 import pytest
 import yaml
+from points import fit_of
 
 from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import Executor, Failed, Finished, InProcess, Started, Workers
 from ddstudy.execution.ray_pool import Place, Ray, places
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import AXES, Fit
-from ddstudy.spec.schema import ExecutorSpec, FitSpec, StudySpec
+from ddstudy.spec.options import THESIS, FitSpec
+from ddstudy.spec.schema import ExecutorSpec, StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
 from ddstudy.study.evaluate import Job, Measurement, device_name
@@ -99,7 +100,7 @@ def go(
         assert progress.done == progress.total
         trials = store.view(spec.name).trials
     assert "FAIL" not in set(trials["state"])
-    keys = list(trials[list(AXES)].itertuples(index=False, name=None))
+    keys = list(trials[list(THESIS)].itertuples(index=False, name=None))
     assert len(set(keys)) == len(keys)
     return dict(zip(keys, trials["psnr"], strict=True)), log
 
@@ -139,7 +140,7 @@ def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(make_job: 
         assert pool.slots == 1
         long = make_job(iterations=10_000_000)
         pool.submit("one", long)
-        pool.submit("two", replace(long, fit=Fit(3, 4, 2, "uniform", "1x1")))
+        pool.submit("two", replace(long, fit=fit_of(3, 4, 2, "uniform", "1x1")))
         began, notes, node = {}, [], None
         for ticket, event in pool.events():
             if isinstance(event, Started):
@@ -170,7 +171,7 @@ def test_nodes_come_when_fits_wait_and_go_when_none_are_left(
         long = make_job(iterations=10_000_000)
         names = ("one", "two")
         for k, ticket in enumerate(names, 2):
-            pool.submit(ticket, replace(long, fit=Fit(k, 4, 2, "uniform", "1x1")))
+            pool.submit(ticket, replace(long, fit=fit_of(k, 4, 2, "uniform", "1x1")))
         began, notes = set(), []
         for ticket, event in pool.events():
             if isinstance(event, Workers):
@@ -425,7 +426,7 @@ def test_what_opens_the_store_never_reaches_a_worker(
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(k: int = 2, iterations: int = 10) -> Job:
         spec = make_spec(fit={"check_every": 500})
-        what = Fit(k, 4, 2, "uniform", "1x1")
+        what = fit_of(k, 4, 2, "uniform", "1x1")
         return Job(what, (5, iterations), tiny_target, spec.fit, spec.noise, spec.stability)
 
     return make

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from points import fit_of
 
 from ddstudy.cli import app
 from ddstudy.execution.executors import usable_cores
 from ddstudy.images.volumes import load_target
-from ddstudy.spec.axes import Fit, budgets_by_fit
+from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import known_keys, read_spec
 from ddstudy.study.evaluate import Measurement, evaluate
 from ddstudy.study.runner import job
@@ -78,7 +79,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_numbers_of_the_readme() -> None:
     quick = read_spec(ROOT / "studies" / "quick.toml")
-    space = quick.space.search_space
+    space = quick.search_space
     assert (len(space), len(budgets_by_fit(space)), quick.fit.members) == (48, 24, 5)
     assert f"It fits {len(space)} settings, {len(budgets_by_fit(space))} fits of 5 members each" in README
     image = load_target(quick.target)
@@ -88,7 +89,7 @@ def test_numbers_of_the_readme() -> None:
 @pytest.mark.slow
 def test_expected_result_of_the_readme() -> None:
     quick = read_spec(ROOT / "studies" / "quick.toml")
-    work = job(quick, load_target(quick.target), Fit(32, 8, 4, "uniform", "1x1"), (200,))
+    work = job(quick, load_target(quick.target), fit_of(32, 8, 4, "uniform", "1x1"), (200,))
     (result,) = [e for e in evaluate(work, device="cpu", threads=usable_cores()) if isinstance(e, Measurement)]
     assert result.values["psnr"] == pytest.approx(31, abs=1)
     assert float(np.max([result.values["cv_percent"]])) <= 5

@@ -35,7 +35,7 @@ def view_of(psnr=None, space=SPACE, **changes):
     random = np.random.default_rng(0)
     spec = parse_spec({"name": "study", "space": space} | changes, "test")
     rows = [
-        dataclasses.asdict(setting)
+        dict(setting)
         | {
             "number": number,
             "state": "COMPLETE",
@@ -54,7 +54,7 @@ def view_of(psnr=None, space=SPACE, **changes):
             "disturbed": False,
             "iterations_done": float(setting.iterations),
         }
-        for number, setting in enumerate(spec.space.search_space)
+        for number, setting in enumerate(spec.search_space)
     ]
     trials = pd.DataFrame(rows)
     trials["psnr_1dd"] = trials["psnr"] - random.uniform(0.5, 2, len(trials))

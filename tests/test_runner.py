@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from drivers import beside
 from optuna.trial import TrialState
+from points import fit_of, setting_of
 from rich.console import Console
 
 from ddstudy.errors import UserError
@@ -97,7 +98,7 @@ def test_grid_measures_every_setting_once_with_one_fit_for_all_budgets(go: Any, 
     assert settings_of(trials) == Counter(dict.fromkeys(settings_of(trials), 1))
     assert len(trials) == 4
     assert [budgets for _, budgets in executor.jobs] == [(5, 10)] * 2
-    assert [fit.k for fit, _ in executor.jobs] == [4, 2]  # the longest first
+    assert [fit["k"] for fit, _ in executor.jobs] == [4, 2]  # the longest first
     last = steps[-1]
     assert (last.done, last.total, last.failed) == (4, 4, 0)
     assert last.best is not None
@@ -120,10 +121,10 @@ def test_telling_the_progress_looks_at_no_result(
     spec = make_spec(space={"k": list(range(1, 101))})
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
-        for setting in spec.space.search_space:
+        for setting in spec.search_space:
             driven._results.add(setting, Result(TrialState.COMPLETE, True, 1.0))
         state = runner._Run(driven, InProcess(2), forecast())
-        state.failed.add(next(iter(spec.space.search_space)))
+        state.failed.add(next(iter(spec.search_space)))
         monkeypatch.setattr(Setting, "__hash__", counted)
         told = state.progress()
         monkeypatch.undo()
@@ -155,7 +156,7 @@ def test_interrupted_grid_goes_on_where_it_was(go: Any, make_spec: MakeSpec, tmp
         go(make_spec(), Recording(stop_after=1))
     executor = Recording()
     _, trials = go(make_spec(), executor)
-    assert executor.jobs == [(Fit(4, 4, 2, "uniform", "1x1"), (10,)), (Fit(2, 4, 2, "uniform", "1x1"), (5, 10))]
+    assert executor.jobs == [(fit_of(4, 4, 2, "uniform", "1x1"), (10,)), (fit_of(2, 4, 2, "uniform", "1x1"), (5, 10))]
     assert set(settings_of(trials).values()) == {1}
     assert len(trials) == 4
     undisturbed = go(make_spec(name="undisturbed"))[1]
@@ -181,7 +182,7 @@ def test_search_records_budgets_on_the_way_and_never_repeats(go: Any, make_spec:
     _, trials = go(spec, executor)
     assert 9 <= len(settings_of(trials)) <= 11  # a fit that passes several budgets may end beyond
     assert set(settings_of(trials).values()) == {1}
-    measured = [Setting(f.k, f.s, f.l, b, f.noise, f.tiling) for f, budgets in executor.jobs for b in budgets]
+    measured = [f.at(b) for f, budgets in executor.jobs for b in budgets]
     assert len(measured) == len(set(measured)) == len(trials)
 
 
@@ -285,7 +286,7 @@ def test_failures_that_stay_are_reported_and_tried_again_by_the_next_run(
     assert all(trial.user_attrs["reason"] == "MemoryError: of the test" for trial in failed)
     assert steps[-1].failed == len(failed)
     _, trials = go(spec)
-    assert len(settings_of(trials)) == len(spec.space.search_space)
+    assert len(settings_of(trials)) == len(spec.search_space)
     assert set(settings_of(trials).values()) == {1}
 
 
@@ -310,7 +311,7 @@ def test_a_fit_whose_nodes_are_lost_every_time_is_given_up(
 
     executor = Deadly()
     steps, trials = go(make_spec(space={"iterations": [5]}), executor)
-    assert [fit.k for fit, _ in executor.jobs].count(4) == losses + (not given_up)
+    assert [fit["k"] for fit, _ in executor.jobs].count(4) == losses + (not given_up)
     assert (steps[-1].done, steps[-1].failed) == ((1, 1) if given_up else (2, 0))
     failed = [trial for trial in trials if trial.state.name == "FAIL"]
     assert [trial.user_attrs["reason"] for trial in failed] == ["5 nodes were lost while they fitted this"] * given_up
@@ -373,7 +374,7 @@ def test_what_another_driver_finished_meanwhile_is_not_done_again(
         with contextlib.closing(runner.run(first, InProcess(2), forecast())) as others:  # type: ignore[type-var]
             next(step for step in others if step.done == 4)
         last = list(steps)[-1]
-        assert [fit.k for fit, _ in late.jobs] == [4]
+        assert [fit["k"] for fit, _ in late.jobs] == [4]
         assert (last.done, last.pruned, last.total) == (6, 6, 6)
         assert set(settings_of(first.trials()).values()) == {1}
 
@@ -435,7 +436,7 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
         search=search,
     )
     known = runner.Forecast()
-    for fit in (Fit(2, 8, 2, "uniform", "1x1"), Fit(8, 2, 3, "uniform", "1x1")):
+    for fit in (fit_of(2, 8, 2, "uniform", "1x1"), fit_of(8, 2, 3, "uniform", "1x1")):
         known.learn(runner.operations(fit, tiny_target), seconds(fit, 1))
         known.learn_besides(seconds(fit, 1000), 2)
     clock = Clockwork(monkeypatch, slots, seconds)
@@ -500,7 +501,7 @@ def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec:
         store.driver = "another"
         other = beside(store, driven)
         other.claims.bury()  # this one slept too long
-        other.claims.take(Fit(2, 4, 2, "uniform", "1x1").id)
+        other.claims.take(fit_of(2, 4, 2, "uniform", "1x1").id)
         other.claims.end()
         messages = [step.message for step in steps]
         assert sum("not recorded" in message for message in messages) == 2
@@ -510,13 +511,13 @@ def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec:
 def test_plan_counts_trials_and_fits(make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec()
     done = {
-        Setting(2, 4, 2, 5, "uniform", "1x1"),
-        Setting(4, 4, 2, 5, "uniform", "1x1"),
-        Setting(4, 4, 2, 10, "uniform", "1x1"),
+        setting_of(2, 4, 2, 5, "uniform", "1x1"),
+        setting_of(4, 4, 2, 5, "uniform", "1x1"),
+        setting_of(4, 4, 2, 10, "uniform", "1x1"),
     }
     plan = runner.plan(spec, tiny_target, done)
     assert (plan.settings, plan.fits, plan.done) == (4, 2, 3)
-    assert dict(plan.todo) == {Fit(2, 4, 2, "uniform", "1x1"): (10,)}
+    assert dict(plan.todo) == {fit_of(2, 4, 2, "uniform", "1x1"): (10,)}
     assert runner.plan(make_spec(search={"trials": 3}), tiny_target, set()).settings == 3
     with pytest.raises(UserError, match=r"objective vif: cannot be measured on a target of 27x22"):
         runner.plan(make_spec(objectives={"vif": "maximize"}), tiny_target, set())
@@ -554,7 +555,7 @@ def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
 
 def test_cost_grows_with_channels_blocks_and_smaller_scale(tiny_target: Target) -> None:
     def cost(k: int, s: int, l: int) -> float:
-        return runner.operations(Fit(k, s, l, "uniform", "1x1"), tiny_target)
+        return runner.operations(fit_of(k, s, l, "uniform", "1x1"), tiny_target)
 
     assert cost(8, 8, 2) < cost(16, 8, 2)
     assert cost(8, 8, 2) < cost(8, 8, 3)
@@ -565,7 +566,7 @@ def test_waiting_for_a_dead_drivers_lease(store_url: str, make_spec: MakeSpec, t
     spec = make_spec(space={"k": [2]})
     with Store(store_url, lease_seconds=1.5) as store:
         dead = store.drive(spec, tiny_target, sampler(spec))
-        dead.claims.take(Fit(2, 4, 2, "uniform", "1x1").id)
+        dead.claims.take(fit_of(2, 4, 2, "uniform", "1x1").id)
         dead.claims._ended.set()
         dead.claims._renewer.join()
         began = time.monotonic()
@@ -695,7 +696,7 @@ def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
         assert {trial.user_attrs["reason"] for trial in failed} == {"3 drivers died while they fitted this"}
         began.close()
         last = list(steps)[-1]
-        assert [fit.k for fit, _ in executor.jobs] == [4]
+        assert [fit["k"] for fit, _ in executor.jobs] == [4]
         assert (last.done, last.failed) == (4, 2)
         other.claims.end()
 
@@ -768,7 +769,7 @@ def test_results_of_another_study_are_imported_with_where_they_come_from(
     assert reuse(store_url, spec, tiny_target, "tiny")[0] == 0  # all are here
     executor = Recording()
     steps, trials = go(spec, executor)
-    assert {fit.k for fit, _ in executor.jobs} == {8}
+    assert {fit["k"] for fit, _ in executor.jobs} == {8}
     assert steps[-1].total == 4  # two that it was to try, beside the imported two
     chain = make_spec(name="chain", space={"k": [4]})
     _, trials = reuse(store_url, chain, tiny_target, "other")
@@ -815,7 +816,7 @@ def test_lists_of_a_study_may_grow(go: Any, make_spec: MakeSpec) -> None:
     executor = Recording()
     _, trials = go(grown, executor)
     assert len(trials) == len(settings_of(trials)) == 16
-    assert (Fit(2, 4, 2, "uniform", "1x1"), (5,)) in executor.jobs  # only what is missing
+    assert (fit_of(2, 4, 2, "uniform", "1x1"), (5,)) in executor.jobs  # only what is missing
     assert len({str(trial.distributions) for trial in trials}) == 1  # importances see one space
     for smaller in ({"k": [2, 4]}, {"noise": ["blur3", "uniform"]}):
         space = {**grown.space.model_dump(mode="json"), **smaller}

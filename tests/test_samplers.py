@@ -5,10 +5,12 @@ from typing import Any, get_args
 import numpy as np
 import optuna
 import pytest
+from points import setting_of
 
-from ddstudy.spec.axes import AXES, Setting
+from ddstudy.spec.axes import Setting
+from ddstudy.spec.options import THESIS
 from ddstudy.spec.schema import Sampler, StudySpec
-from ddstudy.store.optuna_rows import distributions, setting_of
+from ddstudy.store.optuna_rows import distributions
 from ddstudy.study.samplers import SpaceExhaustedError, sampler
 
 MakeSpec = Callable[..., StudySpec]
@@ -21,12 +23,12 @@ def study_of(spec: StudySpec, **options: Any) -> optuna.Study:
 
 
 def ask(study: optuna.Study, spec: StudySpec) -> tuple[optuna.Trial, Setting]:
-    trial = study.ask(fixed_distributions=distributions(spec.space.search_space))
-    return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
+    trial = study.ask(fixed_distributions=distributions(spec.search_space))
+    return trial, Setting({axis: trial.params[axis] for axis in THESIS})
 
 
 def score(setting: Setting) -> float:
-    return float(np.log(setting.k) + setting.iterations / 500 - setting.l / 10)
+    return float(np.log(setting["k"]) + setting["iterations"] / 500 - setting["l"] / 10)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -36,7 +38,7 @@ def test_every_sampler_visits_every_setting_once_and_then_says_so(
 ) -> None:
     smaller = {**SPACE, "l": [4]} if name == "gp" else SPACE  # a GP thinks a third of a second per proposal
     spec = make_spec(space=smaller, search={"sampler": name}, objectives=objectives)
-    study, space = study_of(spec), spec.space.search_space
+    study, space = study_of(spec), spec.search_space
     seen = []
     for index in range(len(space)):
         trial, setting = ask(study, spec)
@@ -46,7 +48,7 @@ def test_every_sampler_visits_every_setting_once_and_then_says_so(
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             trial.set_constraint("cv_percent", -1.0)
-            study.tell(trial, [score(setting), 1.0 * setting.k][: len(objectives)])
+            study.tell(trial, [score(setting), 1.0 * setting["k"]][: len(objectives)])
     assert len(set(seen)) == len(space)
     assert all(setting in space for setting in seen)
     with pytest.raises(SpaceExhaustedError):
@@ -73,10 +75,10 @@ def test_start_of_a_search_is_uniform_over_the_listed_values(make_spec: MakeSpec
     spec = make_spec(space={"k": [8, 16, 32, 64, 96, 128, 192], "iterations": list(range(2000, 2100))})
     spec = spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": "random"})})
     study = study_of(spec)
-    counts = dict.fromkeys(spec.space.k, 0)
+    counts = dict.fromkeys(spec.search_space["k"], 0)
     for _ in range(350):
         trial, setting = ask(study, spec)
-        counts[setting.k] += 1
+        counts[setting["k"]] += 1
         study.tell(trial, 1.0)
     assert min(counts.values()) > 25  # 50 expected of each; drawn on a log scale, 192 would get 22
 
@@ -87,7 +89,7 @@ def test_tpe_finds_the_best_of_a_large_space_sooner_than_chance(make_spec: MakeS
     for name, counts in needed.items():
         for seed in range(6):
             spec = make_spec(space=space, search={"sampler": name, "seed": seed})
-            study, best = study_of(spec), max(map(score, spec.space.search_space))
+            study, best = study_of(spec), max(map(score, spec.search_space))
             setting = None
             while setting is None or score(setting) < best:
                 trial, setting = ask(study, spec)
@@ -108,7 +110,7 @@ def test_params_are_true_values(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(space=SPACE, search={"sampler": "qmc"})
     study = study_of(spec, storage=f"sqlite:///{tmp_path / 'a.db'}")
     ask(study, spec)
-    assert setting_of(study.trials[0]) in spec.space.search_space
+    assert spec.search_space.setting(study.trials[0].params) in spec.search_space
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -119,24 +121,24 @@ def test_a_search_asks_for_the_largest_budget_of_a_fit_unless_time_counts(make_s
     asked: list[Setting] = []
     for _ in range(14):
         trial, setting = ask(study, spec)
-        assert setting.iterations == (500, 50, 10)[[other.fit for other in asked].count(setting.fit)]
+        assert setting["iterations"] == (500, 50, 10)[[other.fit for other in asked].count(setting.fit)]
         asked.append(setting)
         study.tell(trial, score(setting))
     timed = make_spec(space=space, search={"sampler": name}, objectives={"psnr": "maximize", "seconds": "minimize"})
     study = study_of(timed)
-    assert len({ask(study, timed)[1].iterations for _ in range(8)}) > 1
+    assert len({ask(study, timed)[1]["iterations"] for _ in range(8)}) > 1
 
 
 def test_gp_takes_the_unmeasured_setting_that_promises_most(make_spec: MakeSpec) -> None:
     """Its acquisition is looked up at every listed setting: it finds a lonely best value that climbing passes by."""
     space = {"k": [8, 16, 32, 64, 96, 128, 192], "s": [8, 16, 32], "l": [4, 5, 6], "iterations": [2000]}
     spec = make_spec(space=space, search={"sampler": "gp"})
-    study, best = study_of(spec), Setting(96, 16, 5, 2000, "uniform", "1x1")
+    study, best = study_of(spec), setting_of(96, 16, 5, 2000, "uniform", "1x1")
     asked = []
     while not asked or asked[-1] != best:
         trial, setting = ask(study, spec)
         asked.append(setting)
-        axes = ((np.log2(setting.k), np.log2(96)), (np.log2(setting.s), 4), (setting.l, 5))
+        axes = ((np.log2(setting["k"]), np.log2(96)), (np.log2(setting["s"]), 4), (setting["l"], 5))
         study.tell(trial, -float(sum((one - other) ** 2 for one, other in axes)))
     assert len(asked) < 30  # of 63
     assert len(set(asked)) == len(asked)
@@ -154,10 +156,10 @@ def test_gp_learns_from_unstable_trials(make_spec: MakeSpec, seed: int) -> None:
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.PRUNED,
-                params=vars(Setting(k, 8, 5, 2000, "uniform", "1x1")),
-                distributions=distributions(spec.space.search_space),
+                params=dict(setting_of(k, 8, 5, 2000, "uniform", "1x1")),
+                distributions=distributions(spec.search_space),
                 user_attrs={"psnr": psnr, "cv_percent": cv},
                 constraints={"cv_percent": cv - 5, "psnr": 15 - psnr},
             )
         )
-    assert ask(study, spec)[1].k in (8, 16)  # of 8, 16, 64, 128, 192
+    assert ask(study, spec)[1]["k"] in (8, 16)  # of 8, 16, 64, 128, 192

@@ -7,6 +7,7 @@ import pytest
 
 from ddstudy.errors import UserError
 from ddstudy.spec.files import known_keys, parse_spec, read_spec
+from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
@@ -103,9 +104,9 @@ def test_all_mistakes_are_said_and_unknown_keys_first(tmp_path: Path) -> None:
         read_spec(path)
     assert str(caught.value).replace(f"{path}: ", "").split("\n") == [
         "space.K: unknown key",
-        "Did you mean 'k'? Valid in space: k, s, l, iterations, noise, tiling.",
+        f"Did you mean 'k'? Valid in space: {', '.join(OPTIONS)}.",
         "space.a b: unknown key",
-        "Valid in space: k, s, l, iterations, noise, tiling.",
+        f"Valid in space: {', '.join(OPTIONS)}.",
         "members: unknown key",
         f"Did you mean 'fit.members'? Valid in a study file: {', '.join(StudySpec.model_fields)}.",
         "space.k: missing",

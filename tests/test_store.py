@@ -21,11 +21,13 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from points import fit_of, setting_of
 
 from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import InProcess
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import AXES, Fit, Setting
+from ddstudy.spec.axes import Setting
+from ddstudy.spec.options import THESIS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
@@ -37,8 +39,8 @@ from ddstudy.study.evaluate import Measurement
 from ddstudy.study.samplers import POPULATION, sampler
 
 MakeSpec = Callable[..., StudySpec]
-FIT = Fit(2, 4, 2, "uniform", "1x1")
-SETTING = Setting(2, 4, 2, 5, "uniform", "1x1")
+FIT = fit_of(2, 4, 2, "uniform", "1x1")
+SETTING = setting_of(2, 4, 2, 5, "uniform", "1x1")
 
 
 def measured(**values: Any) -> Measurement:
@@ -91,7 +93,7 @@ def test_result_comes_back_as_it_went_in(drive: Callable[..., Driven], store_url
     assert view.name == "tiny"
     assert view.spec.fingerprint() == driven.spec.fingerprint()
     assert view.facts["target"] == driven.target.name
-    assert Setting(**{axis: row[axis] for axis in AXES}) == SETTING
+    assert Setting({axis: row[axis] for axis in THESIS}) == SETTING
     assert (row["psnr"], row["ssim"], row["vif"], row["cv_percent"], row["seconds"]) == (30.25, 0.9, 0.5, 2.5, 1.5)
     assert row["state"] == "COMPLETE"
     assert row["stable"] is True
@@ -127,7 +129,7 @@ def test_states_and_constraints(drive: Callable[..., Driven], make_spec: MakeSpe
         ({"vif": 11.0}, "PRUNED", False),
         ({"psnr": None, "cv_percent": None}, "PRUNED", False),  # diverged
     ]
-    settings = list(make_spec(space={"l": [2, 3]}).space.search_space)
+    settings = list(make_spec(space={"l": [2, 3]}).search_space)
     for prune in (True, False):
         driven = drive(make_spec(name=f"p{prune}", space={"l": [2, 3]}, stability={**limits, "prune": prune}))
         for setting, (values, state, stable) in zip(settings, cases, strict=False):
@@ -165,7 +167,7 @@ def test_asked_trials_get_the_same_record(drive: Callable[..., Driven], make_spe
 def test_images_are_artifacts_of_the_trial(drive: Callable[..., Driven], make_spec: MakeSpec, tmp_path: Path) -> None:
     driven = drive()
     record(driven, measured())
-    record(driven, measured(), Setting(4, 4, 2, 5, "uniform", "1x1"))
+    record(driven, measured(), setting_of(4, 4, 2, 5, "uniform", "1x1"))
     metas = [get_all_artifact_meta(trial, storage=driven.store.storage) for trial in driven.trials()]
     first, second = ({meta.filename: meta.artifact_id for meta in one} for one in metas)
     assert set(first) == set(second) == {"target.png", "output.png", "error.png"}
@@ -206,7 +208,7 @@ def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_t
     assert not second.claims.take(FIT.id)
     assert first.claims.holds(FIT.id)
     assert not second.claims.holds(FIT.id)
-    assert second.claims.take(Fit(4, 4, 2, "uniform", "1x1").id)
+    assert second.claims.take(fit_of(4, 4, 2, "uniform", "1x1").id)
     time.sleep(1.5)  # longer than the lease: the claim is alive because its driver renews it
     assert first.claims.holds(FIT.id)
     assert not second.claims.take(FIT.id)
@@ -481,9 +483,9 @@ def test_odd_paths(
 
 
 def test_distributions_hold_the_listed_values(make_spec: MakeSpec) -> None:
-    space = make_spec(space={"k": [8, 192, 16], "noise": ["uniform", "simplex"]}).space.search_space
+    space = make_spec(space={"k": [8, 192, 16], "noise": ["uniform", "simplex"]}).search_space
     for name, axis in distributions(space).items():
-        for value in getattr(space, name):
+        for value in space[name]:
             assert axis._contains(axis.to_internal_repr(value))
 
 
@@ -623,10 +625,10 @@ def test_what_was_enqueued_is_tried_first_or_refused_in_words(
 ) -> None:
     driven = drive(make_spec(search={"sampler": "random"}))
     record(driven, measured())
-    for params in (vars(SETTING), {"k": 3}, {"k": [2]}, {"noise": "pink"}, {"tiling": 4}, {"iterations": 10, "k": 4}):
+    for params in (dict(SETTING), {"k": 3}, {"k": [2]}, {"noise": "pink"}, {"tiling": 4}, {"iterations": 10, "k": 4}):
         driven.study.enqueue_trial(params)
     trial, setting = driven.ask()
-    assert setting == Setting(4, 4, 2, 10, "uniform", "1x1")
+    assert setting == setting_of(4, 4, 2, 10, "uniform", "1x1")
     driven.record(setting, measured(), shared=False, started=datetime.now(), trial=trial)
     _, *refused, last = driven.trials()
     assert last.state == TrialState.COMPLETE
@@ -667,7 +669,7 @@ def test_trials_that_are_not_ours_are_no_results(drive: Callable[..., Driven], m
     assert len(driven.measured()) == len(driven.trials()) == 1  # neither Optuna nor its samplers see the others
     _, setting = driven.ask()
     assert setting != SETTING
-    assert driven.record(Setting(4, 4, 2, 5, "uniform", "1x1"), measured(), shared=False, started=datetime.now())
+    assert driven.record(setting_of(4, 4, 2, 5, "uniform", "1x1"), measured(), shared=False, started=datetime.now())
 
 
 def test_a_run_ends_where_the_store_refuses_a_result_that_nobody_can_read(

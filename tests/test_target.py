@@ -29,8 +29,7 @@ from PIL import Image, ImageOps
 from ddstudy.errors import UserError
 from ddstudy.images.tiling import join, split, tile_shape
 from ddstudy.images.volumes import Target, load_target, nifti_bytes
-from ddstudy.spec.axes import TILINGS, rows_and_columns
-from ddstudy.spec.schema import TargetSpec
+from ddstudy.spec.options import TILINGS, TargetSpec, rows_and_columns
 
 PLANES = ("axial", "coronal", "sagittal")
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
@@ -788,7 +787,7 @@ def test_default_target_needs_neither_network_nor_home_nor_patience(tmp_path):
     """Importing nilearn takes seconds and its loaders may make a folder at home."""
     code = """
 import sys
-from ddstudy.spec.schema import TargetSpec
+from ddstudy.spec.options import TargetSpec
 from ddstudy.images.volumes import load_target
 assert not {"nibabel", "nilearn", "cv2"} & set(sys.modules)
 load_target(TargetSpec())

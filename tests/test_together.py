@@ -22,12 +22,12 @@ import pytest
 import torch
 from drivers import beside
 from numpy.typing import NDArray
+from points import fit_of
 from problems import make_problem
 
 from ddstudy.execution.executors import Event, Failed, Finished, InProcess, Layout, Started, Threads
 from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together, follow, fused
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import Fit
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import evaluate as module
@@ -186,7 +186,7 @@ def test_the_memory_that_a_pack_is_said_to_need_is_what_it_takes(interpreted: Nu
 def make_jobs(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., list[Job]]:
     def make(budgets: tuple[int, ...] = (5, 10), tiling: Any = "2x2", **tables: Any) -> list[Job]:
         spec = make_spec(**tables)
-        fits = [Fit(4, 4, 2, noise, tiling) for noise in ("uniform", "blur3", "simplex")]
+        fits = [fit_of(4, 4, 2, noise, tiling) for noise in ("uniform", "blur3", "simplex")]
         return [Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability) for fit in fits]
 
     return make
@@ -390,7 +390,7 @@ def test_what_fails_in_a_pack_is_tried_alone(
     real, broken = module.problem, []
 
     def no_simplex(job: Job) -> Problem:
-        if job.fit.noise == "simplex" and len(broken) < 2:
+        if job.fit["noise"] == "simplex" and len(broken) < 2:
             broken.append(job)
             raise RuntimeError("of the test")
         return real(job)
@@ -408,7 +408,7 @@ def test_executors_run_packs(make: Callable[[], Any], make_jobs: Callable[..., l
     executor = make()
     jobs = dict(zip(["one", "two", "three"], make_jobs(tiling="1x1"), strict=True))
     executor.submit_together(jobs)
-    executor.submit("alone", replace(jobs["one"], fit=Fit(3, 4, 2, "uniform", "1x1")))
+    executor.submit("alone", replace(jobs["one"], fit=fit_of(3, 4, 2, "uniform", "1x1")))
     ends, begun = {}, set()
     for ticket, event in executor.events():
         if isinstance(event, Started):
@@ -492,7 +492,7 @@ def test_a_study_on_a_gpu_is_packed_and_runs_in_threads_with_the_same_numbers(
     spec = make_spec(space=SPACE, fit={"device": "cuda"})
     alone = study(spec, tiny_target, Packing(room=1))
     packing = InProcess(1)
-    assert packing.room(runner.job(spec, tiny_target, Fit(4, 4, 2, "uniform", "1x1"), (5,))) == 40  # 80 members
+    assert packing.room(runner.job(spec, tiny_target, fit_of(4, 4, 2, "uniform", "1x1"), (5,))) == 40  # 80 members
     for executor in (packing, Threads(Layout(workers=2, threads=1))):
         trials = study(spec, tiny_target, executor)
         executor.close()

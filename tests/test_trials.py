@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from points import setting_of
 
-from ddstudy.spec.axes import AXES, Setting
+from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.store.optuna_rows import TrialStorage, distributions
 from ddstudy.store.records import Result, Results
@@ -25,11 +26,11 @@ SPEC = parse_spec(
     },
     "test",
 )
-SPACE = distributions(SPEC.space.search_space)
+SPACE = distributions(SPEC.search_space)
 
 
 def setting(k: int = 8) -> Setting:
-    return Setting(k, 16, 5, 500, "blur3", "4x5")
+    return setting_of(k, 16, 5, 500, "blur3", "4x5")
 
 
 def measured(k: int = 8, **attrs: Any) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def finished(k: int = 8, state: TrialState = TrialState.COMPLETE, **options: Any
         "constraints": {"cv_percent": -1.0},
         **options,
     }
-    params = {axis: getattr(setting(k), axis) for axis in AXES}
+    params = dict(setting(k))
     trial = create_trial(state=state, params=params, distributions=SPACE, **described)
     trial.datetime_start = datetime(2024, 5, 6, 7, 8, 9)
     return trial
@@ -197,13 +198,13 @@ def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_ear
     results.add(setting(5), Result(TrialState.COMPLETE, True, 1.0))  # our own
     storage.create_new_trial(study, finished(5, values=[1.0]))
     for axis, distribution in SPACE.items():
-        storage.set_trial_param(asked, axis, distribution.to_internal_repr(getattr(setting(6), axis)), distribution)
+        storage.set_trial_param(asked, axis, distribution.to_internal_repr(setting(6)[axis]), distribution)
     assert results.read() is known
     assert setting(6) not in known
     for key, value in measured(6).items():
         storage.set_trial_user_attr(asked, key, value)
     storage.set_trial_state_values(asked, TrialState.COMPLETE, [2.0])
-    assert [it.k for it in results.read()] == [1, 3, 4, 5, 6]
+    assert [it["k"] for it in results.read()] == [1, 3, 4, 5, 6]
     assert known[setting(6)] == Result(TrialState.COMPLETE, True, 2.0)
     with statements(storage.engine) as sent:
         assert len(results.read()) == 5

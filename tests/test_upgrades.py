@@ -17,7 +17,8 @@ from test_store import measured, record
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec import files, schema
-from ddstudy.spec.schema import FitSpec, StudySpec
+from ddstudy.spec.options import FitSpec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study.samplers import sampler
 

@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, (index, shift) in STUDIES.items():
         spec = synthetic.spec_of(name, SPACE, target={} if name == "mid" else {"slice": index}, fit={"members": 3})
         with synthetic.driven(url, spec, SIZE, f"MNI152 T1 axial {index}") as study:
-            settings = list(spec.space.search_space)
+            settings = list(spec.search_space)
             synthetic.record(study, settings[: 60 if name == "down" else None], shift)
     return url
 
@@ -523,7 +523,7 @@ def test_claims_on_a_phone_and_on_paper(views, tmp_path):
 def test_watching_a_study_until_it_is_done(tmp_path):
     space = SPACE | {"tiling": ["1x1"], "noise": ["uniform"]}
     spec, url = synthetic.spec_of("live", space, fit={"members": 2}), f"sqlite:///{tmp_path / 'live.db'}"
-    settings = list(spec.space.search_space)
+    settings = list(spec.search_space)
     command = [sys.executable, "-m", "ddstudy.cli", "report", "--watch", "--store", url]
     with synthetic.driven(url, spec, SIZE) as study:
         synthetic.record(study, settings[:3])

@@ -20,8 +20,7 @@ from typing import Literal, Protocol
 
 from ddstudy.errors import UserError, WorkError
 from ddstudy.fit import choose, fused
-from ddstudy.spec.axes import rows_and_columns
-from ddstudy.spec.schema import FitSpec
+from ddstudy.spec.options import FitSpec, rows_and_columns
 from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_geometry
 
 
@@ -246,7 +245,7 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     method = choose(device, first.options.engine, first.options.precision)
     if method.engine == "reference":  # whose memory nobody has measured
         return
-    rows, columns = rows_and_columns(first.fit.tiling)
+    rows, columns = rows_and_columns(first.fit["tiling"])
     members = sum(job.options.members for job in jobs)
     kernels = fused.kernels_for(device) if on_gpu else None
     shape = job_geometry(first.fit, first.target)
@@ -303,7 +302,7 @@ def room_on(device: str, job: Job, workers: int) -> int:
 
     free = _free_on_gpu(device)
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
-    rows, columns = rows_and_columns(job.fit.tiling)
+    rows, columns = rows_and_columns(job.fit["tiling"])
     shape, members = job_geometry(job.fit, job.target), job.options.members
     most = fused.capacity(shape, rows * columns, device, min(free, (free + held) / workers))
     return max(1, most // members)

@@ -45,7 +45,8 @@ from ddstudy.execution.executors import (
     work_events,
 )
 from ddstudy.images.volumes import Target
-from ddstudy.spec.schema import ExecutorSpec, FitSpec
+from ddstudy.spec.options import FitSpec
+from ddstudy.spec.schema import ExecutorSpec
 from ddstudy.study.evaluate import Check, Job, Measurement, device_name
 
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster

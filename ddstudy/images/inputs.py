@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.spec.axes import Noise
-from ddstudy.spec.schema import NoiseSpec
+from ddstudy.spec.options import Noise, NoiseSpec
 
 
 def gaussian_sigma(kernel: int) -> float:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.spec.axes import rows_and_columns
+from ddstudy.spec.options import rows_and_columns
 
 Number = TypeVar("Number", bound=np.generic)
 

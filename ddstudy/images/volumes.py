@@ -12,7 +12,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,9 @@ from ddstudy.images.files import (
     read_picture,
     volume_of,
 )
-from ddstudy.spec.schema import TargetSpec
+from ddstudy.spec.axes import budgets_by_fit
+from ddstudy.spec.options import TargetSpec, Value
+from ddstudy.spec.schema import StudySpec
 
 MNI152 = "MNI152 T1"
 SIDE = (8, 4096)  # pixels, the same as `target.size` allows
@@ -69,6 +71,66 @@ class Target:
     def digest(self) -> str:
         """SHA-256 over shape and pixels, in hexadecimal, the same on every machine."""
         return hashlib.sha256(repr(self.image.shape).encode() + self.image.astype("<f4").tobytes()).hexdigest()
+
+    @property
+    def all(self) -> list[NDArray[np.float32]]:
+        """The images of a study: this one."""
+        return [self.image]
+
+    def of(self, point: Mapping[str, Value]) -> Target:
+        """The image of one setting or fit of a study whose every setting has this one."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The images of a study that searches options of `[target]`.
+
+    Attributes:
+        axes: those options.
+        images: their values -> the image.
+    """
+
+    axes: tuple[str, ...]
+    images: Mapping[tuple[Value | None, ...], Target]
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """The first one, which stands for all where sizes are asked for."""
+        return next(iter(self.images.values())).image
+
+    @property
+    def all(self) -> list[NDArray[np.float32]]:
+        """The images."""
+        return [target.image for target in self.images.values()]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        first, *others = dict.fromkeys(target.name for target in self.images.values())
+        return f"{first} and {len(others)} more" if others else first
+
+    @property
+    def digest(self) -> dict[str, str]:
+        """Of each, by its values."""
+        return {", ".join(map(str, values)): target.digest for values, target in self.images.items()}
+
+    def of(self, point: Mapping[str, Value]) -> Target:
+        """The image of one setting or fit."""
+        return self.images[tuple(point.get(axis) for axis in self.axes)]
+
+
+def load_targets(spec: StudySpec) -> Target | Targets:
+    """The image of a study, or its images where it searches options of `[target]`.
+
+    Raises:
+        UserError: see `load_target`.
+    """
+    axes = tuple(axis for axis in spec.search_space.names if axis.startswith("target."))
+    if not axes:
+        return load_target(spec.target)
+    tables = {tuple(fit.get(axis) for axis in axes): spec.at(fit).target for fit in budgets_by_fit(spec.search_space)}
+    return Targets(axes, {values: load_target(table) for values, table in tables.items()})
 
 
 def load_target(spec: TargetSpec) -> Target:

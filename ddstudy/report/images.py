@@ -92,7 +92,7 @@ def noise_previews(view: StudyView) -> dict[str, NDArray[np.float32]]:
     rows, columns = _input_shape(view)
     return {
         kind: noise_volume(kind, 1, rows, columns, np.random.default_rng(view.spec.fit.seed), view.spec.noise)
-        for kind in view.spec.space.noise
+        for kind in view.spec.search_space["noise"]
     }
 
 
@@ -112,7 +112,7 @@ def feature_sizes(view: StudyView) -> dict[float, NDArray[np.float32]]:
 
 def _input_shape(view: StudyView) -> tuple[int, int]:
     height, width = (int(side) for side in view.facts["target shape"].split("x")[1:])
-    s = min(view.spec.space.s)
+    s = min(view.spec.search_space["s"])
     return max(1, round(height / s)), max(1, round(width / s))
 
 
@@ -128,7 +128,7 @@ def tilings(view: StudyView, image: NDArray[np.float32]) -> dict[str, NDArray[np
     """
     gap = max(1, max(image.shape) // 60)
     shown: dict[str, NDArray[np.float32]] = {}
-    for tiling in view.spec.space.tiling:
+    for tiling in view.spec.search_space["tiling"]:
         rows, columns = rows_and_columns(tiling)
         padded = np.pad(split(image, tiling), ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=1)
         tiles = padded.reshape(rows, columns, *padded.shape[2:])

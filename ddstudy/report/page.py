@@ -129,7 +129,7 @@ def _facts(view: StudyView) -> str:
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in view.spec.objectives.items()),
         "sampler": view.spec.search.sampler,
         "trials by state": states or "none yet",
-        "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.space.search_space):,} settings",
+        "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.search_space):,} settings",
         "unstable": share or "no trial is measured yet",
     }
     rows = "".join(

@@ -91,7 +91,7 @@ def recorded(trials: pd.DataFrame, checks: pd.DataFrame, spec: StudySpec) -> lis
     whole = finished(trials)
     whole = whole[whole["iterations_done"].ge(whole["iterations"])]
     for fit, rows in whole.groupby("fit_id", sort=False):
-        if rows["iterations"].max() == max(spec.space.iterations) and fit in curves:
+        if rows["iterations"].max() == max(spec.search_space["iterations"]) and fit in curves:
             curve = curves[fit].pivot(index="iteration", columns="member", values="psnr")
             scores = zip(rows["psnr"].astype(float), rows["stable"].astype(bool), strict=True)
             results = dict(zip(rows["iterations"].astype(int), scores, strict=True))
@@ -289,8 +289,8 @@ def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
     if not (shape := view.facts.get("target shape")):
         return []
     height, width = map(int, shape.split("x")[-2:])
-    space = view.spec.space.search_space
-    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
+    space = view.spec.search_space
+    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space["tiling"] for s in space["s"]}
     return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
 
 
@@ -335,7 +335,7 @@ def importance(view: StudyView, metric: str = "psnr") -> Importance:
     if rows[metric].nunique() < 2:
         return Importance(metric, "none", nothing, "All measured trials have the same value.")
     cells = rows.groupby(list(AXES), observed=True)[metric].mean()
-    if len(cells) == len(view.spec.space.search_space):
+    if len(cells) == len(view.spec.search_space):
         evaluator, shares = "exact functional ANOVA of the complete grid", _functional_anova(cells, varied)
     else:
         trees = 64 if len(rows) <= 500 else 16  # many trials need fewer trees, and the time grows with both

@@ -83,7 +83,7 @@ def beside(view: StudyView, number: Number) -> Beside:
 def differences(view: StudyView) -> dict[str, str]:
     """Where a study is not the thesis': what differs -> one sentence on it."""
     thesis, measured = _thesis()["study"], finished(view.trials)
-    space, limits = view.spec.space.search_space, view.spec.stability
+    space, limits = view.spec.search_space, view.spec.stability
     shape = view.facts.get("target shape", "").removeprefix("1x")
     theirs = "x".join(map(str, thesis["size"]))
     image = f"{view.facts.get('target', 'another image')}, {shape or 'of unknown size'}"
@@ -118,7 +118,7 @@ def _options(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]
     thesis, measured = _thesis()["study"], finished(view.trials)
     rows = []
     for axis in AXES:
-        ours = [value for value in getattr(view.spec.space.search_space, axis) if value in set(measured[axis])]
+        ours = [value for value in view.spec.search_space[axis] if value in set(measured[axis])]
         rows.append((axis, _listed(thesis[axis]), _listed(ours) or "none yet"))
     return pd.DataFrame(rows, columns=["axis", "thesis", "ours"]), "Ours are the values that were measured."
 
@@ -141,7 +141,7 @@ def _time_by_blocks(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFram
     rows, chosen = timed(view.trials), known["setting"]
     at = {}
     for axis, value in chosen.items():
-        there = [one for one in getattr(view.spec.space.search_space, axis) if one in set(rows[axis])]
+        there = [one for one in view.spec.search_space[axis] if one in set(rows[axis])]
         # where the thesis' own value was not measured: the least channels and iterations, the most tiles
         at[axis] = value if value in there or not there else there[-1] if axis == "tiling" else there[0]
         rows = rows[rows[axis] == at[axis]]
@@ -185,8 +185,8 @@ def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
 
 
 def _text(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    trials, space = finished(view.trials), view.spec.space.search_space
-    pairs = len(space.noise) * len(space.tiling)
+    trials, space = finished(view.trials), view.spec.search_space
+    pairs = len(space["noise"]) * len(space["tiling"])
     high = trials[trials["cv_percent"] > 5]
     stable_k = set(trials[trials["stable"]]["k"])
     gains = gain_of_ensemble(view.trials)["gain"]

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic import BaseModel, ValidationError
 
 from ddstudy.errors import UserError
-from ddstudy.spec.schema import SCHEMA, Metric, StudySpec, TargetSpec
+from ddstudy.spec.options import OPTIONS, TargetSpec
+from ddstudy.spec.schema import SCHEMA, Metric, StudySpec
 
 _MOST_BYTES = 2**20  # of a file that a person writes
 MOST_MISTAKES = 20  # named at a time
@@ -194,6 +195,8 @@ def known_keys() -> list[tuple[str, str, str]]:
 
 def _keys(model: type[BaseModel], prefix: str) -> Any:
     for name, field in model.model_fields.items():
+        if "." in name:
+            continue  # of a table that is listed itself; see `OPTIONS`
         if _is_table(field.annotation):
             yield from _keys(field.annotation, f"{prefix}{name}.")
             continue
@@ -207,7 +210,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Any:
 
 
 def _is_key(part: str) -> bool:
-    return part.isidentifier() or part in get_args(Metric)
+    return part.isidentifier() or part in get_args(Metric) or part in OPTIONS
 
 
 def _reason_of(error: Any) -> str:

@@ -8,13 +8,22 @@ are raised by whoever changes it.
 from __future__ import annotations
 
 import json
-import math
-import os
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from ddstudy.spec.axes import Noise, SearchSpace, Tiling
+from ddstudy.spec.axes import Axis, Space
+from ddstudy.spec.options import MODEL, OPTIONS, FitSpec, NoiseSpec, Option, TargetSpec, Value
 
 Sampler = Literal["grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc"]
 Pruner = Literal["median", "hyperband", "wilcoxon"]
@@ -36,126 +45,49 @@ NUMERICS = 2
 # Raise it where a key of a study file changes its name, its meaning or its default, with a function in _MIGRATIONS.
 SCHEMA = 1
 
-_MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+class _Lists(BaseModel):
+    """`[space]`: the values of each option that is searched (thesis Table 3.1)."""
 
-class TargetSpec(BaseModel):
-    """`[target]`: which image is fitted (thesis sec. 3.2). Without `file`, nilearn's packaged MNI152 T1 template."""
+    model_config = MODEL
 
-    model_config = _MODEL
-
-    file: str | None = Field(None, description="NIfTI, MGH, PNG, JPEG, TIFF or .npy file; empty for MNI152")
-    plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="plane cut from a volume")
-    slice: Annotated[int, Field(ge=0)] | Literal["mid"] = Field(
-        "mid", description="slice index in RAS+ order along the plane's normal, or 'mid'"
-    )
-    volume: Annotated[int, Field(ge=0)] | None = Field(None, description="which volume of a 4-D series")
-    intensity: Literal["minmax", "percentile"] = Field("minmax", description="what is scaled to [0, 1]")
-    percentiles: tuple[float, float] = Field((0.5, 99.5), description="lower and upper, for 'percentile'")
-    size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] | None = Field(
-        None, description="rows, columns: aspect kept, then padded; empty keeps the slice's own size"
-    )
-
-    @field_serializer("file", when_used="json")
-    def _in_utf8(self, value: str | None) -> str | None:
-        # a name in Latin-1 is no UTF-8, which is all that a store takes; it is a note there, nothing reads it again
-        return value and os.fsencode(value).decode(errors="backslashreplace")
-
-    @field_validator("percentiles", "size", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _list_to_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("percentiles")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 100:
-            raise ValueError("must be [lower, upper] with 0 <= lower < upper <= 100")
-        return value
-
-
-class SpaceSpec(BaseModel):
-    """`[space]`: the values searched on each axis (thesis Table 3.1)."""
-
-    model_config = _MODEL
-
-    k: list[Annotated[int, Field(ge=1, le=1024)]] = Field(..., min_length=1, description="channels")
-    s: list[Annotated[int, Field(ge=1, le=1024)]] = Field(..., min_length=1, description="scale factors")
-    l: list[Annotated[int, Field(ge=1, le=16)]] = Field(..., min_length=1, description="blocks")
-    iterations: list[Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
-        ..., min_length=1, description="budgets of iterations"
-    )
-    noise: list[Noise] = Field(["uniform"], min_length=1, description="input tensors")
-    tiling: list[Tiling] = Field(["1x1"], min_length=1, description="rows x columns of tiles")
+    def _flat(cls, tree: Any) -> Any:
+        """TOML reads `fit.learning_rate` as a table `fit`, `"fit.learning_rate"` as a key."""
+        return dict(_flatten(tree)) if isinstance(tree, dict) else tree
 
     @field_validator("*")
     @classmethod
-    def _no_repeats(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) != len(value):
+    def _no_repeats(cls, value: list[Any] | None) -> list[Any] | None:
+        if value and len(set(value)) != len(value):
             raise ValueError("must not name a value twice")
         return value
 
-    @property
-    def search_space(self) -> SearchSpace:
-        """The same values as tuples, ordered axes ascending."""
-        return SearchSpace(
-            k=tuple(sorted(self.k)),
-            s=tuple(sorted(self.s)),
-            l=tuple(sorted(self.l)),
-            iterations=tuple(sorted(self.iterations)),
-            noise=tuple(self.noise),
-            tiling=tuple(self.tiling),
-        )
+    @model_serializer(mode="wrap")
+    def _axes_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {axis: values for axis, values in handler(self).items() if values is not None}
 
 
-class NoiseSpec(BaseModel):
-    """`[noise]`: how the input tensors are made (thesis sec. 3.1)."""
-
-    model_config = _MODEL
-
-    blur_kernel: Literal[3, 5, 7] = Field(3, description="Gaussian kernel size of 'blur3'; sigma by Eq. 3.2")
-    feature_size: Annotated[float, Field(gt=0)] = Field(1.0, description="feature size of 'simplex'")
-    range: tuple[float, float] = Field((0.0, 1.0), description="lowest and highest value of the input tensor")
-    channels: Literal["independent", "interpolated"] = Field(
-        "independent", description="'interpolated': all channels between two noise images (low rank; sec. 3.2)"
-    )
-
-    @field_validator("range", mode="before")
-    @classmethod
-    def _list_to_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("range")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not (math.isfinite(value[0]) and math.isfinite(value[1]) and value[0] < value[1]):
-            raise ValueError("must be [lowest, highest], both finite, lowest < highest")
-        return value
+def _field_of_list(option: Option) -> Any:
+    annotation: Any = list[option.annotation]  # type: ignore[name-defined]
+    if option.is_of_thesis:
+        default = ... if option.default is None else [option.default]
+        return annotation, Field(default, min_length=1, description=option.description)
+    return annotation | None, Field(None, min_length=1, description=option.description)
 
 
-class FitSpec(BaseModel):
-    """`[fit]`: the optimiser and its ensemble (thesis sec. 2.2 and 3.3)."""
-
-    model_config = _MODEL
-
-    members: Annotated[int, Field(ge=1, le=100)] = Field(5, description="random initialisations per fit (5DD)")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random number derives from it")
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.01, description="of Adam")
-    keep: Literal["last", "best", "average"] = Field(
-        "best", description="which iterate counts: the last, the best (least loss so far) or a running average"
-    )
-    check_every: Annotated[int, Field(ge=1)] = Field(100, description="iterations between stability checks")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    engine: Literal["auto", "fused", "reference"] = Field("auto", description="'reference' is plain torch, slow")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the factors of matrix products; bfloat16 on CUDA GPUs only"
-    )
+if TYPE_CHECKING:
+    SpaceSpec = _Lists
+else:
+    lists = {path: _field_of_list(option) for path, option in OPTIONS.items()}
+    SpaceSpec = create_model("SpaceSpec", __base__=_Lists, __doc__=_Lists.__doc__, **lists)
 
 
 class StabilitySpec(BaseModel):
     """`[stability]`: the filter of sec. 4.3 and the rule that stops an unstable fit early."""
 
-    model_config = _MODEL
+    model_config = MODEL
 
     prune: bool = Field(True, description="stop unstable fits early and mark unstable settings PRUNED")
     cv_percent: Annotated[float, Field(gt=0)] = Field(5.0, description="stable means CV of the members' PSNR <= this")
@@ -172,7 +104,7 @@ class StabilitySpec(BaseModel):
 class SearchSpec(BaseModel):
     """`[search]`: which settings are tried, in which order, for how long."""
 
-    model_config = _MODEL
+    model_config = MODEL
 
     sampler: Sampler = Field("grid", description="grid, random, tpe, nsga2, nsga3, gp or qmc")
     trials: Annotated[int, Field(ge=1)] | None = Field(
@@ -187,7 +119,7 @@ class SearchSpec(BaseModel):
 class ExecutorSpec(BaseModel):
     """`[executor]`: where fits run; no part of what a study is."""
 
-    model_config = _MODEL
+    model_config = MODEL
 
     kind: Literal["process", "ray"] = Field("process", description="in the process that runs the study, or on Ray")
     address: str | None = Field(
@@ -203,7 +135,7 @@ class ExecutorSpec(BaseModel):
 class StudySpec(BaseModel):
     """One study: the whole file."""
 
-    model_config = _MODEL
+    model_config = MODEL
 
     name: str = Field(
         ...,
@@ -223,8 +155,12 @@ class StudySpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.fit.members == 1 and ("cv_percent" in self.objectives):
+        if "cv_percent" in self.objectives and 1 in self._values_of("fit.members"):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
+        for axis in self.search_space.axes:
+            if axis.option.needs and not any(axis.name in setting for setting in self.search_space):
+                parent, wanted = axis.option.needs
+                raise ValueError(f"space.{axis.name} is for {parent} = {' or '.join(map(repr, wanted))} only")
         if self.search.pruner and self.search.sampler == "grid":
             raise ValueError("search.pruner needs a search, since a grid measures every setting")
         if self.search.pruner and self.objectives != {"psnr": "maximize"}:
@@ -235,14 +171,51 @@ class StudySpec(BaseModel):
             raise ValueError("executor.mix must be false where seconds are an objective, which devices differ in")
         if self.executor.fallback != "none" and "seconds" in self.objectives:
             raise ValueError("executor.fallback must be 'none' where seconds are an objective, which devices differ in")
-        if self.executor.fallback != "none" and self.fit.precision == "bfloat16":
+        if self.executor.fallback != "none" and "bfloat16" in self._values_of("fit.precision"):
             raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16, which is for CUDA GPUs")
         return self
+
+    @cached_property
+    def search_space(self) -> Space:
+        """What is searched."""
+        axes = []
+        for path, option in OPTIONS.items():
+            if (values := getattr(self.space, path)) is not None:
+                is_ordered = all(not isinstance(value, str) for value in values)
+                axes.append(Axis(option, tuple(sorted(values) if is_ordered else values)))
+        searched = {axis.name for axis in axes}
+        base = {path: self._base(path) for path in OPTIONS if "." in path and path not in searched}
+        return Space(tuple(axes), base)
+
+    def _base(self, path: str) -> Value:
+        """What the table of an option says of it."""
+        table, _, name = path.partition(".")
+        value: Value = getattr(getattr(self, table), name)
+        return value
+
+    def _values_of(self, path: str) -> tuple[Value, ...]:
+        """All values that an option has in this study."""
+        space = self.search_space
+        return space[path] if path in space.names else (self._base(path),)
+
+    def at(self, point: Mapping[str, Value]) -> Self:
+        """This study with its tables as they are at one point of its space.
+
+        Args:
+            point: a setting or a fit.
+        """
+        changes: dict[str, dict[str, Value]] = {}
+        for path, value in point.items():
+            table, _, name = path.rpartition(".")
+            if table:
+                changes.setdefault(table, {})[name] = value
+        tables = {table: getattr(self, table).model_copy(update=values) for table, values in changes.items()}
+        return self.model_copy(update=tables) if tables else self
 
     @property
     def trials(self) -> int:
         """How many settings the search tries: the grid's size, `search.trials`, or 100; never more than there are."""
-        size = len(self.space.search_space)
+        size = len(self.search_space)
         if self.search.sampler == "grid":
             return min(size, self.search.trials or size)
         return min(size, self.search.trials or 100)
@@ -260,8 +233,11 @@ class StudySpec(BaseModel):
         )
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
-        tree["space"] = {axis: list(values) for axis, values in vars(self.space.search_space).items()}
-        return {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)} | {"numerics": NUMERICS}
+        tree["space"] = {axis.name: list(axis.values) for axis in self.search_space.axes}
+        flat = {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)}
+        for axis in self.search_space.names:
+            flat.pop(axis, None)  # what its table says of an axis is of no account
+        return flat | {"numerics": NUMERICS}
 
     def stored(self) -> str:
         """The whole study as JSON, for `stored_spec` of this and all later versions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -28,8 +29,9 @@ import optuna
 import sqlalchemy as sa
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.images.volumes import Target
+from ddstudy.images.volumes import Target, Targets
 from ddstudy.spec.files import stored_spec
+from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Claims, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
@@ -226,7 +228,7 @@ class Store:
         """How many trials of a study are finished: a count that is quick in a large study, too."""
         return count_finished(self.storage.engine, self.storage.get_study_id_from_name(name))
 
-    def source(self, name: str, spec: StudySpec, target: Target) -> StudyView:
+    def source(self, name: str, spec: StudySpec, target: Target | Targets) -> StudyView:
         """Another study, whose results are results of a study of this spec and target.
 
         Raises:
@@ -240,11 +242,14 @@ class Store:
         differences = [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
             for key in sorted(ours.keys() | theirs.keys())
-            if key.startswith(tables) and theirs.get(key) != ours.get(key)
+            if key.startswith(tables)
+            and theirs.get(key) != ours.get(key)
+            # an axis of one study may be a default of the other: identities say which settings are the same
+            and (key not in OPTIONS or OPTIONS[key].default != theirs.get(key, ours.get(key)))
         ]
         if theirs["numerics"] != ours["numerics"]:
             differences.append(_OTHER_NUMERICS.format(theirs["numerics"], ours["numerics"]))
-        if theirs["target"] != target.digest:
+        if not _same_pixels(theirs["target"], target.digest):
             differences.append(f"target: {other.facts['target']} there, {target.name} here, other pixels")
         if differences:
             raise UserError(
@@ -259,7 +264,7 @@ class Store:
 
     # driving
 
-    def drive(self, spec: StudySpec, target: Target, sampler: optuna.samplers.BaseSampler) -> Driven:
+    def drive(self, spec: StudySpec, target: Target | Targets, sampler: optuna.samplers.BaseSampler) -> Driven:
         """Creates the study or goes on with it, as one of its drivers.
 
         Raises:
@@ -321,7 +326,7 @@ class Store:
             return self.storage.get_trial_id_from_study_id_trial_number(study_id, 0) is not None
         return False
 
-    def check(self, spec: StudySpec, target: Target) -> list[str] | None:
+    def check(self, spec: StudySpec, target: Target | Targets) -> list[str] | None:
         """Whether a study can go on, or begin, with this spec and target; nothing is written.
 
         Returns:
@@ -348,20 +353,20 @@ class Store:
                 "Go on with it in that version, or give the study another name with --name.",
             )
         changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-        grown = [key for key in changed if key.startswith("space.") and _grows(key, theirs[key], ours[key])]
+        grown = [key for key in changed if key in theirs.keys() & ours.keys() and _grows(key, theirs[key], ours[key])]
         differences = [
             f"{key}: stored {theirs.get(key)!r}, now {ours.get(key)!r}"
             for key in changed
             if key not in (*grown, "target", "numerics")
         ]
-        if ours["target"] != theirs["target"]:
+        if not _same_pixels(ours["target"], theirs["target"]):
             was = facts_of(frozen, self.shown_url)["target"]
             differences.append(f"target: stored {was}, now {target.name}{' with other pixels' * (was == target.name)}")
         if differences:
             raise UserError(
                 f"study '{spec.name}' in {self.shown_url} differs: {'; '.join(differences)}",
                 "Give the changed study another name with --name (--reuse imports results), or run it as it "
-                "was stored; lists may grow, noise and tiling at their end.",
+                "was stored; lists may grow, those of words at their end.",
             )
         if theirs["numerics"] != ours["numerics"]:
             other = _OTHER_NUMERICS.format(theirs["numerics"], ours["numerics"])
@@ -372,11 +377,11 @@ class Store:
             )
         return [key.removeprefix("space.") for key in grown]
 
-    def _note(self, study: optuna.Study, spec: StudySpec, target: Target, grown: list[str] | None) -> None:
+    def _note(self, study: optuna.Study, spec: StudySpec, target: Target | Targets, grown: list[str] | None) -> None:
         """Stores what a study is, as far as `check` allows it to change."""
         if grown is None:
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
-            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": target.digest[:16]}))
+            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": _short(target.digest)}))
         elif grown:
             self._grow(study, spec, grown)
         study.set_user_attr(_SPEC, spec.stored())  # the number of trials may have changed
@@ -412,7 +417,7 @@ class Store:
                 f"study '{spec.name}' in {self.shown_url}: its lists cannot grow while another driver runs it",
                 "Stop the others, start one with the longer lists, then the rest.",
             )
-        new = distributions(spec.space.search_space)
+        new = distributions(spec.search_space)
         self.storage.set_distributions(id_of(study), {axis: new[axis] for axis in axes})
 
 
@@ -436,9 +441,26 @@ def _lock_from_the_beginning(engine: sa.Engine) -> None:
 def _grows(key: str, old: list[Any], new: list[Any]) -> bool:
     """Whether results over the old list of an axis stay what they are over the new one.
 
-    Optuna stores a noise or tiling by its place in the list.
+    Optuna stores a word by its place in the list.
     """
-    return new[: len(old)] == old if key in ("space.noise", "space.tiling") else set(old) <= set(new)
+    table, _, _ = key.partition(".")
+    if table != "space":
+        return False
+    words = any(isinstance(value, str) for value in [*old, *new])
+    return new[: len(old)] == old if words else set(old) <= set(new)
+
+
+def _short(digest: str | dict[str, str]) -> str:
+    """The beginning of a digest, or of that of several, for people."""
+    text = digest if isinstance(digest, str) else hashlib.sha256(json.dumps(digest).encode()).hexdigest()
+    return text[:16]
+
+
+def _same_pixels(one: str | dict[str, str], other: str | dict[str, str]) -> bool:
+    """Whether the digests of the targets of two studies agree: of several images, those that both have."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(one[key] == other[key] for key in one.keys() & other.keys())
+    return one == other
 
 
 def _numerics_without_number(facts: Mapping[str, str]) -> int:

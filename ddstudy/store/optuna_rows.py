@@ -29,6 +29,7 @@ from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
+    FloatDistribution,
     IntDistribution,
     distribution_to_json,
     json_to_distribution,
@@ -48,7 +49,7 @@ from optuna.study._frozen import FrozenStudy as FrozenStudy
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ddstudy.spec.axes import AXES, NOISES, TILINGS, SearchSpace, Setting
+from ddstudy.spec.axes import Axis, Setting, Space
 from ddstudy.store.urls import said
 
 T = TypeVar("T")
@@ -722,29 +723,22 @@ def count_finished(engine: sa.Engine, study_id: int) -> int:
         return int(connection.scalar(of_study) or 0)
 
 
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space for Optuna, real values under their own names.
 
-    Ordered axes are integers on a logarithmic scale (blocks: linear), so that samplers know their order and every
-    view shows true values; the sampler snaps to the listed ones.
+    Numbers are on a logarithmic scale where their option says so, so that samplers know their order and every view
+    shows true values; the sampler snaps to the listed ones.
     """
-    return {
-        "k": IntDistribution(space.k[0], space.k[-1], log=True),
-        "s": IntDistribution(space.s[0], space.s[-1], log=True),
-        "l": IntDistribution(space.l[0], space.l[-1]),
-        "iterations": IntDistribution(space.iterations[0], space.iterations[-1], log=True),
-        "noise": CategoricalDistribution(space.noise),
-        "tiling": CategoricalDistribution(space.tiling),
-    }
+    return {axis.name: _distribution_over(axis) for axis in space.axes}
 
 
-def setting_of(trial: FrozenTrial) -> Setting | None:
-    """The setting that a trial measured or is measuring; None where its parameters are not those of a setting."""
-    values: list[Any] = [trial.params.get(axis) for axis in AXES]
-    k, s, l, iterations, noise, tiling = values
-    if not all(type(value) is int and value > 0 for value in (k, s, l, iterations)):
-        return None
-    return Setting(k, s, l, iterations, noise, tiling) if noise in NOISES and tiling in TILINGS else None
+def _distribution_over(axis: Axis) -> BaseDistribution:
+    if not axis.is_ordered:
+        return CategoricalDistribution(axis.values)
+    low, high = axis.values[0], axis.values[-1]
+    if axis.option.kind is float:
+        return FloatDistribution(float(low), float(high), log=axis.option.log)
+    return IntDistribution(int(low), int(high), log=axis.option.log)
 
 
 class ListedGP(GPSampler):

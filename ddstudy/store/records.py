@@ -15,9 +15,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from ddstudy.images.metrics import QUALITY
-from ddstudy.spec.axes import AXES, Setting
+from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_of, is_number, setting_of
+from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_of, is_number
 
 VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
 REUSED = "reused_from"  # study and number of the trial that a result was imported from
@@ -94,13 +94,13 @@ def records_of(trials: Sequence[FrozenTrial], spec: StudySpec) -> tuple[list[Rec
     refused: dict[str, str] = {}
     asked: dict[str, int] = {}  # fit -> the most iterations that were asked for so far
     for trial in trials:
-        setting = setting_of(trial)
+        setting = spec.search_space.setting(trial.params)
         passed = False
         if setting is not None:
             # a search asks for the last budget of a fit, then adds those that the fit passes on its way
-            passed = setting.iterations < asked.get(setting.fit.id, 0)
-            asked[setting.fit.id] = max(asked.get(setting.fit.id, 0), setting.iterations)
-        failed_early = trial.state == TrialState.FAIL and not set(AXES) <= trial.params.keys()
+            passed = setting["iterations"] < asked.get(setting.fit.id, 0)
+            asked[setting.fit.id] = max(asked.get(setting.fit.id, 0), setting["iterations"])
+        failed_early = trial.state == TrialState.FAIL and not set(spec.search_space.names) <= trial.params.keys()
         if not trial.state.is_finished() or failed_early:
             continue
         added = passed or spec.search.sampler == "grid" or REUSED in trial.user_attrs
@@ -123,9 +123,8 @@ def _record(trial: FrozenTrial, setting: Setting | None, spec: StudySpec, *, add
     if setting is None:
         raise DamagedError("its parameters are not those of a setting")
     if has_result:
-        space = spec.space.search_space
-        if outside := [axis for axis in AXES if getattr(setting, axis) not in getattr(space, axis)]:
-            raise DamagedError(f"{outside[0]} = {getattr(setting, outside[0])} is not in the lists of the study")
+        if outside := [axis for axis, value in setting.items() if value not in spec.search_space[axis]]:
+            raise DamagedError(f"{outside[0]} = {setting[outside[0]]} is not in the lists of the study")
         wanted = _OF_ALL_RESULTS + _OF_WHOLE_RESULTS * ("pruner" not in attrs)
         if missing := [key for key in wanted if key not in attrs]:
             raise DamagedError(f"it is no result of ddstudy: it has no attribute '{missing[0]}'")

@@ -18,7 +18,6 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from ddstudy.errors import UserError
-from ddstudy.spec.axes import AXES
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.optuna_rows import FrozenStudy
@@ -27,10 +26,7 @@ from ddstudy.store.urls import shown_path
 
 _SHOWN = 10  # trials that are named one by one
 
-_COLUMNS = (
-    "number",
-    "state",
-    *AXES,
+_OF_RESULTS = (
     "fit_id",
     *NUMBERS,
     "stable",
@@ -69,6 +65,11 @@ class StudyView:
     _artifacts: Path | None = field(default=None, repr=False)
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the options that it searches: columns of `trials`, missing there where an option does not apply."""
+        return self.spec.search_space.names
+
+    @property
     def measured(self) -> int:
         """How many trials have a result: COMPLETE or PRUNED."""
         return int(self.trials["state"].isin(["COMPLETE", "PRUNED"]).sum())
@@ -76,7 +77,7 @@ class StudyView:
     @property
     def is_over(self) -> bool:
         """Whether no result is to come unless someone runs it again: each is there, was given up or was damaged."""
-        return self.measured + len(failed_settings(self.trials)) + len(self.left_out) >= self.spec.trials
+        return self.measured + len(failed_settings(self.trials, self.axes)) + len(self.left_out) >= self.spec.trials
 
     @cached_property
     def checks(self) -> pd.DataFrame:
@@ -118,7 +119,7 @@ class StudyView:
     def logs(self) -> dict[str, tuple[str, str]]:
         """Of every setting that was given up and has no result: why, and all that is known of its last failure."""
         logs = {record.number: record.log for record in self.records}
-        failed = failed_settings(self.trials)
+        failed = failed_settings(self.trials, self.axes)
         rows = failed[["number", "fit_id", "iterations", "reason"]].itertuples(index=False, name=None)
         return {f"{fit}-i{budget}": (why, logs[number]) for number, fit, budget, why in rows}
 
@@ -149,7 +150,13 @@ def view_of(
     records, refused = records_of(trials, spec)
     left_out = {**(damaged or {}), **refused}
     return StudyView(
-        study.study_name, spec, facts_of(study, source), trials_table(records), left_out, records, artifacts
+        study.study_name,
+        spec,
+        facts_of(study, source),
+        trials_table(records, spec.search_space.names),
+        left_out,
+        records,
+        artifacts,
     )
 
 
@@ -168,7 +175,7 @@ def facts_of(study: FrozenStudy, source: str) -> dict[str, str]:
     raise UserError(f"{source}: its facts cannot be read", "They were damaged or not stored by ddstudy.")
 
 
-def trials_table(records: Sequence[Record]) -> pd.DataFrame:
+def trials_table(records: Sequence[Record], axes: Sequence[str]) -> pd.DataFrame:
     """Finished trials as a table, one row each, in the order of their numbers.
 
     Columns: `number`, `state`, the setting, every measurement under its plain name, `stable`, `reason`, `fit_id`,
@@ -180,19 +187,20 @@ def trials_table(records: Sequence[Record]) -> pd.DataFrame:
             **record.attrs,
             "number": record.number,
             "state": record.state.name,
-            **vars(record.setting),
+            **record.setting,
             "started": record.started,
             "finished": record.finished,
         }
         for record in records
     ]
     table = pd.DataFrame(rows)
-    for column in (*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)):
+    known = ("number", "state", *axes, *_OF_RESULTS)
+    for column in known:
         if column not in table:
             table[column] = pd.Series(dtype="float64" if column in NUMBERS else "object")
-    order = [*_COLUMNS, *(c for c in table.columns if c not in _COLUMNS)]
+    order = [*known, *(column for column in table.columns if column not in known)]
     table = table[order]
-    for column in set(order) - set(_COLUMNS):  # of others' attributes, whose kinds may differ from trial to trial
+    for column in set(order) - set(known):  # of others' attributes, whose kinds may differ from trial to trial
         if table[column].dropna().map(_kind).nunique() > 1:
             table[column] = table[column].map(str, na_action="ignore")
     return table.astype(dict.fromkeys(NUMBERS, "float64"))
@@ -221,14 +229,17 @@ def checks_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fit_id", "iteration", "seconds", "member", "psnr"])
 
 
-def failed_settings(trials: pd.DataFrame) -> pd.DataFrame:
+def failed_settings(trials: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """The rows of `trials_table` whose settings were given up and have no result: the last of each."""
     if "given_up" not in trials:
         return trials.iloc[:0]
-    results = set(trials.loc[trials["state"] != "FAIL", list(AXES)].itertuples(index=False, name=None))
-    given_up = trials[trials["given_up"].eq(True)].drop_duplicates(list(AXES), keep="last")
-    missing = [row not in results for row in given_up[list(AXES)].itertuples(index=False, name=None)]
-    return given_up[missing]
+    values = trials[list(axes)].astype(object)
+    settings = pd.Series(
+        list(values.where(values.notna(), None).itertuples(index=False, name=None)), index=trials.index, dtype=object
+    )
+    results = set(settings[trials["state"] != "FAIL"])
+    given_up = settings[trials["given_up"].eq(True)].drop_duplicates(keep="last")
+    return trials.loc[[place for place, setting in given_up.items() if setting not in results]]
 
 
 def is_whole(image: Path) -> bool:

@@ -12,7 +12,6 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ddstudy.images.volumes import Target, error_png_bytes, png_bytes
-from ddstudy.spec.axes import AXES, SearchSpace, Setting
+from ddstudy.images.volumes import Target, Targets, error_png_bytes, png_bytes
+from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import Claims
 from ddstudy.store.optuna_rows import (
@@ -33,7 +32,6 @@ from ddstudy.store.optuna_rows import (
     enqueued,
     id_of,
     image_attribute,
-    setting_of,
 )
 from ddstudy.store.records import REUSED, VERSION, Result, Results
 from ddstudy.store.study import StudyView
@@ -51,7 +49,7 @@ class Driven:
         study: Optuna's, with its sampler.
         storage: that it is in.
         spec: its study file.
-        target: its image.
+        target: its image, or images.
         files: folder for the images of trials.
         claims: ours on its fits.
         made_by: version and, where it is known, commit of this ddstudy, which trials carry.
@@ -63,7 +61,7 @@ class Driven:
         study: optuna.Study,
         storage: TrialStorage,
         spec: StudySpec,
-        target: Target,
+        target: Target | Targets,
         files: Path,
         claims: Claims,
         made_by: Mapping[str, str],
@@ -73,17 +71,21 @@ class Driven:
         self.study = study
         self.spec = spec
         self.target = target
-        self.space: SearchSpace = spec.space.search_space
+        self.space = spec.search_space
         self.claims = claims
         self._storage = storage
         self._files = files
         self._alone = alone
         self._made_by = made_by
         self._results = Results(storage, id_of(study), spec)
+        self._target_images: dict[int, dict[str, str]] = {}
 
-    @cached_property
-    def _target_image(self) -> dict[str, str]:
-        return self._upload("target.png", png_bytes(self.target.image))
+    def _target_image(self, setting: Setting) -> dict[str, str]:
+        """The image of a target, which is written once for all its settings."""
+        target = self.target.of(setting)
+        if id(target) not in self._target_images:
+            self._target_images[id(target)] = self._upload("target.png", png_bytes(target.image))
+        return self._target_images[id(target)]
 
     # what is done
 
@@ -147,10 +149,10 @@ class Driven:
         timed = "seconds" in self.spec.objectives
         measured, imported = self.measured(), 0
         for record in other.records:
-            setting, attrs = record.setting, record.attrs
-            if not record.has_result or "pruner" in attrs:
+            setting, attrs = self.space.setting({**other.spec.search_space.base, **record.setting}), record.attrs
+            if setting is None or setting.id != record.setting.id or not record.has_result or "pruner" in attrs:
                 continue
-            stopped = attrs["iterations_done"] < setting.iterations
+            stopped = attrs["iterations_done"] < setting["iterations"]
             comparable = not attrs["shared"] and not attrs.get("disturbed") and attrs["device"] == device
             complete = "psnr" not in attrs or all(metric in attrs for metric in self.spec.objectives)
             wanted = setting in self.space and setting not in measured and complete
@@ -160,7 +162,7 @@ class Driven:
             if VERSION not in values:  # the first one left none on a trial; who imports a result has not measured it
                 values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
             curve = {key: list(rows) for key, rows in record.curve.items()}
-            result = Measurement(setting.iterations, values, np.empty(0, np.float32), curve, stopped)
+            result = Measurement(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
             images = {key: json.dumps(meta) for key, meta in record.images.items()}
             self.record(
                 setting,
@@ -182,16 +184,19 @@ class Driven:
         """
         self.claims.patiently(self._refuse_enqueued)
         trial = self.claims.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
-        return trial, Setting(**{axis: trial.params[axis] for axis in AXES})
+        setting = self.space.setting(trial.params)
+        assert setting is not None
+        return trial, setting
 
     def _refuse_enqueued(self) -> None:
         """Closes what was enqueued and is not listed, which Optuna would take, or has a result."""
+        names = self.space.names
         for trial in self._storage.read_trials(id_of(self.study), (TrialState.WAITING,))[0]:
             fixed = enqueued(trial)
-            odd = [axis for axis in AXES if axis in fixed and not _is_listed(fixed[axis], getattr(self.space, axis))]
+            odd = [axis for axis in fixed if axis in names and not _is_listed(fixed[axis], self.space[axis])]
             if odd:
                 why = f"enqueued with {odd[0]} = {fixed[odd[0]]}, which the study does not list"
-            elif fixed.keys() >= set(AXES) and Setting(**{axis: fixed[axis] for axis in AXES}) in self.measured():
+            elif self.space.setting(fixed) in self.measured():
                 why = "its setting has a result already"
             else:
                 continue
@@ -203,7 +208,7 @@ class Driven:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
         claimed = self.claims.alive()
         for trial in self.running():
-            setting, started = setting_of(trial), trial.datetime_start or datetime.min
+            setting, started = self.space.setting(trial.params), trial.datetime_start or datetime.min
             # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
             young = not self._alone and datetime.now() - started < timedelta(seconds=self.claims.lease_seconds)
             if young or (setting is not None and setting.fit.id in claimed):
@@ -283,7 +288,7 @@ class Driven:
         system_attrs = dict(marks or {})
         if self.spec.images and not diverged and not origin:
             try:
-                system_attrs |= self._images(result.output)
+                system_attrs |= self._images(setting, result.output)
             except OSError as error:  # a full disk, a folder that is gone: the numbers are kept
                 attrs["images"] = f"not kept: {error}"
         if self.spec.search.pruner:
@@ -293,7 +298,7 @@ class Driven:
         frozen = create_trial(
             state=state,
             values=objectives if state == TrialState.COMPLETE or len(objectives or ()) == 1 else None,
-            params={axis: getattr(setting, axis) for axis in AXES},
+            params=self.space.params(setting),
             distributions=distributions(self.space),
             user_attrs=attrs,
             system_attrs=system_attrs,
@@ -337,7 +342,7 @@ class Driven:
         frozen = create_trial(
             state=TrialState.PRUNED,
             values=[float(np.mean(scores))],
-            params={axis: getattr(setting, axis) for axis in AXES},
+            params=self.space.params(setting),
             distributions=distributions(self.space),
             user_attrs=attrs,
             system_attrs=dict(marks or {}),
@@ -375,18 +380,18 @@ class Driven:
         marks: dict[str, Any] = {**self._made_by, "given_up": True} | ({"log": log} if log else {})
         frozen = create_trial(
             state=TrialState.FAIL,
-            params={axis: getattr(setting, axis) for axis in AXES},
+            params=self.space.params(setting),
             distributions=distributions(self.space),
             user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, **marks},
         )
         self.claims.patiently(lambda: self.study.add_trial(frozen))
 
-    def _images(self, output: NDArray[np.float32]) -> dict[str, Any]:
+    def _images(self, setting: Setting, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
         return {
-            **self._target_image,
+            **self._target_image(setting),
             **self._upload("output.png", png_bytes(output)),
-            **self._upload("error.png", error_png_bytes(output, self.target.image)),
+            **self._upload("error.png", error_png_bytes(output, self.target.of(setting).image)),
         }
 
     def _upload(self, filename: str, content: bytes) -> dict[str, str]:

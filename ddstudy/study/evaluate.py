@@ -23,8 +23,9 @@ from ddstudy.images.metrics import foreground, measurable, psnr, psnr_of, qualit
 from ddstudy.images.tiling import join, split, tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
-from ddstudy.spec.axes import Fit, rows_and_columns
-from ddstudy.spec.schema import FitSpec, NoiseSpec, StabilitySpec
+from ddstudy.spec.axes import Fit
+from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
+from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.load import DISTURBED_PERCENT, watched
 from ddstudy.study.stability import cv_percent, dead_members, stops_at
 
@@ -54,7 +55,9 @@ class Job:
     @property
     def kind(self) -> tuple[object, ...]:
         """What jobs of one study that are done as a pack have in common."""
-        return job_geometry(self.fit, self.target), rows_and_columns(self.fit.tiling)
+        options = self.options
+        alike = options.learning_rate, options.keep, options.engine, options.precision
+        return job_geometry(self.fit, self.target), rows_and_columns(self.fit["tiling"]), alike
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Measurement:
 def job_geometry(fit: Fit, target: Target) -> Geometry:
     """Shapes of the decoder that fits one tile of the target."""
     channels, height, width = target.image.shape
-    return geometry(fit.k, fit.s, fit.l, *tile_shape(height, width, fit.tiling), channels=channels)
+    return geometry(fit["k"], fit["s"], fit["l"], *tile_shape(height, width, fit["tiling"]), channels=channels)
 
 
 def problem(job: Job) -> Problem:
@@ -101,20 +104,20 @@ def problem(job: Job) -> Problem:
     the same whatever the worker, the order and the number of members.
     """
     shape = job_geometry(job.fit, job.target)
-    rows, columns = rows_and_columns(job.fit.tiling)
+    rows, columns = rows_and_columns(job.fit["tiling"])
     (h0, w0), k = shape.sizes[0], shape.k
     inputs, weights = [], []
     for member in range(job.options.members):
         seeds = np.random.SeedSequence([job.options.seed, job.fit.digest, member]).spawn(2)
         noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds)
-        volume = noise_volume(job.fit.noise, k, rows * h0, columns * w0, noise_rng, job.noise)
-        inputs.append(split(volume, job.fit.tiling))
+        volume = noise_volume(job.fit["noise"], k, rows * h0, columns * w0, noise_rng, job.noise)
+        inputs.append(split(volume, job.fit["tiling"]))
         weights.append(initial_weights(shape, weight_rng))
-    tiles = split(job.target.image, job.fit.tiling)
+    tiles = split(job.target.image, job.fit["tiling"])
     pixels = None
     if len(tiles) > 1:
         _, height, width = job.target.image.shape
-        pixels = join(np.arange(tiles.size).reshape(tiles.shape), job.fit.tiling, height, width).ravel()
+        pixels = join(np.arange(tiles.size).reshape(tiles.shape), job.fit["tiling"], height, width).ravel()
     options = job.options
     return Problem(shape, tiles, np.stack(inputs), np.stack(weights), options.learning_rate, options.keep, pixels)
 
@@ -245,7 +248,7 @@ class _Course:
         curve: dict[str, list[object]],
     ) -> list[Measurement]:
         _, height, width = self.job.target.image.shape
-        members = np.clip(join(outputs, self.job.fit.tiling, height, width), 0, 1)
+        members = np.clip(join(outputs, self.job.fit["tiling"], height, width), 0, 1)
         values = _values(self.job, self.work, check, members, outputs, self.device, self.method)
         values["dead_members"] = dead
         if waited is not None:

@@ -25,8 +25,9 @@ from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import kernels_for, memory
 from ddstudy.images.metrics import measurable
-from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import Fit, Setting, budgets_by_fit, rows_and_columns
+from ddstudy.images.volumes import Target, Targets
+from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
+from ddstudy.spec.options import tiles
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Claims
 from ddstudy.store.study import StudyView
@@ -91,7 +92,7 @@ class Progress:
     images_lost: str = ""
 
 
-def plan(spec: StudySpec, target: Target, done: set[Setting], reused: int = 0) -> Plan:
+def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: int = 0) -> Plan:
     """Plans a study.
 
     Args:
@@ -103,14 +104,13 @@ def plan(spec: StudySpec, target: Target, done: set[Setting], reused: int = 0) -
     Raises:
         UserError: an objective cannot be measured on a target of this size.
     """
-    height, width = target.image.shape[-2:]
-    unknown = [m for m in spec.objectives if not measurable(m, height, width)]
-    if unknown:
-        raise UserError(
-            f"objective {unknown[0]}: cannot be measured on a target of {height}x{width}",
-            "Use a larger target (11 pixels for SSIM and MS-SSIM, 41 for VIF), or another objective.",
-        )
-    space = spec.space.search_space
+    for height, width in {image.shape[-2:] for image in target.all}:
+        if unknown := [metric for metric in spec.objectives if not measurable(metric, height, width)]:
+            raise UserError(
+                f"objective {unknown[0]}: cannot be measured on a target of {height}x{width}",
+                "Use a larger target (11 pixels for SSIM and MS-SSIM, 41 for VIF), or another objective.",
+            )
+    space = spec.search_space
     settings = list(space)
     if spec.search.sampler != "grid":
         trials = min(spec.trials + reused, len(settings))
@@ -119,32 +119,37 @@ def plan(spec: StudySpec, target: Target, done: set[Setting], reused: int = 0) -
     done = done & set(settings)
     wanted = budgets_by_fit(settings)
     missing = budgets_by_fit(setting for setting in settings if setting not in done)
-    order = sorted(missing, key=lambda fit: -operations(fit, target) * max(missing[fit]))
+    order = sorted(missing, key=lambda fit: -cost(spec, fit, target) * max(missing[fit]))
     return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
 
 
-def operations(fit: Fit, target: Target) -> float:
+def operations(fit: Fit, target: Target | Targets) -> float:
     """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it.
 
     Three products of k x k per low-resolution pixel, and about 60 operations per channel and high-resolution pixel
     for upsampling, ReLU, normalisation and their gradients.
     """
-    shape = job_geometry(fit, target)
-    rows, columns = rows_and_columns(fit.tiling)
-    pixels = [rows * columns * height * width for height, width in shape.sizes]
+    shape = job_geometry(fit, target.of(fit))
+    pixels = [tiles(fit["tiling"]) * height * width for height, width in shape.sizes]
     return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
 
 
-def bytes_of_largest_fit(spec: StudySpec, target: Target, device: str = "cpu") -> int:
+def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
+    """Cost of one iteration of all members of a fit of a study, in `operations` of as many as its file names."""
+    return operations(fit, target) * spec.at(fit).fit.members / spec.fit.members
+
+
+def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str = "cpu") -> int:
     """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
-    shapes = [
-        (job_geometry(fit, target), rows_and_columns(fit.tiling)) for fit in budgets_by_fit(spec.space.search_space)
-    ]
-    shape, (rows, columns) = max(
-        shapes, key=lambda it: it[0].k * sum(h * w for h, w in it[0].sizes) * it[1][0] * it[1][1]
-    )
-    members = spec.fit.members
-    return memory(shape, rows * columns, members, members, kernels_for(device))
+
+    def size(fit: Fit) -> int:
+        shape = job_geometry(fit, target.of(fit))
+        return shape.k * sum(h * w for h, w in shape.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
+
+    largest = max(budgets_by_fit(spec.search_space), key=size)
+    members = spec.at(largest).fit.members
+    shape = job_geometry(largest, target.of(largest))
+    return memory(shape, tiles(largest["tiling"]), members, members, kernels_for(device))
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ class Forecast:
 
 
 def calibrate(
-    spec: StudySpec, target: Target, fits: list[Fit], executor: Executor, claims: Claims | None = None
+    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, claims: Claims | None = None
 ) -> Forecast:
     """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
 
@@ -240,16 +245,17 @@ def calibrate(
     Raises:
         WorkError: no fit works.
     """
-    order = sorted(fits, key=lambda fit: operations(fit, target))
+    order = sorted(fits, key=lambda fit: cost(spec, fit, target))
     chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
     if claims is not None:
         elsewhere = claims.orphans() | claims.alive()
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
-    options = spec.fit.model_copy(update={"check_every": CALIBRATION_CHECKS})
     stability = spec.stability.model_copy(update={"prune": False})
     last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
     for name, fit in chosen.items():
-        executor.submit(name, replace(job(spec, target, fit, (1, last)), options=options, stability=stability))
+        trial = job(spec, target, fit, (1, last))
+        options = trial.options.model_copy(update={"check_every": CALIBRATION_CHECKS})
+        executor.submit(name, replace(trial, options=options, stability=stability))
     started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
     besides: list[float] = []
     end = time.monotonic() + CALIBRATION_SECONDS
@@ -279,7 +285,7 @@ def calibrate(
         seconds, iterations = first.seconds, first.iteration
         if others:  # the first iteration may be unlike the rest
             seconds, iterations = others[-1].seconds - seconds, others[-1].iteration - iterations
-        forecast.learn(operations(chosen[name], target), max(seconds, 1e-6) / iterations)
+        forecast.learn(cost(spec, chosen[name], target), max(seconds, 1e-6) / iterations)
     if besides:
         # the others may have loaded libraries and kernels; nothing was recorded
         forecast.learn_besides(min(besides) + RECORD_SECONDS, 1)
@@ -303,34 +309,37 @@ def keep_forecast(study: Driven, forecast: Forecast) -> None:
     study.claims.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
 
 
-def work_of(fit: Fit, budgets: tuple[int, ...], target: Target) -> Work:
+def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:
     """The work of a fit."""
-    return Work(int(operations(fit, target)) * max(budgets), max(budgets), len(budgets))
+    return Work(int(cost(spec, fit, target)) * max(budgets), max(budgets), len(budgets))
 
 
-def work_ahead(spec: StudySpec, target: Target, the_plan: Plan) -> Work:
+def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Work:
     """The work of a plan without any early stop; for a search, of average settings."""
     if spec.search.sampler == "grid":
-        return sum((work_of(fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
+        return sum((work_of(spec, fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
     # a search asks for whole fits, whose every budget is a result, or where time counts for any budget of theirs
     asked = [
-        work_of(fit, budgets[:count], target)
-        for fit, budgets in budgets_by_fit(spec.space.search_space).items()
+        work_of(spec, fit, budgets[:count], target)
+        for fit, budgets in budgets_by_fit(spec.search_space).items()
         for count in (range(1, len(budgets) + 1) if "seconds" in spec.objectives else [len(budgets)])
     ]
     total = sum(asked, Work())
     return total.times(max(0, the_plan.settings - the_plan.done) / total.results)
 
 
-def forecast_seconds(spec: StudySpec, target: Target, the_plan: Plan, forecast: Forecast, slots: int) -> float:
+def forecast_seconds(
+    spec: StudySpec, target: Target | Targets, the_plan: Plan, forecast: Forecast, slots: int
+) -> float:
     """Seconds that a plan takes without any early stop."""
-    longest = max((forecast.seconds(work_of(fit, b, target)) for fit, b in the_plan.todo.items()), default=0.0)
+    longest = max((forecast.seconds(work_of(spec, fit, b, target)) for fit, b in the_plan.todo.items()), default=0.0)
     return max(longest, forecast.seconds(work_ahead(spec, target, the_plan)) / max(1, slots))
 
 
-def job(spec: StudySpec, target: Target, fit: Fit, budgets: tuple[int, ...]) -> Job:
+def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:
     """The job of one fit."""
-    return Job(fit, budgets, target, spec.fit, spec.noise, spec.stability, timed="seconds" in spec.objectives)
+    at = spec.at(fit)
+    return Job(fit, budgets, target.of(fit), at.fit, at.noise, spec.stability, timed="seconds" in spec.objectives)
 
 
 @dataclass(frozen=True)
@@ -495,7 +504,7 @@ class _Run:
                 continue
             # the claim is ours: what another driver recorded before it gave the fit back is visible now
             self._refresh()
-            budgets = tuple(b for b in self._take_out(fit) if _setting(fit, b) not in self.results)
+            budgets = tuple(b for b in self._take_out(fit) if fit.at(b) not in self.results)
             if self._is_given_up(fit, budgets) or not budgets:
                 self.study.claims.release(fit.id)
                 continue
@@ -513,21 +522,21 @@ class _Run:
 
     def _work(self, fit: Fit, budgets: tuple[int, ...]) -> Work:
         if fit not in self.costs:
-            self.costs[fit] = int(operations(fit, self.study.target))
+            self.costs[fit] = int(cost(self.study.spec, fit, self.study.target))
         iterations = max(budgets, default=0)
         return Work(self.costs[fit] * iterations, iterations, len(budgets))
 
     def _next_of_search(self) -> bool:
         self._refresh()
         ours = [flight for flight in self.in_flight.values() if flight.trial is not None]
-        coming = sum(_setting(f.fit, b) not in self.results for f in self.in_flight.values() for b in f.budgets)
+        coming = sum(f.fit.at(b) not in self.results for f in self.in_flight.values() for b in f.budgets)
         running = self.study.running()
         coming += len(running) - len(ours)
         if len(self.results) + coming >= self.plan.settings:
             return False
         # also busy: fits whose last budget is on its way, fits of other drivers, and fits that fail
         busy = {*self.in_flight, *self.study.claims.alive(), *(fit.id for fit in self.failures)}
-        if next(unseen(self.study.space, self.results, busy | running_fits(running)), None) is None:
+        if next(unseen(self.study.space, self.results, busy | running_fits(self.study.space, running)), None) is None:
             return False
         sampler = self.study.study.sampler
         assert isinstance(sampler, Unseen)
@@ -542,7 +551,7 @@ class _Run:
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
         self._refresh()
-        if self._is_given_up(setting.fit, (setting.iterations,), trial):
+        if self._is_given_up(setting.fit, (setting["iterations"],), trial):
             self.study.claims.release(setting.fit.id)
             return True
         if setting in self.results:  # it was enqueued, or another driver was faster
@@ -550,8 +559,8 @@ class _Run:
             self.study.claims.release(setting.fit.id)
             return True
         # budgets that the fit passes on its way are results too, for free
-        passed = [b for b in self.study.space.iterations if b <= setting.iterations]
-        budgets = tuple(b for b in passed if _setting(setting.fit, b) not in self.results)
+        passed = [b for b in self.study.space["iterations"] if b <= setting["iterations"]]
+        budgets = tuple(b for b in passed if setting.fit.at(b) not in self.results)
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
 
@@ -632,7 +641,7 @@ class _Run:
                 return ""
         self.executor.cancel(flight.fit.id)
         steps, trial, flight.trial = flight.steps, flight.trial, None
-        for setting in (_setting(flight.fit, b) for b in flight.budgets if b > check.iteration):
+        for setting in (flight.fit.at(b) for b in flight.budgets if b > check.iteration):
             asked = trial if setting == flight.setting else None
             marks = self._marks() if asked is None else {}
             self.study.record_pruned(setting, check, steps, started=flight.started, trial=asked, marks=marks)
@@ -646,7 +655,7 @@ class _Run:
         return sampler.marks(self.study.trials()) if isinstance(sampler, Unseen) else {}
 
     def _record(self, flight: _InFlight, event: Measurement) -> str:
-        setting = _setting(flight.fit, event.budget)
+        setting = flight.fit.at(event.budget)
         if setting in self.results:
             return ""  # a fit that failed on its way and was done again
         if not self.study.claims.holds(flight.fit.id):
@@ -665,9 +674,9 @@ class _Run:
         self._count()
         if flight.setting == setting:
             flight.trial = None
-        cost = operations(flight.fit, self.study.target)
+        per_iteration = cost(self.study.spec, flight.fit, self.study.target)
         iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
-        self.forecast.learn(cost, max(seconds, 1e-6) / iterations)
+        self.forecast.learn(per_iteration, max(seconds, 1e-6) / iterations)
         flight.fitted, flight.recorded = max(flight.fitted, seconds), flight.recorded + 1
         if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
             self.kept = time.monotonic()
@@ -679,7 +688,7 @@ class _Run:
 
     def _failed(self, flight: _InFlight, event: Failed) -> str:
         why = event.why
-        missing = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        missing = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
         if event.kind == "lost" and missing:
             flight.losses += 1
             if flight.losses == LOSSES:
@@ -715,7 +724,7 @@ class _Run:
         """Records settings as FAIL; the trial that was asked for is the largest budget's."""
         self.failures.add(fit)
         for budget in budgets:
-            setting = _setting(fit, budget)
+            setting = fit.at(budget)
             self.failed.add(setting)
             if trial is not None and budget == max(budgets):
                 self.study.fail(trial, why, given_up=True, log=log)
@@ -729,7 +738,7 @@ class _Run:
         del self.in_flight[flight.fit.id]
         if flight.fit not in self.failures:
             self.behind += self._work(flight.fit, flight.budgets)
-        lost = tuple(budget for budget in flight.budgets if _setting(flight.fit, budget) not in self.results)
+        lost = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
         if lost and flight.setting is None and flight.fit not in self.failures:
             self._put_back(flight.fit, lost)  # whoever took the claim will measure these, or die and leave them to us
 
@@ -769,8 +778,8 @@ class _Run:
     def _done_elsewhere(self, setting: Setting) -> None:
         """Takes what another driver did from the work that is ahead."""
         done, budgets = self.average, self.todo.get(setting.fit, ())
-        if setting.iterations in budgets:
-            rest = tuple(budget for budget in budgets if budget != setting.iterations)
+        if setting["iterations"] in budgets:
+            rest = tuple(budget for budget in budgets if budget != setting["iterations"])
             done = self._work(setting.fit, budgets) - self._work(setting.fit, rest)
             self.ahead -= done
             self.todo[setting.fit] = rest
@@ -843,7 +852,3 @@ def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progr
             study.close_abandoned()
     finally:
         state.abandon()
-
-
-def _setting(fit: Fit, budget: int) -> Setting:
-    return Setting(fit.k, fit.s, fit.l, budget, fit.noise, fit.tiling)

@@ -21,9 +21,10 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ddstudy.spec.axes import AXES, TILINGS, SearchSpace, Setting, rows_and_columns
+from ddstudy.spec.axes import Axis, Setting, Space
+from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.optuna_rows import ListedGP, distributions, latest_generation, setting_of
+from ddstudy.store.optuna_rows import ListedGP, distributions, latest_generation
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
 GP_START = 3  # fits before the GP decides; Optuna's 10 trials spend more on chance than the GP gains by them
@@ -43,14 +44,14 @@ class SpaceExhaustedError(Exception):
         self.trial = trial
 
 
-def unseen(space: SearchSpace, seen: Container[Setting | None], busy: Container[str]) -> Iterator[Setting]:
+def unseen(space: Space, seen: Container[Setting | None], busy: Container[str]) -> Iterator[Setting]:
     """The settings that have no result and whose fit is not among `busy`, in the order of the grid."""
     return (setting for setting in space if setting not in seen and setting.fit.id not in busy)
 
 
-def running_fits(trials: Iterable[FrozenTrial]) -> set[str]:
+def running_fits(space: Space, trials: Iterable[FrozenTrial]) -> set[str]:
     """Identities of the fits that RUNNING trials have asked for."""
-    settings = (setting_of(trial) for trial in trials if trial.state == TrialState.RUNNING)
+    settings = (space.setting(trial.params) for trial in trials if trial.state == TrialState.RUNNING)
     return {setting.fit.id for setting in settings if setting is not None}
 
 
@@ -62,7 +63,7 @@ def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
         trials_so_far: a continued study must not repeat its random numbers.
     """
     seed = int(np.random.SeedSequence([spec.search.seed, trials_so_far]).generate_state(1)[0])
-    return Unseen(_inner(spec, seed), spec.space.search_space, seed, whole="seconds" not in spec.objectives)
+    return Unseen(_inner(spec, seed), spec.search_space, seed, whole="seconds" not in spec.objectives)
 
 
 class _AnyPruner(optuna.pruners.BasePruner):
@@ -85,7 +86,7 @@ def _named_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
         case "median":
             return optuna.pruners.MedianPruner()
         case "hyperband":
-            steps = (spec.fit.check_every, spec.space.search_space.iterations[-1])
+            steps = (spec.fit.check_every, spec.search_space["iterations"][-1])
             return optuna.pruners.HyperbandPruner(min_resource=steps[0], max_resource=max(steps))
         case "wilcoxon":
             with warnings.catch_warnings():
@@ -109,7 +110,7 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
             case "nsga3":
                 return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
             case "gp":
-                budgets = len(spec.space.search_space.iterations)
+                budgets = len(spec.search_space["iterations"])
                 return _KnowingGP(seed=seed, n_startup_trials=(GP_START - 1) * budgets + 1)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
@@ -128,8 +129,9 @@ class _KnowingGP(ListedGP):
     def propose(self, study: Study, trials: Iterable[FrozenTrial], space: Mapping[str, BaseDistribution]) -> Any:
         """Values of the most promising of the allowed settings; none while too few results are there."""
         counted: dict[str, BaseDistribution] = {**space}
-        if "tiling" in space:
-            counted["tiling"] = IntDistribution(1, max(map(_tiles, TILINGS)), log=True)
+        orders = {name: order for name in space if (order := OPTIONS[name].order)}
+        for name, order in orders.items():
+            counted[name] = IntDistribution(min(order.values()), max(order.values()), log=True)
         storage = optuna.storages.InMemoryStorage()
         copy = storage.create_new_study(study.directions, study.study_name)
         for trial in trials:
@@ -148,17 +150,14 @@ class _KnowingGP(ListedGP):
             storage.create_new_trial(copy, known)
         twin = optuna.load_study(study_name=study.study_name, storage=storage)
         drawn = self.sample_relative(twin, storage.get_trial(storage.create_new_trial(copy)), counted)
-        tiles = {_tiles(tiling): tiling for tiling in TILINGS}
-        return {name: tiles[value] if name == "tiling" else value for name, value in drawn.items()}
+        words = {name: {number: word for word, number in order.items()} for name, order in orders.items()}
+        return {name: words[name][value] if name in words else value for name, value in drawn.items()}
 
 
-def _tiles(tiling: str) -> int:
-    rows, columns = rows_and_columns(tiling)
-    return rows * columns
-
-
-def _numbers(setting: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tiles(value) if name == "tiling" else value for name, value in setting.items()}
+def _numbers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters, words that have an order as numbers."""
+    orders = {name: order for name in params if name in OPTIONS and (order := OPTIONS[name].order)}
+    return {name: orders[name][value] if name in orders else value for name, value in params.items()}
 
 
 def _values(trial: FrozenTrial, metrics: Sequence[str] | None) -> list[float] | None:
@@ -193,7 +192,7 @@ class Unseen(BaseSampler):
         busy: identities of fits that must not be proposed now, beside those of RUNNING trials.
     """
 
-    def __init__(self, inner: BaseSampler, space: SearchSpace, seed: int, *, whole: bool = False) -> None:
+    def __init__(self, inner: BaseSampler, space: Space, seed: int, *, whole: bool = False) -> None:
         self.busy: Collection[str] = ()
         self._inner = inner
         self._space = space
@@ -213,15 +212,15 @@ class Unseen(BaseSampler):
             SpaceExhaustedError: there is none.
         """
         trials = study.get_trials(deepcopy=False)
-        seen = {setting_of(trial) for trial in trials if trial.state != TrialState.FAIL}
-        free = list(unseen(self._space, seen, {*self.busy, *running_fits(trials)}))
+        seen = {self._space.setting(trial.params) for trial in trials if trial.state != TrialState.FAIL}
+        free = list(unseen(self._space, seen, {*self.busy, *running_fits(self._space, trials)}))
         if not free:
             raise SpaceExhaustedError(trial)
         # of the settings of a fit the last has the most iterations
-        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.iterations)}
+        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting["iterations"])}
         if isinstance(self._inner, _KnowingGP):
             # of whole fits, too, it judges every budget: the best one is seldom the largest
-            self._inner.candidates = [_numbers(vars(setting)) for setting in free]
+            self._inner.candidates = [_numbers(self._space.params(setting)) for setting in free]
         if self._whole:
             free = list(largest.values())
         allowed = set(free)
@@ -236,7 +235,8 @@ class Unseen(BaseSampler):
             chosen = free[self._rng.integers(len(free))]
         else:
             chosen = proposal if proposal in allowed else self._nearest(proposal, free)
-        return {name: getattr(chosen, name) for name in search_space}
+        params = self._space.params(chosen)
+        return {name: params[name] for name in search_space}
 
     def marks(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         """System attributes for a result that was not asked for, so that the inner sampler takes it as its own."""
@@ -247,37 +247,42 @@ class Unseen(BaseSampler):
         if isinstance(self._inner, optuna.samplers.QMCSampler):
             # a sequence that fills the space evenly must fill the list evenly, whatever the values' spacing
             indices: dict[str, BaseDistribution] = {
-                name: IntDistribution(0, len(getattr(self._space, name)) - 1) for name in search_space
+                name: IntDistribution(0, len(self._space[name]) - 1) for name in search_space
             }
             drawn = self._inner.sample_relative(study, trial, indices)
-            values = {name: getattr(self._space, name)[int(index)] for name, index in drawn.items()}
+            values = {name: self._space[name][int(index)] for name, index in drawn.items()}
         else:
             if isinstance(self._inner, _KnowingGP):
                 drawn = self._inner.propose(study, study.get_trials(deepcopy=False), search_space)
             else:
                 drawn = self._inner.sample_relative(study, trial, search_space)
-            values = {name: self._snap(name, value) for name, value in drawn.items()}
+            axes = {axis.name: axis for axis in self._space.axes}
+            values = {name: self._snap(axes[name], value) for name, value in drawn.items()}
         if not values:
             return None
-        for name in AXES:  # axes with one value, and those that a genetic sampler mutates
-            allowed = getattr(self._space, name)
-            values.setdefault(name, allowed[self._rng.integers(len(allowed))])
-        return Setting(**values)
+        for axis in self._space.axes:  # with one value, and those that a genetic sampler mutates
+            values.setdefault(axis.name, axis.values[self._rng.integers(len(axis.values))])
+        return self._space.setting(values)
 
-    def _snap(self, name: str, value: Any) -> Any:
-        if name in ("noise", "tiling"):
+    def _snap(self, axis: Axis, value: Any) -> Any:
+        if not axis.is_ordered:
             return value
-        return min(getattr(self._space, name), key=lambda allowed: abs(math.log(allowed / value)))
+        numbers = [float(listed) for listed in axis.values]
+        if numbers[0] > 0:
+            steps = [abs(math.log(listed / value)) for listed in numbers]
+        else:
+            steps = [abs(listed - value) for listed in numbers]
+        return axis.values[steps.index(min(steps))]
 
     def _nearest(self, wanted: Setting, free: list[Setting]) -> Setting:
-        """The unseen setting with the fewest steps along the listed values; another noise or tiling counts one."""
+        """The unseen setting with the fewest steps along the listed values; another word counts one."""
 
         def steps(setting: Setting) -> float:
             return sum(
-                float(getattr(setting, name) != getattr(wanted, name))
-                if name in ("noise", "tiling")
-                else abs(axis.index(getattr(setting, name)) - axis.index(getattr(wanted, name)))
-                for name, axis in ((name, getattr(self._space, name)) for name in AXES)
+                abs(axis.values.index(setting[axis.name]) - axis.values.index(wanted[axis.name]))
+                if axis.is_ordered and axis.name in setting and axis.name in wanted
+                else float(setting.get(axis.name) != wanted.get(axis.name))
+                for axis in self._space.axes
             )
 
         shuffled: list[Setting] = [free[int(index)] for index in self._rng.permutation(len(free))]
@@ -287,7 +292,7 @@ class Unseen(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Only for axes with a single value, which need no choice."""
-        return getattr(self._space, param_name)[0]
+        return self._space[param_name][0]
 
     def reseed_rng(self) -> None:
         """Passed on."""

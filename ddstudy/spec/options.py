@@ -1,0 +1,277 @@
+"""Options: everything of a study file that decides what is fitted, and how; each can be searched.
+
+The six of the thesis are always searched. Any other number or choice of the tables `target`, `noise` and `fit` is
+searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is said
+once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have an
+order, and which value of another option it needs to mean anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
+
+Value = int | float | str
+Noise = Literal["uniform", "blur3", "simplex"]
+Tiling = Literal["1x1", "2x2", "3x3", "4x5"]
+NOISES: tuple[Noise, ...] = get_args(Noise)
+TILINGS: tuple[Tiling, ...] = get_args(Tiling)
+
+MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def rows_and_columns(tiling: str) -> tuple[int, int]:
+    """`"4x5"` -> (4, 5): four rows of five tiles."""
+    rows, columns = tiling.split("x")
+    return int(rows), int(columns)
+
+
+def tiles(tiling: str) -> int:
+    """`"4x5"` -> 20."""
+    rows, columns = rows_and_columns(tiling)
+    return rows * columns
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    label: str,
+    short: str = "{}",
+    unit: str = "",
+    log: bool = False,
+    order: Mapping[str, int] | None = None,
+    needs: tuple[str, tuple[Value, ...]] | None = None,
+) -> Any:
+    """A field of a table that can be searched; the arguments are those of `Option`."""
+    facts = {"label": label, "short": short, "unit": unit, "log": log, "order": order, "needs": needs}
+    return Field(default, description=description, json_schema_extra={"option": facts})  # type: ignore[dict-item]
+
+
+class ThesisOptions(BaseModel):
+    """What the thesis searches (Table 3.1), named in `[space]` without a table."""
+
+    model_config = MODEL
+
+    k: Annotated[int, Field(ge=1, le=1024)] = option(..., "channels", label="k", short="k{}", log=True)
+    s: Annotated[int, Field(ge=1, le=1024)] = option(..., "scale factors", label="s", short="s{}", log=True)
+    l: Annotated[int, Field(ge=1, le=16)] = option(..., "blocks", label="l", short="l{}")
+    iterations: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+        ..., "budgets of iterations", label="iterations", short="i{}", log=True
+    )
+    noise: Noise = option("uniform", "input tensors", label="noise")
+    tiling: Tiling = option(
+        "1x1", "rows x columns of tiles", label="tiling", order={tiling: tiles(tiling) for tiling in TILINGS}
+    )
+
+
+class TargetSpec(BaseModel):
+    """`[target]`: which image is fitted (thesis sec. 3.2). Without `file`, nilearn's packaged MNI152 T1 template."""
+
+    model_config = MODEL
+
+    file: str | None = Field(None, description="NIfTI, MGH, PNG, JPEG, TIFF or .npy file; empty for MNI152")
+    plane: Literal["axial", "coronal", "sagittal"] = option("axial", "plane cut from a volume", label="plane")
+    slice: Annotated[int, Field(ge=0)] | Literal["mid"] = option(
+        "mid", "slice index in RAS+ order along the plane's normal, or 'mid'", label="slice", short="slice{}"
+    )
+    volume: Annotated[int, Field(ge=0)] | None = option(
+        None, "which volume of a 4-D series", label="volume", short="volume{}"
+    )
+    intensity: Literal["minmax", "percentile"] = option("minmax", "what is scaled to [0, 1]", label="intensity")
+    percentiles: tuple[float, float] = Field((0.5, 99.5), description="lower and upper, for 'percentile'")
+    size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] | None = Field(
+        None, description="rows, columns: aspect kept, then padded; empty keeps the slice's own size"
+    )
+
+    @field_serializer("file", when_used="json")
+    def _in_utf8(self, value: str | None) -> str | None:
+        # a name in Latin-1 is no UTF-8, which is all that a store takes; it is a note there, nothing reads it again
+        return value and os.fsencode(value).decode(errors="backslashreplace")
+
+    @field_validator("percentiles", "size", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("percentiles")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("must be [lower, upper] with 0 <= lower < upper <= 100")
+        return value
+
+
+class NoiseSpec(BaseModel):
+    """`[noise]`: how the input tensors are made (thesis sec. 3.1)."""
+
+    model_config = MODEL
+
+    blur_kernel: Literal[3, 5, 7] = option(
+        3,
+        "Gaussian kernel size of 'blur3'; sigma by Eq. 3.2",
+        label="blur kernel",
+        short="kernel{}",
+        unit="pixels",
+        needs=("noise", ("blur3",)),
+    )
+    feature_size: Annotated[float, Field(gt=0)] = option(
+        1.0,
+        "feature size of 'simplex'",
+        label="feature size",
+        short="feature{}",
+        unit="pixels",
+        log=True,
+        needs=("noise", ("simplex",)),
+    )
+    range: tuple[float, float] = Field((0.0, 1.0), description="lowest and highest value of the input tensor")
+    channels: Literal["independent", "interpolated"] = option(
+        "independent",
+        "'interpolated': all channels between two noise images (low rank; sec. 3.2)",
+        label="noise channels",
+        needs=("noise", ("uniform", "blur3")),
+    )
+
+    @field_validator("range", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not (math.isfinite(value[0]) and math.isfinite(value[1]) and value[0] < value[1]):
+            raise ValueError("must be [lowest, highest], both finite, lowest < highest")
+        return value
+
+
+class FitSpec(BaseModel):
+    """`[fit]`: the optimiser and its ensemble (thesis sec. 2.2 and 3.3)."""
+
+    model_config = MODEL
+
+    members: Annotated[int, Field(ge=1, le=100)] = option(
+        5, "random initialisations per fit (5DD)", label="members", short="{}dd", log=True
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = option(
+        0, "every random number derives from it", label="seed", short="seed{}"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = option(
+        0.01, "of Adam", label="learning rate", short="lr{}", log=True
+    )
+    keep: Literal["last", "best", "average"] = option(
+        "best", "which iterate counts: the last, the best (least loss so far) or a running average", label="iterate"
+    )
+    check_every: Annotated[int, Field(ge=1)] = option(
+        100, "iterations between stability checks", label="check every", short="check{}", unit="iterations", log=True
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    engine: Literal["auto", "fused", "reference"] = option("auto", "'reference' is plain torch, slow", label="engine")
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "of the factors of matrix products; bfloat16 on CUDA GPUs only", label="precision"
+    )
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that can be searched.
+
+    Attributes:
+        path: its name in `[space]`, as a parameter in Optuna and as a column of tables: `k`, `fit.learning_rate`.
+        annotation: type and limits of one value.
+        default: of schema 1, None where there is none. An option that has it is left out of identities; those of the
+            thesis never are.
+        description: for people.
+        label: short name for people.
+        short: how a value reads in an identity, as `lr{}`.
+        unit: of numbers, empty where there is none.
+        log: samplers and figures take its logarithm.
+        order: of words that have one: word -> number.
+        needs: another option and the values of it with which this one means anything; None: it always does.
+    """
+
+    path: str
+    annotation: Any
+    default: Any
+    description: str
+    label: str
+    short: str
+    unit: str
+    log: bool
+    order: Mapping[str, int] | None
+    needs: tuple[str, tuple[Value, ...]] | None
+
+    @property
+    def is_of_thesis(self) -> bool:
+        """Whether it is part of every setting and every identity."""
+        return "." not in self.path
+
+    @property
+    def kind(self) -> type:
+        """int, float, or str for a choice between words."""
+        kinds = {type(value) if origin else value for value, origin in _scalars(self.annotation)}
+        return int if int in kinds else float if float in kinds else str
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is one of this option."""
+        return isinstance(value, int | float | str) and _is_valid(self.path, type(value).__name__, value)
+
+    def in_identity(self, value: Value) -> str:
+        """A value as a part of an identity: `k64`, `blur3`, `lr0.003`."""
+        short = f"{value:g}" if isinstance(value, float) else str(value)
+        return self.short.format(short if not isinstance(value, float) or float(short) == value else value)
+
+
+def _scalars(annotation: Any) -> list[tuple[Any, bool]]:
+    """(type, False) or (allowed word or number, True) of everything that a value of a type may be."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _scalars(args[0])
+    if origin in (Union, types.UnionType):
+        return [each for arg in args for each in _scalars(arg)]
+    return [(arg, True) for arg in args] if origin is Literal else [(annotation, False)]
+
+
+def _options() -> dict[str, Option]:
+    found = {}
+    tables: tuple[tuple[str, type[BaseModel]], ...] = (
+        ("", ThesisOptions),
+        ("target.", TargetSpec),
+        ("noise.", NoiseSpec),
+        ("fit.", FitSpec),
+    )
+    for prefix, table in tables:
+        for name, field in table.model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and "option" in extra:
+                annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+                facts: Any = extra["option"]
+                path, about = prefix + name, field.description or ""
+                default = None if field.is_required() else field.default
+                found[path] = Option(path, annotation, default, about, **facts)
+    return found
+
+
+OPTIONS: Mapping[str, Option] = _options()
+THESIS = tuple(path for path, option in OPTIONS.items() if option.is_of_thesis)
+
+
+@functools.lru_cache(4096)  # stores hold the same few values many times
+def _is_valid(path: str, kind: str, value: Value) -> bool:  # 1, 1.0 and True are one key
+    try:
+        _adapter(path).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _adapter(path: str) -> TypeAdapter[Any]:
+    return TypeAdapter(OPTIONS[path].annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
