@@ -31,7 +31,7 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Claims
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Job, Measurement, job_geometry
+from ddstudy.study.evaluate import Check, Job, Measurement, job_prior
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
@@ -124,22 +124,14 @@ def plan(spec: StudySpec, target: Target, done: set[Setting], reused: int = 0) -
 
 
 def operations(fit: Fit, target: Target) -> float:
-    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it.
-
-    Three products of k x k per low-resolution pixel, and about 60 operations per channel and high-resolution pixel
-    for upsampling, ReLU, normalisation and their gradients.
-    """
-    shape = job_geometry(fit, target)
+    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it."""
     rows, columns = rows_and_columns(fit.tiling)
-    pixels = [rows * columns * height * width for height, width in shape.sizes]
-    return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
+    return float(rows * columns * job_prior(fit, target).cost)
 
 
 def bytes_of_largest_fit(spec: StudySpec, target: Target, device: str = "cpu") -> int:
     """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
-    shapes = [
-        (job_geometry(fit, target), rows_and_columns(fit.tiling)) for fit in budgets_by_fit(spec.space.search_space)
-    ]
+    shapes = [(job_prior(fit, target), rows_and_columns(fit.tiling)) for fit in budgets_by_fit(spec.space.search_space)]
     shape, (rows, columns) = max(
         shapes, key=lambda it: it[0].k * sum(h * w for h, w in it[0].sizes) * it[1][0] * it[1][1]
     )
