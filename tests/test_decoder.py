@@ -21,6 +21,13 @@ def test_parameter_count_is_that_of_the_network(k: int, l: int, channels: int) -
     assert counted == prior.parameters == prior.initial_weights(np.random.default_rng()).size
 
 
+def test_cost_counts_products_at_low_and_everything_else_at_high_resolution() -> None:
+    prior = deep_decoder(8, 4, 2, 16, 16)
+    assert prior.sizes == ((4, 4), (8, 8), (16, 16))
+    assert prior.input_shape == (8, 4, 4)
+    assert prior.cost == 6 * 8**2 * (4 * 4 + 8 * 8) + 60 * 8 * (8 * 8 + 16 * 16)
+
+
 def test_sizes_are_powers_where_they_can_be() -> None:
     assert deep_decoder(8, 32, 5, 256, 320).sizes == tuple((8 * 2**i, 10 * 2**i) for i in range(6))
     assert deep_decoder(8, 8, 3, 256, 320).sizes == ((32, 40), (64, 80), (128, 160), (256, 320))
