@@ -23,7 +23,7 @@ from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.evaluate import Job, problem
+from ddstudy.study.evaluate import Job, measured, problem
 
 SETTINGS = [(16, 8, 4), (32, 16, 4), (64, 16, 5)]
 
@@ -84,7 +84,13 @@ def run(job: Job, method: Method, iterations: int) -> tuple[NDArray[np.float64],
     """PSNR (seeds,) at the last iteration and at the least loss, and seconds."""
     stops = range(min(100, iterations), iterations + 1, 100)
     losses, seconds = [], math.nan
-    for snapshot in fit(problem(job), stops, threads=usable_cores(), method=method):
+    for snapshot in fit(
+        problem(job.fit, measured(job), job.options, job.noise),
+        job.config,
+        stops,
+        threads=usable_cores(),
+        method=method,
+    ):
         losses.append(snapshot.losses)
         seconds = snapshot.seconds
     return -10 * np.log10(losses[-1]), -10 * np.log10(np.min(losses, axis=0)), seconds

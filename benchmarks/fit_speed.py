@@ -30,16 +30,14 @@ from typing import NamedTuple
 import torch
 
 from ddstudy.execution.executors import resolve_device, usable_cores
-from ddstudy.fit import Problem, Snapshot, choose, fit
-from ddstudy.fit.reference import DeepDecoder
+from ddstudy.fit import Config, Problem, Snapshot, choose, fit
 from ddstudy.images.metrics import psnr
 from ddstudy.images.tiling import join
 from ddstudy.images.volumes import Target, load_target
-from ddstudy.priors.deep_decoder import Geometry
+from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.evaluate import Job, device_name, problem
+from ddstudy.study.evaluate import device_name, problem
 
 STRETCHES = 5
 # floating-point operations per channel and pixel: bilinear blend 2, ReLU 1, sums 3
@@ -78,14 +76,10 @@ def main() -> None:
         rows.append(row)
         if options.others:
             work = problem(
-                Job(
-                    Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
-                    (1,),
-                    target,
-                    FitSpec(),
-                    NoiseSpec(),
-                    StabilitySpec(),
-                )
+                Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
+                target.image,
+                FitSpec(),
+                NoiseSpec(),
             )
             row |= {"compiled_ms": compiled_ms(work, device), "vmap_ms": vmap_ms(work, device)}
             print(f"torch.compile in a CUDA graph {row['compiled_ms']:.3f}, vmap {row['vmap_ms']:.3f}")
@@ -101,14 +95,16 @@ def main() -> None:
 
 
 def compare(target: Target, what: Fit, device: str, threads: int, precision: str, rates: "Rates") -> dict[str, object]:
-    job = Job(what, (1,), target, FitSpec(), NoiseSpec(), StabilitySpec())
-    work = problem(job)
+    work, config = problem(what, target.image, FitSpec(), NoiseSpec()), Config()
     # about two seconds of the reference engine to a stretch, four iterations at least
-    (one,) = fit(work, [1], device=device, threads=threads, method=choose(device, "reference"))
+    (one,) = fit(work, config, [1], device=device, threads=threads, method=choose(device, "reference"))
     length = max(4, min(60, round(2.0 / max(one.seconds, 1e-3))))
     stops = [length * (i + 1) for i in range(STRETCHES)]
     methods = {"reference": choose(device, "reference"), "fused": choose(device, "fused", precision)}
-    runs = {name: fit(work, stops, device=device, threads=threads, method=method) for name, method in methods.items()}
+    runs = {
+        name: fit(work, config, stops, device=device, threads=threads, method=method)
+        for name, method in methods.items()
+    }
     times: dict[str, list[float]] = {name: [0.0] for name in runs}
     last: dict[str, Snapshot] = {}
     for _ in stops:
@@ -137,9 +133,10 @@ def compare(target: Target, what: Fit, device: str, threads: int, precision: str
 
 def counted(work: Problem) -> tuple[float, float, float]:
     """Operations of products, other operations, and bytes of one iteration of one member."""
-    shape: Geometry = work.shape
-    tiles, k = len(work.tiles), shape.k
-    pixels = [tiles * h * w for h, w in shape.sizes]
+    prior = work.prior
+    assert isinstance(prior, DeepDecoder)
+    tiles, k = len(work.measurement), prior.k
+    pixels = [tiles * h * w for h, w in prior.sizes]
     products = sum(6 * k * k * low for low in pixels[:-1]) - 2 * k * k * pixels[0]  # no gradient of the input tensor
     elements = sum((FORWARD + BACKWARD) * k * high for high in pixels[1:]) + LAST * k * pixels[-1]
     stored = [k * p for p in pixels]
@@ -182,11 +179,11 @@ def measured_rates(device: str, threads: int) -> Rates:
 
 def compiled_ms(work: Problem, device: str, iterations: int = 50) -> float:
     """An iteration of one member: torch.compile and Adam in a CUDA graph."""
-    net = DeepDecoder(work.shape).to(device)
+    net = work.prior.build().to(device)
     torch.nn.utils.vector_to_parameters(torch.tensor(work.weights[0], device=device), net.parameters())
-    inputs, tiles = torch.tensor(work.inputs[0], device=device), torch.tensor(work.tiles, device=device)
-    optimiser = torch.optim.Adam(net.parameters(), lr=work.learning_rate, capturable=True)
-    loss_of = torch.compile(lambda: torch.nn.functional.mse_loss(net(inputs), tiles))
+    inputs, measurement = (torch.tensor(a, device=device) for a in (work.inputs[0], work.measurement))
+    optimiser = torch.optim.Adam(net.parameters(), lr=Config().learning_rate, capturable=True)
+    loss_of = torch.compile(lambda: torch.nn.functional.mse_loss(net(inputs), measurement))
 
     def iterate() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -207,15 +204,15 @@ def compiled_ms(work: Problem, device: str, iterations: int = 50) -> float:
 
 def vmap_ms(work: Problem, device: str) -> float:
     """An iteration of all members through torch.func.vmap, by their number."""
-    nets = [DeepDecoder(work.shape).to(device) for _ in work.weights]
+    nets = [work.prior.build().to(device) for _ in work.weights]
     for net, weights in zip(nets, work.weights, strict=True):
         torch.nn.utils.vector_to_parameters(torch.tensor(weights, device=device), net.parameters())
     parameters, _ = torch.func.stack_module_state(nets)
-    inputs, tiles = torch.tensor(work.inputs, device=device), torch.tensor(work.tiles, device=device)
-    optimiser = torch.optim.Adam(parameters.values(), lr=work.learning_rate, fused=True)
+    inputs, measurement = (torch.tensor(a, device=device) for a in (work.inputs, work.measurement))
+    optimiser = torch.optim.Adam(parameters.values(), lr=Config().learning_rate, fused=True)
 
     def loss_of(one: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(torch.func.functional_call(nets[0], one, (x,)), tiles)
+        return torch.nn.functional.mse_loss(torch.func.functional_call(nets[0], one, (x,)), measurement)
 
     gradient_of = torch.func.vmap(torch.func.grad(loss_of))
 

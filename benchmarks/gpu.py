@@ -13,8 +13,8 @@ packs: milliseconds an iteration and member, and the largest memory beside what 
 check: milliseconds of a look at how the members are doing.
 run: `ddstudy run` of 42 fits in packs, its wall time beside the sum of its fits, and the thesis' grid from their times.
 
-`--tune` measures each kernel with several sizes of its blocks, for the table `_TUNED` in fit/kernels_cuda.py. Sizes
-are a table and not chosen at run time: they decide how sums are rounded, and a study's numbers must not depend on which
+`--tune` measures each kernel with several sizes of its blocks, for the table `_TUNED` in kernels_cuda.py. Sizes are a
+table and not chosen at run time: they decide how sums are rounded, and a study's numbers must not depend on which
 sizes were faster in the moment it began.
 """
 
@@ -39,13 +39,13 @@ from typing import Any
 import torch
 from fit_speed import floor_ms, measured_rates, median_seconds
 
-from ddstudy.fit import Problem, choose, fit, fused
+from ddstudy.fit import Config, Problem, choose, fit, fused
+from ddstudy.fit.fused.step import Step
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.evaluate import Job, device_name, problem
+from ddstudy.study.evaluate import device_name, problem
 from ddstudy.study.runner import operations
 
 KS = (8, 16, 32, 64, 96, 128, 192)
@@ -91,21 +91,17 @@ def whole_slice() -> Target:
 
 def work_of(target: Target, k: int, s: int, l: int, tiling: str = "1x1", seed: int = 0) -> Problem:
     return problem(
-        Job(
-            Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
-            (1,),
-            target,
-            FitSpec(seed=seed),
-            NoiseSpec(),
-            StabilitySpec(),
-        )
+        Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
+        target.image,
+        FitSpec(seed=seed),
+        NoiseSpec(),
     )
 
 
 def timed(work: Problem, iterations: int, engine: str) -> tuple[float, float]:
     """Milliseconds of an iteration of all members, and the members' mean PSNR at the end."""
     stops = [iterations // 4 * (i + 1) for i in range(4)]
-    ends = list(fit(work, stops, device=DEVICE, method=choose(DEVICE, engine)))
+    ends = list(fit(work, Config(), stops, device=DEVICE, method=choose(DEVICE, engine)))
     times = [b.seconds - a.seconds for a, b in itertools.pairwise(ends)]
     score = statistics.mean(-10 * torch.log10(torch.tensor(ends[-1].losses)).numpy())
     return 1e3 * statistics.median(times) / (iterations // 4), float(score)
@@ -137,7 +133,7 @@ def speed(target: Target) -> list[dict[str, float]]:
 
 def goal(target: Target) -> dict[str, float]:
     start = time.perf_counter()
-    (end,) = fit(work_of(target, 64, 8, 6), [7000], device=DEVICE)
+    (end,) = fit(work_of(target, 64, 8, 6), Config(), [7000], device=DEVICE)
     wall = time.perf_counter() - start
     print(f"7,000 iterations at k = 64, s = 8, l = 6: {end.seconds:.2f} s, with compiling and transfers {wall:.1f} s")
     return {"seconds": end.seconds, "wall": wall}
@@ -158,17 +154,17 @@ def packs(target: Target) -> list[dict[str, float]]:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            with fused.ensemble(works, fused.kernels_for(DEVICE), threads=1) as together:
+            with fused.ensemble(works, Config(), fused.kernels_for(DEVICE), threads=1) as together:
                 together.advance(20, never)
                 start = time.perf_counter()
                 together.advance(100, never)
                 ms = 10 * (time.perf_counter() - start) / members
-                together.look(range(count))
+                together.states(range(count))
                 start = time.perf_counter()
-                together.look(range(count))
+                together.states(range(count))
                 check = 1e3 * (time.perf_counter() - start)
             peak = torch.cuda.max_memory_allocated() - before
-            model = fused.memory(works[0].shape, len(works[0].tiles), members, 1, fused.kernels_for(DEVICE))
+            model = fused.memory(works[0].prior, len(works[0].measurement), members, 1, fused.kernels_for(DEVICE))
             rows.append({"k": k, "s": s, "l": l, "tiling": tiling, "members": members, "ms": ms, "bytes": peak,
                          "model": model, "check_ms": check})  # fmt: skip
             print(
@@ -217,7 +213,7 @@ def run(target: Target) -> dict[str, float]:
 
 def candidates(K: int) -> list[Any]:
     """Each kernel with its i-th choice: one iteration of each measures all kernels at once."""
-    from ddstudy.fit.kernels_cuda import _block, _Tuning
+    from ddstudy.fit.fused.kernels_cuda import _block, _Tuning
 
     columns, channels = max(16, _block(K, 16, 64)), _block(K, 8, 64)
     half, inner = min(32, channels), min(32, columns)
@@ -259,17 +255,17 @@ PARTS = {("blend",): ("_blend",), ("head",): ("_head",), ("gather",): ("_gather"
 
 def group_of(k: int, tuning: Any) -> Callable[[], None]:
     """An iteration of 5 members with the given sizes."""
-    from ddstudy.fit import kernels_cuda
+    from ddstudy.fit.fused import kernels_cuda
 
     kernels_cuda._tuning = lambda _: tuning
     kernels, work = fused.kernels_for(DEVICE), work_of(whole_slice(), k, 16, 5)
-    step = fused.Step(work.shape, work.tiles, len(work.weights), kernels)
-    weights, inputs = kernels.array(work.weights, "float32"), step.pad(work.inputs)
+    step = Step(work.prior, work.measurement, len(work.weights), kernels)
+    weights, inputs = kernels.from_numpy(work.weights, "float32"), step.pad(work.inputs)
     gradients = torch.zeros_like(weights)
-    adam, kept = kernels.Adam(weights, 0.01), kernels.Kept(weights, "best")
+    adam, kept = kernels.Adam(weights, 0.01), kernels.Iterate(weights, "best")
 
     def iterate() -> None:
-        kept.see(step.mse(inputs, weights, gradients), weights)
+        kept.update(step.mse(inputs, weights, gradients), weights)
         adam.update(gradients)
 
     return iterate
@@ -333,7 +329,7 @@ def tune(ks: list[int]) -> None:
             for fields, kernels in PARTS.items():
                 found = sum(times[kernel] for kernel in kernels), [getattr(tuning, field) for field in fields]
                 best[fields] = min(best.get(fields, found), found)
-        from ddstudy.fit.kernels_cuda import _Tuning
+        from ddstudy.fit.fused.kernels_cuda import _Tuning
 
         chosen = _Tuning(
             **{f: value for fields, (_, some) in best.items() for f, value in zip(fields, some, strict=True)}

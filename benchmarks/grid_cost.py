@@ -23,16 +23,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddstudy.execution.executors import resolve_device, usable_cores
-from ddstudy.fit import Problem, choose, fit
-from ddstudy.fit.reference import DeepDecoder
+from ddstudy.fit import Config, Problem, choose, fit
 from ddstudy.images.metrics import psnr
 from ddstudy.images.tiling import join
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.evaluate import Job, device_name, problem
+from ddstudy.study.evaluate import device_name, problem
 from ddstudy.study.runner import operations
 
 
@@ -51,22 +49,15 @@ def main() -> None:
     rows = []
     for k in options.k:
         work = problem(
-            Job(
-                Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}),
-                (1,),
-                target,
-                FitSpec(),
-                NoiseSpec(),
-                StabilitySpec(),
-            )
+            Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}), target.image, FitSpec(), NoiseSpec()
         )
 
         def score(outputs: NDArray[np.float32]) -> float:
             return psnr(join(outputs.mean(axis=0), "1x1", 256, 320), target.image)
 
         ours, ours_psnr = 0.0, []
-        list(fit(work, [1], device=device, threads=threads))  # compiles
-        for snapshot in fit(work, budgets, device=device, threads=threads):
+        list(fit(work, Config(), [1], device=device, threads=threads))  # compiles
+        for snapshot in fit(work, Config(), budgets, device=device, threads=threads):
             ours = snapshot.seconds
             ours_psnr.append(score(snapshot.outputs))
         theirs, theirs_psnr = 0.0, []
@@ -102,14 +93,14 @@ def main() -> None:
 
 def plain_fit(work: Problem, member: int, iterations: int, device: str) -> NDArray[np.float32]:
     """One member as one would write it in torch."""
-    net = DeepDecoder(work.shape)
+    net = work.prior.build()
     nn.utils.vector_to_parameters(torch.tensor(work.weights[member]), net.parameters())
     net.to(device)
-    inputs, tiles = torch.tensor(work.inputs[member], device=device), torch.tensor(work.tiles, device=device)
-    adam = torch.optim.Adam(net.parameters(), lr=work.learning_rate)
+    inputs, measurement = (torch.tensor(a, device=device) for a in (work.inputs[member], work.measurement))
+    adam = torch.optim.Adam(net.parameters(), lr=Config().learning_rate)
     for _ in range(iterations):
         adam.zero_grad()
-        nn.functional.mse_loss(net(inputs), tiles).backward()
+        nn.functional.mse_loss(net(inputs), measurement).backward()
         adam.step()
     with torch.no_grad():
         output: NDArray[np.float32] = net(inputs).cpu().numpy()

@@ -6,8 +6,9 @@ Data flows one way: a module imports only from those above it, and a library has
     spec/        what is asked: axes (a point of a study, a fit, the grid), schema (the study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
                  target), inputs (input tensors from a seed), metrics (PSNR, SSIM, MS-SSIM, VIF)
-    priors/      deep_decoder: geometry, parameters and random starts
-    fit/         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
+    priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch
+    fit/         solvers: base (the protocol: problem, configuration, snapshots), torch_loop (autograd; the oracle),
+                 fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
                  early), evaluate (one fit -> the results of every setting that it serves), samplers (proposals that
                  were not measured yet), runner (the loop: plan, claim, submit, receive, record; progress, forecast)

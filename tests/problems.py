@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddstudy.fit import Problem
-from ddstudy.fit.reference import DeepDecoder
-from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
+from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -20,12 +19,12 @@ torch.set_num_threads(1)  # threads of two tests side by side would wait for eac
 def make_problem(
     k: int = 16, members: int = 2, tiles: int = 1, channels: int = 1, size: int = 24, blocks: int = 3
 ) -> Problem:
-    shape = geometry(k, 4, blocks, size, size - 3, channels)
-    target = np.random.default_rng(1).random((tiles, channels, size, size - 3), dtype=np.float32)
+    prior = deep_decoder(k, 4, blocks, size, size - 3, channels)
+    measurement = np.random.default_rng(1).random((tiles, channels, size, size - 3), dtype=np.float32)
     streams = [np.random.default_rng(100 + member) for member in range(members)]
-    inputs = np.stack([rng.random((tiles, k, *shape.sizes[0]), dtype=np.float32) for rng in streams])
-    weights = np.stack([initial_weights(shape, rng) for rng in streams])
-    return Problem(shape, target, inputs, weights, learning_rate=0.01)
+    inputs = np.stack([rng.random((tiles, k, *prior.sizes[0]), dtype=np.float32) for rng in streams])
+    weights = np.stack([prior.initial_weights(rng) for rng in streams])
+    return Problem(prior, measurement, inputs, weights)
 
 
 class Case:
@@ -34,27 +33,27 @@ class Case:
     The inputs of the first `flat` tiles are constant, so all their channels are.
     """
 
-    def __init__(self, shape: Geometry, tiles: int, members: int, seed: int = 0, flat: int = 0) -> None:
+    def __init__(self, prior: DeepDecoder, tiles: int, members: int, seed: int = 0, flat: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.seed = seed
-        k = shape.k
-        self.shape = shape
-        self.tiles = rng.random((tiles, shape.channels, *shape.sizes[-1]))
-        self.inputs = rng.random((members, tiles, k, *shape.sizes[0]))
+        k = prior.k
+        self.prior = prior
+        self.measurement = rng.random((tiles, prior.channels, *prior.sizes[-1]))
+        self.inputs = rng.random((members, tiles, k, *prior.sizes[0]))
         self.inputs[:, :flat] = 0.7
-        self.weights = np.stack([initial_weights(shape, rng).astype(float) for _ in range(members)])
-        for block in range(shape.blocks):
+        self.weights = np.stack([prior.initial_weights(rng).astype(float) for _ in range(members)])
+        for block in range(prior.blocks):
             start = block * (k * k + 2 * k) + k * k
             self.weights[:, start : start + 2 * k] += rng.normal(scale=0.2, size=(members, 2 * k))
 
     def __repr__(self) -> str:
-        return f"Case({self.shape}, tiles={len(self.tiles)}, members={len(self.weights)}, seed={self.seed})"
+        return f"Case({self.prior}, tiles={len(self.measurement)}, members={len(self.weights)}, seed={self.seed})"
 
     def autograd(
         self, loss: Loss | None = None, dtype: torch.dtype = torch.float64
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        loss = loss or (lambda output: ((output - torch.tensor(self.tiles, dtype=dtype)) ** 2).mean())
-        net = DeepDecoder(self.shape).to(dtype)
+        loss = loss or (lambda output: ((output - torch.tensor(self.measurement, dtype=dtype)) ** 2).mean())
+        net = self.prior.build().to(dtype)
         losses, gradients = [], []
         for inputs, weights in zip(self.inputs, self.weights, strict=True):
             torch.nn.utils.vector_to_parameters(torch.tensor(weights, dtype=dtype), net.parameters())
@@ -77,7 +76,7 @@ class Case:
         loss all but independent of the weights: their gradients are small differences of large numbers, which torch in
         single precision has no better.
         """
-        net = DeepDecoder(self.shape).double()
+        net = self.prior.build().double()
         nearest = np.inf
         for inputs, weights in zip(self.inputs, self.weights, strict=True):
             torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
@@ -86,7 +85,7 @@ class Case:
                 up = torch.nn.functional.interpolate(block.conv(x), block.size, mode="bilinear", align_corners=False)
                 nearest = min(nearest, up.abs().min().item())
                 x = block.norm(torch.relu(up))
-        smooth = nearest > 1e-4 and self.shape.k >= 4
+        smooth = nearest > 1e-4 and self.prior.k >= 4
         torchs_own = error(self.autograd(dtype=torch.float32)[1], self.autograd()[1])
         return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6), 10 * torchs_own)
 

@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
     "errors", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.inputs", "images.metrics",
-    "priors", "priors.deep_decoder",
-    "fit", "fit.reference", "fit.simd", "fit.kernels_cpu", "fit.kernels_cuda", "fit.fused",
+    "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
+    "fit", "fit.base", "fit.torch_loop", "fit.fused", "fit.fused.kernels", "fit.fused.step", "fit.fused.groups",
+    "fit.fused.simd", "fit.fused.kernels_cpu", "fit.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
@@ -32,9 +33,9 @@ HOMES = {
     "cv2": {"images.volumes", "images.inputs", "report.images"},
     "opensimplex": {"images.inputs"},
     "piq": {"images.metrics"},
-    "numba": {"fit.simd", "fit.kernels_cpu"},
-    "llvmlite": {"fit.simd", "fit.kernels_cpu"},
-    "triton": {"fit.kernels_cuda"},
+    "numba": {"fit.fused.simd", "fit.fused.kernels_cpu"},
+    "llvmlite": {"fit.fused.simd", "fit.fused.kernels_cpu"},
+    "triton": {"fit.fused.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
         *("study.samplers", "study.runner", "report.tables", "dashboard"),
@@ -49,10 +50,10 @@ HOMES = {
     "rich": {"terminal", "cli"},
 }
 # what is private of a library: the one module that may import it, and touch it under these names
-PRIVATE_HOMES = {"optuna": "store.optuna_rows", "optuna_dashboard": "dashboard", "numba": "fit.simd"}
+PRIVATE_HOMES = {"optuna": "store.optuna_rows", "optuna_dashboard": "dashboard", "numba": "fit.fused.simd"}
 PRIVATE_NAMES = {
     "execution.ray_pool": {"_private"},  # how `auto` is understood
-    "fit.fused": {"_base"},  # whose memory a view of a tensor is
+    "fit.fused.step": {"_base"},  # whose memory a view of a tensor is
 }
 
 

@@ -9,17 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from points import fit_of
 
-from ddstudy.fit import Problem, Snapshot, summary
+from ddstudy.fit import Problem, Snapshot, fit_together
+from ddstudy.fit.base import summary
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.metrics import psnr, quality
-from ddstudy.images.tiling import join
+from ddstudy.images.tiling import join, split
 from ddstudy.images.volumes import Target
-from ddstudy.priors.deep_decoder import Geometry
+from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import evaluate as module
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, problem
+from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, measured, problem
 from ddstudy.study.stability import cv_percent
 
 MakeSpec = Callable[..., StudySpec]
@@ -38,6 +39,10 @@ def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
 def run(job: Job) -> tuple[list[Check], list[Measurement]]:
     events = list(evaluate(job, device="cpu", threads=2))
     return [e for e in events if isinstance(e, Check)], [e for e in events if isinstance(e, Measurement)]
+
+
+def problem_of(job: Job) -> Problem:
+    return problem(job.fit, measured(job), job.options, job.noise)
 
 
 def comparable(measurement: Measurement) -> dict[str, Any]:
@@ -106,22 +111,22 @@ def test_no_quality_is_computed_twice(
 
 
 def test_seeds_depend_on_study_seed_fit_and_member_only(make_job: Callable[..., Job]) -> None:
-    work = problem(make_job())
-    again = problem(make_job(budgets=(7,)))
+    work = problem_of(make_job())
+    again = problem_of(make_job(budgets=(7,)))
     more = make_job()
-    more = problem(replace(more, options=more.options.model_copy(update={"members": 4})))
+    more = problem_of(replace(more, options=more.options.model_copy(update={"members": 4})))
     assert np.array_equal(work.weights, again.weights)
     assert np.array_equal(work.inputs, more.inputs[:2])
     assert np.array_equal(work.weights, more.weights[:2])
     assert not np.array_equal(work.inputs[0], work.inputs[1])
-    assert not np.array_equal(work.inputs, problem(make_job(fit_of(4, 4, 2, "uniform", "2x2"))).inputs[:, :1])
+    assert not np.array_equal(work.inputs, problem_of(make_job(fit_of(4, 4, 2, "uniform", "2x2"))).inputs[:, :1])
     reseeded = replace(make_job(), options=make_job().options.model_copy(update={"seed": 1}))
-    assert not np.array_equal(problem(reseeded).inputs, work.inputs)
+    assert not np.array_equal(problem_of(reseeded).inputs, work.inputs)
 
 
 def test_noise_is_made_once_for_the_slice_and_cut_like_it(make_job: Callable[..., Job]) -> None:
     job = make_job(fit_of(4, 4, 2, "blur3", "2x2"))
-    work = problem(job)
+    work = problem_of(job)
     assert work.inputs.shape == (2, 4, 4, 4, 3)
     for member, inputs in enumerate(work.inputs):
         stream = np.random.SeedSequence([job.options.seed, job.fit.digest, member]).spawn(2)[0]
@@ -143,15 +148,15 @@ def test_unstable_fit_is_stopped_with_everything_measured(make_job: Callable[...
 
 def test_diverged_member_ends_the_fit(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     def diverging(
-        works: list[Problem], stops: list[list[int]], *, ended: list[threading.Event], **_: object
+        problems: list[Problem], _config: object, stops: list[list[int]], *, ended: list[threading.Event], **_: object
     ) -> Iterator[tuple[int, Snapshot]]:
-        outputs = np.full((2, *works[0].tiles.shape), 0.5, dtype=np.float32)
+        outputs = np.full((2, *problems[0].measurement.shape), 0.5, dtype=np.float32)
         for stop in stops[0]:
             if ended[0].is_set():
                 return
             if stop >= 6:
                 outputs[1] = np.nan
-            losses, ranges = summary(outputs, works[0].tiles, None)
+            losses, ranges = summary(outputs, problems[0].measurement, None)
             yield 0, Snapshot(stop, stop / 10, losses, ranges, outputs.copy)
 
     monkeypatch.setattr(module, "fit_together", diverging)
@@ -166,17 +171,64 @@ def test_diverged_member_ends_the_fit(make_job: Callable[..., Job], monkeypatch:
 def test_dead_member_ends_the_fit_where_pruning_is_on(
     prune: bool, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = module.initial_weights
+    starts = DeepDecoder.initial_weights
 
-    def second_is_dead(shape: Geometry, rng: np.random.Generator) -> NDArray[np.float32]:
-        made.append(starts(shape, rng))
+    def second_is_dead(prior: DeepDecoder, rng: np.random.Generator) -> NDArray[np.float32]:
+        made.append(starts(prior, rng))
         return made[-1] * (len(made) % 2)  # no weights, no gradient
 
     made: list[NDArray[np.float32]] = []
-    monkeypatch.setattr(module, "initial_weights", second_is_dead)
+    monkeypatch.setattr(DeepDecoder, "initial_weights", second_is_dead)
     _, results = run(make_job(budgets=(5, 10), stability={"prune": prune}))
     assert [(result.stopped, result.values["dead_members"]) for result in results] == [(prune, 1)] * 2
     assert [result.values["iterations_done"] for result in results] == ([2, 2] if prune else [5, 10])
+
+
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+@pytest.mark.parametrize("tiling", ["1x1", "2x2"])
+def test_no_solver_is_handed_the_reference(
+    engine: str, tiling: Any, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged against another image, or one of NaN, a fit is the same to the bit."""
+    job = make_job(fit_of(4, 4, 2, "uniform", tiling))
+    job = replace(job, options=job.options.model_copy(update={"engine": engine, "keep": "best"}))
+    y = job.target.image[:, ::-1].copy()
+    monkeypatch.setattr(module, "measured", lambda _: y)
+    monkeypatch.setattr(module, "_values", lambda *_: {})  # metrics of NaN raise
+
+    def numbers(reference: NDArray[np.float32]) -> list[bytes]:
+        """All that a solver was handed, all that it yielded, and all that was made of it."""
+        found: list[Any] = []
+
+        def recorded(problems: list[Problem], *rest: Any, **how: Any) -> Iterator[tuple[int, Snapshot]]:
+            (one,) = problems
+            found.extend([one.measurement, one.inputs, one.weights])
+            for index, snapshot in fit_together(problems, *rest, **how):
+                losses, _ = summary(snapshot.outputs, one.measurement, one.pixels)
+                np.testing.assert_allclose(snapshot.losses, losses, rtol=1e-12)
+                found.extend([snapshot.losses, snapshot.ranges, snapshot.outputs])
+                yield index, snapshot
+
+        monkeypatch.setattr(module, "fit_together", recorded)
+        checks, results = run(replace(job, target=replace(job.target, image=reference)))
+        found += [np.array(check.psnr_members) for check in checks] + [result.output for result in results]
+        return [array.tobytes() for array in found]
+
+    assert numbers(job.target.image) == numbers(np.zeros_like(y)) == numbers(np.full_like(y, np.nan))
+
+
+def test_quality_is_that_against_the_reference_and_checks_are_against_the_measurement(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(fit_of(4, 4, 2, "uniform", "2x2"))
+    monkeypatch.setattr(module, "measured", lambda _: np.zeros_like(job.target.image))
+    checks, (_, result) = run(job)
+    assert result.values["psnr"] == psnr(result.output, job.target.image)
+    assert [result.values[f"psnr_member_{m}"] for m in range(2)] == list(checks[-1].psnr_members)
+    assert checks[-1].psnr_members[0] == pytest.approx(psnr(result.output, np.zeros_like(result.output)), abs=3)
+    tiles, outputs = split(job.target.image, "2x2"), split(result.output, "2x2")
+    of_tiles = np.mean([psnr(*pair) for pair in zip(outputs, tiles, strict=True)])
+    assert result.values["psnr_tiles"] == pytest.approx(of_tiles, abs=0.5)  # but for what is padding
 
 
 def test_jobs_and_events_travel(make_job: Callable[..., Job]) -> None:

@@ -1,6 +1,9 @@
 """The fused engine against autograd in double precision."""
 
+import inspect
 import tracemalloc
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,15 @@ from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
 from ddstudy.errors import UserError
-from ddstudy.fit import choose, fit, fused, kernels_cpu
-from ddstudy.fit.fused import Step
-from ddstudy.priors.deep_decoder import geometry
+from ddstudy.fit import Config, choose, fit, fused
+from ddstudy.fit.fused import kernels_cpu
+from ddstudy.fit.fused.kernels import Kernels
+from ddstudy.fit.fused.step import Step
+from ddstudy.priors.deep_decoder import deep_decoder
 
 
 def step_of(case: Case, dtype: str) -> Step:
-    return Step(case.shape, case.tiles, len(case.weights), kernels_cpu, dtype=dtype)
+    return Step(case.prior, case.measurement, len(case.weights), kernels_cpu, dtype=dtype)
 
 
 def fused_step(case: Case, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -33,16 +38,18 @@ def cases(draw: st.DrawFn) -> Case:
     s = draw(st.integers(1, 8))
     # at least 3 by 3 inputs: the statistics of fewer pixels are degenerate, all but one of which a ReLU may clip
     height, width = (draw(st.integers(3 * s, 3 * s + 23)) for _ in range(2))
-    shape = geometry(draw(st.integers(1, 40)), s, draw(st.integers(1, 7)), height, width, draw(st.sampled_from([1, 3])))
-    return Case(shape, draw(st.integers(1, 20)), draw(st.integers(1, 6)), draw(st.integers(0, 99)))
+    prior = deep_decoder(
+        draw(st.integers(1, 40)), s, draw(st.integers(1, 7)), height, width, draw(st.sampled_from([1, 3]))
+    )
+    return Case(prior, draw(st.integers(1, 20)), draw(st.integers(1, 6)), draw(st.integers(0, 99)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-@example(Case(geometry(40, 8, 7, 31, 23, 3), tiles=20, members=6))
-@example(Case(geometry(1, 1, 1, 2, 2), tiles=1, members=1))
-@example(Case(geometry(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
-@example(Case(geometry(3, 8, 7, 33, 24), tiles=18, members=5, seed=38))  # all channels die in some tile
+@example(Case(deep_decoder(40, 8, 7, 31, 23, 3), tiles=20, members=6))
+@example(Case(deep_decoder(1, 1, 1, 2, 2), tiles=1, members=1))
+@example(Case(deep_decoder(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
+@example(Case(deep_decoder(3, 8, 7, 33, 24), tiles=18, members=5, seed=38))  # all channels die in some tile
 def test_gradients_are_those_of_autograd(case: Case) -> None:
     bound = case.bound()
     assume(bound < 1)  # else torch in single precision has no digit either: nothing to compare with
@@ -57,7 +64,7 @@ def test_gradients_are_those_of_autograd(case: Case) -> None:
 
 @pytest.mark.parametrize("k", [64, 96])
 def test_gradients_at_the_thesis_sizes(k: int) -> None:
-    case = Case(geometry(k, 16, 5, 128, 96), tiles=1, members=1)
+    case = Case(deep_decoder(k, 16, 5, 128, 96), tiles=1, members=1)
     _, gradients = case.autograd()
     assert error(fused_step(case, "float64")[1], gradients) < 1e-9
     assert error(fused_step(case, "float32")[1], gradients) < 1e-2  # some of a million pixels are near a kink
@@ -65,17 +72,17 @@ def test_gradients_at_the_thesis_sizes(k: int) -> None:
 
 def test_a_flat_tile_drowns_no_other() -> None:
     """Its gradient is zero but for shifts and head; rounding errors grow by 1 / sqrt(eps) in each of its blocks."""
-    case = Case(geometry(8, 4, 4, 24, 21), tiles=3, members=2, flat=1)
+    case = Case(deep_decoder(8, 4, 4, 24, 21), tiles=3, members=2, flat=1)
     _, gradients = case.autograd()
     assert error(fused_step(case, "float32")[1], gradients) < 1e-3
 
 
-def test_any_loss_enters_through_its_slope_at_the_outputs() -> None:
-    case = Case(geometry(12, 4, 3, 24, 21, 3), tiles=2, members=3)
-    known = torch.tensor(np.random.default_rng(5).random(case.tiles.shape) < 0.5)
+def test_any_loss_enters_through_its_gradient_at_the_outputs() -> None:
+    case = Case(deep_decoder(12, 4, 3, 24, 21, 3), tiles=2, members=3)
+    known = torch.tensor(np.random.default_rng(5).random(case.measurement.shape) < 0.5)
 
     def inpainting(output: torch.Tensor) -> torch.Tensor:  # absolute errors where the image is known
-        return (output - torch.tensor(case.tiles)).abs()[known].mean()
+        return (output - torch.tensor(case.measurement)).abs()[known].mean()
 
     losses, gradients = case.autograd(inpainting)
     step = step_of(case, "float64")
@@ -83,22 +90,22 @@ def test_any_loss_enters_through_its_slope_at_the_outputs() -> None:
     outputs = torch.tensor(step.forward(inputs, case.weights), requires_grad=True)
     values = torch.stack([inpainting(output) for output in outputs])
     np.testing.assert_allclose(values.detach().numpy(), losses, rtol=1e-12)
-    (slopes,) = torch.autograd.grad(values.sum(), outputs)
-    step.backward(inputs, case.weights, slopes.numpy(), found)
+    (grad_outputs,) = torch.autograd.grad(values.sum(), outputs)
+    step.backward(inputs, case.weights, grad_outputs.numpy(), found)
     assert error(found, gradients) < 1e-9
 
 
-def test_mse_is_the_seam_with_the_slope_of_mse() -> None:
-    case = Case(geometry(20, 4, 2, 17, 24), tiles=3, members=2)
+def test_mse_is_the_general_way_with_the_gradient_of_mse() -> None:
+    case = Case(deep_decoder(20, 4, 2, 17, 24), tiles=3, members=2)
     step = step_of(case, "float64")
     inputs, through = step.pad(case.inputs), np.empty_like(case.weights)
     outputs = step.forward(inputs, case.weights)
-    step.backward(inputs, case.weights, 2 / case.tiles.size * (outputs - case.tiles), through)
+    step.backward(inputs, case.weights, 2 / case.measurement.size * (outputs - case.measurement), through)
     assert error(fused_step(case, "float64")[1], through) < 1e-12
 
 
 def test_torch_optimisers_work_on_the_flat_weights() -> None:
-    case = Case(geometry(8, 4, 2, 16, 20), tiles=1, members=2)
+    case = Case(deep_decoder(8, 4, 2, 16, 20), tiles=1, members=2)
     step = step_of(case, "float64")
     inputs, weights, gradients = step.pad(case.inputs), case.weights.copy(), np.empty_like(case.weights)
     flat = torch.nn.Parameter(torch.from_numpy(weights))
@@ -131,15 +138,15 @@ def test_the_first_iterations_are_those_of_the_reference() -> None:
     work = make_problem(k=16, members=3, tiles=2, channels=3)
     stops = [1, 5, 10]
     for ours, theirs in zip(
-        fit(work, stops, method=choose("cpu", "fused")),
-        fit(work, stops, method=choose("cpu", "reference")),
+        fit(work, Config(), stops, method=choose("cpu", "fused")),
+        fit(work, Config(), stops, method=choose("cpu", "reference")),
         strict=True,
     ):
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-3)
 
 
 def test_a_step_allocates_nothing() -> None:
-    case = Case(geometry(32, 4, 3, 64, 48), tiles=2, members=1)
+    case = Case(deep_decoder(32, 4, 3, 64, 48), tiles=2, members=1)
     step, weights = step_of(case, "float32"), case.weights.astype(np.float32)
     inputs, gradients = step.pad(case.inputs), np.empty_like(weights)
     adam = kernels_cpu.Adam(weights, 0.01)
@@ -157,14 +164,40 @@ def test_a_step_allocates_nothing() -> None:
 
 
 def test_the_largest_case_of_the_thesis_needs_less_than_1500_megabytes() -> None:
-    shape = geometry(192, 8, 6, 256, 320)
-    assert fused.memory(shape, tiles=1, members=5, threads=5) < 1.5e9
-    step = Step(shape, np.zeros((1, 1, 256, 320)), 1, kernels_cpu)
+    prior = deep_decoder(192, 8, 6, 256, 320)
+    assert fused.memory(prior, tiles=1, members=5, threads=5) < 1.5e9
+    step = Step(prior, np.zeros((1, 1, 256, 320)), 1, kernels_cpu)
     # once each: outputs of all blocks but the last, products of the last (later its gradients), and gradients of two
     # neighbouring blocks before it
-    pixels = [h * w for h, w in shape.sizes]
+    pixels = [h * w for h, w in prior.sizes]
     activations = 4 * 192 * (sum(pixels[1:-1]) + pixels[-2] + pixels[-3] + pixels[-4])
     assert activations < step.nbytes < 1.05 * activations
+
+
+def test_kernels_of_both_kinds_have_every_member_of_their_protocol() -> None:
+    members = {name for name in vars(Kernels) if not name.startswith("_")}
+    assert len(members) > 15
+    kinds: list[Any] = [kernels_cpu]
+    if find_spec("triton"):
+        from ddstudy.fit.fused.kernels_cuda import TritonKernels
+
+        kinds.append(TritonKernels)
+    for kernels in kinds:
+        for name in members:
+            asked, offered = vars(Kernels)[name], getattr(kernels, name)
+            if isinstance(asked, property):
+                continue  # there it is, and mypy knows its type
+            wanted = len(inspect.signature(asked).parameters)  # with self, as has a class, but not a module
+            assert len(inspect.signature(offered).parameters) == wanted - (kernels is kernels_cpu), name
+
+
+def test_the_fused_solver_is_for_deep_decoders_only() -> None:
+    class Other:
+        input_shape, parameters, cost = (1, 1, 1), 1, 1
+
+    work = replace(make_problem(), prior=Other())
+    with pytest.raises(TypeError, match="Deep Decoders"):
+        next(fit(work, Config(), [1], method=choose("cpu", "fused")))
 
 
 def test_what_a_device_cannot_do_is_refused() -> None:
@@ -192,12 +225,12 @@ def test_bfloat16_is_for_cuda_gpus_and_never_silently_float32(monkeypatch: pytes
     monkeypatch.setattr("ddstudy.fit._has_triton", lambda: True)
     assert str(choose("cuda:1", "auto", "bfloat16")) == "fused bfloat16"
     with pytest.raises(UserError, match="fused engine on cpu"):  # found for another device
-        fit(make_problem(), [1], device="cpu", method=choose("cuda", "fused", "bfloat16"))
+        fit(make_problem(), Config(), [1], device="cpu", method=choose("cuda", "fused", "bfloat16"))
 
 
 def test_the_average_forgets() -> None:
     walk = np.random.default_rng(0).normal(size=(250, 2, 40)).cumsum(axis=0)
-    kept = kernels_cpu.Kept(walk[0], "average")
+    kept = kernels_cpu.Iterate(walk[0], "average")
     for weights in walk:
-        kept.see(np.zeros(2), weights)
+        kept.update(np.zeros(2), weights)
     np.testing.assert_allclose(kept.weights, average_of(walk), rtol=1e-12)

@@ -11,7 +11,7 @@ from points import fit_of
 from ddstudy.fit import fused
 from ddstudy.images.tiling import tile_shape
 from ddstudy.images.volumes import Target
-from ddstudy.priors.deep_decoder import geometry
+from ddstudy.priors.deep_decoder import deep_decoder
 from ddstudy.spec.options import rows_and_columns
 from ddstudy.study.runner import Forecast, Work, operations
 
@@ -26,8 +26,8 @@ def test_the_memory_of_packs_is_what_the_model_says(measured: dict[str, Any]) ->
     pytest.importorskip("triton", reason="Triton is not available for this platform")
     for row in measured["packs"]:
         rows, columns = rows_and_columns(row["tiling"])
-        shape = geometry(row["k"], row["s"], row["l"], *tile_shape(256, 320, row["tiling"]))
-        model = fused.memory(shape, rows * columns, row["members"], 1, fused.kernels_for("cuda:0")) / 2**30
+        prior = deep_decoder(row["k"], row["s"], row["l"], *tile_shape(256, 320, row["tiling"]))
+        model = fused.memory(prior, rows * columns, row["members"], 1, fused.kernels_for("cuda:0")) / 2**30
         assert row["gib"] - 0.005 <= model <= 2 * row["gib"] + 0.01  # it was rounded to hundredths
 
 

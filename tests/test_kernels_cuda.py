@@ -23,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
-from ddstudy.fit import Problem, Snapshot, choose, fit, follow, fused
-from ddstudy.fit.fused import Step
-from ddstudy.priors.deep_decoder import geometry
+from ddstudy.fit import Config, Problem, Snapshot, choose, fit, fused
+from ddstudy.fit.base import snapshots
+from ddstudy.fit.fused.step import Step
+from ddstudy.priors.deep_decoder import deep_decoder
 
 pytest.importorskip("triton", reason="Triton is not available for this platform")
 pytestmark = pytest.mark.slow
@@ -53,68 +54,68 @@ LEARNING_RATE = 0.02
 
 
 def case_of(name: str) -> Case:
-    shape, *rest = CASES[name]
-    return Case(geometry(*shape), *rest)
+    prior, *rest = CASES[name]
+    return Case(deep_decoder(*prior), *rest)
 
 
 def gradients_of(name: str, dtype: str, precision: str, device: str, first: int = 0) -> Numbers:
     case, kernels = case_of(name), kernels_on(device)
     case.inputs, case.weights = case.inputs[first:], case.weights[first:]
-    step = Step(case.shape, case.tiles, len(case.weights), kernels, precision, dtype)
-    weights = kernels.array(case.weights, dtype)
+    step = Step(case.prior, case.measurement, len(case.weights), kernels, precision, dtype)
+    weights = kernels.from_numpy(case.weights, dtype)
     gradients = torch.full_like(weights, torch.nan)
     losses = step.mse(step.pad(case.inputs), weights, gradients)
     return {
-        "losses": kernels.numbers(losses),
-        "gradients": kernels.numbers(gradients),
-        "outputs": kernels.numbers(step.outputs),
+        "losses": kernels.to_numpy(losses),
+        "gradients": kernels.to_numpy(gradients),
+        "outputs": kernels.to_numpy(step.outputs),
     }
 
 
-def slopes_of(case: Case) -> NDArray[Any]:
-    return np.random.default_rng(7).normal(size=(len(case.weights), *case.tiles.shape))
+def grad_outputs_of(case: Case) -> NDArray[Any]:
+    return np.random.default_rng(7).normal(size=(len(case.weights), *case.measurement.shape))
 
 
 def seam_of(name: str, device: str) -> Numbers:
     case, kernels = case_of(name), kernels_on(device)
-    step = Step(case.shape, case.tiles, len(case.weights), kernels, dtype="float64")
-    weights, inputs = kernels.array(case.weights, "float64"), step.pad(case.inputs)
+    step = Step(case.prior, case.measurement, len(case.weights), kernels, dtype="float64")
+    weights, inputs = kernels.from_numpy(case.weights, "float64"), step.pad(case.inputs)
     gradients = torch.full_like(weights, torch.nan)
-    outputs = kernels.numbers(step.forward(inputs, weights))
-    step.backward(inputs, weights, kernels.array(slopes_of(case), "float64"), gradients)
-    return {"outputs": outputs, "gradients": kernels.numbers(gradients)}
+    outputs = kernels.to_numpy(step.forward(inputs, weights))
+    step.backward(inputs, weights, kernels.from_numpy(grad_outputs_of(case), "float64"), gradients)
+    return {"outputs": outputs, "gradients": kernels.to_numpy(gradients)}
 
 
 def repeated(device: str) -> Numbers:
     case, kernels = case_of("no upsampling"), kernels_on(device)
-    step = Step(case.shape, case.tiles, len(case.weights), kernels)
-    weights, inputs = kernels.array(case.weights, "float32"), step.pad(case.inputs)
+    step = Step(case.prior, case.measurement, len(case.weights), kernels)
+    weights, inputs = kernels.from_numpy(case.weights, "float32"), step.pad(case.inputs)
     gradients = [torch.full_like(weights, torch.nan) for _ in range(2)]
     for some in gradients:
         step.mse(inputs, weights, some)
-    return {"gradients": np.stack([kernels.numbers(some) for some in gradients])}
+    return {"gradients": np.stack([kernels.to_numpy(some) for some in gradients])}
 
 
 def diverged(device: str) -> Numbers:
     case, kernels = case_of("odd sizes"), kernels_on(device)
     case.weights[1, 3] = np.nan
-    step = Step(case.shape, case.tiles, len(case.weights), kernels)
-    weights = kernels.array(case.weights, "float32")
+    step = Step(case.prior, case.measurement, len(case.weights), kernels)
+    weights = kernels.from_numpy(case.weights, "float32")
     losses = step.mse(step.pad(case.inputs), weights, torch.zeros_like(weights))
-    return {"losses": kernels.numbers(losses), "outputs": kernels.numbers(step.outputs)}
+    return {"losses": kernels.to_numpy(losses), "outputs": kernels.to_numpy(step.outputs)}
 
 
-def slopes_of_adam() -> NDArray[Any]:
+def gradients_of_adam() -> NDArray[Any]:
     return np.random.default_rng(8).normal(size=(4, 3, 500))
 
 
 def adam(dtype: str, device: str) -> Numbers:
     kernels = kernels_on(device)
-    weights = kernels.array(np.ones((3, 500)), dtype)
+    weights = kernels.from_numpy(np.ones((3, 500)), dtype)
     optimiser = kernels.Adam(weights, LEARNING_RATE)
-    for slopes in slopes_of_adam():
-        optimiser.update(kernels.array(slopes, dtype))
-    return {"weights": kernels.numbers(weights)}
+    for grad in gradients_of_adam():
+        optimiser.update(kernels.from_numpy(grad, dtype))
+    return {"weights": kernels.to_numpy(weights)}
 
 
 def walk_of_weights() -> NDArray[Any]:
@@ -125,15 +126,15 @@ def kept(keep: str, device: str) -> Numbers:
     """With the squared norm as loss; the last member diverges."""
     kernels, walk = kernels_on(device), walk_of_weights()
     walk[70:, 2] = np.nan
-    found = kernels.Kept(kernels.array(walk[0], "float64"), keep)
+    found = kernels.Iterate(kernels.from_numpy(walk[0], "float64"), keep)
     for weights in walk:
-        found.see(kernels.array((weights**2).sum(axis=1), "float64"), kernels.array(weights, "float64"))
-    return {"weights": kernels.numbers(found.weights)}
+        found.update(kernels.from_numpy((weights**2).sum(axis=1), "float64"), kernels.from_numpy(weights, "float64"))
+    return {"weights": kernels.to_numpy(found.weights)}
 
 
 def fused_fit(work: Problem, stops: list[int], kernels: Any) -> list[Snapshot]:
-    opened = fused.ensemble([work], kernels, threads=1)
-    return [snapshot.fetched() for _, snapshot in follow(opened, [work], [stops], [threading.Event()])]
+    opened = fused.ensemble([work], Config(), kernels, threads=1)
+    return [snapshot.fetched() for _, snapshot in snapshots(opened, [work], [stops], [threading.Event()])]
 
 
 def fit_problem() -> Problem:
@@ -163,9 +164,9 @@ JOBS: dict[str, Job] = {
 
 
 def kernels_on(device: str) -> Any:
-    from ddstudy.fit.kernels_cuda import Kernels  # not above: the program below sets up Triton first
+    from ddstudy.fit.fused.kernels_cuda import TritonKernels  # not above: the program below sets up Triton first
 
-    return Kernels(device)
+    return TritonKernels(device)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_gradients_are_those_of_autograd(name: str, does: Callable[[str], Number
     losses, gradients = case.autograd()
     exact = does(f"gradients {name} float64")
     np.testing.assert_allclose(exact["losses"], losses, rtol=1e-12)
-    np.testing.assert_allclose(((exact["outputs"] - case.tiles) ** 2).mean((1, 2, 3, 4)), losses, rtol=1e-12)
+    np.testing.assert_allclose(((exact["outputs"] - case.measurement) ** 2).mean((1, 2, 3, 4)), losses, rtol=1e-12)
     assert error(exact["gradients"], gradients) < 1e-9
     single = does(f"gradients {name} float32")
     np.testing.assert_allclose(single["losses"], losses, rtol=1e-4)
@@ -228,11 +229,11 @@ def test_gradients_are_those_of_autograd(name: str, does: Callable[[str], Number
 
 
 @pytest.mark.parametrize("name", ["odd sizes", "colours"])
-def test_any_loss_enters_through_its_slope_at_the_outputs(name: str, does: Callable[[str], Numbers]) -> None:
+def test_any_loss_enters_through_its_gradient_at_the_outputs(name: str, does: Callable[[str], Numbers]) -> None:
     case, found = case_of(name), does(f"seam {name}")
-    slopes = iter(torch.tensor(slopes_of(case)))
-    losses, gradients = case.autograd(lambda output: (output * next(slopes)).sum())
-    np.testing.assert_allclose((found["outputs"] * slopes_of(case)).sum((1, 2, 3, 4)), losses, rtol=1e-10)
+    grad_outputs = iter(torch.tensor(grad_outputs_of(case)))
+    losses, gradients = case.autograd(lambda output: (output * next(grad_outputs)).sum())
+    np.testing.assert_allclose((found["outputs"] * grad_outputs_of(case)).sum((1, 2, 3, 4)), losses, rtol=1e-10)
     assert error(found["gradients"], gradients) < 1e-9
 
 
@@ -274,15 +275,15 @@ def test_divergence_shows_as_nan_in_its_member_alone(does: Callable[[str], Numbe
 def test_adam_is_that_of_torch(dtype: str, tolerance: float, does: Callable[[str], Numbers]) -> None:
     weights = torch.ones((3, 500), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([weights], lr=LEARNING_RATE)
-    for slopes in slopes_of_adam():
-        weights.grad = torch.tensor(slopes)
+    for grad in gradients_of_adam():
+        weights.grad = torch.tensor(grad)
         optimiser.step()
     np.testing.assert_allclose(does(f"adam {dtype}")["weights"], weights.detach().numpy(), rtol=tolerance)
 
 
 def test_a_fit_follows_the_reference(does: Callable[[str], Numbers]) -> None:
     work = fit_problem()
-    (end,) = fit(work, [5], method=choose("cpu", "reference"))
+    (end,) = fit(work, Config(), [5], method=choose("cpu", "reference"))
     found = does("fit")
     np.testing.assert_allclose(found["losses"], end.losses, rtol=1e-3)
     np.testing.assert_allclose(found["outputs"], end.outputs, atol=5e-3)
@@ -294,10 +295,10 @@ def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles:
     work = make_problem(k=k, members=3, tiles=tiles, channels=channels, size=40)
 
     def ends() -> list[Any]:
-        return fused_fit(work, [7, 20], kernels_on("cuda"))
+        return fused_fit(work, Config(), [7, 20], kernels_on("cuda"))
 
     once, again = ends(), ends()
-    (expected,) = fit(work, [20], method=choose("cpu", "reference"))
+    (expected,) = fit(work, Config(), [20], method=choose("cpu", "reference"))
     for one, other in zip(once, again, strict=True):
         assert np.array_equal(one.outputs, other.outputs)
         assert np.array_equal(one.losses, other.losses)
@@ -305,7 +306,7 @@ def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles:
 
 
 def test_a_processor_needs_the_interpreter() -> None:
-    text = "from ddstudy.fit.kernels_cuda import Kernels; Kernels('cpu')"
+    text = "from ddstudy.fit.fused.kernels_cuda import TritonKernels; TritonKernels('cpu')"
     done = subprocess.run(
         [sys.executable, "-c", text], env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True
     )
@@ -334,7 +335,7 @@ def compile_all() -> None:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from ddstudy.fit.kernels_cuda import Kernels
+    from ddstudy.fit.fused.kernels_cuda import TritonKernels
 
     class Absent:
         get_current_target = staticmethod(lambda: GPUTarget("cuda", 80, 32))
@@ -348,7 +349,7 @@ def compile_all() -> None:
 
         return launch
 
-    class Here(Kernels):
+    class Here(TritonKernels):
         def __init__(self) -> None:
             self.device, self.programs = torch.device("cpu"), 1024
 
@@ -357,12 +358,12 @@ def compile_all() -> None:
 
     driver.set_active(Absent())
     JITFunction.__getitem__ = compiled
-    case = Case(geometry(24, 4, 2, 40, 36, 3), tiles=2, members=2)
-    step = Step(case.shape, case.tiles, 2, Here())
-    weights, inputs = step.kernels.array(case.weights, "float32"), step.pad(case.inputs)
+    case = Case(deep_decoder(24, 4, 2, 40, 36, 3), tiles=2, members=2)
+    step = Step(case.prior, case.measurement, 2, Here())
+    weights, inputs = step.kernels.from_numpy(case.weights, "float32"), step.pad(case.inputs)
     step.mse(inputs, weights, torch.zeros_like(weights))
     step.kernels.Adam(weights, LEARNING_RATE).update(torch.zeros_like(weights))
-    step.kernels.Kept(weights, "best").see(step.losses, weights)
+    step.kernels.Iterate(weights, "best").update(step.losses, weights)
     step.forward(inputs, weights)
     step.backward(inputs, weights, step.outputs, torch.zeros_like(weights))
 

@@ -196,7 +196,7 @@ def test_every_difference_is_named():
 
 def test_one_pixel_inputs_are_those_that_the_decoder_would_get():
     from ddstudy.images.tiling import tile_shape
-    from ddstudy.priors.deep_decoder import geometry
+    from ddstudy.priors.deep_decoder import deep_decoder
     from ddstudy.report.tables import one_pixel_inputs
 
     for shape in ((64, 80), (27, 22), (256, 320), (41, 40)):
@@ -204,7 +204,7 @@ def test_one_pixel_inputs_are_those_that_the_decoder_would_get():
         expected = [
             (tiling, s)
             for tiling, s in itertools.product(TILINGS, (4, 7, 16, 32, 300))
-            if geometry(8, s, 4, *tile_shape(*shape, tiling)).sizes[0] == (1, 1)
+            if deep_decoder(8, s, 4, *tile_shape(*shape, tiling)).sizes[0] == (1, 1)
         ]
         assert one_pixel_inputs(view) == expected
 

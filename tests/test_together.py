@@ -26,8 +26,11 @@ from points import fit_of
 from problems import make_problem
 
 from ddstudy.execution.executors import Event, Failed, Finished, InProcess, Layout, Started, Threads
-from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together, follow, fused
+from ddstudy.fit import Config, Method, Problem, Snapshot, choose, fit_together, fused
+from ddstudy.fit.base import snapshots
+from ddstudy.fit.fused.step import Step
 from ddstudy.images.volumes import Target
+from ddstudy.spec.axes import Fit
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import evaluate as module
@@ -38,6 +41,7 @@ from ddstudy.study.samplers import sampler
 MakeSpec = Callable[..., StudySpec]
 Numbers = dict[str, NDArray[Any]]
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+KEEP_BEST = Config(keep="best")
 STOPS = [[1], [1, 2, 4], [4]]  # of three fits; the second is ended at 2
 
 
@@ -45,9 +49,9 @@ def problems(k: int, members: int = 2, tiles: int = 2, size: int = 24, blocks: i
     """Three of one kind: another start, another target, another number of members."""
     one = make_problem(k=k, members=members + 1, tiles=tiles, size=size, blocks=blocks)
     rng = np.random.default_rng(3)
-    pixels = rng.permutation(one.tiles.size)[: one.tiles.size - 7]
+    pixels = rng.permutation(one.measurement.size)[: one.measurement.size - 7]
     other = replace(one, weights=one.weights[::-1], inputs=one.inputs[::-1], pixels=pixels)
-    third = replace(other, tiles=rng.random(one.tiles.shape, dtype=np.float32), weights=1.1 * one.weights)
+    third = replace(other, measurement=rng.random(one.measurement.shape, dtype=np.float32), weights=1.1 * one.weights)
     return [replace(one, weights=one.weights[:members], inputs=one.inputs[:members]), other, third]
 
 
@@ -73,14 +77,14 @@ def same(one: Snapshot, other: Snapshot) -> bool:
 def test_a_pack_has_the_numbers_of_each_fit_alone_and_each_its_own_end(
     engine: str, keep: Literal["last", "best", "average"]
 ) -> None:
-    method, work = choose("cpu", engine), [replace(problem, keep=keep) for problem in problems(k=8)]
+    method, work, config = choose("cpu", engine), problems(k=8), Config(keep=keep)
     ended = [threading.Event() for _ in work]
-    seen = end_second_at_2(fit_together(work, STOPS, threads=2, method=method, ended=ended), ended)
+    seen = end_second_at_2(fit_together(work, config, STOPS, threads=2, method=method, ended=ended), ended)
     assert [(index, snapshot.iteration) for index, snapshot in seen] == [(0, 1), (1, 1), (1, 2), (2, 4)]
     for index, snapshot in seen:
-        *_, (_, alone) = fit_together([work[index]], [[snapshot.iteration]], method=method)
+        *_, (_, alone) = fit_together([work[index]], config, [[snapshot.iteration]], method=method)
         assert same(snapshot, alone)
-        errors = (snapshot.outputs.astype(float) - work[index].tiles).reshape(len(snapshot.losses), -1) ** 2
+        errors = (snapshot.outputs.astype(float) - work[index].measurement).reshape(len(snapshot.losses), -1) ** 2
         pixels = slice(None) if work[index].pixels is None else work[index].pixels
         np.testing.assert_allclose(snapshot.losses, errors[:, pixels].mean(axis=1), rtol=1e-12)
         assert np.array_equal(snapshot.ranges, np.ptp(snapshot.outputs, axis=(2, 3, 4)))
@@ -93,7 +97,7 @@ def test_a_pack_shares_out_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Still:
         def advance(self, iterations: int, ended: object) -> None: ...
-        def look(self, indices: list[int]) -> Any:
+        def states(self, indices: list[int]) -> Any:
             return {index: (np.zeros(1), np.zeros(1), np.zeros) for index in indices}
 
         def drop(self, indices: object) -> None: ...
@@ -103,35 +107,40 @@ def test_a_pack_shares_out_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *_: object) -> None: ...
 
     work = problems(k=8, members=1)  # and two members, and two
-    seen = follow(Still(), work, [[1], [1, 2], [1, 2]], [threading.Event() for _ in work])  # type: ignore[arg-type]
+    seen = snapshots(Still(), work, [[1], [1, 2], [1, 2]], [threading.Event() for _ in work])  # type: ignore[arg-type]
     seconds = [(index, snapshot.seconds) for index, snapshot in seen]
     assert seconds == [(0, 0.2), (1, 0.4), (2, 0.4), (1, 0.9), (2, 0.9)]
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     one = make_problem(k=8)
-    for other in (make_problem(k=16), make_problem(k=8, tiles=2), replace(one, learning_rate=0.1)):
+    for other in (make_problem(k=16), make_problem(k=8, tiles=2)):
         with pytest.raises(ValueError, match="fitted together"):
-            fit_together([one, other], [[1], [1]])
+            fit_together([one, other], Config(), [[1], [1]])
+
+
+def test_jobs_that_are_optimised_differently_are_not_of_one_kind(make_jobs: Callable[..., list[Job]]) -> None:
+    kinds = {make_jobs(fit=fit)[0].kind for fit in ({}, {"learning_rate": 0.02}, {"keep": "best"}, {"members": 3})}
+    assert len(kinds) == 3
 
 
 # kernels in the interpreter
 
 
 def packs_in_the_interpreter(file: str) -> None:
-    from ddstudy.fit.kernels_cuda import Kernels
+    from ddstudy.fit.fused.kernels_cuda import TritonKernels
 
-    kernels, numbers = Kernels("cpu"), {}
+    kernels, numbers = TritonKernels("cpu"), {}
     work = [replace(p, weights=p.weights[:1], inputs=p.inputs[:1]) for p in problems(k=2, tiles=1, size=5, blocks=2)]
     ended = [threading.Event() for _ in work]
-    pack = follow(fused.ensemble(work, kernels, threads=1), work, STOPS, ended)
+    pack = snapshots(fused.ensemble(work, Config(), kernels, threads=1), work, STOPS, ended)
     _, first = next(pack)
     numbers |= keep("0 1", first)
     late = replace(first, iteration=1)  # whose outputs nobody asked for yet
     found = (t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor)
     numbers["bytes"] = np.array(sum({storage.data_ptr(): storage.nbytes() for storage in found}.values()))
-    numbers["model"] = np.array(fused.memory(work[0].shape, 1, len(work), 1, kernels))
-    numbers["work arrays"] = np.array(fused.Step(work[0].shape, work[0].tiles, len(work), kernels).nbytes)
+    numbers["model"] = np.array(fused.memory(work[0].prior, 1, len(work), 1, kernels))
+    numbers["work arrays"] = np.array(Step(work[0].prior, work[0].measurement, len(work), kernels).nbytes)
     for index, snapshot in end_second_at_2(pack, ended):
         numbers |= keep(f"{index} {snapshot.iteration}", snapshot)
     try:
@@ -139,7 +148,9 @@ def packs_in_the_interpreter(file: str) -> None:
     except RuntimeError as error:
         numbers["too late"] = np.array(str(error))
     for index, (problem, stops) in enumerate(zip(work, [[1], [1, 2], [4]], strict=True)):
-        alone = follow(fused.ensemble([problem], kernels, threads=1), [problem], [stops], [threading.Event()])
+        alone = snapshots(
+            fused.ensemble([problem], Config(), kernels, threads=1), [problem], [stops], [threading.Event()]
+        )
         for _, snapshot in alone:
             numbers |= keep(f"alone {index} {snapshot.iteration}", snapshot)
     np.savez(file, **numbers)  # type: ignore[arg-type]
@@ -389,11 +400,11 @@ def test_what_fails_in_a_pack_is_tried_alone(
 ) -> None:
     real, broken = module.problem, []
 
-    def no_simplex(job: Job) -> Problem:
-        if job.fit["noise"] == "simplex" and len(broken) < 2:
-            broken.append(job)
+    def no_simplex(fit: Fit, *rest: Any) -> Problem:
+        if fit["noise"] == "simplex" and len(broken) < 2:
+            broken.append(fit)
             raise RuntimeError("of the test")
-        return real(job)
+        return real(fit, *rest)
 
     monkeypatch.setattr(module, "problem", no_simplex)
     executor = Packing(room=8)
@@ -430,10 +441,10 @@ def test_executors_run_packs(make: Callable[[], Any], make_jobs: Callable[..., l
 def test_what_breaks_a_capture_waits_for_it_and_nothing_else_does() -> None:
     """The lock of a device: one for all kernels there, none for another device, and its holder may take it again."""
     pytest.importorskip("triton", reason="Triton is not available for this platform")
-    from ddstudy.fit import kernels_cuda
+    from ddstudy.fit.fused import kernels_cuda
 
     def on(device: str) -> Any:
-        made = object.__new__(kernels_cuda.Kernels)  # a GPU that is not here
+        made = object.__new__(kernels_cuda.TritonKernels)  # a GPU that is not here
         made.device = torch.device(device)
         return made
 
@@ -441,14 +452,14 @@ def test_what_breaks_a_capture_waits_for_it_and_nothing_else_does() -> None:
     capturing = threading.Event()
 
     def capture() -> None:
-        with on("cuda:0").alone(), on("cuda:0").alone():
+        with on("cuda:0").device_lock(), on("cuda:0").device_lock():
             capturing.set()
             other.result(20)  # another device's need not wait
             order.put("captured")
 
     def allocate(device: str) -> None:
         capturing.wait(20)
-        with on(device).alone():
+        with on(device).device_lock():
             order.put(f"allocated on {device}")
 
     with ThreadPoolExecutor(3) as pool:
@@ -463,11 +474,13 @@ def test_what_breaks_a_capture_waits_for_it_and_nothing_else_does() -> None:
 def test_fits_in_threads_and_in_packs_have_the_numbers_of_each_alone_on_a_gpu() -> None:
     """Captures, allocations and looks of one beside the launches of another."""
     method = choose("cuda")
-    work = [replace(problem, keep="best") for problem in problems(k=24, tiles=2, size=40)]
+    work = problems(k=24, tiles=2, size=40)
     stops = list(range(1, 60, 3))
 
     def ends(chosen: list[Problem]) -> list[tuple[int, Snapshot]]:
-        pack = fit_together(chosen, [stops[: 8 + 4 * i] for i in range(len(chosen))], device="cuda", method=method)
+        pack = fit_together(
+            chosen, KEEP_BEST, [stops[: 8 + 4 * i] for i in range(len(chosen))], device="cuda", method=method
+        )
         return [(index, snapshot.fetched()) for index, snapshot in pack]
 
     alone = [ends([problem]) for problem in work]
@@ -502,7 +515,7 @@ def test_a_study_on_a_gpu_is_packed_and_runs_in_threads_with_the_same_numbers(
 
 
 def ends_at(problem: Problem, iteration: int, method: Method) -> Iterator[tuple[int, Snapshot]]:
-    return fit_together([problem], [[iteration]], device="cuda", method=method)
+    return fit_together([problem], KEEP_BEST, [[iteration]], device="cuda", method=method)
 
 
 if __name__ == "__main__":

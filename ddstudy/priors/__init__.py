@@ -1,1 +1,1 @@
-"""What is fitted: shapes, sizes and random starts of the priors."""
+"""What is fitted: networks whose structure alone is the prior, each of one protocol (`base.Prior`)."""

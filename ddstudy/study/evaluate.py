@@ -3,6 +3,10 @@
 `evaluate` is a generator of events and a pure function of its job: no Optuna, no storage, picklable, the same
 numbers on every worker. Checks tell how the members are doing; a measurement is the result of one setting.
 `evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end.
+
+Here truth and measurement part ways. A solver is handed what `problem` makes of the measurement, `measured(job)`; the
+reference that outputs are judged against, `Job.target`, stays in this module. Checks come from the solver's losses, so
+they are PSNR against the measurement; outputs are fetched from the device when a result needs them.
 """
 
 from __future__ import annotations
@@ -17,12 +21,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together
+from ddstudy.fit import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.metrics import foreground, measurable, psnr, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
 from ddstudy.images.volumes import Target
-from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
+from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
 from ddstudy.spec.schema import StabilitySpec
@@ -37,7 +41,7 @@ class Job:
     Attributes:
         fit: what is fitted.
         budgets: iterations to measure at, ascending.
-        target: the image.
+        target: the image that quality is measured against, and of which the measurement is made.
         options: members, seed, learning rate, checks, device.
         noise: how input tensors are made.
         stability: limits, and whether they stop the fit.
@@ -55,9 +59,13 @@ class Job:
     @property
     def kind(self) -> tuple[object, ...]:
         """What jobs of one study that are done as a pack have in common."""
-        options = self.options
-        alike = options.learning_rate, options.keep, options.engine, options.precision
-        return job_geometry(self.fit, self.target), rows_and_columns(self.fit["tiling"]), alike
+        how = self.config, self.options.engine, self.options.precision
+        return job_prior(self.fit, self.target), rows_and_columns(self.fit["tiling"]), how
+
+    @property
+    def config(self) -> Config:
+        """How its members are optimised."""
+        return Config(self.options.learning_rate, self.options.keep)
 
 
 @dataclass(frozen=True)
@@ -91,35 +99,49 @@ class Measurement:
     shared: bool = False
 
 
-def job_geometry(fit: Fit, target: Target) -> Geometry:
-    """Shapes of the decoder that fits one tile of the target."""
-    channels, height, width = target.image.shape
-    return geometry(fit["k"], fit["s"], fit["l"], *tile_shape(height, width, fit["tiling"]), channels=channels)
+def job_prior(fit: Fit, target: Target) -> DeepDecoder:
+    """The decoder that fits one tile of the target."""
+    return _prior(fit, target.image.shape)
 
 
-def problem(job: Job) -> Problem:
-    """Tiles, input tensors and starting weights of every member.
+def _prior(fit: Fit, shape: tuple[int, ...]) -> DeepDecoder:
+    channels, height, width = shape
+    return deep_decoder(fit["k"], fit["s"], fit["l"], *tile_shape(height, width, fit["tiling"]), channels=channels)
+
+
+def measured(job: Job) -> NDArray[np.float32]:
+    """The measurement y = A x + e of the target x that a solver may see, (C, H, W): A = 1, and there is no noise e."""
+    return job.target.image
+
+
+def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise: NoiseSpec) -> Problem:
+    """What a solver sees: the measurement in tiles, and input tensors and starting weights of every member.
 
     Seeds derive from (study seed, identity of the fit, member), separately for noise and weights, so a member is
     the same whatever the worker, the order and the number of members.
+
+    Args:
+        fit: the decoder's shape, kind of noise and tiling.
+        measurement: float32 (C, H, W) in [0, 1].
+        options: members and seed.
+        noise: how input tensors are made.
     """
-    shape = job_geometry(job.fit, job.target)
-    rows, columns = rows_and_columns(job.fit["tiling"])
-    (h0, w0), k = shape.sizes[0], shape.k
+    prior = _prior(fit, measurement.shape)
+    rows, columns = rows_and_columns(fit["tiling"])
+    k, h0, w0 = prior.input_shape
     inputs, weights = [], []
-    for member in range(job.options.members):
-        seeds = np.random.SeedSequence([job.options.seed, job.fit.digest, member]).spawn(2)
+    for member in range(options.members):
+        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(2)
         noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds)
-        volume = noise_volume(job.fit["noise"], k, rows * h0, columns * w0, noise_rng, job.noise)
-        inputs.append(split(volume, job.fit["tiling"]))
-        weights.append(initial_weights(shape, weight_rng))
-    tiles = split(job.target.image, job.fit["tiling"])
+        volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, noise)
+        inputs.append(split(volume, fit["tiling"]))
+        weights.append(prior.initial_weights(weight_rng))
+    tiles = split(measurement, fit["tiling"])
     pixels = None
     if len(tiles) > 1:
-        _, height, width = job.target.image.shape
-        pixels = join(np.arange(tiles.size).reshape(tiles.shape), job.fit["tiling"], height, width).ravel()
-    options = job.options
-    return Problem(shape, tiles, np.stack(inputs), np.stack(weights), options.learning_rate, options.keep, pixels)
+        _, height, width = measurement.shape
+        pixels = join(np.arange(tiles.size).reshape(tiles.shape), fit["tiling"], height, width).ravel()
+    return Problem(prior, tiles, np.stack(inputs), np.stack(weights), pixels)
 
 
 def evaluate(
@@ -147,70 +169,72 @@ def evaluate_together(
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
     method = choose(device, jobs[0].options.engine, jobs[0].options.precision)
-    courses = [_Course(job, device, method) for job in jobs]
+    trackers = [_Tracker(job, device, method) for job in jobs]
     # metrics take a processor: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
-    aside = device != "cpu" and not any(job.timed for job in jobs)
-    coming: deque[tuple[int, Check | Future[list[Measurement]] | None]] = deque()
+    metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
+    pending: deque[tuple[int, Check | Future[list[Measurement]] | None]] = deque()
 
-    def arrived(wait: bool = False) -> Iterator[tuple[int, Check | Measurement | None]]:
-        while coming and (wait or not isinstance(coming[0][1], Future) or coming[0][1].done()):
-            index, event = coming.popleft()
+    def ready(wait: bool = False) -> Iterator[tuple[int, Check | Measurement | None]]:
+        while pending and (wait or not isinstance(pending[0][1], Future) or pending[0][1].done()):
+            index, event = pending.popleft()
             for one in event.result() if isinstance(event, Future) else [event]:
                 yield index, one
 
-    works, looks = [course.work for course in courses], [course.stops for course in courses]
-    fitting = fit_together(works, looks, device=device, threads=threads, method=method, ended=stops)
+    problems, iterations = [tracker.problem for tracker in trackers], [tracker.stops for tracker in trackers]
+    fitting = fit_together(
+        problems, jobs[0].config, iterations, device=device, threads=threads, method=method, ended=stops
+    )
     busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
-    going = set(range(len(jobs)))
+    running = set(range(len(jobs)))
     with ThreadPoolExecutor(1) as metrics:
         try:
             for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
-                check, measure = courses[index].see(snapshot, waited)
+                check, measure = trackers[index].observe(snapshot, waited)
                 if check is not None:
-                    coming.append((index, check))
-                if measure is not None and aside:
-                    coming.append((index, metrics.submit(measure)))
+                    pending.append((index, check))
+                if measure is not None and metrics_beside:
+                    pending.append((index, metrics.submit(measure)))
                 elif measure is not None:
-                    yield from arrived(wait=True)
+                    yield from ready(wait=True)
                     for measurement in measure():
                         yield index, measurement
-                if courses[index].over:
+                if trackers[index].over:
                     stops[index].set()
-                over = {one for one in going if stops[one].is_set()}
-                going -= over
-                coming.extend((one, None) for one in over)
-                yield from arrived()
+                ended = {one for one in running if stops[one].is_set()}
+                running -= ended
+                pending.extend((one, None) for one in ended)
+                yield from ready()
         except Exception:
-            yield from arrived(wait=True)  # what the fit had reached is none the worse for it
+            yield from ready(wait=True)  # what the fit had reached is none the worse for it
             raise
-        coming.extend((one, None) for one in going)
-        yield from arrived(wait=True)
+        pending.extend((one, None) for one in running)
+        yield from ready(wait=True)
 
 
-class _Course:
-    """A fit on its way: what was seen of it so far.
+class _Tracker:
+    """A job under way: its checks so far, and what is to be measured at a snapshot.
 
     Attributes:
-        work: what is fitted.
-        stops: iterations at which it is looked at.
-        over: nothing more is to be seen.
+        problem: what the solver is handed.
+        stops: iterations at which a snapshot is wanted.
+        over: no further snapshot is wanted.
     """
 
     def __init__(self, job: Job, device: str, method: Method) -> None:
         self.job, self.device, self.method = job, device, method
-        self.work = problem(job)
+        self.problem = problem(job.fit, measured(job), job.options, job.noise)
         self.budgets = set(job.budgets)
         self.last = max(self.budgets)
         self.stops = sorted(self.budgets | set(range(job.options.check_every, self.last, job.options.check_every)))
         self.checks: list[Check] = []
         self.over = False
 
-    def see(
+    def observe(
         self, snapshot: Snapshot, waited: float | None
     ) -> tuple[Check | None, Callable[[], list[Measurement]] | None]:
         """The check that a snapshot is, if no member diverged, and what makes measurements of it, if any are due.
 
-        A check is made of losses and ranges, that no outputs need leave their device for.
+        A check is made of losses and ranges, so that no outputs need leave their device for it.
 
         Args:
             snapshot: of the fit.
@@ -249,7 +273,16 @@ class _Course:
     ) -> list[Measurement]:
         _, height, width = self.job.target.image.shape
         members = np.clip(join(outputs, self.job.fit["tiling"], height, width), 0, 1)
-        values = _values(self.job, self.work, check, members, outputs, self.device, self.method)
+        values: dict[str, float | int | str] = {
+            "seconds": check.seconds,
+            "seconds_per_member": check.seconds / len(members),
+            "parameters": self.problem.prior.parameters,
+            "iterations_done": check.iteration,
+            "device": device_name(self.device),
+            "engine": str(self.method),
+        }
+        if check.psnr_members:
+            values |= _values(self.job, check, members, outputs)
         values["dead_members"] = dead
         if waited is not None:
             values |= {"waited_percent": waited, "disturbed": waited > DISTURBED_PERCENT}
@@ -263,45 +296,33 @@ class _Course:
 
 
 def _values(
-    job: Job,
-    work: Problem,
-    check: Check,
-    members: NDArray[np.float32],
-    outputs: NDArray[np.float32],
-    device: str,
-    method: Method,
+    job: Job, check: Check, members: NDArray[np.float32], outputs: NDArray[np.float32]
 ) -> dict[str, float | int | str]:
-    values: dict[str, float | int | str] = {
-        "seconds": check.seconds,
-        "seconds_per_member": check.seconds / len(members),
-        "parameters": work.shape.parameters,
-        "iterations_done": check.iteration,
-        "device": device_name(device),
-        "engine": str(method),
-    }
-    if not check.psnr_members:
-        return values
-    target = job.target.image
+    """Quality and stability of a fit: members (M, C, H, W), and their outputs in tiles, against the reference."""
+    reference = job.target.image
     ensemble = members.mean(axis=0)
-    inside = foreground(target)
-    whole, *single = [
-        {**scores, "psnr_foreground": psnr(image[:, inside], target[:, inside])}
-        for image, scores in zip([ensemble, *members], quality(np.stack([ensemble, *members]), target), strict=True)
+    inside = foreground(reference)
+    of_ensemble, *of_members = [
+        {**scores, "psnr_foreground": psnr(image[:, inside], reference[:, inside])}
+        for image, scores in zip([ensemble, *members], quality(np.stack([ensemble, *members]), reference), strict=True)
     ]
-    values |= whole
-    values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in single])) for name in whole}
-    values |= {f"{name}_tiles": score for name, score in _over_tiles(outputs.mean(axis=0), work.tiles, whole).items()}
+    values: dict[str, float | int | str] = {**of_ensemble}
+    values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble}
+    over_tiles = _over_tiles(outputs.mean(axis=0), split(reference, job.fit["tiling"]), of_ensemble)
+    values |= {f"{name}_tiles": score for name, score in over_tiles.items()}
     values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
     values["cv_percent"] = cv_percent(check.psnr_members)
     values["sd_db"] = float(np.std(check.psnr_members))
     return values
 
 
-def _over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32], whole: dict[str, float]) -> dict[str, float]:
+def _over_tiles(
+    outputs: NDArray[np.float32], tiles: NDArray[np.float32], of_slice: dict[str, float]
+) -> dict[str, float]:
     """The thesis' patch-wise reading of the metrics: mean over tiles of each; of one tile it is the whole slice's."""
     names = [name for name in ("psnr", "ssim", "vif") if measurable(name, *tiles.shape[-2:])]
     if len(tiles) == 1:
-        return {name: whole[name] for name in names}
+        return {name: of_slice[name] for name in names}
     scores = [quality(output[None], tile, scales=False)[0] for output, tile in zip(outputs, tiles, strict=True)]
     return {name: float(np.mean([score[name] for score in scores])) for name in names}
 

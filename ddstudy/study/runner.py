@@ -32,7 +32,7 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Claims
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Job, Measurement, job_geometry
+from ddstudy.study.evaluate import Check, Job, Measurement, job_prior
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
@@ -124,14 +124,8 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
 
 
 def operations(fit: Fit, target: Target | Targets) -> float:
-    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it.
-
-    Three products of k x k per low-resolution pixel, and about 60 operations per channel and high-resolution pixel
-    for upsampling, ReLU, normalisation and their gradients.
-    """
-    shape = job_geometry(fit, target.of(fit))
-    pixels = [tiles(fit["tiling"]) * height * width for height, width in shape.sizes]
-    return float(sum(6 * shape.k**2 * low + 60 * shape.k * high for low, high in itertools.pairwise(pixels)))
+    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it."""
+    return float(tiles(fit["tiling"]) * job_prior(fit, target.of(fit)).cost)
 
 
 def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
@@ -143,13 +137,13 @@ def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str 
     """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
 
     def size(fit: Fit) -> int:
-        shape = job_geometry(fit, target.of(fit))
-        return shape.k * sum(h * w for h, w in shape.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
+        prior = job_prior(fit, target.of(fit))
+        return prior.k * sum(h * w for h, w in prior.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
 
     largest = max(budgets_by_fit(spec.search_space), key=size)
     members = spec.at(largest).fit.members
-    shape = job_geometry(largest, target.of(largest))
-    return memory(shape, tiles(largest["tiling"]), members, members, kernels_for(device))
+    prior = job_prior(largest, target.of(largest))
+    return memory(prior, tiles(largest["tiling"]), members, members, kernels_for(device))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The kernels of the fused step on NVIDIA GPUs, in Triton.
+"""The kernels of the fused step on NVIDIA GPUs, in Triton; see `ddstudy.fit.fused.kernels`.
 
 All members are computed together, and a whole iteration is captured in a CUDA graph, since at small k its forty
 launches would cost more than their work. So nothing here allocates, waits or looks at a number on the way.
@@ -15,14 +15,15 @@ or among others.
 
 A block's convolution gets its constant b C after upsampling, which leaves a constant as it is. Arrays are contiguous,
 (members, tiles, rows, columns, channels), with channels padded by zeros to `padded(k)`; a *unit* is one tile of one
-member. On a machine without GPU the same source runs in Triton's interpreter, for tests: `Kernels("cpu")` with
-TRITON_INTERPRET=1 in the environment before triton is imported. What the interpreter takes, the compiler may still
+member. On a machine without GPU the same source runs in Triton's interpreter, for tests: `TritonKernels("cpu")`
+with TRITON_INTERPRET=1 in the environment before triton is imported. What the interpreter takes, the compiler may still
 take wrongly: loops here never carry a number that bounds another loop, which Triton 3.6 takes for a constant.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import threading
@@ -36,13 +37,14 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from ddstudy.fit import AVERAGED, FLAT
+from ddstudy.fit.base import EMA_ITERATIONS, FLAT_VARIANCE
 from ddstudy.priors.deep_decoder import EPS
 
 if TYPE_CHECKING:
-    from ddstudy.fit.fused import Axis, Step
+    from ddstudy.fit.fused.step import Axis, Step
 
-_EPS, _FLAT, _AVERAGED = tl.constexpr(EPS), tl.constexpr(FLAT), tl.constexpr(AVERAGED)
+_EPS, _FLAT_VARIANCE = tl.constexpr(EPS), tl.constexpr(FLAT_VARIANCE)
+_EMA_ITERATIONS = tl.constexpr(EMA_ITERATIONS)
 _TABLE = 4096  # partial sums that one program has in hand
 _CHUNK = 32  # pixels, at least and in steps, of one product R^T dZ
 _UPDATE = 1024  # weights of one program of the optimiser
@@ -91,7 +93,7 @@ def _fold(weights, partial, affine, folded, transposed, constants, parts, pixels
         offset = first / pixels
         variance = second / pixels - offset * offset
         mean = tl.load(partial + 2 * K + c, c < K, other=0.0).to(tl.float64) + offset
-        flat = variance <= mean * mean * _FLAT  # which NaN is not
+        flat = variance <= mean * mean * _FLAT_VARIANCE  # which NaN is not
         inv_std = tl.where(flat, 0.0, 1.0 / tl.sqrt(tl.where(flat, 0.0, variance) + _EPS))
         scale = tl.load(weights + norm + c, c < k, other=0.0) * inv_std
         shift = tl.load(weights + norm + k + c, c < k, other=0.0) - scale * mean
@@ -218,12 +220,14 @@ def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _head(z, constants, head, shifts, image, slopes, outputs, partial, sums, y_start, y_fraction, x_lower, x_fraction,
-          h, w, H, W, tall, tiles, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-          SLOPES: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Outputs, and with `SLOPES` dL/d logits g. Programs (patch, unit, colour); partial sums of g R, g and the errors.
+def _head(z, constants, head, shifts, image, grad_logits, outputs, partial, sums, y_start, y_fraction, x_lower,
+          x_fraction, h, w, H, W, tall, tiles, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
+          PIXELS: tl.constexpr, GRADIENTS: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Outputs, and with `GRADIENTS` dL/d logits g. Programs (patch, unit, colour).
 
-    `image` is the target with `ERRORS` and otherwise dL/d output; with `SHARED`, members have it in common.
+    Partial sums of g R, g and the squared errors.
+
+    `image` is the measurement with `ERRORS` and otherwise dL/d output; with `SHARED`, members have it in common.
     """
     part, unit, o = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     c = tl.arange(0, CHANNELS)
@@ -232,16 +236,16 @@ def _head(z, constants, head, shifts, image, slopes, outputs, partial, sums, y_s
     shift = tl.load(shifts + unit * C + o)
     z += unit * h * w * K
     outputs += (unit * C + o) * H * W
-    slopes += (unit * C + o) * H * W
+    grad_logits += (unit * C + o) * H * W
     if SHARED:
         image += (unit % tiles * C + o) * H * W
     else:
         image += (unit * C + o) * H * W
     kind = z.dtype.element_ty
     grad_weight = tl.zeros((PIXELS, CHANNELS), kind)
-    sum_slopes = tl.zeros((PIXELS,), kind)
+    sum_grad_logits = tl.zeros((PIXELS,), kind)
     sum_errors = tl.zeros((PIXELS,), kind)
-    twice = tl.full((), 2, kind) / (tiles * C * H * W)  # the slope of a mean of squares
+    twice = tl.full((), 2, kind) / (tiles * C * H * W)  # the gradient of a mean of squares
     runs = tl.cdiv(W, PIXELS)
     x = part % runs * PIXELS + tl.arange(0, PIXELS)
     here = (x < W)[:, None] & (c < K)[None, :]
@@ -252,34 +256,34 @@ def _head(z, constants, head, shifts, image, slopes, outputs, partial, sums, y_s
     start, end = _corners(z, i0, left, right, c, here, w, K)
     upper = start + fraction * (end - start) + constant[None, :]
     start, end = _corners(z, tl.minimum(i0 + 1, h - 1), left, right, c, here, w, K)
-    if SLOPES:
+    if GRADIENTS:
         next_given = tl.load(image + tl.load(y_start + i0) * W + x, x < W, other=0.0)
     for i in range(i0, tl.minimum(i0 + tall, h)):
         lower = start + fraction * (end - start) + constant[None, :]
         fall = lower - upper
         start, end = _corners(z, tl.minimum(i + 2, h - 1), left, right, c, here, w, K)  # on their way meanwhile
         for y in range(tl.load(y_start + i), tl.load(y_start + i + 1)):
-            if SLOPES:
+            if GRADIENTS:
                 given = next_given
                 next_given = tl.load(image + (y + 1) * W + x, (x < W) & (y + 1 < H), other=0.0)
             value = upper + tl.load(y_fraction + y) * fall
             value = tl.where(value < 0, 0.0, value)
             output = 1.0 / (1.0 + tl.exp(-(tl.sum(value * weight[None, :], axis=1) + shift)))
             tl.store(outputs + y * W + x, output, x < W)
-            if SLOPES:
+            if GRADIENTS:
                 if ERRORS:
                     error = tl.where(x < W, output - given, 0.0)
                     sum_errors += error * error
                     given = twice * error
-                slope = given * output * (1.0 - output)
-                tl.store(slopes + y * W + x, slope, x < W)
-                sum_slopes += slope
-                grad_weight += slope[:, None] * value
+                grad = given * output * (1.0 - output)
+                tl.store(grad_logits + y * W + x, grad, x < W)
+                sum_grad_logits += grad
+                grad_weight += grad[:, None] * value
         upper = lower
-    if SLOPES:
+    if GRADIENTS:
         row = unit * tl.num_programs(0) + part
         tl.store(partial + (row * C + o) * K + c, tl.sum(grad_weight, axis=0), c < K)
-        tl.store(sums + row * 2 * C + o, tl.sum(sum_slopes, axis=0))
+        tl.store(sums + row * 2 * C + o, tl.sum(sum_grad_logits, axis=0))
         tl.store(sums + row * 2 * C + C + o, tl.sum(sum_errors, axis=0))
 
 
@@ -314,19 +318,20 @@ def _head_gradient(weights, gradients, affine, partial, sums, losses, alpha_beta
     errors = tl.zeros((COLOURS,), tl.float64)
     for tile in range(0, tiles):
         unit = member * tiles + tile
-        sum_slopes_r = tl.zeros((COLOURS, CHANNELS), tl.float64)
+        sum_grad_logits_r = tl.zeros((COLOURS, CHANNELS), tl.float64)
         for first in range(0, parts, ROWS):
             row = first + tl.arange(0, ROWS)
             there = ((unit * parts + row[:, None, None]) * C + o[None, :, None]) * K + c[None, None, :]
             values = tl.load(partial + there, (row < parts)[:, None, None] & here[None, :, :], other=0.0)
-            sum_slopes_r += tl.sum(values.to(tl.float64), axis=0)
-        sum_slopes = _sum_rows(sums + unit * parts * 2 * C, parts, 2 * C, o, o < C, ROWS, COLOURS)
+            sum_grad_logits_r += tl.sum(values.to(tl.float64), axis=0)
+        sum_grad_logits = _sum_rows(sums + unit * parts * 2 * C, parts, 2 * C, o, o < C, ROWS, COLOURS)
         errors += _sum_rows(sums + unit * parts * 2 * C + C, parts, 2 * C, o, o < C, ROWS, COLOURS)
         unit_affine = affine + unit * 4 * K
         scale = tl.load(unit_affine + 2 * K + c, c < K, other=0.0)
         shift = tl.load(unit_affine + 3 * K + c, c < K, other=0.0)
-        grad_weight += scale[None, :] * sum_slopes_r + shift[None, :] * sum_slopes[:, None]
-        sum_dy, sum_dy_r = tl.sum(weight * sum_slopes[:, None], axis=0), tl.sum(weight * sum_slopes_r, axis=0)
+        grad_weight += scale[None, :] * sum_grad_logits_r + shift[None, :] * sum_grad_logits[:, None]
+        sum_dy = tl.sum(weight * sum_grad_logits[:, None], axis=0)
+        sum_dy_r = tl.sum(weight * sum_grad_logits_r, axis=0)
         grad_shift += sum_dy
         grad_scale += _norm_gradient(sum_dy, sum_dy_r, unit_affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
     tl.store(gradients + place, grad_weight, here)
@@ -337,14 +342,14 @@ def _head_gradient(weights, gradients, affine, partial, sums, losses, alpha_beta
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _gather(z, constants, head, slopes, r, dy, alpha_beta, d, partial, y_start, y_fraction, x_start, x_lower,
+def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_start, y_fraction, x_start, x_lower,
             x_fraction, h, w, H, W, wide, tall, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
             COLUMNS: tl.constexpr, PIXELS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients past ReLU and upsampling. Programs (patch, unit, channels); partial sums of the result.
 
     A program goes down the rows of a patch, `wide` low-resolution columns and the high-resolution ones that touch them:
     it adds up rows by their weights, and then columns by a product with theirs. In the `LAST` block, R is made again
-    and dL/dY is `slopes` times `head`; in the others they are `r` and `dy`, which has the normalisation's scale
+    and dL/dY is `grad_logits` times `head`; in the others they are `r` and `dy`, which has the normalisation's scale
     already.
     """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -355,7 +360,7 @@ def _gather(z, constants, head, slopes, r, dy, alpha_beta, d, partial, y_start, 
     d += unit * h * w * K
     if LAST:
         z += unit * h * w * K
-        slopes += unit * C * H * W
+        grad_logits += unit * C * H * W
         head += unit * C * K
         constant = tl.load(constants + unit * K + c, c < K, other=0.0)[None, :]
         weight = tl.load(head + c, c < K, other=0.0)[None, :]
@@ -387,7 +392,7 @@ def _gather(z, constants, head, slopes, r, dy, alpha_beta, d, partial, y_start, 
             start, end = _corners(z, first, left, right, c, here, w, K)
             upper = start + fraction * (end - start) + constant
             start, end = _corners(z, tl.minimum(first + 1, h - 1), left, right, c, here, w, K)
-            next_slope = tl.load(slopes + y0 * W + x, inside, other=0.0)
+            next_grad_logit = tl.load(grad_logits + y0 * W + x, inside, other=0.0)
         else:
             next_value = tl.load(r + place, here, other=0.0)
             next_dy = tl.load(dy + place, here, other=0.0)
@@ -402,22 +407,22 @@ def _gather(z, constants, head, slopes, r, dy, alpha_beta, d, partial, y_start, 
                 down = tl.load(y_fraction + y)
                 more = y + 1 < H
                 if LAST:
-                    slope = next_slope
-                    next_slope = tl.load(slopes + (y + 1) * W + x, inside & more, other=0.0)
+                    grad_logit = next_grad_logit
+                    next_grad_logit = tl.load(grad_logits + (y + 1) * W + x, inside & more, other=0.0)
                     value = upper + down * fall
-                    pull = alpha + beta * value + slope[:, None] * weight
+                    grad = alpha + beta * value + grad_logit[:, None] * weight
                     for o in tl.static_range(1, C):
-                        slope = tl.load(slopes + (o * H + y) * W + x, inside, other=0.0)
-                        pull += slope[:, None] * tl.load(head + o * K + c, c < K, other=0.0)[None, :]
+                        grad_logit = tl.load(grad_logits + (o * H + y) * W + x, inside, other=0.0)
+                        grad += grad_logit[:, None] * tl.load(head + o * K + c, c < K, other=0.0)[None, :]
                 else:
                     value = next_value
-                    pull = alpha + beta * value + next_dy
+                    grad = alpha + beta * value + next_dy
                     place = ((y + 1) * W + x[:, None]) * K + c[None, :]
                     next_value = tl.load(r + place, here & more, other=0.0)
                     next_dy = tl.load(dy + place, here & more, other=0.0)
-                pull = tl.where(value > 0, pull, 0.0)
-                rows += (1.0 - down) * pull
-                above += down * pull
+                grad = tl.where(value > 0, grad, 0.0)
+                rows += (1.0 - down) * grad
+                above += down * grad
             if LAST:
                 upper = lower
             if i >= i0:
@@ -470,49 +475,49 @@ def _block_gradient(weights, gradients, affine, correlation, partial, alpha_beta
 
 
 @triton.jit
-def _adam(weights, gradients, first, second, rate, powers, parameters, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _adam(weights, gradients, exp_avg, exp_avg_sq, learning_rate, powers, parameters, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One update of Adam. Programs (weights, member), each with its own beta^t."""
     block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i = block * BLOCK + tl.arange(0, BLOCK)
     here, place = i < parameters, member * parameters + i
     powers += (member * tl.num_programs(0) + block) * 2
-    power_first, power_second = tl.load(powers) * 0.9, tl.load(powers + 1) * 0.999
+    beta1_power, beta2_power = tl.load(powers) * 0.9, tl.load(powers + 1) * 0.999
     tl.debug_barrier()  # all threads have read them
-    tl.store(powers, power_first)
-    tl.store(powers + 1, power_second)
+    tl.store(powers, beta1_power)
+    tl.store(powers + 1, beta2_power)
     kind = weights.dtype.element_ty
-    step = (tl.load(rate) / (1.0 - power_first)).to(kind)
-    correction = (1.0 / tl.sqrt(1.0 - power_second)).to(kind)
-    slope = tl.load(gradients + place, here, other=0.0)
-    mean = tl.load(first + place, here, other=0.0)
-    square = tl.load(second + place, here, other=0.0)
+    step_size = (tl.load(learning_rate) / (1.0 - beta1_power)).to(kind)
+    correction = (1.0 / tl.sqrt(1.0 - beta2_power)).to(kind)
+    grad = tl.load(gradients + place, here, other=0.0)
+    mean = tl.load(exp_avg + place, here, other=0.0)
+    square = tl.load(exp_avg_sq + place, here, other=0.0)
     weight = tl.load(weights + place, here, other=0.0)
-    mean += 0.1 * (slope - mean)
-    square += 0.001 * (slope * slope - square)
-    tl.store(first + place, mean, here)
-    tl.store(second + place, square, here)
-    tl.store(weights + place, weight - step * mean / (tl.sqrt(square) * correction + 1e-8), here)
+    mean += 0.1 * (grad - mean)
+    square += 0.001 * (grad * grad - square)
+    tl.store(exp_avg + place, mean, here)
+    tl.store(exp_avg_sq + place, square, here)
+    tl.store(weights + place, weight - step_size * mean / (tl.sqrt(square) * correction + 1e-8), here)
 
 
 @triton.jit
-def _keep(kept, weights, losses, least, seen, parameters, BEST: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Keeps the best weights so far, or averages them. Programs (weights, member)."""
+def _keep(kept, weights, losses, best_loss, averaged, parameters, BEST: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Keeps the best weights so far, or updates their average. Programs (weights, member)."""
     block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i = block * BLOCK + tl.arange(0, BLOCK)
     here, place = i < parameters, member * parameters + i
     if BEST:
         # the programs of a member write the same number, and one that finds it there already does the same
         loss = tl.load(losses + member)
-        if not (loss > tl.load(least + member)):  # NaN is kept
-            tl.store(least + member, loss)
+        if not (loss > tl.load(best_loss + member)):  # NaN is kept
+            tl.store(best_loss + member, loss)
             tl.store(kept + place, tl.load(weights + place, here, other=0.0), here)
     else:
-        seen += member * tl.num_programs(0) + block
-        number = tl.load(seen) + 1
+        averaged += member * tl.num_programs(0) + block
+        number = tl.load(averaged) + 1
         tl.debug_barrier()  # all threads have read it
-        tl.store(seen, number)
+        tl.store(averaged, number)
         before = tl.load(kept + place, here, other=0.0)
-        share = (1.0 / tl.minimum(number, _AVERAGED)).to(kept.dtype.element_ty)
+        share = (1.0 / tl.minimum(number, _EMA_ITERATIONS)).to(kept.dtype.element_ty)
         tl.store(kept + place, before + share * (tl.load(weights + place, here, other=0.0) - before), here)
 
 
@@ -617,39 +622,40 @@ class _Adam:
 
     def __init__(self, weights: torch.Tensor, learning_rate: float) -> None:
         self.weights = weights
-        self.first, self.second = torch.zeros_like(weights), torch.zeros_like(weights)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(weights), torch.zeros_like(weights)
         # on the device, since a graph replays the same arguments
         blocks = triton.cdiv(weights.shape[1], _UPDATE)
         self.powers = torch.ones((len(weights), blocks, 2), dtype=torch.float64, device=weights.device)
-        self.rate = torch.tensor([learning_rate], dtype=torch.float64, device=weights.device)
+        self.learning_rate = torch.tensor([learning_rate], dtype=torch.float64, device=weights.device)
 
     def update(self, gradients: torch.Tensor) -> None:
         """One step."""
         members, parameters = self.weights.shape
         with _on(self.weights.device):
             _adam[(self.powers.shape[1], members)](
-                self.weights, gradients, self.first, self.second, self.rate, self.powers, parameters, BLOCK=_UPDATE
-            )
+                self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.learning_rate, self.powers, parameters,
+                BLOCK=_UPDATE,
+            )  # fmt: skip
 
 
-class _Kept:
-    """The weights (M, parameters) that count, by `Problem.keep`; a member that diverged shows it."""
+class _Iterate:
+    """The weights (M, parameters) that a snapshot shows, by `Config.keep`; a member that diverged shows it."""
 
     def __init__(self, weights: torch.Tensor, keep: str) -> None:
         self.keep = keep
         self.weights = weights if keep == "last" else weights.clone()
-        self.least = torch.full((len(weights),), torch.inf, dtype=torch.float64, device=weights.device)
+        self.best_loss = torch.full((len(weights),), torch.inf, dtype=torch.float64, device=weights.device)
         blocks = triton.cdiv(weights.shape[1], _UPDATE)
-        self.seen = torch.zeros((len(weights), blocks), dtype=torch.float64, device=weights.device)
+        self.averaged = torch.zeros((len(weights), blocks), dtype=torch.float64, device=weights.device)
 
-    def see(self, losses: torch.Tensor, weights: torch.Tensor) -> None:
-        """Weights and their losses, before they change."""
+    def update(self, losses: torch.Tensor, weights: torch.Tensor) -> None:
+        """Takes in weights and their losses, before they change."""
         if self.keep == "last":
             return
         with _on(weights.device):
-            _keep[(self.seen.shape[1], len(weights))](
-                self.weights, weights, losses, self.least, self.seen, weights.shape[1], BEST=self.keep == "best",
-                BLOCK=_UPDATE,
+            _keep[(self.averaged.shape[1], len(weights))](
+                self.weights, weights, losses, self.best_loss, self.averaged, weights.shape[1],
+                BEST=self.keep == "best", BLOCK=_UPDATE,
             )  # fmt: skip
 
 
@@ -657,9 +663,10 @@ class _Scratch:
     """What the kernels of a step need beside its arrays."""
 
     def __init__(self, step: Step) -> None:
-        shape, kernels = step.shape, step.kernels
-        M, T, K, C, l = step.outputs.shape[0], step.tiles.shape[1], step.width, shape.channels, shape.blocks
-        units, dtype, sizes = M * T, step.dtype, shape.sizes
+        prior, kernels = step.prior, step.kernels
+        assert isinstance(kernels, TritonKernels)  # whose scratch this is
+        M, T, K, C, l = step.outputs.shape[0], step.measurement.shape[1], step.width, prior.channels, prior.blocks
+        units, dtype, sizes = M * T, step.dtype, prior.sizes
         self.units, self.tiles = units, T
         self.axes = [tuple(self._tables(axis, kernels) for axis in pair) for pair in step.axes]
         self.channels, self.colours = _power(K), _power(C)
@@ -701,12 +708,12 @@ class _Scratch:
         self.dy = kernels.zeros((units * max([0] + [H * W for H, W in sizes[1:-1]]) * K,), dtype)
 
     @staticmethod
-    def _tables(axis: Axis, kernels: Kernels) -> _Tables:
+    def _tables(axis: Axis, kernels: TritonKernels) -> _Tables:
         lower = np.repeat(np.arange(len(axis.start) - 1), np.diff(axis.start))
         return _Tables(
-            kernels.array(axis.start, "int32"),
-            kernels.array(lower, "int32"),
-            kernels.array(axis.fraction, axis.fraction.dtype.name),
+            kernels.from_numpy(axis.start, "int32"),
+            kernels.from_numpy(lower, "int32"),
+            kernels.from_numpy(axis.fraction, axis.fraction.dtype.name),
         )
 
     def upsampling(self, i: int) -> tuple[torch.Tensor, ...]:
@@ -742,8 +749,8 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-class Kernels:
-    """The kernels on one device: what `kernels_cpu` offers as a module.
+class TritonKernels:
+    """The kernels on one device.
 
     Args:
         device: `cuda` or `cuda:1`; `cpu` in Triton's interpreter.
@@ -752,12 +759,12 @@ class Kernels:
         RuntimeError: for `cpu` when Triton does not interpret.
     """
 
-    OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
-    TOGETHER = True  # all members in one step
-    IN_PLACE = False  # the last block's gradients have an array of their own
+    OUTPUT, MSE, GRADIENT = 0, 1, 2
+    BATCHED = True
+    IN_PLACE = False
     Scratch = _Scratch
     Adam = _Adam
-    Kept = _Kept
+    Iterate = _Iterate
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -768,6 +775,12 @@ class Kernels:
         # of one member, at most; the interpreter takes its time for each
         self.programs = 1024 if self.device.type == "cuda" else 3
 
+    def without_memory(self) -> TritonKernels:
+        """The same, whose arrays have a size and no memory: to ask a step for its size, also without a GPU."""
+        made = copy.copy(self)
+        made.device = torch.device("meta")
+        return made
+
     def padded(self, k: int) -> int:
         """Channels that are computed for k: the next multiple of 8, which keeps loads of whole sectors."""
         return -(-k // 8) * 8
@@ -776,7 +789,7 @@ class Kernels:
         """The shape of one tile's feature maps."""
         return height, width, channels
 
-    def arranged(self, values: NDArray[Any]) -> NDArray[Any]:
+    def to_planes(self, values: NDArray[Any]) -> NDArray[Any]:
         """Feature maps (..., channels, rows, columns) as `plane` orders them."""
         return np.moveaxis(values, -3, -1)
 
@@ -784,71 +797,71 @@ class Kernels:
         """An array on the device."""
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)
 
-    def array(self, values: NDArray[Any], dtype: str) -> torch.Tensor:
-        """The same numbers where the kernels compute."""
+    def from_numpy(self, values: NDArray[Any], dtype: str) -> torch.Tensor:
+        """A copy on the device."""
         return torch.tensor(np.ascontiguousarray(values), dtype=getattr(torch, dtype), device=self.device)
 
-    def numbers(self, values: torch.Tensor) -> NDArray[Any]:
-        """A copy of the kernels' numbers for the rest of the program."""
+    def to_numpy(self, values: torch.Tensor) -> NDArray[Any]:
+        """A copy in numpy."""
         made: NDArray[Any] = values.detach().cpu().numpy().copy()
         return made
 
     def rows_kept(self, height: int, last: bool) -> int:
-        """Rows of a block's products that must exist at a time: all, as one product makes them."""
+        """All, as one product makes them."""
         return height
 
-    def begin(self) -> None:
-        """What a thread that is going to compute does first: it gets a stream of its own, so that fits overlap."""
+    def begin_thread(self) -> None:
+        """The thread gets a stream of its own, so that fits overlap."""
         if self.device.type == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
-    def alone(self) -> contextlib.AbstractContextManager[Any]:
+    def device_lock(self) -> contextlib.AbstractContextManager[Any]:
         """While something is done that the device can do for one thread at a time only: a capture, or what breaks one.
 
         A capture is broken by whatever waits for the whole device, as the allocator may when memory is short. So who
-        allocates or captures has the device's lock, and nobody waits but for his own stream. Launches need no lock.
+        allocates or captures has the device's lock, and each thread waits for its own stream only. Launches need none.
         """
         return _locks[self.device] if self.device.type == "cuda" else contextlib.nullcontext()
 
-    def summary(self, outputs: torch.Tensor, tiles: torch.Tensor, pixels: torch.Tensor | None) -> tuple[Any, Any]:
-        """Losses (M,) and ranges (M, T) of outputs, as `ddstudy.fit.summary` has them.
+    def summary(self, outputs: torch.Tensor, measurement: torch.Tensor, pixels: torch.Tensor | None) -> tuple[Any, Any]:
+        """Losses (M,) and ranges (M, T) of outputs, as `ddstudy.fit.base.summary` has them.
 
         Of one fit's members at a time: how sums are split depends on the shape, and must not on the members beside.
         """
-        seen, truth = outputs.flatten(1), tiles.flatten()
+        predicted, measured = outputs.flatten(1), measurement.flatten()
         if pixels is not None:
-            seen, truth = seen[:, pixels], truth[pixels]
-        losses = (seen.double() - truth).square().mean(dim=1)
-        return self.numbers(losses), self.numbers(outputs.amax((2, 3, 4)) - outputs.amin((2, 3, 4)))
+            predicted, measured = predicted[:, pixels], measured[pixels]
+        losses = (predicted.double() - measured).square().mean(dim=1)
+        return self.to_numpy(losses), self.to_numpy(outputs.amax((2, 3, 4)) - outputs.amin((2, 3, 4)))
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Returns when everything that this thread asked for so far is computed."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    def captured(self, advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
+    def captured(self, launches: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
         """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
 
-        In a thread that began with `begin` and ran these kernels before, for the same shapes: compiling and loading
-        code are nothing that a graph can hold. The graph is run by the same thread.
+        In a thread that began with `begin_thread` and ran these kernels before, for the same shapes: compiling and
+        loading code are nothing that a graph can hold. The graph is run by the same thread.
         """
         if self.device.type != "cuda":
-            return advance
-        graph = self._graph(advance, step)
+            return launches
+        graph = self._graph(launches, step)
 
         def replay(_: Step) -> None:
             graph.replay()
 
         return replay
 
-    def _graph(self, advance: Callable[[Step], None], step: Step) -> torch.cuda.CUDAGraph:
+    def _graph(self, launches: Callable[[Step], None], step: Step) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with self.alone(), _on(self.device):
+        with self.device_lock(), _on(self.device):
             # not `torch.cuda.graph`, which waits for the whole device and empties the allocator's cache.
             # thread_local: what other threads do with the device does not concern this graph
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                advance(step)
+                launches(step)
             except BaseException:
                 with contextlib.suppress(RuntimeError):  # which would hide why it is no graph
                     graph.capture_end()
@@ -859,8 +872,8 @@ class Kernels:
     def forward(self, step: Step, i: int, inputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Block i: products, upsampling, ReLU, and partial sums for the normalisation that follows."""
         work: _Scratch = step.scratch
-        (h, w), (H, W), K = step.shape.sizes[i], step.shape.sizes[i + 1], step.width
-        last = i == step.shape.blocks - 1
+        (h, w), (H, W), K = step.prior.sizes[i], step.prior.sizes[i + 1], step.width
+        last = i == step.prior.blocks - 1
         z, split = step.z[i], work.blends[i]
         with _on(self.device):
             self._fold(step, i, weights)
@@ -871,21 +884,17 @@ class Kernels:
             )  # fmt: skip
 
     def head(self, step: Step, weights: torch.Tensor, gradients: torch.Tensor, image: torch.Tensor, mode: int) -> None:
-        """Convolution to the image and sigmoid.
-
-        `OUTPUT`: the outputs alone. `MSE`: `image` is the target; losses, and the gradient up to the last block.
-        `GIVEN`: `image` is the loss' gradient with respect to the outputs.
-        """
+        """Convolution to the image and sigmoid."""
         work: _Scratch = step.scratch
-        shape, K, split, i = step.shape, step.width, work.head, step.shape.blocks
-        C, k, ((h, w), (H, W)) = shape.channels, shape.k, shape.sizes[-2:]
+        prior, K, split, i = step.prior, step.width, work.head, step.prior.blocks
+        C, k, ((h, w), (H, W)) = prior.channels, prior.k, prior.sizes[-2:]
         with _on(self.device):
-            if mode != self.GIVEN:
-                self._fold(step, i, weights)  # before `GIVEN`, `OUTPUT` did it
+            if mode != self.GRADIENT:
+                self._fold(step, i, weights)  # before `GRADIENT`, `OUTPUT` did it
             _head[(split.parts, work.units, C)](
-                step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.slopes,
+                step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.grad_logits,
                 step.outputs, work.head_partial, work.head_sums, *work.upsampling(i - 1), h, w, H, W, split.tall,
-                work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels, SLOPES=mode != self.OUTPUT,
+                work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels, GRADIENTS=mode != self.OUTPUT,
                 ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses), num_warps=work.tuning.head[2],
             )  # fmt: skip
             if mode == self.OUTPUT:
@@ -903,18 +912,18 @@ class Kernels:
     ) -> None:
         """Block i: gradients of its convolution and of the normalisation before it, and what reaches that."""
         work: _Scratch = step.scratch
-        shape, K, split, k, chunks = step.shape, step.width, work.gathers[i], step.shape.k, work.chunks[i]
-        (h, w), (H, W) = shape.sizes[i], shape.sizes[i + 1]
-        last = i == shape.blocks - 1
+        prior, K, split, k, chunks = step.prior, step.width, work.gathers[i], step.prior.k, work.chunks[i]
+        (h, w), (H, W) = prior.sizes[i], prior.sizes[i + 1]
+        last = i == prior.blocks - 1
         z, d = step.z[i], step.d[i]
         rows, columns = work.axes[i]
         with _on(self.device):
             if not last:
                 work.times(_pixels(step.d[i + 1]), work.transposed[i + 1], work.dy, self.precision(step))
             _gather[(split.parts, work.units, triton.cdiv(K, work.tuning.gather[2]))](
-                z, work.constants[i], step.head, step.slopes, z if last else step.r[i], work.dy, work.alpha_beta, d,
-                work.partial, rows.start, rows.fraction, *columns, h, w, H, W, split.wide, split.tall, K=K,
-                C=shape.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.columns, PIXELS=split.pixels, LAST=last,
+                z, work.constants[i], step.head, step.grad_logits, z if last else step.r[i], work.dy, work.alpha_beta,
+                d, work.partial, rows.start, rows.fraction, *columns, h, w, H, W, split.wide, split.tall, K=K,
+                C=prior.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.columns, PIXELS=split.pixels, LAST=last,
                 PRECISION=self.precision(step), num_warps=work.tuning.gather[3],
             )  # fmt: skip
             x = step.r[i - 1] if i else inputs
@@ -936,12 +945,12 @@ class Kernels:
     def _fold(self, step: Step, i: int, weights: torch.Tensor) -> None:
         """The normalisation before convolution i, and that convolution; the last is the head."""
         work: _Scratch = step.scratch
-        shape, K, k = step.shape, step.width, step.shape.k
-        l = shape.blocks
-        outs, padded = (k, K) if i < l else (shape.channels, shape.channels)
+        prior, K, k = step.prior, step.width, step.prior.k
+        l = prior.blocks
+        outs, padded = (k, K) if i < l else (prior.channels, prior.channels)
         block = min(16, _power(padded))
         parts = work.blends[i - 1].parts if i else 0
-        H, W = shape.sizes[i]
+        H, W = prior.sizes[i]
         _fold[(triton.cdiv(padded, block), work.units)](
             weights, work.partial, step.affine[i], work.folded[i], work.transposed[min(i, l - 1)], work.constants[i],
             parts, H * W, weights.shape[1], step.at[i] - 2 * k, step.at[i], outs, k, work.tiles, K=K, OUTS=padded,

@@ -164,7 +164,7 @@ def same(typing: Any, value: Any, array: Any, lanes: Any) -> Any:
 
 @_intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """A * b + c, in one instruction where the processor has it."""
+    """a * b + c, in one instruction where the processor has it."""
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _Code(context, builder, sig).fma(*args)
@@ -174,7 +174,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 @_intrinsic
 def relu(typing: Any, a: Any) -> Any:
-    """Max(a, 0); NaN stays NaN, so that a fit that diverged is seen."""
+    """max(a, 0); NaN stays NaN, so that a fit that diverged is seen."""
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         zero = ir.Constant(args[0].type, None)
@@ -185,7 +185,7 @@ def relu(typing: Any, a: Any) -> Any:
 
 @_intrinsic
 def where_positive(typing: Any, a: Any, b: Any) -> Any:
-    """B where a > 0, else 0."""
+    """b where a > 0, else 0."""
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         zero = ir.Constant(args[0].type, None)

@@ -1,4 +1,4 @@
-"""The kernels of the fused step on the processor: numba with explicit vectors.
+"""The kernels of the fused step on the processor: numba with explicit vectors; see `ddstudy.fit.fused.kernels`.
 
 One thread computes one decoder at a time, so numbers depend neither on the number of threads nor on the other
 members. Work goes row by row, such that what one part writes is still in the cache when the next reads it: a row of
@@ -23,9 +23,9 @@ import numpy as np
 from llvmlite import binding
 from numpy.typing import NDArray
 
-from ddstudy.fit import AVERAGED, FLAT
-from ddstudy.fit import summary as summary_of
-from ddstudy.fit.simd import (
+from ddstudy.fit.base import EMA_ITERATIONS, FLAT_VARIANCE
+from ddstudy.fit.base import summary as summary_of
+from ddstudy.fit.fused.simd import (
     LANES_1,
     LANES_8,
     LANES_16,
@@ -44,15 +44,15 @@ from ddstudy.fit.simd import (
 from ddstudy.priors.deep_decoder import EPS
 
 if TYPE_CHECKING:
-    from ddstudy.fit.fused import Step
+    from ddstudy.fit.fused.step import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
 ROWS, WIDE = (8, 2) if binding.get_host_cpu_features().get("avx512f") else (4, 1)
 BLOCK = 32  # pixels of a sum over pixels whose channels stay in the first-level cache together
 SEGMENT = 24_576  # bytes of activations that the head keeps in the first-level cache
-OUTPUT, MSE, GIVEN = 0, 1, 2  # what the head does
-TOGETHER = False  # members are computed one by one, each by one thread
-IN_PLACE = True  # the last block's gradients replace its products
+OUTPUT, MSE, GRADIENT = 0, 1, 2
+BATCHED = False
+IN_PLACE = True
 
 
 def _compiled(function: Any) -> Any:
@@ -81,7 +81,7 @@ def plane(height: int, width: int, channels: int) -> tuple[int, ...]:
     return height, channels // lane, width, lane
 
 
-def arranged(values: NDArray[Any]) -> NDArray[Any]:
+def to_planes(values: NDArray[Any]) -> NDArray[Any]:
     """Feature maps (..., channels, rows, columns) as `plane` orders them."""
     *outer, channels, height, width = values.shape
     _, chunks, _, lane = plane(height, width, channels)
@@ -96,39 +96,39 @@ def zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def array(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """The same numbers where the kernels compute."""
+def from_numpy(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """A copy that starts at a cache line."""
     made = zeros(values.shape, dtype)
     made[...] = values
     return made
 
 
-def numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """A copy of the kernels' numbers for the rest of the program."""
+def to_numpy(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy."""
     return values.copy()
 
 
-def summary(outputs: NDArray[Any], tiles: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
-    """See `ddstudy.fit.summary`."""
-    return summary_of(outputs, tiles[0], pixels)
+def summary(outputs: NDArray[Any], measurement: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
+    """See `ddstudy.fit.base.summary`."""
+    return summary_of(outputs, measurement[0], pixels)
 
 
-def begin() -> None:
-    """What a thread that is going to compute does first: nothing."""
+def begin_thread() -> None:
+    """Nothing is needed here."""
 
 
-def alone() -> contextlib.AbstractContextManager[None]:
-    """While something is done that the device can do for one thread at a time only, of which there is nothing here."""
+def device_lock() -> contextlib.AbstractContextManager[None]:
+    """Nothing here has to be done by one thread at a time."""
     return contextlib.nullcontext()
 
 
-def wait() -> None:
-    """Until what was started is done: at once, since kernels return when they are done."""
+def synchronize() -> None:
+    """Kernels return when they are done."""
 
 
-def captured(advance: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
-    """A sequence of kernels that will be run many times on the same arrays."""
-    return advance
+def captured(launches: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
+    """Nothing is gained by more than calling them."""
+    return launches
 
 
 _tile = product(ROWS, WIDE)
@@ -138,7 +138,7 @@ _tile_flat_narrow = product(1, 1)
 
 
 @_compiled
-def _spread(weights, member, at, matrix, k):
+def _load_matrix(weights, member, at, matrix, k):
     """One convolution's matrix (output, input), padded to the channels that are computed."""
     for out in range(k):
         for channel in range(k):
@@ -146,15 +146,15 @@ def _spread(weights, member, at, matrix, k):
 
 
 @_compiled
-def _turn(weights, member, at, matrix, k):
-    """One convolution's matrix turned, (input, output), padded to the channels that are computed."""
+def _load_transposed(weights, member, at, matrix, k):
+    """One convolution's matrix transposed, (input, output), padded to the channels that are computed."""
     for out in range(k):
         for channel in range(k):
             matrix[channel, out] = weights[member, at + out * k + channel]
 
 
 @_compiled
-def _fold(turned, affine, panels, bias, factors, lanes):
+def _fold(transposed, affine, panels, bias, factors, lanes):
     """Normalisation and convolution as one matrix: panels (input, WIDE * lanes) of diag(a) C, and bias b C."""
     K, lane = bias.size, len(lanes)
     for channel in range(K):
@@ -164,7 +164,7 @@ def _fold(turned, affine, panels, bias, factors, lanes):
         for c in range(first, first + width, lane):
             constant = same(0.0, bias, lanes)
             for channel in range(K):
-                weight = load(turned, channel * K + c, lanes)
+                weight = load(transposed, channel * K + c, lanes)
                 store(panels, first * K + channel * width + c - first, splat(factors, channel, lanes) * weight)
                 constant = fma(splat(factors, K + channel, lanes), weight, constant)
             store(bias, c, constant)
@@ -266,15 +266,15 @@ def _blend(z, top, bottom, w, K, ys, ye, yf, xs, xf, r, r0, keep, origins, parti
 
 
 @_compiled
-def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, panels, bias, factors, origins,
+def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, transposed, panels, bias, factors, origins,
              partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, ring, K = yf.size, xf.size, z.shape[2], bias.size
     for unit in range(M * T):
         m, t = unit // T, unit % T
         if t == 0:
-            _turn(weights, m, at, turned, k)
-        _fold(turned, before[m, t], panels, bias, factors, lanes)
+            _load_transposed(weights, m, at, transposed, k)
+        _fold(transposed, before[m, t], panels, bias, factors, lanes)
         x0, z0, r0 = unit * h * w * K, unit * ring * w * K, unit * H * W * K
         sums[:] = 0
         _multiply(x, x0, panels, z, z0, w, bias, lanes)
@@ -292,36 +292,36 @@ def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, turned, 
         for c in range(K):
             offset = sums[0, c] / (H * W)
             variance, mean = sums[1, c] / (H * W) - offset * offset, origins[c] + offset
-            inverse = 0.0 if variance <= FLAT * mean * mean else 1 / np.sqrt(variance + EPS)  # NaN stays
-            scale = weights[m, norm + c] * inverse if c < k else 0.0
+            inv_std = 0.0 if variance <= FLAT_VARIANCE * mean * mean else 1 / np.sqrt(variance + EPS)  # NaN stays
+            scale = weights[m, norm + c] * inv_std if c < k else 0.0
             shift = weights[m, norm + k + c] - scale * mean if c < k else 0.0
-            after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c], after[m, t, 3, c] = mean, inverse, scale, shift
+            after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c], after[m, t, 3, c] = mean, inv_std, scale, shift
 
 
 @_compiled
-def _activate(sums, s0, constant, image, i0, slopes, p0, outputs, o0, scale, mode, lanes):
-    """The head's sigmoid for one vector of pixels; the squared errors of those pixels."""
-    one = same(1.0, sums, lanes)
-    output = one / (one + exp(same(0.0, sums, lanes) - (load(sums, s0, lanes) + same(constant, sums, lanes))))
+def _activate(logits, s0, constant, image, i0, grad_logits, p0, outputs, o0, scale, mode, lanes):
+    """The sigmoid of one vector of logits, which their gradients replace; sums of squared errors and of gradients."""
+    one = same(1.0, logits, lanes)
+    output = one / (one + exp(same(0.0, logits, lanes) - (load(logits, s0, lanes) + same(constant, logits, lanes))))
     store(outputs, o0, output)
-    slope = load(image, i0, lanes)
-    error = output - slope
+    grad = load(image, i0, lanes)
+    error = output - grad
     if mode == MSE:
-        slope = same(scale, sums, lanes) * error
-    slope = slope * output * (one - output)
-    store(slopes, p0, slope)
-    store(sums, s0, slope)
-    return total(error * error), total(slope)
+        grad = same(scale, logits, lanes) * error
+    grad = grad * output * (one - output)
+    store(grad_logits, p0, grad)
+    store(logits, s0, grad)
+    return total(error * error), total(grad)
 
 
 @_compiled
-def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losses, moments, mode,
-          ys, yf, xs, xf, segment, pixels, partial, sums, k, lanes):  # fmt: skip
+def _head(z, weights, gradients, at, affine, image, grad_logits, outputs, head, losses, dy_sums, mode,
+          ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = z.shape
-    C, H, W = slopes.shape[2:]
+    C, H, W = grad_logits.shape[2:]
     K = head.shape[-1]
     lane = len(lanes)
-    room = pixels.shape[1]
+    room = logits.shape[1]
     span = room - lane  # the last pixels are computed by vectors that reach beyond
     scale = 2 / (T * C * H * W)
     for unit in range(M * T):
@@ -337,8 +337,8 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                 head[m, t, o, c] = affine[m, t, 2, c] * weights[m, at + o * k + c]
                 constants[o] += affine[m, t, 3, c] * weights[m, at + o * k + c]
         v0 = unit * C * K
-        slope_sums = sums[C + 1]
-        picture = (unit if image.shape[0] == M else t) * C * H * W
+        sum_grad_logits = sums[C + 1]
+        image_start = (unit if image.shape[0] == M else t) * C * H * W
         for i in range(h):
             top = (unit * h + i) * w * K
             bottom = (unit * h + min(i + 1, h - 1)) * w * K
@@ -369,23 +369,23 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                 for o in range(C):
                     for p in range(0, rows * n, lane):
                         dot = dots(segment, (p * lane, room * lane), head, v0 + o * K, K // lane, lanes)
-                        store(pixels, o * room + p, dot)
+                        store(logits, o * room + p, dot)
                     for y in range(rows):
                         place = ((unit * C + o) * H + ys[i] + y) * W + x0
-                        there = picture + (o * H + ys[i] + y) * W + x0
+                        there = image_start + (o * H + ys[i] + y) * W + x0
                         here = o * room + y * n
                         x = 0
                         while x + 16 <= n:
-                            error, slope = _activate(pixels, here + x, constants[o], image, there + x, slopes,
+                            error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
                                                      place + x, outputs, place + x, scale, mode, LANES_16)  # fmt: skip
                             losses[m] += error
-                            slope_sums[o] += slope
+                            sum_grad_logits[o] += grad
                             x += 16
                         while x < n:
-                            error, slope = _activate(pixels, here + x, constants[o], image, there + x, slopes,
+                            error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
                                                      place + x, outputs, place + x, scale, mode, LANES_1)  # fmt: skip
                             losses[m] += error
-                            slope_sums[o] += slope
+                            sum_grad_logits[o] += grad
                             x += 1
                     if mode != OUTPUT:
                         for c in range(0, K, lane):
@@ -395,13 +395,13 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                             here, q = o * room, c * room
                             p = 0
                             while p + 4 <= rows * n:
-                                a = fma(splat(pixels, here + p, lanes), load(segment, q, lanes), a)
-                                b = fma(splat(pixels, here + p + 1, lanes), load(segment, q + lane, lanes), b)
-                                d = fma(splat(pixels, here + p + 2, lanes), load(segment, q + 2 * lane, lanes), d)
-                                e = fma(splat(pixels, here + p + 3, lanes), load(segment, q + 3 * lane, lanes), e)
+                                a = fma(splat(logits, here + p, lanes), load(segment, q, lanes), a)
+                                b = fma(splat(logits, here + p + 1, lanes), load(segment, q + lane, lanes), b)
+                                d = fma(splat(logits, here + p + 2, lanes), load(segment, q + 2 * lane, lanes), d)
+                                e = fma(splat(logits, here + p + 3, lanes), load(segment, q + 3 * lane, lanes), e)
                                 p, q = p + 4, q + 4 * lane
                             while p < rows * n:
-                                a = fma(splat(pixels, here + p, lanes), load(segment, q, lanes), a)
+                                a = fma(splat(logits, here + p, lanes), load(segment, q, lanes), a)
                                 p, q = p + 1, q + lane
                             store(partial, o * K + c, a + b + (d + e))
                 left = right
@@ -410,34 +410,35 @@ def _head(z, weights, gradients, at, affine, image, slopes, outputs, head, losse
                     _add(partial, o * K, sums[o])
         if mode == OUTPUT:
             continue
-        moments[m, t] = 0
+        dy_sums[m, t] = 0
         for o in range(C):
             for c in range(k):
                 weight = weights[m, at + o * k + c]
-                gradients[m, at + o * k + c] += affine[m, t, 2, c] * sums[o, c] + affine[m, t, 3, c] * slope_sums[o]
-                moments[m, t, 0, c] += weight * slope_sums[o]
-                moments[m, t, 1, c] += weight * sums[o, c]
+                scale_c, shift_c = affine[m, t, 2, c], affine[m, t, 3, c]
+                gradients[m, at + o * k + c] += scale_c * sums[o, c] + shift_c * sum_grad_logits[o]
+                dy_sums[m, t, 0, c] += weight * sum_grad_logits[o]
+                dy_sums[m, t, 1, c] += weight * sums[o, c]
     for m in range(M):
         losses[m] /= T * C * H * W
 
 
 @_compiled
-def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w, K,
+def _gather(z, top, bottom, grad_logits, g0, head, v0, r, r0, dy, d, carry, alpha_beta, w, K,
             ys, ye, yf, xs, xf, partial, lanes):  # fmt: skip
     """Gradients of the pixels between two rows, past normalisation, ReLU and upsampling, summed into those rows.
 
     The upper row is complete with what the pixels above it left in `carry`, which then holds the lower one's part.
 
-    In the last block (`z` given) R is made again from its corners, and dL/dY is `slopes` times the head; `d` may be `z`
-    itself. In the others (`z` None) R is in `r`, dL/dY in `dy`.
+    In the last block (`z` given) R is made again from its corners, and dL/dY is `grad_logits` times the head; `d` may
+    be `z` itself. In the others (`z` None) R is in `r`, dL/dY in `dy`.
     """
     lane, W = len(lanes), xf.size
-    C, N = slopes.shape[2], yf.size * W
+    C, N = grad_logits.shape[2], yf.size * W
     zero = same(0.0, d, lanes)
     for c in range(0, K, lane):
         above, below = top + c * w, bottom + c * w
         d_tl, d_bl, column_sum = zero, zero, load(partial, c, lanes)
-        constant, slope = load(pulls, c, lanes), load(pulls, K + c, lanes)
+        alpha, beta = load(alpha_beta, c, lanes), load(alpha_beta, K + c, lanes)
         if z is not None:
             weight = load(head, v0 + c, lanes)
             tl = load(z, above, lanes)
@@ -456,21 +457,21 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w,
                     rise = fma(fraction, fall_right, tr) - start
                     g = g0 + y * W
                 else:
-                    kept, made = r0 + (y * K + c) * W, ((y - ys) * K + c) * W
+                    r_row, dy_row = r0 + (y * K + c) * W, ((y - ys) * K + c) * W
                 for x in range(xs[j], xs[j + 1]):
                     f = splat(xf, x, lanes)
                     if z is not None:
                         value = fma(f, rise, start)
-                        pull = fma(splat(slopes, g + x, lanes), weight, fma(slope, value, constant))
+                        grad = fma(splat(grad_logits, g + x, lanes), weight, fma(beta, value, alpha))
                         for o in range(1, C):
                             more = load(head, v0 + o * K + c, lanes)
-                            pull = fma(splat(slopes, g + o * N + x, lanes), more, pull)
+                            grad = fma(splat(grad_logits, g + o * N + x, lanes), more, grad)
                     else:
-                        value = load(r, kept + x * lane, lanes)
-                        pull = fma(slope, value, constant) + load(dy, made + x * lane, lanes)
-                    pull = where_positive(value, pull)
-                    to_right = fma(f, pull, to_right)
-                    to_left = to_left + pull
+                        value = load(r, r_row + x * lane, lanes)
+                        grad = fma(beta, value, alpha) + load(dy, dy_row + x * lane, lanes)
+                    grad = where_positive(value, grad)
+                    to_right = fma(f, grad, to_right)
+                    to_left = to_left + grad
                 to_left = to_left - to_right
                 d_bl = fma(fraction, to_left, d_bl)
                 d_tl = d_tl + to_left
@@ -489,30 +490,30 @@ def _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w,
 
 
 @_compiled
-def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, xf, z, slopes, head, r, d_next, dy,
-              carry, matrix, turned, panels, bias, factors, pulls, correlation, slope, partial, sums, k,
+def _backward(x, weights, gradients, at, before, after, dy_sums, d, ys, yf, xs, xf, z, grad_logits, head, r, d_next, dy,
+              carry, matrix, transposed, panels, bias, factors, alpha_beta, correlation, grad_weight, partial, sums, k,
               lanes):  # fmt: skip
     M, T, h, _, w, _ = x.shape
     H, W, K = yf.size, xf.size, bias.size
     N = H * W
-    norm, following = at + k * k, at + k * k + 2 * k
+    norm, next_at = at + k * k, at + k * k + 2 * k
     for unit in range(M * T):
         m, t = unit // T, unit % T
         if t == 0:
             gradients[m, norm : norm + 2 * k] = 0
-            slope[:] = 0
-            _turn(weights, m, at, turned, k)
+            grad_weight[:] = 0
+            _load_transposed(weights, m, at, transposed, k)
             if z is None:
-                _spread(weights, m, following, matrix, k)
+                _load_matrix(weights, m, next_at, matrix, k)
         for c in range(K):
-            mean, inverse, scale = after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c]
-            whole = moments[m, t, 0, c]
-            along = (moments[m, t, 1, c] - mean * whole) * inverse
+            mean, inv_std, scale = after[m, t, 0, c], after[m, t, 1, c], after[m, t, 2, c]
+            sum_dy = dy_sums[m, t, 0, c]
+            grad_scale = (dy_sums[m, t, 1, c] - mean * sum_dy) * inv_std
             if c < k:
-                gradients[m, norm + c] += along
-                gradients[m, norm + k + c] += whole
-            pulls[1, c] = -scale * inverse * along / N
-            pulls[0, c] = -scale * whole / N + scale * inverse * along / N * mean
+                gradients[m, norm + c] += grad_scale
+                gradients[m, norm + k + c] += sum_dy
+            alpha_beta[1, c] = -scale * inv_std * grad_scale / N
+            alpha_beta[0, c] = -scale * sum_dy / N + scale * inv_std * grad_scale / N * mean
             bias[c] = 0
         if z is None:
             _fold_back(matrix, after[m, t], panels, factors, lanes)
@@ -523,12 +524,12 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
         for i in range(h):
             top = x0 + i * w * K
             bottom = x0 + min(i + 1, h - 1) * w * K
-            g0, v0, r0 = unit * slopes.shape[2] * N, unit * head.shape[2] * K, unit * N * K
+            g0, v0, r0 = unit * grad_logits.shape[2] * N, unit * head.shape[2] * K, unit * N * K
             if z is None:
                 for y in range(ys[i], ys[i + 1]):
-                    made = (y - ys[i]) * W * K
-                    _multiply(d_next, r0 + y * W * K, panels, dy, made, W, bias, lanes)
-            _gather(z, top, bottom, slopes, g0, head, v0, r, r0, dy, d, carry, pulls, w, K,
+                    dy_start = (y - ys[i]) * W * K
+                    _multiply(d_next, r0 + y * W * K, panels, dy, dy_start, W, bias, lanes)
+            _gather(z, top, bottom, grad_logits, g0, head, v0, r, r0, dy, d, carry, alpha_beta, w, K,
                     ys[i], ys[i + 1], yf, xs, xf, partial, lanes)  # fmt: skip
             _add(partial, 0, sums[0])
             _correlate(x, d, top, w, correlation, lanes)
@@ -536,30 +537,30 @@ def _backward(x, weights, gradients, at, before, after, moments, d, ys, yf, xs, 
             factors[0, channel], factors[1, channel] = before[m, t, 2, channel], before[m, t, 3, channel]
             bias[channel] = sums[0, channel]
         for channel in range(k):
-            whole, along = same(0.0, bias, lanes), same(0.0, bias, lanes)
+            sum_dy, sum_dy_r = same(0.0, bias, lanes), same(0.0, bias, lanes)
             scale, shift = splat(factors, channel, lanes), splat(factors, K + channel, lanes)
             for c in range(0, K, len(lanes)):
                 at_c = channel * K + c
-                product_sum, pixel_sum = load(correlation, at_c, lanes), load(bias, c, lanes)
-                store(slope, at_c, fma(scale, product_sum, fma(shift, pixel_sum, load(slope, at_c, lanes))))
-                weight = load(turned, at_c, lanes)
-                whole, along = fma(weight, pixel_sum, whole), fma(weight, product_sum, along)
-            moments[m, t, 0, channel], moments[m, t, 1, channel] = total(whole), total(along)
+                r_dz, sum_dz = load(correlation, at_c, lanes), load(bias, c, lanes)
+                store(grad_weight, at_c, fma(scale, r_dz, fma(shift, sum_dz, load(grad_weight, at_c, lanes))))
+                weight = load(transposed, at_c, lanes)
+                sum_dy, sum_dy_r = fma(weight, sum_dz, sum_dy), fma(weight, r_dz, sum_dy_r)
+            dy_sums[m, t, 0, channel], dy_sums[m, t, 1, channel] = total(sum_dy), total(sum_dy_r)
         if t == T - 1:
             for out in range(k):
                 for channel in range(k):
-                    gradients[m, at + out * k + channel] = slope[channel, out]
+                    gradients[m, at + out * k + channel] = grad_weight[channel, out]
 
 
 @_compiled
-def _adam(weights, gradients, first, second, rate, correction, beta1, beta2, eps):
+def _adam(weights, gradients, exp_avg, exp_avg_sq, step_size, correction, beta1, beta2, eps):
     one = weights.dtype.type(1)
     for m in range(weights.shape[0]):
         for i in range(weights.shape[1]):
-            slope = gradients[m, i]
-            first[m, i] += (one - beta1) * (slope - first[m, i])
-            second[m, i] += (one - beta2) * (slope * slope - second[m, i])
-            weights[m, i] -= rate * first[m, i] / (np.sqrt(second[m, i]) * correction + eps)
+            grad = gradients[m, i]
+            exp_avg[m, i] += (one - beta1) * (grad - exp_avg[m, i])
+            exp_avg_sq[m, i] += (one - beta2) * (grad * grad - exp_avg_sq[m, i])
+            weights[m, i] -= step_size * exp_avg[m, i] / (np.sqrt(exp_avg_sq[m, i]) * correction + eps)
 
 
 @_compiled
@@ -573,71 +574,70 @@ class Scratch:
     """Small work arrays of a step, and the arguments of its kernels, made once."""
 
     def __init__(self, step: Step) -> None:
-        shape, dtype = step.shape, step.dtype
-        K, C = padded(shape.k), shape.channels
+        prior, dtype = step.prior, step.dtype
+        K, C = padded(prior.k), prior.channels
         self.lanes = LANES_8 if K == 8 else LANES_16
-        self.moments = zeros((*step.losses.shape, step.tiles.shape[1], 2, K), "float64")  # sum dY, sum dY R of a block
-        self.matrix, self.turned = zeros((K, K), dtype), zeros((K, K), dtype)
+        # sum dY and sum dY R of the block that goes backward next
+        self.dy_sums = zeros((*step.losses.shape, step.measurement.shape[1], 2, K), "float64")
+        self.matrix, self.transposed = zeros((K, K), dtype), zeros((K, K), dtype)
         self.panels = zeros((K * K,), dtype)
         self.factors = zeros((2, K), dtype)
         self.bias = zeros((K,), dtype)
-        self.pulls = zeros((2, K), dtype)
-        self.correlation, self.slope = zeros((K, K), dtype), zeros((K, K), dtype)
+        self.alpha_beta = zeros((2, K), dtype)
+        self.correlation, self.grad_weight = zeros((K, K), dtype), zeros((K, K), dtype)
         self.partial = zeros((max(2, C) * K,), dtype)
         self.origins = zeros((K,), dtype)
         self.sums = zeros((C + 2, max(K, C)), "float64")
         tallest = [int(np.diff(rows.start).max()) for rows, _ in step.axes]
         widest = [int(np.diff(columns.start).max()) for _, columns in step.axes]
         self.dy = zeros(
-            (max([n * W * K for n, (_, W) in zip(tallest, shape.sizes[1:-1], strict=False)] or [K]),), dtype
+            (max([n * W * K for n, (_, W) in zip(tallest, prior.sizes[1:-1], strict=False)] or [K]),), dtype
         )
-        self.carry = zeros((max(w for _, w in shape.sizes[:-1]) * K,), dtype)
+        self.carry = zeros((max(w for _, w in prior.sizes[:-1]) * K,), dtype)
         span = max(SEGMENT // (K * np.dtype(dtype).itemsize), tallest[-1] * widest[-1])
         room = span + len(self.lanes)
         self.segment = zeros((K // len(self.lanes), room, len(self.lanes)), dtype)
-        self.pixels = zeros((C, room), dtype)
+        self.logits = zeros((C, room), dtype)
 
 
 def rows_kept(height: int, last: bool) -> int:
-    """Rows of a block's products that must exist at a time: two, but all of the last block's, used three times."""
+    """Two, but all of the last block, whose products are used three times."""
     return height if last else min(2, height)
 
 
 def forward(step: Step, i: int, inputs: Any, weights: Any) -> None:
-    """Block i: products, upsampling, ReLU, and the statistics of the normalisation that follows."""
-    own: Scratch = step.scratch
-    last = i == step.shape.blocks - 1
+    """Block i; `step.affine` has its statistics in the end."""
+    scratch: Scratch = step.scratch
+    last = i == step.prior.blocks - 1
     x = step.r[i - 1] if i else inputs
     rows, columns = step.axes[i]
     _forward(x, weights, step.at[i], step.affine[i], step.affine[i + 1], step.z[i], step.z[i] if last else step.r[i],
-             not last, rows.start, rows.fraction, columns.start, columns.fraction, own.turned, own.panels,
-             own.bias, own.factors, own.origins, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+             not last, rows.start, rows.fraction, columns.start, columns.fraction, scratch.transposed, scratch.panels,
+             scratch.bias, scratch.factors, scratch.origins, scratch.partial, scratch.sums, step.prior.k,
+             scratch.lanes)  # fmt: skip
 
 
 def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> None:
-    """Convolution to the image and sigmoid.
-
-    `OUTPUT`: the outputs alone. `MSE`: `image` is the target; losses, and the gradient up to the last block.
-    `GIVEN`: `image` is the loss' gradient with respect to the outputs.
-    """
-    own: Scratch = step.scratch
+    """Convolution to the image and sigmoid."""
+    scratch: Scratch = step.scratch
     rows, columns = step.axes[-1]
-    _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.slopes, step.outputs, step.head,
-          step.losses, own.moments, mode, rows.start, rows.fraction, columns.start, columns.fraction, own.segment,
-          own.pixels, own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+    _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.grad_logits, step.outputs,
+          step.head, step.losses, scratch.dy_sums, mode, rows.start, rows.fraction, columns.start, columns.fraction,
+          scratch.segment, scratch.logits, scratch.partial, scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
 
 
 def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> None:
     """Block i: gradients of its normalisation and convolution, and what reaches the block before."""
-    own: Scratch = step.scratch
-    last = i == step.shape.blocks - 1
+    scratch: Scratch = step.scratch
+    last = i == step.prior.blocks - 1
     x = step.r[i - 1] if i else inputs
     rows, columns = step.axes[i]
-    _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], own.moments, step.d[i],
-              rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None, step.slopes,
-              step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1], own.dy, own.carry,
-              own.matrix, own.turned, own.panels, own.bias, own.factors, own.pulls, own.correlation, own.slope,
-              own.partial, own.sums, step.shape.k, own.lanes)  # fmt: skip
+    _backward(x, weights, gradients, step.at[i], step.affine[i], step.affine[i + 1], scratch.dy_sums, step.d[i],
+              rows.start, rows.fraction, columns.start, columns.fraction, step.z[i] if last else None,
+              step.grad_logits, step.head, step.d[i] if last else step.r[i], step.d[i] if last else step.d[i + 1],
+              scratch.dy, scratch.carry, scratch.matrix, scratch.transposed, scratch.panels, scratch.bias,
+              scratch.factors, scratch.alpha_beta, scratch.correlation, scratch.grad_weight, scratch.partial,
+              scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
 
 
 class Adam:
@@ -645,33 +645,34 @@ class Adam:
 
     def __init__(self, weights: NDArray[Any], learning_rate: float) -> None:
         self.weights, self.learning_rate, self.steps = weights, learning_rate, 0
-        self.first, self.second = np.zeros_like(weights), np.zeros_like(weights)
+        self.exp_avg, self.exp_avg_sq = np.zeros_like(weights), np.zeros_like(weights)
 
     def update(self, gradients: NDArray[Any]) -> None:
         """One step."""
         self.steps += 1
-        rate = self.learning_rate / (1 - 0.9**self.steps)
+        step_size = self.learning_rate / (1 - 0.9**self.steps)
         correction = (1 - 0.999**self.steps) ** -0.5
-        _adam(self.weights, gradients, self.first, self.second, *self._numbers(rate, correction, 0.9, 0.999, 1e-8))
+        scalars = self._scalars(step_size, correction, 0.9, 0.999, 1e-8)
+        _adam(self.weights, gradients, self.exp_avg, self.exp_avg_sq, *scalars)
 
-    def _numbers(self, *values: float) -> tuple[Any, ...]:
+    def _scalars(self, *values: float) -> tuple[Any, ...]:
         return tuple(self.weights.dtype.type(value) for value in values)
 
 
-class Kept:
-    """The weights (M, parameters) that count, by `Problem.keep`; a member that diverged shows it."""
+class Iterate:
+    """The weights (M, parameters) that a snapshot shows, by `Config.keep`; a member that diverged shows it."""
 
     def __init__(self, weights: NDArray[Any], keep: str) -> None:
-        self.keep, self.seen = keep, 0
-        self.weights = weights if keep == "last" else array(weights, weights.dtype.name)
-        self.least = np.full(len(weights), np.inf)
+        self.keep, self.averaged = keep, 0
+        self.weights = weights if keep == "last" else from_numpy(weights, weights.dtype.name)
+        self.best_loss = np.full(len(weights), np.inf)
 
-    def see(self, losses: NDArray[np.float64], weights: NDArray[Any]) -> None:
-        """Weights and their losses, before they change."""
+    def update(self, losses: NDArray[np.float64], weights: NDArray[Any]) -> None:
+        """Takes in weights and their losses, before they change."""
         if self.keep == "best":
             for m in range(len(losses)):
-                if not losses[m] >= self.least[m]:  # NaN is kept
-                    self.least[m], self.weights[m] = losses[m], weights[m]
+                if not losses[m] >= self.best_loss[m]:  # NaN is kept
+                    self.best_loss[m], self.weights[m] = losses[m], weights[m]
         elif self.keep == "average":
-            self.seen += 1
-            _average(self.weights, weights, weights.dtype.type(1 / min(self.seen, AVERAGED)))
+            self.averaged += 1
+            _average(self.weights, weights, weights.dtype.type(1 / min(self.averaged, EMA_ITERATIONS)))

@@ -1,0 +1,200 @@
+"""The solver protocol: what a solver is given, what it yields, and what solvers share.
+
+A solver is given problems and a configuration, and yields snapshots at the iterations asked for. It sees the
+measurement and never the image that quality is judged against: that stays with whoever evaluates the outputs.
+
+Both solvers here are an `Ensemble`, the members of all problems in step, which `snapshots` takes from stop to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddstudy.priors.base import Prior
+
+EMA_ITERATIONS = 100  # of the average of weights: the mean of the first so many, then exponential with this constant
+FLAT_VARIANCE = 1e-12  # of its squared mean: a channel of less variance in a tile is constant there but for rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """All that a solver sees: a measurement y = A x + e, with A = 1, and the network whose output x is fitted to it.
+
+    Attributes:
+        prior: the network.
+        measurement: float32 (T, C, h, w), y cut into tiles.
+        inputs: float32 (M, T, *prior.input_shape), the fixed input tensors of M members.
+        weights: float32 (M, prior.parameters), the members' random starts.
+        pixels: int64 (C H W,), where the slice's pixels are among the numbers of `measurement`, in the slice's order:
+            padding is none of them. None where they are all numbers of `measurement` in their order.
+    """
+
+    prior: Prior
+    measurement: NDArray[np.float32]
+    inputs: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    pixels: NDArray[np.int64] | None = None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What problems that are fitted together have in common."""
+        return self.prior, self.measurement.shape
+
+
+@dataclass(frozen=True)
+class Config:
+    """How members are optimised, by Adam on the mean squared error of all tiles.
+
+    Attributes:
+        learning_rate: of Adam.
+        keep: which weights of a member a snapshot shows: the `last`; the `best`, those of the least loss of all whose
+            loss the fit has seen; or the `average`, the mean of the first `EMA_ITERATIONS` and an exponential moving
+            average (EMA) of that time constant from there on. Adam goes the same way in any case.
+    """
+
+    learning_rate: float = 0.01
+    keep: Literal["last", "best", "average"] = "last"
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The state of a fit after some iterations, for the weights that `Config.keep` chooses.
+
+    Attributes:
+        iteration: updates done.
+        seconds: time spent on them, without metrics, snapshots or compilation; of a pack the share of its members.
+        losses: float64 (M,), mean squared error of each member against the measurement, over `Problem.pixels` (Eq. 2.3
+            without its padding); NaN where a member diverged.
+        ranges: float32 (M, T), largest minus smallest output of each tile.
+        fetch: takes the outputs from the device.
+    """
+
+    iteration: int
+    seconds: float
+    losses: NDArray[np.float64]
+    ranges: NDArray[np.float32]
+    fetch: Callable[[], NDArray[np.float32]]
+
+    @cached_property
+    def outputs(self) -> NDArray[np.float32]:
+        """(M, T, C, h, w) in [0, 1]; of a fit on a GPU, to be asked for before the fit goes on."""
+        return self.fetch()
+
+    def fetched(self) -> Snapshot:
+        """The same with outputs at hand, however far the fit goes on."""
+        outputs = self.outputs
+        return replace(self, fetch=lambda: outputs)
+
+
+class Solver(Protocol):
+    """Fits several problems of one kind at once and yields the snapshots of each at its stops.
+
+    A member's numbers depend on its problem and the configuration only: not on the threads, the problems beside it, or
+    the stops. No schedule depends on the total number of iterations.
+    """
+
+    def __call__(
+        self,
+        problems: Sequence[Problem],
+        config: Config,
+        stops: Sequence[Sequence[int]],
+        *,
+        device: str,
+        threads: int,
+        ended: Sequence[threading.Event],
+    ) -> Iterator[tuple[int, Snapshot]]:
+        """Solves.
+
+        Args:
+            problems: all of one `Problem.kind`; their arrays are not changed.
+            config: how their members are optimised.
+            stops: of each problem, iterations to yield at, ascending, >= 1.
+            device: a torch device, `cpu`, `cuda`, `cuda:1`, `mps`.
+            threads: CPU threads that members are spread over.
+            ended: of each problem, an event that ends it soon, without a further snapshot, while the others go on.
+
+        Yields:
+            The index of a problem and its snapshot.
+        """
+
+
+class State(NamedTuple):
+    """How a problem stands: what a `Snapshot` says of it besides iteration and seconds."""
+
+    losses: NDArray[np.float64]
+    ranges: NDArray[np.float32]
+    fetch: Callable[[], NDArray[np.float32]]
+
+
+class Ensemble(Protocol):
+    """The members of some problems on a device, which iterate in step."""
+
+    def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
+        """Iterates; members of a problem that has `ended` may stop early."""
+
+    def states(self, indices: Collection[int]) -> Mapping[int, State]:
+        """How some problems stand, by their index."""
+
+    def drop(self, indices: Collection[int]) -> None:
+        """Goes on without some problems."""
+
+
+def snapshots(
+    opened: contextlib.AbstractContextManager[Ensemble],
+    problems: Sequence[Problem],
+    stops: Sequence[Sequence[int]],
+    ended: Sequence[threading.Event],
+) -> Iterator[tuple[int, Snapshot]]:
+    """Takes an ensemble from stop to stop; arguments and what is yielded are those of `Solver`."""
+    remaining = {index: sorted(set(chosen)) for index, chosen in enumerate(stops) if chosen}
+    seconds, done = [0.0] * len(problems), 0
+    with opened as ensemble:
+        while remaining:
+            next_stop = min(ahead[0] for ahead in remaining.values())
+            start = time.perf_counter()
+            ensemble.advance(next_stop - done, lambda index: ended[index].is_set())
+            spent, done = time.perf_counter() - start, next_stop
+            members = sum(len(problems[index].weights) for index in remaining)
+            for index in remaining:
+                seconds[index] += spent * len(problems[index].weights) / members
+            stopping = [index for index, ahead in remaining.items() if ahead[0] == done]
+            states = ensemble.states([index for index in stopping if not ended[index].is_set()])
+            for index, state in states.items():
+                if not ended[index].is_set():
+                    yield index, Snapshot(done, seconds[index], *state)
+            for index in stopping:
+                del remaining[index][0]
+            finished = {index for index, ahead in remaining.items() if not ahead or ended[index].is_set()}
+            for index in finished:
+                del remaining[index]
+            if remaining and finished:
+                ensemble.drop(finished)
+
+
+def summary(
+    outputs: NDArray[np.float32], measurement: NDArray[np.float32], pixels: NDArray[np.int64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `Snapshot` has them; measurement (T, C, h, w)."""
+    predicted, measured = outputs.reshape(len(outputs), -1), measurement.reshape(-1)
+    if pixels is not None:
+        predicted, measured = predicted[:, pixels], measured[pixels]
+    errors = predicted.astype(np.float64) - measured
+    return (errors**2).mean(axis=1), np.ptp(outputs, axis=(2, 3, 4))
+
+
+@contextlib.contextmanager
+def set_on_exit(event: threading.Event) -> Iterator[None]:
+    """Sets an event on the way out: for solvers, whose threads then end soon, by Ctrl-C for example."""
+    try:
+        yield
+    finally:
+        event.set()

@@ -1,0 +1,312 @@
+"""Members in groups: what the fused solver's threads iterate, one group and one step at a time.
+
+On a processor each member is a group of its own, and threads take turns; on a GPU all members are one group, whose
+iteration is captured once and replayed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddstudy.fit.base import Config, Problem, State, set_on_exit
+from ddstudy.fit.fused.kernels import Array, Kernels
+from ddstudy.fit.fused.step import Step
+from ddstudy.priors.deep_decoder import DeepDecoder
+
+_log = logging.getLogger("ddstudy")
+
+
+@contextlib.contextmanager
+def ensemble(
+    problems: Sequence[Problem], config: Config, kernels: Kernels, *, threads: int, precision: str = "float32"
+) -> Iterator[_Ensemble]:
+    """The members of some problems, for kernels of either kind; see `ddstudy.fit.base.Ensemble`.
+
+    A member's numbers depend neither on `threads` nor on the members beside it. Everything is done in the ensemble's
+    own threads: a fit on a GPU has one, with a stream of its own.
+
+    Raises:
+        TypeError: the prior is not a Deep Decoder.
+    """
+    prior = problems[0].prior
+    if not isinstance(prior, DeepDecoder):
+        raise TypeError(f"the fused solver is for Deep Decoders, not for {prior}")
+    leaving = threading.Event()
+    count = 1 if kernels.BATCHED else min(threads, sum(len(problem.weights) for problem in problems))
+    with ThreadPoolExecutor(count, initializer=kernels.begin_thread) as pool:
+        made = _Ensemble(problems, prior, config, kernels, precision, pool, count, leaving)
+        try:
+            with set_on_exit(leaving):  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+                pool.submit(made.set_up).result()
+                yield made
+        finally:
+            pool.submit(made.close).result()
+
+
+class _Ensemble:
+    """Groups of members, and the steps that they take turns in: one for each thread."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        prior: DeepDecoder,
+        config: Config,
+        kernels: Kernels,
+        precision: str,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        leaving: threading.Event,
+    ) -> None:
+        self.problems = dict(enumerate(problems))
+        self.prior, self.config, self.kernels, self.precision = prior, config, kernels, precision
+        self.pool, self.threads, self.leaving = pool, threads, leaving
+        self.measurements: dict[int, _Measurement] = {}
+        self.groups: list[_Group] = []
+        self.steps: list[Step] = []
+        self.advances = 0  # and closings: outputs on the device are those of the latest
+
+    def set_up(self) -> None:
+        """Makes groups and steps. Compiles and touches everything: that is not part of the fit's time."""
+        everyone = [(index, m) for index, problem in self.problems.items() for m in range(len(problem.weights))]
+        parts = [everyone] if self.kernels.BATCHED else [[member] for member in everyone]
+        measurement = self.problems[everyone[0][0]].measurement
+        with self.kernels.device_lock(), _telling_of_compilation():
+            self.steps = [
+                Step(self.prior, measurement, len(parts[0]), self.kernels, self.precision) for _ in range(self.threads)
+            ]
+            self.measurements = _measurements(self.problems, self.kernels)
+            for step in self.steps:
+                first = self._group(parts[0], step)
+                first.iterate(step)
+                first.forward(step)
+            self.groups = [self._group(part, self.steps[0]) for part in parts]
+            for group in self.groups:
+                group.capture(self.steps[0])
+            self.kernels.synchronize()
+
+    def _group(self, members: Sequence[tuple[int, int]], step: Step) -> _Group:
+        return _Group(self.problems, self.measurements, self.config, members, step)
+
+    def close(self) -> None:
+        """Gives back what the device has of this ensemble; its snapshots' outputs are gone with it."""
+        with self.kernels.device_lock():
+            self.kernels.synchronize()
+            for group in self.groups:
+                group.close()
+            self.measurements, self.groups, self.steps = {}, [], []
+            self.advances += 1
+
+    def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
+        """See `Ensemble`."""
+        queue = _Queue(self.groups, iterations, lambda g: self.leaving.is_set() or all(map(ended, g.rows)))
+
+        def work(step: Step) -> None:
+            queue.work(step)
+            self.kernels.synchronize()
+
+        self.advances += 1
+        list(self.pool.map(work, self.steps))
+
+    def states(self, indices: Collection[int]) -> dict[int, State]:
+        """See `Ensemble`; of a GPU, numbers that are few come at once, and outputs when they are asked for."""
+        groups = [group for group in self.groups if not group.rows.keys().isdisjoint(indices)]
+        idle: SimpleQueue[Step] = SimpleQueue()
+        for step in self.steps:
+            idle.put(step)
+
+        def states_of(group: _Group) -> dict[int, State]:
+            step = idle.get()  # there are as many as threads
+            with self.kernels.device_lock():
+                group.captured_forward(step)
+                on_device = step.outputs
+                if not self.kernels.BATCHED:
+                    on_device = self.kernels.to_numpy(on_device)  # before the next group takes the step
+                states = {}
+                for index in group.rows.keys() & set(indices):
+                    outputs = on_device[group.rows[index]]
+                    losses, ranges = self.kernels.summary(outputs, *self.measurements[index])
+                    fetch = partial(self._fetch, outputs, self.advances) if self.kernels.BATCHED else outputs.copy
+                    states[index] = State(losses, ranges, fetch)
+            idle.put(step)
+            return states
+
+        found = list(self.pool.map(states_of, groups))
+        return {index: _joined([states[index] for states in found if index in states]) for index in indices}
+
+    def _fetch(self, on_device: Array, advances: int) -> NDArray[np.float32]:
+        if advances != self.advances:
+            raise RuntimeError("the fit has gone on since: its outputs are no longer there")
+        outputs: NDArray[np.float32] = self.pool.submit(self.kernels.to_numpy, on_device).result()
+        return outputs
+
+    def drop(self, indices: Collection[int]) -> None:
+        """See `Ensemble`."""
+        for index in indices:
+            del self.problems[index]
+        self.groups, before = [g for g in self.groups if g.rows.keys() <= self.problems.keys()], self.groups
+        if not self.groups:  # all members are one group
+            self.pool.submit(self._shrink, *before).result()
+
+    def _shrink(self, old: _Group) -> None:
+        """Goes on with fewer members in one group."""
+        with self.kernels.device_lock():
+            old.close()
+            self.steps.clear()
+            self.set_up()
+            self.groups[0].take_over(old)
+            self.kernels.synchronize()
+
+
+class _Measurement(NamedTuple):
+    """A problem's measurement where the kernels compute: (1, T, C, h, w), and which of its numbers are pixels."""
+
+    tiles: Array
+    pixels: Array | None
+
+
+def _measurements(problems: Mapping[int, Problem], kernels: Kernels) -> dict[int, _Measurement]:
+    """Of each problem; those of equal tiles share them."""
+    made: dict[int, _Measurement] = {}
+    for index, problem in problems.items():
+        equal = (made[i].tiles for i in made if np.array_equal(problems[i].measurement, problem.measurement))
+        tiles = next(equal, None)
+        if tiles is None:
+            tiles = kernels.from_numpy(problem.measurement[None], "float32")
+        pixels = None if problem.pixels is None else kernels.from_numpy(problem.pixels, "int64")
+        made[index] = _Measurement(tiles, pixels)
+    return made
+
+
+def _joined(states: list[State]) -> State:
+    """Of members that are in several groups."""
+    if len(states) == 1:
+        return states[0]
+    return State(
+        np.concatenate([state.losses for state in states]),
+        np.concatenate([state.ranges for state in states]),
+        lambda: np.concatenate([state.fetch() for state in states]),
+    )
+
+
+class _Group:
+    """Members that are computed together, and their optimiser.
+
+    Args:
+        problems: whose members they are.
+        measurements: of the problems.
+        config: of the optimiser, and which weights are kept.
+        members: index of the problem and of the member in it, for each; those of a problem follow each other.
+        step: where they are computed.
+
+    Attributes:
+        rows: which members are a problem's.
+        captured_iterate: `iterate`, ready to be repeated; `captured_forward` likewise. Both by `capture`.
+    """
+
+    captured_iterate: Callable[[Step], None]
+    captured_forward: Callable[[Step], None]
+
+    def __init__(
+        self,
+        problems: Mapping[int, Problem],
+        measurements: Mapping[int, _Measurement],
+        config: Config,
+        members: Sequence[tuple[int, int]],
+        step: Step,
+    ) -> None:
+        owners = [index for index, _ in members]
+        self.rows = {index: slice(owners.index(index), owners.index(index) + owners.count(index)) for index in owners}
+        self.inputs = step.pad(np.stack([problems[index].inputs[m] for index, m in members]))
+        starts = np.stack([problems[index].weights[m] for index, m in members])
+        self.kernels = step.kernels
+        self.weights = self.kernels.from_numpy(starts, step.dtype)
+        self.gradients = self.kernels.from_numpy(np.zeros_like(starts), step.dtype)
+        self.adam = self.kernels.Adam(self.weights, config.learning_rate)
+        self.kept = self.kernels.Iterate(self.weights, config.keep)
+        self.measurement = measurements[owners[0]].tiles
+        if any(measurements[index].tiles is not self.measurement for index in self.rows):
+            each = np.stack([problems[index].measurement for index in owners])
+            self.measurement = self.kernels.from_numpy(each, step.dtype)
+
+    def iterate(self, step: Step) -> None:
+        step.measurement = self.measurement
+        losses = step.mse(self.inputs, self.weights, self.gradients)
+        self.kept.update(losses, self.weights)
+        self.adam.update(self.gradients)
+
+    def forward(self, step: Step) -> None:
+        step.forward(self.inputs, self.kept.weights)
+
+    def capture(self, step: Step) -> None:
+        """Once everything that `iterate` and `forward` launch was launched before."""
+        self.captured_iterate = self.kernels.captured(self.iterate, step)
+        self.captured_forward = self.kernels.captured(self.forward, step)
+
+    def take_over(self, old: _Group) -> None:
+        """Goes on where some members stood in a larger group."""
+        members = [m for index in self.rows for m in range(len(old.weights))[old.rows[index]]]
+        for ours, theirs in [(self.adam, old.adam), (self.kept, old.kept)]:
+            for name, value in vars(theirs).items():
+                into = getattr(ours, name)
+                if hasattr(value, "shape"):  # of fewer members, where there is a number for each
+                    into[...] = value if into.shape == value.shape else value[members]
+                elif isinstance(value, int | float):
+                    setattr(ours, name, value)
+
+    def close(self) -> None:
+        """Frees what was captured now, rather than whenever Python collects what refers to itself."""
+        if hasattr(self, "captured_iterate"):
+            del self.captured_iterate, self.captured_forward
+
+
+@functools.cache  # once, though a second kind of fit may need more kernels
+def _tell_of_compilation() -> None:
+    _log.warning("Compiling the kernels of the fit, once on this machine: up to half a minute.")
+
+
+@contextlib.contextmanager
+def _telling_of_compilation() -> Iterator[None]:
+    """Kernels that are on disk load within a second."""
+    timer = threading.Timer(2.0, _tell_of_compilation)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Queue:
+    """Iterations still to do; threads take the group that is most behind, so that none is idle but at the very end."""
+
+    def __init__(self, groups: list[_Group], iterations: int, ended: Callable[[_Group], bool]) -> None:
+        self._lock = threading.Lock()
+        self._waiting = [(iterations, i, group) for i, group in enumerate(groups)]
+        self._ended = ended
+
+    def work(self, step: Step) -> None:
+        """Iterates until nothing waits."""
+        mine: tuple[int, int, _Group] | None = None
+        while True:
+            with self._lock:
+                if mine and mine[0] > 1:
+                    self._waiting.append((mine[0] - 1, *mine[1:]))
+                if not self._waiting:
+                    return
+                mine = max(self._waiting, key=lambda entry: entry[:2])
+                self._waiting.remove(mine)
+            if self._ended(mine[2]):
+                mine = None
+            else:
+                mine[2].captured_iterate(step)

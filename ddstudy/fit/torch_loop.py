@@ -1,0 +1,141 @@
+"""The solver in plain torch: any prior's network, autograd and Adam, one member per thread.
+
+It is the oracle of every faster solver and runs on any torch device. Members share no operation, and each is
+computed by one thread whatever the number of cores: sums that are split over threads differ in their last bits, and
+a fit amplifies that. So a member's numbers depend neither on the members beside it nor on the cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ddstudy.fit.base import EMA_ITERATIONS, Config, Problem, Snapshot, State, set_on_exit, snapshots, summary
+
+
+def solve(
+    problems: Sequence[Problem],
+    config: Config,
+    stops: Sequence[Sequence[int]],
+    *,
+    device: str,
+    threads: int,
+    ended: Sequence[threading.Event],
+) -> Iterator[tuple[int, Snapshot]]:
+    """See `ddstudy.fit.base.Solver`."""
+    return snapshots(_ensemble(problems, config, device, threads), problems, stops, ended)
+
+
+@contextlib.contextmanager
+def _ensemble(problems: Sequence[Problem], config: Config, device: str, threads: int) -> Iterator[_Ensemble]:
+    leaving = threading.Event()
+    count = min(threads, sum(len(problem.weights) for problem in problems))
+    with (
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        set_on_exit(leaving),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+    ):
+        yield _Ensemble(problems, config, device, pool, leaving)
+
+
+class _Ensemble:
+    """The members of some problems on any torch device; see `ddstudy.fit.base.Ensemble`."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        config: Config,
+        device: str,
+        pool: ThreadPoolExecutor,
+        leaving: threading.Event,
+    ) -> None:
+        self.problems, self.device, self.pool, self.leaving = problems, device, pool, leaving
+        self.members: dict[int, list[_Member]] = {}
+        for index, problem in enumerate(problems):
+            measurement = torch.tensor(problem.measurement, device=device)
+            self.members[index] = [_Member(problem, config, m, measurement) for m in range(len(problem.weights))]
+        # sets up kernels and memory: not part of the fit's time
+        list(pool.map(_Member.backward, itertools.chain(*self.members.values())))
+        self._synchronize()
+
+    def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
+        def work(index: int, member: _Member) -> None:
+            member.advance(iterations, lambda: self.leaving.is_set() or ended(index))
+
+        pairs = [(index, member) for index, members in self.members.items() for member in members]
+        list(self.pool.map(work, *zip(*pairs, strict=True)))
+        self._synchronize()
+
+    def states(self, indices: Collection[int]) -> dict[int, State]:
+        states = {}
+        for index in indices:
+            outputs = np.stack(list(self.pool.map(_Member.output, self.members[index])))
+            problem = self.problems[index]
+            losses, ranges = summary(outputs, problem.measurement, problem.pixels)
+            states[index] = State(losses, ranges, partial(np.copy, outputs))
+        return states
+
+    def drop(self, indices: Collection[int]) -> None:
+        for index in indices:
+            del self.members[index]
+
+    def _synchronize(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.current_stream(self.device).synchronize()  # all members' threads use it
+        elif self.device == "mps":
+            torch.mps.synchronize()
+
+
+class _Member:
+    """One network and its optimiser."""
+
+    def __init__(self, problem: Problem, config: Config, index: int, measurement: torch.Tensor) -> None:
+        self.measurement = measurement
+        device = measurement.device
+        self.input = torch.tensor(problem.inputs[index], device=device)
+        self.net = problem.prior.build()
+        nn.utils.vector_to_parameters(torch.tensor(problem.weights[index]), self.net.parameters())
+        self.net.to(device)
+        self.keep, self.best_loss, self.averaged = config.keep, torch.tensor(torch.inf, device=device), 0
+        self.kept = self.net if self.keep == "last" else copy.deepcopy(self.net)
+        # fused: one call for all parameters instead of a dozen small ones for each
+        self.adam = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate, fused=device.type != "mps")
+
+    def backward(self) -> None:
+        self.adam.zero_grad(set_to_none=True)
+        loss = nn.functional.mse_loss(self.net(self.input), self.measurement)
+        loss.backward()
+        self.loss = loss.detach()
+
+    def advance(self, iterations: int, ended: Callable[[], bool]) -> None:
+        for _ in range(iterations):
+            if ended():
+                return
+            self.backward()
+            self.update_kept()
+            self.adam.step()
+
+    @torch.no_grad()
+    def update_kept(self) -> None:
+        """Takes the weights that the loss was just computed of, before Adam changes them, as `Config.keep` says."""
+        if self.keep == "best" and not self.loss >= self.best_loss:  # NaN is kept
+            self.best_loss = self.loss
+            nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(self.net.parameters()), self.kept.parameters())
+        elif self.keep == "average":
+            self.averaged += 1
+            for mean, parameter in zip(self.kept.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(parameter, 1 / min(self.averaged, EMA_ITERATIONS))
+
+    @torch.no_grad()
+    def output(self) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = self.kept(self.input).cpu().numpy()
+        return output
