@@ -5,7 +5,7 @@ Data flows one way: a module imports only from those above it, and a library has
     errors       what the user is told instead of a traceback
     spec/        what is asked: axes (a point of a study, a fit, the grid), schema (the study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
-                 target), inputs (input tensors from a seed), metrics (PSNR, SSIM, MS-SSIM, VIF)
+                 target), inputs (input tensors from a seed), metrics (one registry)
     priors/      deep_decoder: geometry, parameters and random starts
     fit/         the engine: reference (autograd), fused (by hand), its kernels for processors (simd) and for CUDA
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit

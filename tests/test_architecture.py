@@ -13,14 +13,14 @@ import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 ORDER = [
-    "errors", "spec", "spec.axes", "spec.schema", "spec.files",
-    "images", "images.tiling", "images.files", "images.volumes", "images.inputs", "images.metrics",
+    "errors", "images.metrics", "spec", "spec.axes", "spec.schema", "spec.files",
+    "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
     "priors", "priors.deep_decoder",
     "fit", "fit.reference", "fit.simd", "fit.kernels_cpu", "fit.kernels_cuda", "fit.fused",
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
-    "report", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
+    "report", "report.words", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
     "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {

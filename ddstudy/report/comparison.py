@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report.tables import comparable
 from ddstudy.spec.axes import AXES
-from ddstudy.spec.schema import BETTER
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -68,7 +68,7 @@ def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         the `n` settings of the target, 1 is the best. Last, with an empty `source`, the setting whose greatest loss
         over all studies is least: one row per study.
     """
-    minimize = BETTER[metric] == "minimize"
+    minimize = METRICS[metric].minimized
     table = table.dropna(axis="columns", how="all")
     best_of: dict[str, Any] = {
         name: table[name].idxmin() if minimize else table[name].idxmax() for name in table.columns
@@ -112,7 +112,7 @@ def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataF
     scores = table[first.name].dropna()
     if scores.empty or len({place for _, place in same}) < 2:
         return empty
-    minimize = BETTER[metric] == "minimize"
+    minimize = METRICS[metric].minimized
     best: Any = scores.idxmin() if minimize else scores.idxmax()
     rows = []
     for view, (_, index) in same:

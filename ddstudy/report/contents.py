@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ddstudy.errors import UserError
-from ddstudy.images.metrics import QUALITY
+from ddstudy.images.metrics import METRICS, QUALITY
 from ddstudy.report import claims, comparison, figures, images, tables, thesis
-from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
     Best,
     Claims,
@@ -37,8 +36,8 @@ from ddstudy.report.panels import (
     Transfer,
     Unstable,
 )
+from ddstudy.report.words import title_of
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
-from ddstudy.spec.schema import BETTER
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -165,13 +164,15 @@ def show(panel: Panel, views: Sequence[StudyView]) -> Shown:
 def _pareto(view: StudyView, panel: Pareto) -> Shown:
     x, y = panel.x, panel.y
     trials = tables.finished(panel.filter(view.trials)).dropna(subset=[x, y])
-    directions = BETTER | view.spec.objectives
+    directions = {name: METRICS[name].better for name in (x, y)} | view.spec.objectives
     front = trials[tables.pareto_front(trials, {x: directions[x], y: directions[y]})].sort_values([x, y])
     if trials.empty:
-        return Shown("Every measured trial.", missing=f"Filled by measured trials with {LABELS[x]} and {LABELS[y]}.")
+        return Shown(
+            "Every measured trial.", missing=f"Filled by measured trials with {title_of(x)} and {title_of(y)}."
+        )
     sentence = (
         f"Every measured trial; {len(front):,} of {trials['stable'].sum():,} stable ones form the front: "
-        f"none is better in both {LABELS[x]} and {LABELS[y]}. A trial that was stopped stands where it stopped."
+        f"none is better in both {title_of(x)} and {title_of(y)}. A trial that was stopped stands where it stopped."
     )
     if "seconds" in (x, y) and (shared := int(trials["shared"].eq(True).sum())):
         sentence += f" {shared:,} shared their device with another fit and look slower than they are."
@@ -179,13 +180,13 @@ def _pareto(view: StudyView, panel: Pareto) -> Shown:
         on_front = int(front["disturbed"].eq(True).sum())
         of_them = f"The seconds of {rough:,}, {on_front:,} of them on the front,"
         sentence += f" {of_them} were disturbed by other programs on their machine."
-    columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
+    columns = {"trial": "number"} | {axis: axis for axis in AXES} | {title_of(x): x, title_of(y): y}
     return Shown(sentence, figures.pareto(trials, front, x, y), Table(front, columns), thumbnails=True)
 
 
 def _importance(view: StudyView, panel: Importance) -> Shown:
     result = tables.importance(view, panel.y)
-    sentence = f"How much of the variance of {LABELS[panel.y]} over all measured trials each axis explains"
+    sentence = f"How much of the variance of {title_of(panel.y)} over all measured trials each axis explains"
     if result.shares.empty:
         return Shown(f"{sentence}.", missing=result.reason)
     sentence += f", by {result.evaluator}. A trial that was stopped counts with the value at which it stopped."
@@ -198,7 +199,7 @@ def _quartiles(view: StudyView, panel: Quartiles) -> Shown:
     y, axes = panel.y, [panel.x, *([panel.group] if panel.group else [])]
     table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
     who, needed = _who(y)
-    sentence = f"{LABELS[y]} over {who}: the box is the middle half, the line the median, the dashes are the mean."
+    sentence = f"{title_of(y)} over {who}: the box is the middle half, the line the median, the dashes are the mean."
     sentence += _roughness([view], panel)
     if not table[f"{y}_n"].sum():
         return Shown(sentence, missing=f"Filled by {needed}.")
@@ -237,12 +238,12 @@ def _ensemble(view: StudyView, panel: Ensemble) -> Shown:
 
 def _best(view: StudyView, panel: Best) -> Shown:
     best = tables.best_settings(panel.filter(view.trials), panel.y)
-    word = "Lowest" if BETTER[panel.y] == "minimize" else "Highest"
-    sentence = f"{word} {LABELS[panel.y]} among stable trials of each pair, and its setting {{k, s, l, iterations}}."
+    word = "Lowest" if METRICS[panel.y].minimized else "Highest"
+    sentence = f"{word} {title_of(panel.y)} among stable trials of each pair, and its setting {{k, s, l, iterations}}."
     if best.empty:
-        return Shown(sentence, missing=f"Filled by stable trials with {LABELS[panel.y]}.")
+        return Shown(sentence, missing=f"Filled by stable trials with {title_of(panel.y)}.")
     cells = {
-        (row.tiling, row.noise): f"{getattr(row, panel.y):,.{DIGITS[panel.y]}f}\n"
+        (row.tiling, row.noise): f"{getattr(row, panel.y):,{METRICS[panel.y].format}}\n"
         f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}}"
         for row in best.itertuples()
     }
@@ -268,20 +269,20 @@ def _who(metric: str) -> tuple[str, str]:
         who = "trials, stable or not, that ran all their iterations on a device of their own"
         return who, who
     who = "stable trials" if metric in QUALITY else "measured trials"
-    return who, f"{who} with {LABELS[metric]}"
+    return who, f"{who} with {title_of(metric)}"
 
 
 def _parallel(view: StudyView, panel: Parallel) -> Shown:
     y = panel.y
     lines = tables.parallel(panel.filter(view.trials), y)
-    word = "lowest" if BETTER[y] == "minimize" else "highest"
+    word = "lowest" if METRICS[y].minimized else "highest"
     sentence = (
-        f"Each line is a trial; blue are the {int(lines['best'].sum()):,} with the {word} {LABELS[y]} (5 %). Around a "
+        f"Each line is a trial; blue are the {int(lines['best'].sum()):,} with the {word} {title_of(y)} (5 %). Around a "
         "value the lines are ordered by it, so a blue bundle marks what the best settings share."
     )
     if lines.empty:
         return Shown("Each line is a trial, the best ones in blue.", missing=f"Filled by {_who(y)[1]}.")
-    columns = {"trial": "number"} | {axis: axis for axis in AXES} | {LABELS[y]: y}
+    columns = {"trial": "number"} | {axis: axis for axis in AXES} | {title_of(y): y}
     return Shown(sentence, figures.parallel(lines, y), Table(lines[lines["best"]], columns))
 
 
@@ -289,10 +290,10 @@ def _means(view: StudyView, panel: Means) -> Shown:
     y, axes = panel.y, [panel.x, *([panel.group] if panel.group else [])]
     table = tables.by_axis(panel.filter(view.trials), *axes, metrics=(y,))
     who, needed = _who(y)
-    sentence = f"Average {LABELS[y]} over {who}.{_roughness([view], panel)}"
+    sentence = f"Average {title_of(y)} over {who}.{_roughness([view], panel)}"
     if not table[f"{y}_n"].sum():
         return Shown(sentence, missing=f"Filled by {needed}.")
-    columns = {axis: axis for axis in axes} | {f"average {LABELS[y]}": f"{y}_mean", "trials": f"{y}_n"}
+    columns = {axis: axis for axis in axes} | {f"average {title_of(y)}": f"{y}_mean", "trials": f"{y}_n"}
     return Shown(sentence, figures.means(table, panel.x, y, panel.group), Table(table, columns))
 
 
@@ -300,7 +301,7 @@ def _heatmap(view: StudyView, panel: Heatmap) -> Shown:
     x, y, group = panel.x, panel.y, panel.group
     table = tables.by_axis(panel.filter(view.trials), group, x, metrics=(y,))
     who, needed = _who(y)
-    sentence = f"Median {LABELS[y]} over {who}; an empty cell has none.{_roughness([view], panel)}"
+    sentence = f"Median {title_of(y)} over {who}; an empty cell has none.{_roughness([view], panel)}"
     if not table[f"{y}_n"].sum():
         return Shown(sentence, missing=f"Filled by {needed}.")
     columns = {group: group, x: x, "measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
@@ -309,7 +310,7 @@ def _heatmap(view: StudyView, panel: Heatmap) -> Shown:
 
 def _convergence(view: StudyView, panel: Convergence) -> Shown:
     curves = tables.convergence(view, panel.filter(view.trials))
-    what = f"{LABELS[panel.y]} of each member over the iterations"
+    what = f"{title_of(panel.y)} of each member over the iterations"
     if curves.empty:
         return Shown(f"{what}.", missing="Filled by trials whose members were checked on the way (fit.check_every).")
     fits = list(dict.fromkeys(curves["fit_id"]))
@@ -419,28 +420,30 @@ def _claims(view: StudyView) -> Shown:
 
 def _fronts(views: Sequence[StudyView], panel: Fronts) -> Shown:
     x, y = panel.x, panel.y
-    sentence = f"The Pareto front of each study's stable trials: none is better in both {LABELS[x]} and {LABELS[y]}."
+    sentence = (
+        f"The Pareto front of each study's stable trials: none is better in both {title_of(x)} and {title_of(y)}."
+    )
     found = []
     for view in views:
         trials = tables.finished(panel.filter(view.trials)).dropna(subset=[x, y])
-        directions = BETTER | view.spec.objectives
+        directions = {name: METRICS[name].better for name in (x, y)} | view.spec.objectives
         front = trials[tables.pareto_front(trials, {x: directions[x], y: directions[y]})].sort_values([x, y])
         found.append(front.assign(study=view.name))
     points = pd.concat(found, ignore_index=True)
     if points.empty:
-        return Shown(sentence, missing=f"Filled by stable trials with {LABELS[x]} and {LABELS[y]}.")
+        return Shown(sentence, missing=f"Filled by stable trials with {title_of(x)} and {title_of(y)}.")
     devices = {device for view in views for device in view.trials["device"].dropna().unique()}
     if "seconds" in (x, y) and len(devices) > 1:
         sentence += f" Seconds are of different devices: {', '.join(sorted(devices))}."
     sentence += _roughness(views, panel)
-    columns = {"study": "study", "trial": "number"} | {axis: axis for axis in AXES} | {LABELS[x]: x, LABELS[y]: y}
+    columns = {"study": "study", "trial": "number"} | {axis: axis for axis in AXES} | {title_of(x): x, title_of(y): y}
     return Shown(sentence, figures.fronts(points, x, y), Table(points, columns))
 
 
 def _ranks(views: Sequence[StudyView], panel: Ranks) -> Shown:
     y = panel.y
     sentence = (
-        f"{LABELS[y]} of the same settings in two studies. Spearman's rank correlation is 1 where both rank them alike "
+        f"{title_of(y)} of the same settings in two studies. Spearman's rank correlation is 1 where both rank them alike "
         f"and 0 where one says nothing of the other. Counted are {_who(y)[0]}."
     )
     table = comparison.matched(views, panel.filter, y)
@@ -454,7 +457,7 @@ def _ranks(views: Sequence[StudyView], panel: Ranks) -> Shown:
 def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
     y = panel.y
     sentence = (
-        f"The setting with the best {LABELS[y]} of each study, and what it is worth in the others: the loss against "
+        f"The setting with the best {title_of(y)} of each study, and what it is worth in the others: the loss against "
         "their own best, and its rank among their settings. A dash: not measured there, or not stable. Last, the "
         "setting that loses least where it loses most."
     )
@@ -462,17 +465,25 @@ def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
     if table.empty:
         return Shown(sentence, missing=f"Filled by {_who(y)[1]} in two studies.")
     names = [f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}} {row.noise} {row.tiling}" for row in table.itertuples()]
-    columns = {"best of": "source", "setting": "setting", "in": "target", LABELS[y]: "value", "best there": "own_best"}
+    columns = {
+        "best of": "source",
+        "setting": "setting",
+        "in": "target",
+        title_of(y): "value",
+        "best there": "own_best",
+    }
     columns |= {"loss": "loss", "rank": "rank", "of": "n"}
     return Shown(
         sentence,
-        table=Table(table.assign(setting=names, source=table["source"].replace("", "all")), columns, DIGITS[y]),
+        table=Table(table.assign(setting=names, source=table["source"].replace("", "all")), columns, METRICS[y].digits),
     )
 
 
 def _slices(views: Sequence[StudyView], panel: Slices) -> Shown:
     y = panel.y
-    sentence = f"{LABELS[y]} over the slices of one volume, with each slice's best setting and with the chosen slice's."
+    sentence = (
+        f"{title_of(y)} over the slices of one volume, with each slice's best setting and with the chosen slice's."
+    )
     table = comparison.slices(views, panel.filter, y)
     if table.empty:
         return Shown(sentence, missing="Filled by studies of two or more slices of one volume, cut in the same plane.")
@@ -486,7 +497,7 @@ def _slices(views: Sequence[StudyView], panel: Slices) -> Shown:
     pictures = _slice_pictures(views, table, y)
     if pictures:
         sentence += " Images, by slice: target, output of the ensemble, absolute error (black 0 to bright 0.2)."
-    return Shown(sentence, figures.slices(table, y), Table(table, columns, DIGITS[y]), pictures)
+    return Shown(sentence, figures.slices(table, y), Table(table, columns, METRICS[y].digits), pictures)
 
 
 def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str) -> list[list[Picture]]:
@@ -508,8 +519,8 @@ def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str
             files = view.images.get(trial["number"], {})
             uris = {name: images.picture(files[f"{name}.png"]) for name in names if f"{name}.png" in files}
             faces = [(uris.get(name) or "", f"{words}: slice {row.slice}") for name, words in names.items()]
-            score = f"{trial[metric]:,.{DIGITS[metric]}f}" + ", unstable" * (not trial["stable"])
-        pictures.append(Picture(tuple(faces), f"slice {row.slice} ({row.study}): {LABELS[metric]} {score}"))
+            score = f"{trial[metric]:,{METRICS[metric].format}}" + ", unstable" * (not trial["stable"])
+        pictures.append(Picture(tuple(faces), f"slice {row.slice} ({row.study}): {title_of(metric)} {score}"))
     if not any(uri for picture in pictures for uri, _ in picture.faces):
         return []
     return [pictures[first : first + 4] for first in range(0, len(pictures), 4)]

@@ -13,36 +13,10 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report.tables import Importance
+from ddstudy.report.words import title_of
 from ddstudy.spec.axes import AXES
-
-LABELS = {
-    "k": "channels k",
-    "s": "scale factor s",
-    "l": "blocks l",
-    "iterations": "iterations",
-    "noise": "noise",
-    "tiling": "tiling",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "ms_ssim": "MS-SSIM",
-    "vif": "VIF",
-    "psnr_foreground": "PSNR in the foreground (dB)",
-    "seconds": "seconds",
-    "parameters": "parameters",
-    "cv_percent": "CV (%)",
-    "mse": "mean squared error",
-}
-DIGITS = {
-    "psnr": 2,
-    "ssim": 3,
-    "ms_ssim": 3,
-    "vif": 3,
-    "psnr_foreground": 2,
-    "seconds": 2,
-    "parameters": 0,
-    "cv_percent": 2,
-}
 
 _BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY = "#0072b2", "#d55e00", "#009e73", "#b8609c", "#80868b"
 _COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY, "#a87b00", "#3b8fc4")
@@ -81,7 +55,7 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figu
         x: metric across.
         y: metric upwards.
     """
-    figure = _figure(LABELS[x], LABELS[y], {"height": 460})
+    figure = _figure(title_of(x), title_of(y), {"height": 460})
     stable = trials["stable"]
     for name, rows, marker in (
         ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x", "size": 5, "opacity": 0.6}),
@@ -97,7 +71,7 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figu
             mode="lines+markers" if rows is front else "markers",
             marker=marker,
             line={"width": 1.5},
-            hovertemplate=f"%{{text}}<br>{LABELS[y]} %{{y:.{DIGITS[y]}f}}<br>{LABELS[x]} %{{x:.{DIGITS[x]}f}}",
+            hovertemplate=f"%{{text}}<br>{_shown('y', y)}<br>{_shown('x', x)}",
         )
     return _logarithmic(figure, x, y)
 
@@ -126,9 +100,14 @@ def parallel(lines: pd.DataFrame, metric: str) -> go.Figure:
             figure.add_annotation(x=place, y=at, text=f"<b>{value}</b>", showarrow=False, xanchor="left", xshift=4)
     for at, value in ((0.0, lines[metric].min()), (1.0, lines[metric].max())):
         figure.add_annotation(
-            x=len(AXES), y=at, text=f"<b>{value:.{DIGITS[metric]}f}</b>", showarrow=False, xanchor="left", xshift=4
+            x=len(AXES),
+            y=at,
+            text=f"<b>{value:{METRICS[metric].format}}</b>",
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
         )
-    ticks = [*AXES, LABELS[metric].partition(" (")[0]]
+    ticks = [*AXES, METRICS[metric].label]
     figure.update_xaxes(
         tickvals=[*range(len(axes))], ticktext=ticks, range=[-0.1, len(AXES)], zeroline=False, side="top"
     )
@@ -167,7 +146,7 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
 
     The whiskers reach to the least and the greatest value.
     """
-    figure = _figure(LABELS[x], LABELS[y], {"boxmode": "group"})
+    figure = _figure(title_of(x), title_of(y), {"boxmode": "group"})
     table = table.dropna(subset=[f"{y}_median"])
     groups = table.groupby(group, sort=False) if group else [("", table)]
     for (value, rows), colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
@@ -197,7 +176,7 @@ def means(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figure:
         y: metric upwards.
         group: axis that splits each value of `x`.
     """
-    figure = _figure(LABELS[x], f"average {LABELS[y]}", {"barmode": "group"})
+    figure = _figure(title_of(x), f"average {title_of(y)}", {"barmode": "group"})
     table = table.dropna(subset=[f"{y}_mean"])
     groups = table.groupby(group, sort=False) if group else [("", table)]
     for (value, rows), (colour, pattern) in zip(groups, itertools.cycle(_BARS), strict=False):
@@ -208,7 +187,7 @@ def means(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figure:
             marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
             showlegend=group is not None,
             customdata=rows[f"{y}_n"].tolist(),
-            hovertemplate=f"%{{x}}: %{{y:.{DIGITS[y]}f}} (%{{customdata}} trials)",
+            hovertemplate=f"%{{x}}: %{{y:{METRICS[y].format}}} (%{{customdata}} trials)",
         )
     figure.update_xaxes(**_categories(table, x))
     return figure if group else figure.update_layout(margin_t=12)
@@ -233,20 +212,21 @@ def heatmap(table: pd.DataFrame, x: str, y: str, group: str) -> go.Figure:
     )
     shown = [[cells.get((row, column), (math.nan, 0)) for column in columns] for row in rows]
     values = [[None if math.isnan(value) else value for value, _ in line] for line in shown]
-    figure = _figure(LABELS[x], LABELS[group], {"height": 150 + 46 * len(rows), "margin": {"t": 12}})
+    figure = _figure(title_of(x), title_of(group), {"height": 150 + 46 * len(rows), "margin": {"t": 12}})
     figure.add_heatmap(
         x=[str(value) for value in columns],
         y=[str(value) for value in rows],
         z=values,
-        text=[["" if value is None else f"{value:.{DIGITS[y]}f}" for value in line] for line in values],
+        text=[["" if value is None else f"{value:{METRICS[y].format}}" for value in line] for line in values],
         customdata=[[count for _, count in line] for line in shown],
         texttemplate="%{text}",
-        hovertemplate=f"{LABELS[x]} %{{x}}, {LABELS[group]} %{{y}}: %{{text}} (%{{customdata}} trials)<extra></extra>",
+        hovertemplate=f"{title_of(x)} %{{x}}, {title_of(group)} %{{y}}: "
+        "%{text} (%{customdata} trials)<extra></extra>",
         colorscale="Cividis",
         hoverongaps=False,
         xgap=2,
         ygap=2,
-        colorbar={"title": {"text": LABELS[y], "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": title_of(y), "side": "right"}, "thickness": 12, "outlinewidth": 0},
     )
     return figure.update_xaxes(type="category", showgrid=False).update_yaxes(type="category", showgrid=False)
 
@@ -279,7 +259,7 @@ def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
             text=title, x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False
         )
         scale = {"type": "log", "tickvals": _ONE_TWO_FIVE, "tickformat": ".0e"} if y == "mse" else {}
-        title_of_axis = {"title": {"text": LABELS[y], "standoff": 8}}
+        title_of_axis = {"title": {"text": title_of(y), "standoff": 8}}
         figure.update_layout({f"yaxis{axis}": _AXIS | {"domain": [top - 0.8 / len(fits), top]} | title_of_axis | scale})
     if len(fits) > 1:
         figure.update_xaxes(anchor="y2")
@@ -288,7 +268,7 @@ def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
 
 def unstable(table: pd.DataFrame) -> go.Figure:
     """Share of settings above the threshold of the CV, per pair (thesis Fig. 4.4). Of `tables.unstable_share`."""
-    figure = _figure(LABELS["tiling"], "share of settings", {"barmode": "group"})
+    figure = _figure(title_of("tiling"), "share of settings", {"barmode": "group"})
     for (noise, rows), (colour, pattern) in zip(table.groupby("noise", sort=False), _BARS, strict=False):
         figure.add_bar(
             name=str(noise),
@@ -304,7 +284,7 @@ def unstable(table: pd.DataFrame) -> go.Figure:
 
 def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
     """Mean PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6). Of `tables.gain_of_ensemble`."""
-    figure = _figure("noise and tiling", LABELS["psnr"], {"barmode": "group"})
+    figure = _figure("noise and tiling", title_of("psnr"), {"barmode": "group"})
     for column, name, (colour, pattern) in zip(("psnr_1dd", "psnr"), ("1DD", f"{members}DD"), _BARS, strict=False):
         figure.add_bar(
             name=name,
@@ -324,7 +304,7 @@ def fronts(points: pd.DataFrame, x: str, y: str) -> go.Figure:
         x: metric across.
         y: metric upwards.
     """
-    figure = _figure(LABELS[x], LABELS[y], {"height": 460})
+    figure = _figure(title_of(x), title_of(y), {"height": 460})
     for place, (study, rows) in enumerate(points.groupby("study", sort=False)):
         figure.add_scatter(
             name=html.escape(str(study)),
@@ -334,7 +314,7 @@ def fronts(points: pd.DataFrame, x: str, y: str) -> go.Figure:
             mode="lines+markers",
             marker={"color": _COLOURS[place % len(_COLOURS)], "symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 8},
             line={"width": 1.5, "dash": _DASHES[place % len(_DASHES)]},
-            hovertemplate=f"%{{text}}<br>{LABELS[y]} %{{y:.{DIGITS[y]}f}}<br>{LABELS[x]} %{{x:.{DIGITS[x]}f}}",
+            hovertemplate=f"%{{text}}<br>{_shown('y', y)}<br>{_shown('x', x)}",
         )
     return _logarithmic(figure, x, y)
 
@@ -342,7 +322,7 @@ def fronts(points: pd.DataFrame, x: str, y: str) -> go.Figure:
 def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
     """The same settings in the first study and in each other one. Of `comparison.matched`."""
     first, *others = table.columns
-    figure = _figure(f"{LABELS[metric]}, {html.escape(first)}", LABELS[metric], {"height": 460, "showlegend": True})
+    figure = _figure(f"{title_of(metric)}, {html.escape(first)}", title_of(metric), {"height": 460, "showlegend": True})
     for place, other in enumerate(others):
         both = table[[first, other]].dropna()
         figure.add_scatter(
@@ -359,14 +339,14 @@ def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
                 "size": 6,
                 "opacity": 0.7,
             },
-            hovertemplate=f"%{{text}}<br>%{{x:.{DIGITS[metric]}f}} here, %{{y:.{DIGITS[metric]}f}} there",
+            hovertemplate=f"%{{text}}<br>%{{x:{METRICS[metric].format}}} here, %{{y:{METRICS[metric].format}}} there",
         )
     return _logarithmic(figure, metric, metric)
 
 
 def slices(table: pd.DataFrame, metric: str) -> go.Figure:
     """A metric over the slices of a volume (thesis Fig. 5.1). Of `comparison.slices`."""
-    figure = _figure("slices from the chosen one", LABELS[metric], {})
+    figure = _figure("slices from the chosen one", title_of(metric), {})
     for column, name, colour, symbol, dash in (
         ("own_best", "each slice's own best setting", _BLUE, "circle", "solid"),
         ("chosen", "the chosen slice's best setting", _VERMILLION, "x", "dash"),
@@ -379,14 +359,19 @@ def slices(table: pd.DataFrame, metric: str) -> go.Figure:
             mode="lines+markers",
             marker={"color": colour, "symbol": symbol, "size": 9},
             line={"width": 1.5, "dash": dash},
-            hovertemplate=f"%{{text}}: %{{y:.{DIGITS[metric]}f}}",
+            hovertemplate=f"%{{text}}: %{{y:{METRICS[metric].format}}}",
         )
     return figure
 
 
+def _shown(where: str, metric: str) -> str:
+    """A metric and its value at a point, for plotly to fill in."""
+    return f"{title_of(metric)} %{{{where}:{METRICS[metric].format}}}"
+
+
 def _logarithmic(figure: go.Figure, x: str, y: str) -> go.Figure:
     for metric, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
-        if metric in ("seconds", "parameters"):  # both span orders of magnitude
+        if METRICS[metric].logarithmic:
             update(type="log", tickvals=_ONE_TWO_FIVE, tickformat=",~r")
     return figure
 

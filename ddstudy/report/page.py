@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
 from ddstudy.report.contents import COMPARISONS, Picture, Shown, Table, show
-from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import Filtered, Panel, Panels
+from ddstudy.report.words import digits_of, title_of
 from ddstudy.spec.axes import AXES
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _facts(view: StudyView) -> str:
 
 def _best_table(best: pd.DataFrame) -> str:
     rows = [
-        [LABELS[row["metric"]], _number(row["value"], DIGITS[row["metric"]]), str(row["number"])]
+        [title_of(row["metric"]), _number(row["value"], METRICS[row["metric"]].digits), str(row["number"])]
         + [str(row[axis]) for axis in AXES]
         for row in best.to_dict("records")
     ]
@@ -269,10 +270,8 @@ def _format(column: str, digits: int) -> Callable[[Any], str]:
         return lambda value: f"{value:.1%}"
     if column == "mse":
         return lambda value: f"{value:.2e}"
-    for metric, of_metric in DIGITS.items():
-        parts = ("1dd", "mean", "min", "q25", "median", "q75", "max")
-        if column == metric or column in {f"{metric}_{part}" for part in parts}:
-            return lambda value: _number(value, of_metric)
+    if (of_metric := digits_of(column)) is not None:
+        return lambda value: _number(value, of_metric)
     return lambda value: _cell(value, digits)
 
 

@@ -18,7 +18,7 @@ from ddstudy.errors import UserError
 from ddstudy.report.thesis import Number
 from ddstudy.spec.axes import Noise, Tiling
 from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
-from ddstudy.spec.schema import Metric
+from ddstudy.spec.schema import MetricName
 
 OVERVIEW = Path(__file__).parents[1] / "data" / "overview.toml"
 COMPARE = OVERVIEW.with_name("compare.toml")
@@ -63,8 +63,8 @@ class Filtered(_Titled):
 
 
 class _Plane(Filtered):
-    x: Metric = Field(..., description="metric across")
-    y: Metric = Field(..., description="metric upwards")
+    x: MetricName = Field(..., description="metric across")
+    y: MetricName = Field(..., description="metric upwards")
 
     @model_validator(mode="after")
     def _two_metrics(self) -> Self:
@@ -83,19 +83,19 @@ class Parallel(Filtered):
     """Every trial as a line through its setting, the best ones in front."""
 
     kind: Literal["parallel"]
-    y: Metric = Field(..., description="metric that ranks the trials")
+    y: MetricName = Field(..., description="metric that ranks the trials")
 
 
 class Importance(_Titled):
     """Share of the variance of a metric that each axis explains; of the whole study, so without a filter."""
 
     kind: Literal["importance"]
-    y: Metric = Field(..., description="metric whose variance is explained")
+    y: MetricName = Field(..., description="metric whose variance is explained")
 
 
 class _ByAxis(Filtered):
     x: Axis = Field(..., description="axis of the setting across")
-    y: Metric = Field(..., description="metric that is summarised")
+    y: MetricName = Field(..., description="metric that is summarised")
     group: Axis | None = Field(None, description="axis of the setting that splits each value of x")
 
     @model_validator(mode="after")
@@ -147,7 +147,7 @@ class Best(Filtered):
     """The best setting of each pair (thesis Tables 4.3 to 4.5)."""
 
     kind: Literal["best"]
-    y: Metric = Field(..., description="metric that is best")
+    y: MetricName = Field(..., description="metric that is best")
 
 
 class Outputs(Filtered):
@@ -194,21 +194,21 @@ class Ranks(Filtered):
     """Whether settings rank alike in several studies: a metric against itself, and Spearman's correlation."""
 
     kind: Literal["ranks"]
-    y: Metric = Field(..., description="metric by which settings are ranked")
+    y: MetricName = Field(..., description="metric by which settings are ranked")
 
 
 class Transfer(Filtered):
     """What the best setting of each study is worth in the others."""
 
     kind: Literal["transfer"]
-    y: Metric = Field(..., description="metric that is best")
+    y: MetricName = Field(..., description="metric that is best")
 
 
 class Slices(Filtered):
     """Results away from the slice for which the setting was chosen (thesis Fig. 5.1)."""
 
     kind: Literal["slices"]
-    y: Metric = Field(..., description="metric upwards")
+    y: MetricName = Field(..., description="metric upwards")
 
 
 Comparison = Fronts | Ranks | Transfer | Slices

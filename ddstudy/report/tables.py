@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ddstudy.images.metrics import QUALITY
+from ddstudy.images.metrics import METRICS, QUALITY, Direction
 from ddstudy.images.tiling import tile_shape
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
-from ddstudy.spec.schema import BETTER, Direction
 from ddstudy.study.stability import Recorded
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def best_settings(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def best_by_metric(trials: pd.DataFrame) -> pd.DataFrame:
     """The best stable trial for each metric: `metric`, `value`, `number` and its setting."""
-    best = [(metric, _best_first(trials, metric).head(1)) for metric in BETTER]
+    best = [(metric, _best_first(trials, metric).head(1)) for metric in METRICS]
     rows = [row.assign(metric=metric, value=row[metric]) for metric, row in best if len(row)]
     columns = ["metric", "value", "number", *AXES]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
@@ -247,9 +246,9 @@ def parallel(trials: pd.DataFrame, metric: str, best_share: float = 0.05, drawn:
         `<metric>_at` in [0, 1] by its value, and `best`.
     """
     rows = comparable(trials, metric)
-    if BETTER[metric] == "minimize" and len(rows):
+    if METRICS[metric].minimized and len(rows):
         rows = rows[rows["stable"]]
-    ascending = BETTER[metric] == "minimize"
+    ascending = METRICS[metric].minimized
     rows = rows.sort_values([metric, "number"], ascending=[ascending, True], kind="stable").reset_index(drop=True)
     best = rows.index < max(1, round(best_share * len(rows)))
     rows = rows.assign(best=best)
@@ -395,7 +394,7 @@ def _forest(rows: pd.DataFrame, varied: list[str], metric: str, trees: int) -> d
 def _best_first(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = comparable(trials, metric)
     return rows[rows["stable"]].sort_values(
-        [metric, "number"], ascending=[BETTER[metric] == "minimize", True], kind="stable"
+        [metric, "number"], ascending=[METRICS[metric].minimized, True], kind="stable"
     )
 
 

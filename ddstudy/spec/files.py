@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic import BaseModel, ValidationError
 
 from ddstudy.errors import UserError
-from ddstudy.spec.schema import SCHEMA, Metric, StudySpec, TargetSpec
+from ddstudy.images.metrics import METRICS
+from ddstudy.spec.schema import SCHEMA, StudySpec, TargetSpec
 
 _MOST_BYTES = 2**20  # of a file that a person writes
 MOST_MISTAKES = 20  # named at a time
@@ -207,7 +208,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Any:
 
 
 def _is_key(part: str) -> bool:
-    return part.isidentifier() or part in get_args(Metric)
+    return part.isidentifier() or part in METRICS
 
 
 def _reason_of(error: Any) -> str:

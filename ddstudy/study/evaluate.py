@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ddstudy.fit import Method, Problem, Snapshot, choose, fit_together
 from ddstudy.images.inputs import noise_volume
-from ddstudy.images.metrics import foreground, measurable, psnr, psnr_of, quality
+from ddstudy.images.metrics import COLUMNS, METRICS, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import Geometry, geometry, initial_weights
@@ -280,14 +280,14 @@ def _values(
         return values
     target = job.target.image
     ensemble = members.mean(axis=0)
-    inside = foreground(target)
-    whole, *single = [
-        {**scores, "psnr_foreground": psnr(image[:, inside], target[:, inside])}
-        for image, scores in zip([ensemble, *members], quality(np.stack([ensemble, *members]), target), strict=True)
-    ]
-    values |= whole
-    values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in single])) for name in whole}
-    values |= {f"{name}_tiles": score for name, score in _over_tiles(outputs.mean(axis=0), work.tiles, whole).items()}
+    whole, *single = quality(np.stack([ensemble, *members]), target)
+    found = {
+        "ensemble": whole,
+        "members": {name: float(np.mean([scores[name] for scores in single])) for name in whole},
+        "tiles": _over_tiles(outputs.mean(axis=0), work.tiles, whole),
+    }
+    for kind, scores in found.items():
+        values |= {column: scores[name] for name, column in COLUMNS[kind].items() if name in scores}
     values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
     values["cv_percent"] = cv_percent(check.psnr_members)
     values["sd_db"] = float(np.std(check.psnr_members))
@@ -296,10 +296,10 @@ def _values(
 
 def _over_tiles(outputs: NDArray[np.float32], tiles: NDArray[np.float32], whole: dict[str, float]) -> dict[str, float]:
     """The thesis' patch-wise reading of the metrics: mean over tiles of each; of one tile it is the whole slice's."""
-    names = [name for name in ("psnr", "ssim", "vif") if measurable(name, *tiles.shape[-2:])]
+    names = [name for name in COLUMNS["tiles"] if METRICS[name].measurable(*tiles.shape[-2:])]
     if len(tiles) == 1:
         return {name: whole[name] for name in names}
-    scores = [quality(output[None], tile, scales=False)[0] for output, tile in zip(outputs, tiles, strict=True)]
+    scores = [quality(output[None], tile, names)[0] for output, tile in zip(outputs, tiles, strict=True)]
     return {name: float(np.mean([score[name] for score in scores])) for name in names}
 
 
