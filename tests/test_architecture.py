@@ -12,6 +12,10 @@ from private_names import is_private, own_names, private_uses
 import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
+PANELS = [
+    "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "thesis", "ranks",
+    "transfer", "slices",
+]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.axes", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
@@ -21,10 +25,11 @@ ORDER = [
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
     "report", "report.words", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
-    "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
+    "report.figures", "report.panels",
+    *(f"report.panels.{name}" for name in PANELS), "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
-    "pydantic": {"spec.schema", "spec.files", "report.panels"},
+    "pydantic": {"spec.schema", "spec.files", "report.panels", *(f"report.panels.{name}" for name in PANELS)},
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},

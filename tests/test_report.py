@@ -13,7 +13,7 @@ from synthetic import THESIS
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
-from ddstudy.report import contents, figures, tables
+from ddstudy.report import figures, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
@@ -162,7 +162,7 @@ def test_figures_say_which_seconds_other_programs_disturbed(view, tmp_path):
         for fields, seen, words in ((places, rough, said), (places, view, ""), (untimed, rough, "")):
             text = "\n".join(f'{name} = "{value}"' for name, value in fields.items())
             (panel,) = panels_of(tmp_path, f'[[panel]]\nkind = "{kind}"\ntitle = "t"\n{text}')
-            sentence = contents.show(panel, [seen]).sentence
+            sentence = panel.show([seen]).sentence
             on_front = kind == "pareto" and rough.trials["disturbed"][tables.pareto_front(rough.trials, PARETO)].sum()
             assert ("disturbed" in sentence) == bool(words)
             assert words.format(f", {on_front} of them on the front," * (kind == "pareto")) in sentence

@@ -15,8 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
-from ddstudy.report.contents import COMPARISONS, Picture, Shown, Table, show
-from ddstudy.report.panels import Filtered, Panel, Panels
+from ddstudy.report.panels import Filtered, Panel, Picture, Shown, Table
 from ddstudy.report.words import digits_of, title_of
 from ddstudy.spec.axes import AXES
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _MOST_THUMBNAILS = 2500  # 3 MB of them
 
 
-def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) -> str:
+def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds: int = 0) -> str:
     """The page: the panels that compare studies, then one section per study, its facts first.
 
     Args:
@@ -69,7 +68,7 @@ def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) 
 """
 
 
-def _compared(views: Sequence[StudyView], panels: Panels) -> str:
+def _compared(views: Sequence[StudyView], panels: tuple[Panel, ...]) -> str:
     """The panels that are about several studies at once."""
     shown = [_panel(panel, views, f"compared-panel-{number}") for number, panel in _numbered(panels, comparison=True)]
     if not shown:
@@ -81,7 +80,7 @@ def _compared(views: Sequence[StudyView], panels: Panels) -> str:
     )
 
 
-def _study(view: StudyView, panels: Panels, place: str) -> str:
+def _study(view: StudyView, panels: tuple[Panel, ...], place: str) -> str:
     shown = [
         (panel, *_panel(panel, [view], f"{place}-panel-{number}"))
         for number, panel in _numbered(panels, comparison=False)
@@ -101,8 +100,8 @@ def _study(view: StudyView, panels: Panels, place: str) -> str:
     )
 
 
-def _numbered(panels: Panels, *, comparison: bool) -> list[tuple[int, Panel]]:
-    return [(number, panel) for number, panel in enumerate(panels, 1) if isinstance(panel, COMPARISONS) == comparison]
+def _numbered(panels: tuple[Panel, ...], *, comparison: bool) -> list[tuple[int, Panel]]:
+    return [(number, panel) for number, panel in enumerate(panels, 1) if panel.compares == comparison]
 
 
 def _thumbnails(view: StudyView) -> str:
@@ -183,7 +182,7 @@ def _panel(panel: Panel, views: Sequence[StudyView], place: str) -> tuple[str, S
             )
         content += f"<details><summary>Numbers</summary>{table}</details>" if content and table else table
         content += _differences(shown.differences) if shown.differences else ""
-    wide = " wide" if panel.kind in _WIDE else ""
+    wide = " wide" if panel.wide else ""
     article = f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
     return article, shown
 
@@ -197,15 +196,15 @@ def _differences(found: dict[str, str]) -> str:
 
 
 def _content(panel: Panel, views: Sequence[StudyView]) -> Shown:
-    if not isinstance(panel, COMPARISONS):
-        return show(panel, views)
+    if not panel.compares:
+        return panel.show(views)
     among = [view for view in views if panel.data is None or view.name in panel.data]
     absent = sorted(set(panel.data or ()) - {view.name for view in views})
     if absent:
         return Shown("", missing=f"Filled by naming the studies on the command line: {', '.join(absent)}.")
     if len(among) < 2:
         return Shown("", missing="Filled by a second study: name two or more on the command line.")
-    return show(panel, among)
+    return panel.show(among)
 
 
 def _pictures(rows: list[list[Picture]]) -> str:
@@ -286,7 +285,6 @@ def _number(value: Any, digits: int) -> str:
     return "&ndash;" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
-_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer", "published", "claims")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #59626b; --line: #d9dee3; --page: #f4f6f8; --card: #fff;
   --link: #00609a; }
