@@ -331,7 +331,7 @@ def test_the_overview_is_valid_and_shown_under_dashboards():
         (
             "[[panel]]\nkind = 'best'\ntitle = 'a'\ny = 'psnr'\nx = 'k'",
             "panel 1: x: unknown key",
-            "title, data, filter, kind, y",
+            "kind, title, data, filter, facets, y",
         ),
         ("[[panel]]\nkind = 'unstable'\ntitel = 'a'", "titel: unknown key", "Did you mean 'title'?"),
         ("[[panel]]\nkind = 'pareto'\ntitle = 'a'\nx = 'vif'\ny = 'vif'", "x and y must differ", '"psnr"'),
@@ -354,8 +354,15 @@ def test_the_overview_is_valid_and_shown_under_dashboards():
         (
             "[[panel]]\nkind = 'importance'\ntitle = 'a'\ny = 'psnr'\nfilter = {k = [8]}",
             "filter: unknown key",
-            "title, data, kind",
+            "kind, title, data, y",
         ),
+        (
+            "[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfacets = ['k', 'noise', 'k']",
+            "facets: must not name an axis twice",
+            "axes by which trials are grouped",
+        ),
+        ("[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfacets = []", "facets: ", "axes by which trials are grouped"),
+        ("[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfacets = ['q']", "facets[0]: ", '"k", "s"'),
     ],
 )
 def test_a_wrong_panel_is_named_with_what_is_valid(tmp_path, text, wrong, valid):

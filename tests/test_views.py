@@ -22,6 +22,8 @@ from ddstudy.images.tiling import split
 from ddstudy.report import comparison, figures, images, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
+from ddstudy.report.panels.base import Faceted
+from ddstudy.report.words import FACETS
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView
@@ -119,6 +121,62 @@ def test_an_empty_cell_of_a_heat_map_stays_empty(view):
     table = tables.by_axis(trials[~(trials["k"].eq(64) & trials["s"].eq(16))], "s", "k", metrics=("psnr",))
     [cells] = figures.heatmap(table, "k", "psnr", "s").data
     assert [[value is None for value in line] for line in cells.z] == [[True, False], [False, True]]
+
+
+RATE = "fit.learning_rate"
+
+
+@pytest.fixture
+def wider(views: list[StudyView], monkeypatch: pytest.MonkeyPatch) -> list[StudyView]:
+    """The same studies with one axis more, which does not apply to every third setting."""
+    monkeypatch.setattr("ddstudy.report.words.AXES", (*AXES, RATE))
+    rates = [0.003, 0.01, math.nan]
+    return [
+        dataclasses.replace(view, trials=view.trials.assign(**{RATE: [rates[n % 3] for n in view.trials["number"]]}))
+        for view in views
+    ]
+
+
+@pytest.mark.parametrize("facets", [["noise", "tiling"], [RATE], ["k"], ["noise", RATE, "s"]])
+def test_every_kind_takes_any_axis(wider, facets):
+    """A setting had six values, written down in each panel, and groups were pairs of noise and tiling."""
+    view = wider[0]
+    others = [axis for axis in (*AXES, RATE) if axis not in facets]
+    good = stable(view)
+    for kind, one in everything(view, wider).items():
+        if kind in ("claims", "published", "importance"):
+            continue  # the thesis', and of the whole study
+        chosen = {"facets": facets} if isinstance(one, Faceted) else {}
+        chosen |= {"group": RATE} if kind in ("quartiles", "means", "heatmap") else {}
+        shown = one.model_copy(update=chosen).show(wider if one.compares else [view])
+        assert not shown.missing, kind
+        if kind == "unstable":
+            high = view.trials["cv_percent"] > 5
+            expected = high.groupby([view.trials[axis] for axis in facets], dropna=False).mean()
+            assert sorted(shown.table.frame["share"]) == pytest.approx(sorted(expected))
+        if kind == "ensemble":
+            expected = good.groupby(facets, dropna=False)["psnr"].mean()
+            assert sorted(shown.table.frame["psnr"]) == pytest.approx(sorted(expected))
+        if kind == "best":
+            rows = good.loc[good.groupby(facets, dropna=False)["psnr"].idxmax()]
+            cells = {cell for row in shown.table.frame.itertuples(index=False) for cell in row if "\n" in str(cell)}
+            numbers = [axis for axis in others if axis not in FACETS]
+            for row in rows.to_dict("records"):
+                inside = ", ".join("\u2013" if row[axis] != row[axis] else f"{row[axis]:g}" for axis in numbers)
+                assert any(cell.startswith(f"{row['psnr']:.2f}\n{{{inside}}}") for cell in cells)
+            assert len(cells) == len(rows)
+        if kind == "outputs":
+            captions = [picture.caption for line in shown.pictures for picture in line]
+            assert sum("not measured" not in caption for caption in captions) == len(shown.table.frame)
+
+
+def test_points_name_the_axes_that_apply(wider):
+    drawn = panel("pareto", x="seconds", y="psnr").figure(wider[:1]).data
+    texts = {number: text for line in drawn for number, text in zip(line.customdata, line.text, strict=True)}
+    rates = wider[0].trials.set_index("number")[RATE]
+    for number, text in texts.items():
+        told = re.search(rf", {RATE} ([\d.]+)(<br>|$)", text)
+        assert math.isnan(rates[number]) if told is None else float(told[1]) == rates[number]
 
 
 def test_parallel_lines_pass_where_their_values_are(view):

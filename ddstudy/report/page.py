@@ -16,8 +16,7 @@ from plotly.offline import get_plotlyjs
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
 from ddstudy.report.panels import Filtered, Panel, Picture, Shown, Table
-from ddstudy.report.words import digits_of, title_of
-from ddstudy.spec.axes import AXES
+from ddstudy.report.words import axes_of, digits_of, text_of, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -118,39 +117,40 @@ def _thumbnails(view: StudyView) -> str:
 
 
 def _facts(view: StudyView) -> str:
-    trials = view.trials
+    trials, axes = view.trials, axes_of(view)
     measured = tables.finished(trials)
     states = ", ".join(f"{count:,} {state}" for state, count in trials["state"].value_counts().items())
     unstable = int((~measured["stable"]).sum())
     share = (
         f"{unstable / len(measured):.1%} ({unstable:,} of {len(measured):,} measured trials)" if len(measured) else ""
     )
+    settings = len(measured.drop_duplicates(list(axes)))
     facts = view.facts | {
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in view.spec.objectives.items()),
         "sampler": view.spec.search.sampler,
         "trials by state": states or "none yet",
-        "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.space.search_space):,} settings",
+        "measured": f"{settings:,} of {len(view.spec.space.search_space):,} settings",
         "unstable": share or "no trial is measured yet",
     }
     rows = "".join(
         f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(value)}</td></tr>' for key, value in facts.items()
     )
-    best = tables.best_by_metric(trials)
+    best = tables.best_by_metric(trials, axes)
     return (
         f'<article class="panel"><h2>Facts</h2><div class="scroll"><table class="facts">{rows}</table></div>'
         f"{_reasons(trials)}</article>"
         f'<article class="panel"><h2>Best settings</h2><p>The best stable trial for each metric.</p>'
-        f"{_best_table(best) if len(best) else _missing('Filled by stable trials.')}</article>"
+        f"{_best_table(best, axes) if len(best) else _missing('Filled by stable trials.')}</article>"
     )
 
 
-def _best_table(best: pd.DataFrame) -> str:
+def _best_table(best: pd.DataFrame, axes: Sequence[str]) -> str:
     rows = [
         [title_of(row["metric"]), _number(row["value"], METRICS[row["metric"]].digits), str(row["number"])]
-        + [str(row[axis]) for axis in AXES]
+        + [html.escape(text_of(row[axis])) for axis in axes]
         for row in best.to_dict("records")
     ]
-    return _rows(["best", "value", "trial", *AXES], rows)
+    return _rows(["best", "value", "trial", *axes], rows)
 
 
 def _reasons(trials: pd.DataFrame) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import QUALITY
 from ddstudy.report import tables
-from ddstudy.report.words import title_of
+from ddstudy.report.words import FACETS, axes_of, text_of, title_of
 from ddstudy.spec.axes import Noise, Tiling
 from ddstudy.spec.schema import MetricName
 
@@ -163,6 +163,32 @@ class Filtered(Panel):
     filter: Filter = Field(Filter(), description="a table of axis = [values]: the trials shown")
 
 
+class Faceted(Filtered):
+    """A panel that groups trials by some axes, the facets; all others are a setting's within its group."""
+
+    facets: list[Axis] = Field(
+        ["noise", "tiling"], min_length=1, description="axes by which trials are grouped, those that the study has"
+    )
+
+    @field_validator("facets")
+    @classmethod
+    def _no_repeats(cls, value: list[Axis]) -> list[Axis]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not name an axis twice")
+        return value
+
+    def split(self, view: StudyView) -> tuple[list[str], list[str]]:
+        """The study's axes that are facets, as they are listed, and the others."""
+        axes = axes_of(view)
+        facets: list[str] = [axis for axis in self.facets if axis in axes]
+        return facets, [axis for axis in axes if axis not in facets]
+
+    @property
+    def group(self) -> str:
+        """What each of the groups is called."""
+        return "pair" if tuple(self.facets) == FACETS else " and ".join(self.facets)
+
+
 class Plane(Filtered):
     """A panel in the plane of two metrics."""
 
@@ -190,3 +216,9 @@ def whose(metric: str) -> tuple[str, str]:
         return who, who
     who = "stable trials" if metric in QUALITY else "measured trials"
     return who, f"{who} with {title_of(metric)}"
+
+
+def settings_of(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """The same rows for a `Table`, fractions of axes with all digits and a dash where an option does not apply."""
+    fractions = [axis for axis in axes if rows[axis].dtype.kind == "f"]
+    return rows.assign(**{axis: rows[axis].map(text_of) for axis in fractions})

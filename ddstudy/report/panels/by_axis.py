@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from ddstudy.report import figures, tables
-from ddstudy.report.panels.base import Axis, Filtered, Shown, Table, roughness, whose
+from ddstudy.report.panels.base import Axis, Filtered, Shown, Table, roughness, settings_of, whose
 from ddstudy.report.words import title_of
 from ddstudy.spec.schema import MetricName
 
@@ -45,7 +45,9 @@ class Quartiles(_ByAxis):
         names = {"mean": "mean", "least": "min", "lower quartile": "q25", "median": "median", "upper quartile": "q75"}
         names = {heading: f"{y}_{part}" for heading, part in (names | {"greatest": "max"}).items()}
         columns = {axis: axis for axis in axes} | {"measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
-        return Shown(sentence, figures.quartiles(table, self.x, y, self.group), Table(table, columns | names))
+        return Shown(
+            sentence, figures.quartiles(table, self.x, y, self.group), Table(settings_of(table, axes), columns | names)
+        )
 
 
 class Means(_ByAxis):
@@ -61,7 +63,7 @@ class Means(_ByAxis):
         if not table[f"{y}_n"].sum():
             return Shown(sentence, missing=f"Filled by {needed}.")
         columns = {axis: axis for axis in axes} | {f"average {title_of(y)}": f"{y}_mean", "trials": f"{y}_n"}
-        return Shown(sentence, figures.means(table, self.x, y, self.group), Table(table, columns))
+        return Shown(sentence, figures.means(table, self.x, y, self.group), Table(settings_of(table, axes), columns))
 
 
 class Heatmap(_ByAxis):
@@ -78,4 +80,5 @@ class Heatmap(_ByAxis):
         if not table[f"{y}_n"].sum():
             return Shown(sentence, missing=f"Filled by {needed}.")
         columns = {group: group, x: x, "measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
-        return Shown(sentence, figures.heatmap(table, x, y, group), Table(table, columns | {"median": f"{y}_median"}))
+        columns |= {"median": f"{y}_median"}
+        return Shown(sentence, figures.heatmap(table, x, y, group), Table(settings_of(table, [group, x]), columns))

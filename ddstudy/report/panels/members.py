@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from ddstudy.report import figures, tables
-from ddstudy.report.panels.base import Filtered, Shown, Table
+from ddstudy.report.panels.base import Faceted, Filtered, Shown, Table, settings_of
 from ddstudy.report.words import title_of
 
 if TYPE_CHECKING:
@@ -41,42 +41,37 @@ class Convergence(Filtered):
         )
 
 
-class Unstable(Filtered):
-    """Share of settings whose members disagree, per pair (thesis Fig. 4.4)."""
+class Unstable(Faceted):
+    """Share of settings whose members disagree, per group of trials (thesis Fig. 4.4)."""
 
     kind: Literal["unstable"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        threshold = view.spec.stability.cv_percent
-        table = tables.unstable_share(self.filter(view.trials), threshold)
+        threshold, (facets, _) = view.spec.stability.cv_percent, self.split(view)
+        table = tables.unstable_share(self.filter(view.trials), threshold, facets)
         sentence = (
             f"Share of measured settings whose members' PSNR has a coefficient of variation above {threshold:g} %."
         )
         if table.empty or view.spec.fit.members == 1:
             return Shown(sentence, missing="Filled by measured trials of at least two members.")
-        columns = {
-            "tiling": "tiling",
-            "noise": "noise",
-            "settings": "n",
-            f"CV > {threshold:g} %": "above",
-            "share": "share",
-        }
-        return Shown(sentence, figures.unstable(table), Table(table, columns))
+        columns = {axis: axis for axis in reversed(facets)}
+        columns |= {"settings": "n", f"CV > {threshold:g} %": "above", "share": "share"}
+        return Shown(sentence, figures.unstable(table, facets), Table(settings_of(table, facets), columns))
 
 
-class Ensemble(Filtered):
-    """PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6)."""
+class Ensemble(Faceted):
+    """PSNR of one decoder and of the ensemble, per group of trials (thesis Fig. 4.6)."""
 
     kind: Literal["ensemble"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        members = view.spec.fit.members
-        table = tables.gain_of_ensemble(self.filter(view.trials))
+        members, (facets, _) = view.spec.fit.members, self.split(view)
+        table = tables.gain_of_ensemble(self.filter(view.trials), facets)
         sentence = (
             f"Mean PSNR over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."
         )
         if table.empty or members == 1:
             return Shown(sentence, missing="Filled by stable trials of at least two members.")
-        columns = {"tiling": "tiling", "noise": "noise", "trials": "n"}
-        columns |= {"1DD (dB)": "psnr_1dd", f"{members}DD (dB)": "psnr", "gain (dB)": "gain"}
-        return Shown(sentence, figures.ensemble(table, members), Table(table, columns))
+        columns = {axis: axis for axis in reversed(facets)}
+        columns |= {"trials": "n", "1DD (dB)": "psnr_1dd", f"{members}DD (dB)": "psnr", "gain (dB)": "gain"}
+        return Shown(sentence, figures.ensemble(table, members, facets), Table(settings_of(table, facets), columns))

@@ -8,9 +8,8 @@ from pydantic import Field
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
-from ddstudy.report.panels.base import Filtered, Shown, Table, whose
-from ddstudy.report.words import title_of
-from ddstudy.spec.axes import AXES
+from ddstudy.report.panels.base import Filtered, Shown, Table, settings_of, whose
+from ddstudy.report.words import axes_of, title_of
 from ddstudy.spec.schema import MetricName
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ class Parallel(Filtered):
     y: MetricName = Field(..., description="metric that ranks the trials")
 
     def _of_study(self, view: StudyView) -> Shown:
-        y = self.y
-        lines = tables.parallel(self.filter(view.trials), y)
+        y, axes = self.y, axes_of(view)
+        lines = tables.parallel(self.filter(view.trials), y, axes)
         word = "lowest" if METRICS[y].minimized else "highest"
         sentence = (
             f"Each line is a trial; blue are the {int(lines['best'].sum()):,} with the {word} {title_of(y)} (5 %). "
@@ -34,5 +33,6 @@ class Parallel(Filtered):
         )
         if lines.empty:
             return Shown("Each line is a trial, the best ones in blue.", missing=f"Filled by {whose(y)[1]}.")
-        columns = {"trial": "number"} | {axis: axis for axis in AXES} | {title_of(y): y}
-        return Shown(sentence, figures.parallel(lines, y), Table(lines[lines["best"]], columns))
+        best = lines[lines["best"]]
+        columns = {"trial": "number"} | {axis: axis for axis in axes} | {title_of(y): y}
+        return Shown(sentence, figures.parallel(lines, y, axes), Table(settings_of(best, axes), columns))

@@ -9,9 +9,8 @@ import pandas as pd
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
-from ddstudy.report.panels.base import Comparison, Plane, Shown, Table, roughness
-from ddstudy.report.words import title_of
-from ddstudy.spec.axes import AXES
+from ddstudy.report.panels.base import Comparison, Plane, Shown, Table, roughness, settings_of
+from ddstudy.report.words import axes_of, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -24,7 +23,7 @@ class Pareto(Plane):
     kind: Literal["pareto"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        x, y = self.x, self.y
+        x, y, axes = self.x, self.y, axes_of(view)
         trials = tables.finished(self.filter(view.trials)).dropna(subset=[x, y])
         directions = {name: METRICS[name].better for name in (x, y)} | view.spec.objectives
         front = trials[tables.pareto_front(trials, {x: directions[x], y: directions[y]})].sort_values([x, y])
@@ -42,8 +41,13 @@ class Pareto(Plane):
             on_front = int(front["disturbed"].eq(True).sum())
             of_them = f"The seconds of {rough:,}, {on_front:,} of them on the front,"
             sentence += f" {of_them} were disturbed by other programs on their machine."
-        columns = {"trial": "number"} | {axis: axis for axis in AXES} | {title_of(x): x, title_of(y): y}
-        return Shown(sentence, figures.pareto(trials, front, x, y), Table(front, columns), thumbnails=True)
+        columns = {"trial": "number"} | {axis: axis for axis in axes} | {title_of(x): x, title_of(y): y}
+        return Shown(
+            sentence,
+            figures.pareto(trials, front, x, y, axes),
+            Table(settings_of(front, axes), columns),
+            thumbnails=True,
+        )
 
 
 class Fronts(Comparison, Plane):
@@ -53,7 +57,7 @@ class Fronts(Comparison, Plane):
     kind: Literal["fronts"]
 
     def _of_studies(self, views: Sequence[StudyView]) -> Shown:
-        x, y = self.x, self.y
+        x, y, axes = self.x, self.y, axes_of(*views)
         sentence = (
             f"The Pareto front of each study's stable trials: none is better in both {title_of(x)} and {title_of(y)}."
         )
@@ -71,6 +75,6 @@ class Fronts(Comparison, Plane):
             sentence += f" Seconds are of different devices: {', '.join(sorted(devices))}."
         sentence += roughness(views, self, self.x, self.y)
         columns = (
-            {"study": "study", "trial": "number"} | {axis: axis for axis in AXES} | {title_of(x): x, title_of(y): y}
+            {"study": "study", "trial": "number"} | {axis: axis for axis in axes} | {title_of(x): x, title_of(y): y}
         )
-        return Shown(sentence, figures.fronts(points, x, y), Table(points, columns))
+        return Shown(sentence, figures.fronts(points, x, y, axes), Table(settings_of(points, axes), columns))

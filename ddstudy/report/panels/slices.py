@@ -11,8 +11,7 @@ from pydantic import Field
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import comparison, figures, images, tables
 from ddstudy.report.panels.base import Comparison, Filtered, Picture, Shown, Table, whose
-from ddstudy.report.words import title_of
-from ddstudy.spec.axes import AXES
+from ddstudy.report.words import axes_of, in_words, title_of
 from ddstudy.spec.schema import MetricName
 
 if TYPE_CHECKING:
@@ -35,11 +34,8 @@ class Slices(Comparison, Filtered):
             return Shown(
                 sentence, missing="Filled by studies of two or more slices of one volume, cut in the same plane."
             )
-        one = table.iloc[0]
-        sentence += (
-            f" That is k = {one['k']}, s = {one['s']}, l = {one['l']}, {one['iterations']} iterations, {one['noise']}, "
-            f"{one['tiling']}. Counted are {whose(y)[0]}."
-        )
+        setting = in_words(table.to_dict("records")[0], axes_of(*views))
+        sentence += f" That is {setting}. Counted are {whose(y)[0]}."
         columns = {"study": "study", "slice": "slice", "distance": "distance", "settings": "n"}
         columns |= {"chosen setting": "chosen", "own best": "own_best"}
         pictures = _slice_pictures(views, table, y)
@@ -56,12 +52,13 @@ def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str
         table: of `comparison.slices`.
         metric: told below the images.
     """
-    by_name = {view.name: view for view in views}
+    by_name, axes = {view.name: view for view in views}, list(axes_of(*views))
     names = {"target": "target", "output": "output", "error": "absolute error"}
     pictures = []
     for row in table.itertuples():
         view = by_name[str(row.study)]
-        chosen = (view.trials[list(AXES)] == table.iloc[0][list(AXES)]).all(axis=1)
+        settings, setting = view.trials[axes], table.iloc[0][axes]
+        chosen = (settings.eq(setting) | (settings.isna() & setting.isna())).all(axis=1)
         faces, score = [("", f"output: slice {row.slice}")], "not measured"
         for trial in tables.finished(view.trials[chosen]).to_dict("records"):
             files = view.images.get(trial["number"], {})

@@ -10,7 +10,7 @@ from pydantic import Field
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import comparison
 from ddstudy.report.panels.base import Comparison, Filtered, Shown, Table, whose
-from ddstudy.report.words import title_of
+from ddstudy.report.words import axes_of, in_braces, title_of
 from ddstudy.spec.schema import MetricName
 
 if TYPE_CHECKING:
@@ -28,26 +28,15 @@ class Transfer(Comparison, Filtered):
         y = self.y
         sentence = (
             f"The setting with the best {title_of(y)} of each study, and what it is worth in the others: the loss "
-            "against their own best, and its rank among their settings. A dash: not measured there, or not stable. Last, "
-            "the setting that loses least where it loses most."
+            "against their own best, and its rank among their settings. A dash: not measured there, or not stable. "
+            "Last, the setting that loses least where it loses most."
         )
         table = comparison.transfer(comparison.matched(views, self.filter, y), y)
         if table.empty:
             return Shown(sentence, missing=f"Filled by {whose(y)[1]} in two studies.")
-        names = [
-            f"{{{row.k}, {row.s}, {row.l}, {row.iterations}}} {row.noise} {row.tiling}" for row in table.itertuples()
-        ]
-        columns = {
-            "best of": "source",
-            "setting": "setting",
-            "in": "target",
-            title_of(y): "value",
-            "best there": "own_best",
-        }
-        columns |= {"loss": "loss", "rank": "rank", "of": "n"}
-        return Shown(
-            sentence,
-            table=Table(
-                table.assign(setting=names, source=table["source"].replace("", "all")), columns, METRICS[y].digits
-            ),
-        )
+        axes = axes_of(*views)
+        names = [in_braces(row, axes) for row in table.to_dict("records")]
+        table = table.assign(setting=names, source=table["source"].replace("", "all"))
+        columns = {"best of": "source", "setting": "setting", "in": "target", title_of(y): "value"}
+        columns |= {"best there": "own_best", "loss": "loss", "rank": "rank", "of": "n"}
+        return Shown(sentence, table=Table(table, columns, METRICS[y].digits))
