@@ -198,7 +198,7 @@ def best_settings(
 
 def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = AXES) -> pd.DataFrame:
     """The best stable trial for each metric: `metric`, `value`, `number` and its setting."""
-    best = [(metric, _best_first(trials, metric).head(1)) for metric in METRICS]
+    best = [(metric, _best_first(trials, metric).head(1)) for metric in METRICS if metric in trials]
     rows = [row.assign(metric=metric, value=row[metric]) for metric, row in best if len(row)]
     columns = ["metric", "value", "number", *axes]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
