@@ -5,7 +5,7 @@ Data flows one way: a module imports only from those above it, and a library has
     errors       what the user is told instead of a traceback
     spec/        what is asked: axes (a point of a study, a fit, the grid), schema (the study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
-                 target), inputs (input tensors from a seed), metrics (PSNR, SSIM, MS-SSIM, VIF)
+                 target), inputs (input tensors from a seed), metrics (one registry)
     priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch
     fit/         solvers: base (the protocol: problem, configuration, snapshots), torch_loop (autograd; the oracle),
                  fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)

@@ -61,7 +61,6 @@ StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in th
 DEFAULT_STORE = "sqlite:///ddstudy.db"
 _RELOAD_SECONDS = 10
 _MOST_CORES = 1024  # that workers or threads could fill
-_SHOWN = ("psnr", "ssim", "ms_ssim", "vif", "psnr_foreground", "psnr_1dd", "cv_percent", "seconds", "parameters")
 
 
 def _tell_version(wanted: bool) -> None:
@@ -204,6 +203,7 @@ def fit(
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
     from ddstudy.execution.executors import careful, layout, resolve_device
+    from ddstudy.images.metrics import METRICS
     from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
     from ddstudy.spec.files import parse_spec
     from ddstudy.study import runner
@@ -239,7 +239,7 @@ def fit(
             result = event
     if "psnr" not in result.values:
         raise WorkError("the fit diverged; try fewer channels or another seed")
-    for name in _SHOWN:
+    for name in (*METRICS, "psnr_1dd"):
         if name in result.values:
             console.print(f"{name:16s} {result.values[name]:.4g}")
     files = {".png": png_bytes(result.output)}

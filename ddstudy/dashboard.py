@@ -50,7 +50,6 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._pareto_front import get_pareto_front_trials
 
 from ddstudy.errors import UserError
-from ddstudy.report.contents import show
 from ddstudy.report.panels import read_panels
 from ddstudy.spec.files import stored_spec
 from ddstudy.store.database import READ_ERRORS
@@ -91,7 +90,7 @@ def publish(view: StudyView) -> dict[str, go.Figure]:
     figures = {}
     for number, panel in enumerate(read_panels(), 1):
         over_one_axis = getattr(panel, "group", "") is None
-        shown = show(panel, [view]) if panel.kind in _LIGHT and not over_one_axis else None
+        shown = panel.show([view]) if panel.kind in _LIGHT and not over_one_axis else None
         if shown is not None and shown.figure is not None:
             lines = textwrap.wrap(shown.sentence, 90)
             title = f"<b>{panel.title}</b><br>" + "<br>".join(f"<sub>{line}</sub>" for line in lines)

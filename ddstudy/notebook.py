@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ddstudy.report import claims, contents, panels, thesis
+from ddstudy.report import claims, panels, thesis
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView
 
@@ -88,7 +88,7 @@ class Study:
             UserError: there is no such kind or field, the kind is a table, or the study has no data for it.
         """
         panel = panels.parse_panel({"title": kind, **fields, "kind": kind}, f"figure {kind!r}")
-        return contents.figure(panel, [self.view, *(other.view for other in others)])
+        return panel.figure([self.view, *(other.view for other in others)])
 
     def claims(self, *others: Study) -> pd.DataFrame:
         """The thesis' findings, re-tested: one row per claim, see `ddstudy.report.claims`.

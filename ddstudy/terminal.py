@@ -17,11 +17,12 @@ from rich.table import Column, Table
 from ddstudy.errors import counted
 from ddstudy.execution.executors import Executor, resolve_device
 from ddstudy.execution.ray_pool import Ray
+from ddstudy.images.metrics import METRICS
 from ddstudy.images.volumes import Target, Targets
 from ddstudy.report.claims import Answer
 from ddstudy.report.thesis import differences
 from ddstudy.spec.axes import budgets_by_fit
-from ddstudy.spec.schema import BETTER, StudySpec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.store.writer import Driven
@@ -142,12 +143,12 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     table = Table(title=f"Best settings of {view.name}, stable ones only")
     for column in ("metric", "value", *("k", "s", "l", "iterations", "noise", "tiling")):
         table.add_column(column)
-    for metric, direction in BETTER.items():
-        scored = stable.dropna(subset=[metric])
+    for metric in METRICS.values():
+        scored = stable.dropna(subset=[metric.name])
         if len(scored):
-            row = scored.sort_values(metric, ascending=direction == "minimize", kind="stable").iloc[0]
+            row = scored.sort_values(metric.name, ascending=metric.minimized, kind="stable").iloc[0]
             setting = [str(row[axis]) for axis in ("k", "s", "l", "iterations", "noise", "tiling")]
-            table.add_row(metric, f"{row[metric]:.4g}", *setting)
+            table.add_row(metric.name, f"{row[metric.name]:.4g}", *setting)
     console.print(table)
     unstable = int(results["stable"].eq(False).sum())
     share = 100 * unstable / max(1, len(results))

@@ -12,20 +12,28 @@ from private_names import is_private, own_names, private_uses
 import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
+PANELS = [
+    "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "thesis", "ranks",
+    "transfer", "slices",
+]  # fmt: skip
 ORDER = [
-    "errors", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
-    "images", "images.tiling", "images.files", "images.volumes", "images.inputs", "images.metrics",
+    "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
+    "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
     "fit", "fit.base", "fit.torch_loop", "fit.fused", "fit.fused.kernels", "fit.fused.step", "fit.fused.groups",
     "fit.fused.simd", "fit.fused.kernels_cpu", "fit.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
-    "report", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
-    "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
+    "report", "report.words", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
+    "report.figures", "report.panels",
+    *(f"report.panels.{name}" for name in PANELS), "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
-    "pydantic": {"spec.options", "spec.schema", "spec.files", "report.panels"},
+    "pydantic": {
+        *("spec.options", "spec.schema", "spec.files", "report.panels"),
+        *(f"report.panels.{name}" for name in PANELS),
+    },
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},

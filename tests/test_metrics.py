@@ -1,5 +1,8 @@
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import piq
@@ -10,7 +13,7 @@ from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ddstudy.images import metrics
-from ddstudy.images.metrics import PSNR_CAP, foreground, measurable, psnr, quality
+from ddstudy.images.metrics import METRICS, PSNR_CAP, QUALITY, foreground, psnr, quality
 
 
 def images(height: int, width: int, channels: int = 1, noise: float = 0.05) -> tuple[NDArray[np.float32], ...]:
@@ -92,8 +95,7 @@ def test_metrics_a_slice_is_too_small_for_are_left_out() -> None:
     for side in (10, 11, 40, 41):
         output, target = images(side, 50)
         (scores,) = quality(output[None], target)
-        for metric in ("psnr", "ssim", "ms_ssim", "vif"):
-            assert (metric in scores) == measurable(metric, side, 50)
+        assert list(scores) == [metric for metric in QUALITY if METRICS[metric].measurable(side, 50)]
 
 
 def test_perfect_reconstruction_and_clipping() -> None:
@@ -151,7 +153,22 @@ def test_values_are_piqs_own(size: tuple[int, int], channels: int) -> None:
     for name, values in expected.items():
         # to the last bit, where piq does not add up channels in another order
         assert [scores[name] for scores in found] == pytest.approx(values.tolist(), abs=0 if channels == 1 else 2e-6)
-    assert "ms_ssim" not in quality(many, target, scales=False)[0]
+    assert quality(many, target, ["psnr", "ssim"]) == [{"psnr": one["psnr"], "ssim": one["ssim"]} for one in found]
+
+
+def test_nmse_is_the_error_against_the_target() -> None:
+    output, target = images(27, 22, channels=3)
+    (scores,) = quality(output[None], target)
+    expected = np.linalg.norm((output - target).astype(float)) ** 2 / np.linalg.norm(target.astype(float)) ** 2
+    assert scores["nmse"] == pytest.approx(expected, rel=1e-5)
+    assert quality(np.zeros_like(target)[None], target, ["nmse"]) == [{"nmse": 1.0}]
+
+
+def test_a_metric_is_added_as_one_entry(tmp_path: Path) -> None:
+    """The mean absolute error: in a study file, results, tables, a figure, the report, the export and messages."""
+    program = Path(__file__).with_name("added_metric.py")
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_foreground_is_otsus() -> None:

@@ -17,7 +17,7 @@ import ddstudy
 from ddstudy import cli
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import load_target
-from ddstudy.report import claims, contents, page, panels, thesis
+from ddstudy.report import claims, page, panels, thesis
 from ddstudy.store.database import Store
 from ddstudy.study.evaluate import Measurement
 from ddstudy.study.samplers import sampler
@@ -76,7 +76,7 @@ def test_a_figure_is_that_of_the_report(store, kind):
     study = ddstudy.open_study(store)
     panel = panels.parse_panel({"kind": kind, "title": "T", **FIGURES[kind]}, "test")
     drawn = study.figure(kind, **FIGURES[kind]).to_json()
-    assert drawn == contents.figure(panel, [study.view]).to_json()
+    assert drawn == panel.figure([study.view]).to_json()
     assert drawn.replace("<", "\\u003c") in page.render([study.view], (panel,))
 
 

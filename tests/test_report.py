@@ -12,12 +12,12 @@ import pytest
 from synthetic import THESIS
 
 from ddstudy.errors import UserError
-from ddstudy.report import contents, figures, tables
+from ddstudy.images.metrics import METRICS
+from ddstudy.report import figures, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.files import parse_spec
-from ddstudy.spec.schema import BETTER
 from ddstudy.store.study import StudyView, trials_table
 
 SPACE = {
@@ -53,6 +53,7 @@ def view_of(psnr=None, space=SPACE, **changes):
             "shared": False,
             "disturbed": False,
             "iterations_done": float(setting.iterations),
+            "nmse": random.uniform(0.001, 0.1),
         }
         for number, setting in enumerate(spec.search_space)
     ]
@@ -68,7 +69,7 @@ def with_trouble(view):
     trials.loc[stopped | ended, ["state", "stable", "reason"]] = ["PRUNED", False, "CV above 5 %"]
     trials.loc[stopped | ended, "cv_percent"] = 9.0
     trials.loc[stopped, "iterations_done"] /= 2
-    numbers = [*BETTER, "psnr_1dd", "iterations_done"]
+    numbers = [*METRICS, "psnr_1dd", "iterations_done"]
     trials.loc[failed, ["state", "reason"]] = ["FAIL", "worker lost"]
     trials.loc[failed, [*numbers, "stable", "shared"]] = np.nan
     return dataclasses.replace(view, trials=trials)
@@ -96,7 +97,7 @@ def test_finished_trials_are_those_that_were_measured(view):
 def test_pareto_front_is_what_comparing_all_with_all_finds(view, objectives):
     trials = view.trials.round({"psnr": 0, "seconds": -1, "ssim": 1})  # with ties
     trials.loc[3, objectives[0]] = np.nan
-    signs = np.array([1 if BETTER[metric] == "minimize" else -1 for metric in objectives])
+    signs = np.array([1 if METRICS[metric].minimized else -1 for metric in objectives])
     stable = trials[trials["stable"].eq(True)].dropna(subset=list(objectives))
     costs = {
         row.number: np.array([getattr(row, metric) for metric in objectives]) * signs for row in stable.itertuples()
@@ -106,7 +107,7 @@ def test_pareto_front_is_what_comparing_all_with_all_finds(view, objectives):
         for one, cost in costs.items()
         if not any((other <= cost).all() and (other < cost).any() for other in costs.values())
     }
-    mask = tables.pareto_front(trials, {metric: BETTER[metric] for metric in objectives})
+    mask = tables.pareto_front(trials, {metric: METRICS[metric].better for metric in objectives})
     assert mask.index.equals(trials.index)
     assert set(trials["number"][mask]) == expected
 
@@ -161,7 +162,7 @@ def test_figures_say_which_seconds_other_programs_disturbed(view, tmp_path):
         for fields, seen, words in ((places, rough, said), (places, view, ""), (untimed, rough, "")):
             text = "\n".join(f'{name} = "{value}"' for name, value in fields.items())
             (panel,) = panels_of(tmp_path, f'[[panel]]\nkind = "{kind}"\ntitle = "t"\n{text}')
-            sentence = contents.show(panel, [seen]).sentence
+            sentence = panel.show([seen]).sentence
             on_front = kind == "pareto" and rough.trials["disturbed"][tables.pareto_front(rough.trials, PARETO)].sum()
             assert ("disturbed" in sentence) == bool(words)
             assert words.format(f", {on_front} of them on the front," * (kind == "pareto")) in sentence
@@ -208,7 +209,7 @@ def test_of_equal_trials_the_first_is_best():
 
 def test_best_by_metric_leaves_out_what_nobody_has(view):
     table = tables.best_by_metric(view.trials).set_index("metric")
-    assert set(table.index) == set(BETTER) - {"ms_ssim"}
+    assert set(table.index) == set(METRICS) - {"ms_ssim"}
     stable = view.trials[view.trials["stable"].eq(True)]
     assert table.loc["psnr", "value"] == stable["psnr"].max()
     assert table.loc["parameters", "value"] == stable["parameters"].min()
@@ -330,7 +331,7 @@ def test_the_overview_is_valid_and_shown_under_dashboards():
         (
             "[[panel]]\nkind = 'best'\ntitle = 'a'\ny = 'psnr'\nx = 'k'",
             "panel 1: x: unknown key",
-            "title, data, filter, kind, y",
+            "kind, title, data, filter, facets, y",
         ),
         ("[[panel]]\nkind = 'unstable'\ntitel = 'a'", "titel: unknown key", "Did you mean 'title'?"),
         ("[[panel]]\nkind = 'pareto'\ntitle = 'a'\nx = 'vif'\ny = 'vif'", "x and y must differ", '"psnr"'),
@@ -353,8 +354,15 @@ def test_the_overview_is_valid_and_shown_under_dashboards():
         (
             "[[panel]]\nkind = 'importance'\ntitle = 'a'\ny = 'psnr'\nfilter = {k = [8]}",
             "filter: unknown key",
-            "title, data, kind",
+            "kind, title, data, y",
         ),
+        (
+            "[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfacets = ['k', 'noise', 'k']",
+            "facets: must not name an axis twice",
+            "axes by which trials are grouped",
+        ),
+        ("[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfacets = []", "facets: ", "axes by which trials are grouped"),
+        ("[[panel]]\nkind = 'unstable'\ntitle = 'a'\nfacets = ['q']", "facets[0]: ", '"k", "s"'),
     ],
 )
 def test_a_wrong_panel_is_named_with_what_is_valid(tmp_path, text, wrong, valid):
@@ -455,7 +463,7 @@ def test_a_page_refers_to_nothing_outside(view):
     [
         trials_table([]),
         view_of().trials.assign(
-            state="FAIL", stable=False, reason="lost", **dict.fromkeys([*BETTER, "psnr_1dd"], np.nan)
+            state="FAIL", stable=False, reason="lost", **dict.fromkeys([*METRICS, "psnr_1dd"], np.nan)
         ),
     ],
     ids=["empty", "only FAIL"],

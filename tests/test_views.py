@@ -20,9 +20,10 @@ import synthetic
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
 from ddstudy.report import comparison, figures, images, tables
-from ddstudy.report.contents import COMPARISONS, figure, show
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
+from ddstudy.report.panels.base import Faceted
+from ddstudy.report.words import FACETS
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView
@@ -90,7 +91,7 @@ def everything(view: StudyView, views: list[StudyView]) -> dict[str, object]:
 
 def test_every_kind_shows_something(view, views):
     for kind, one in everything(view, views).items():
-        shown = show(one, views if isinstance(one, COMPARISONS) else [view])
+        shown = one.show(views if one.compares else [view])
         assert not shown.missing, kind
         assert shown.figure is not None or shown.table is not None or shown.pictures, kind
         assert shown.sentence.endswith("."), kind
@@ -98,7 +99,7 @@ def test_every_kind_shows_something(view, views):
 
 @pytest.mark.parametrize("group", [None, "noise"])
 def test_means_are_those_of_pandas(view, group):
-    bars = figure(panel("means", x="tiling", y="seconds", **({"group": group} if group else {})), [view]).data
+    bars = panel("means", x="tiling", y="seconds", **({"group": group} if group else {})).figure([view]).data
     keys = ["tiling", *([group] if group else [])]
     expected = view.trials.groupby(keys)["seconds"].mean()
     assert len(bars) == (3 if group else 1)
@@ -109,7 +110,7 @@ def test_means_are_those_of_pandas(view, group):
 
 
 def test_a_heat_map_is_the_median_of_stable_trials(view):
-    [cells] = figure(panel("heatmap", x="k", y="psnr", group="tiling"), [view]).data
+    [cells] = panel("heatmap", x="k", y="psnr", group="tiling").figure([view]).data
     expected = stable(view).pivot_table(index="tiling", columns="k", values="psnr", aggfunc="median")
     assert (list(cells.y), list(cells.x)) == (list(TILINGS), ["8", "64"])
     assert np.array(cells.z, float) == pytest.approx(expected.loc[list(TILINGS)].to_numpy(), nan_ok=True)
@@ -120,6 +121,62 @@ def test_an_empty_cell_of_a_heat_map_stays_empty(view):
     table = tables.by_axis(trials[~(trials["k"].eq(64) & trials["s"].eq(16))], "s", "k", metrics=("psnr",))
     [cells] = figures.heatmap(table, "k", "psnr", "s").data
     assert [[value is None for value in line] for line in cells.z] == [[True, False], [False, True]]
+
+
+RATE = "fit.learning_rate"
+
+
+@pytest.fixture
+def wider(views: list[StudyView], monkeypatch: pytest.MonkeyPatch) -> list[StudyView]:
+    """The same studies with one axis more, which does not apply to every third setting."""
+    monkeypatch.setattr("ddstudy.report.words.AXES", (*AXES, RATE))
+    rates = [0.003, 0.01, math.nan]
+    return [
+        dataclasses.replace(view, trials=view.trials.assign(**{RATE: [rates[n % 3] for n in view.trials["number"]]}))
+        for view in views
+    ]
+
+
+@pytest.mark.parametrize("facets", [["noise", "tiling"], [RATE], ["k"], ["noise", RATE, "s"]])
+def test_every_kind_takes_any_axis(wider, facets):
+    """A setting had six values, written down in each panel, and groups were pairs of noise and tiling."""
+    view = wider[0]
+    others = [axis for axis in (*AXES, RATE) if axis not in facets]
+    good = stable(view)
+    for kind, one in everything(view, wider).items():
+        if kind in ("claims", "published", "importance"):
+            continue  # the thesis', and of the whole study
+        chosen = {"facets": facets} if isinstance(one, Faceted) else {}
+        chosen |= {"group": RATE} if kind in ("quartiles", "means", "heatmap") else {}
+        shown = one.model_copy(update=chosen).show(wider if one.compares else [view])
+        assert not shown.missing, kind
+        if kind == "unstable":
+            high = view.trials["cv_percent"] > 5
+            expected = high.groupby([view.trials[axis] for axis in facets], dropna=False).mean()
+            assert sorted(shown.table.frame["share"]) == pytest.approx(sorted(expected))
+        if kind == "ensemble":
+            expected = good.groupby(facets, dropna=False)["psnr"].mean()
+            assert sorted(shown.table.frame["psnr"]) == pytest.approx(sorted(expected))
+        if kind == "best":
+            rows = good.loc[good.groupby(facets, dropna=False)["psnr"].idxmax()]
+            cells = {cell for row in shown.table.frame.itertuples(index=False) for cell in row if "\n" in str(cell)}
+            numbers = [axis for axis in others if axis not in FACETS]
+            for row in rows.to_dict("records"):
+                inside = ", ".join("\u2013" if row[axis] != row[axis] else f"{row[axis]:g}" for axis in numbers)
+                assert any(cell.startswith(f"{row['psnr']:.2f}\n{{{inside}}}") for cell in cells)
+            assert len(cells) == len(rows)
+        if kind == "outputs":
+            captions = [picture.caption for line in shown.pictures for picture in line]
+            assert sum("not measured" not in caption for caption in captions) == len(shown.table.frame)
+
+
+def test_points_name_the_axes_that_apply(wider):
+    drawn = panel("pareto", x="seconds", y="psnr").figure(wider[:1]).data
+    texts = {number: text for line in drawn for number, text in zip(line.customdata, line.text, strict=True)}
+    rates = wider[0].trials.set_index("number")[RATE]
+    for number, text in texts.items():
+        told = re.search(rf", {RATE} ([\d.]+)(<br>|$)", text)
+        assert math.isnan(rates[number]) if told is None else float(told[1]) == rates[number]
 
 
 def test_parallel_lines_pass_where_their_values_are(view):
@@ -197,7 +254,7 @@ def decoded(uri: str) -> np.ndarray:
 
 
 def test_outputs_are_the_images_that_were_kept(view):
-    shown = show(panel("outputs"), [view])
+    shown = panel("outputs").show([view])
     rows = tables.gallery(view.trials)
     assert [len(line) for line in shown.pictures] == [4, 4, 4]
     for picture, row in zip(itertools.chain(*shown.pictures), rows.itertuples(), strict=True):
@@ -215,7 +272,7 @@ def test_a_lost_image_leaves_its_words(view, tmp_path):
     broken.write_bytes(view.images[number]["output.png"].read_bytes()[:40])
     changed = dataclasses.replace(view)
     changed.__dict__["images"] = {**view.images, number: {**view.images[number], "output.png": broken}}
-    shown = show(panel("outputs"), [changed])
+    shown = panel("outputs").show([changed])
     assert shown.pictures[0][0].faces[0][0] == ""
     assert "no image of output: uniform, 1x1" in render([changed], (panel("outputs"),))
 
@@ -313,7 +370,7 @@ def test_slices_stand_at_their_distance_from_the_middle(views):
 
 def test_each_slice_shows_what_the_chosen_setting_makes_of_it(views):
     chosen = stable(views[0]).sort_values("psnr").iloc[-1]
-    shown = show(panel("slices", y="psnr"), views)
+    shown = panel("slices", y="psnr").show(views)
     [row] = shown.pictures
     for picture, view in zip(row, (views[2], views[0], views[1]), strict=True):  # by slice
         index = STUDIES[view.name][0]
@@ -329,7 +386,7 @@ def test_slices_without_images_are_a_figure_alone(views):
     bare = [dataclasses.replace(view) for view in views]
     for view in bare:
         view.__dict__["images"] = {}
-    shown = show(panel("slices", y="psnr"), bare)
+    shown = panel("slices", y="psnr").show(bare)
     assert shown.figure is not None
     assert shown.pictures == []
     assert "Images" not in shown.sentence
@@ -339,7 +396,7 @@ def test_a_slice_where_the_chosen_setting_is_missing_says_so(views):
     chosen = stable(views[0]).sort_values("psnr").iloc[-1]
     other = (views[1].trials[list(AXES)] != chosen[list(AXES)]).any(axis=1)
     fewer = dataclasses.replace(views[1], trials=views[1].trials[other])
-    captions = [picture.caption for picture in show(panel("slices", y="psnr"), [views[0], fewer]).pictures[0]]
+    captions = [picture.caption for picture in panel("slices", y="psnr").show([views[0], fewer]).pictures[0]]
     assert captions[1] == "slice 114 (up): PSNR (dB) not measured"
 
 
@@ -352,7 +409,7 @@ def test_slices_of_another_volume_are_left_out(views):
 
 
 def test_fronts_are_the_fronts_of_each_study(views):
-    drawn = figure(panel("fronts", x="seconds", y="psnr"), views).data
+    drawn = panel("fronts", x="seconds", y="psnr").figure(views).data
     assert [line.name for line in drawn] == list(STUDIES)
     for line, view in zip(drawn, views, strict=True):
         rows = stable(view)[["seconds", "psnr"]].sort_values("seconds")

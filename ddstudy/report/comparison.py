@@ -10,13 +10,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report.tables import comparable
-from ddstudy.spec.axes import AXES
-from ddstudy.spec.schema import BETTER
+from ddstudy.report.words import axes_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -30,8 +30,9 @@ def matched(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.Data
         trials: what is taken of each table of trials.
         metric: NaN where a study has no comparable trial of a setting.
     """
+    axes = list(axes_of(*views))
     columns = {
-        view.name: comparable(trials(view.trials), metric).groupby(list(AXES), observed=True)[metric].mean()
+        view.name: comparable(trials(view.trials), metric).groupby(axes, observed=True, dropna=False)[metric].mean()
         for view in views
     }
     return pd.DataFrame(columns)
@@ -68,26 +69,25 @@ def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         the `n` settings of the target, 1 is the best. Last, with an empty `source`, the setting whose greatest loss
         over all studies is least: one row per study.
     """
-    minimize = BETTER[metric] == "minimize"
+    minimize = METRICS[metric].minimized
     table = table.dropna(axis="columns", how="all")
-    best_of: dict[str, Any] = {
-        name: table[name].idxmin() if minimize else table[name].idxmax() for name in table.columns
-    }
-    losses = (table - (table.min() if minimize else table.max())).abs().dropna()
-    if len(losses) and len(table.columns) > 1:
-        best_of[""] = losses.max(axis=1).idxmin()
+    # places, since what is missing in a setting cannot be looked up
+    best_of = {name: int(table[name].argmin() if minimize else table[name].argmax()) for name in table.columns}
+    losses = (table - (table.min() if minimize else table.max())).abs().max(axis=1, skipna=False)
+    if losses.notna().any() and len(table.columns) > 1:
+        best_of[""] = int(losses.argmin())
     rows = []
     for source, best in best_of.items():
         for target in table.columns:
             if target == source:
                 continue
             there = table[target].dropna()
-            value = float(table[target][best])
+            value = float(table[target].iloc[best])
             own = there.min() if minimize else there.max()
             better = (there < value).sum() if minimize else (there > value).sum()
             rank = None if math.isnan(value) else int(better) + 1
-            rows.append((source, *best, target, value, own, abs(own - value), rank, len(there)))
-    columns = ["source", *AXES, "target", "value", "own_best", "loss", "rank", "n"]
+            rows.append((source, *table.index[best], target, value, own, abs(own - value), rank, len(there)))
+    columns = ["source", *table.index.names, "target", "value", "own_best", "loss", "rank", "n"]
     return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
 
 
@@ -103,22 +103,24 @@ def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataF
         the chosen setting (the axes). Empty with fewer than two slices.
     """
     known = [(view, place) for view in views if (place := _slice_of(view)) is not None]
-    empty = pd.DataFrame(columns=["study", "slice", "distance", "n", "chosen", "own_best", *AXES])
+    empty = pd.DataFrame(columns=["study", "slice", "distance", "n", "chosen", "own_best", *axes_of(*views)])
     if not known:
         return empty
     first, where = next(((view, place) for view, place in known if view.spec.target.slice == "mid"), known[0])
     same = [(view, place) for view, place in known if place[0] == where[0]]
     table = matched([view for view, _ in same], trials, metric)
-    scores = table[first.name].dropna()
-    if scores.empty or len({place for _, place in same}) < 2:
+    scores = table[first.name]
+    if scores.isna().all() or len({place for _, place in same}) < 2:
         return empty
-    minimize = BETTER[metric] == "minimize"
-    best: Any = scores.idxmin() if minimize else scores.idxmax()
+    minimize = METRICS[metric].minimized
+    best = int(scores.argmin() if minimize else scores.argmax())
     rows = []
     for view, (_, index) in same:
         own = table[view.name].dropna()
         extreme = own.min() if minimize else own.max()
-        rows.append((view.name, index, index - where[1], len(own), table[view.name][best], extreme, *best))
+        rows.append(
+            (view.name, index, index - where[1], len(own), table[view.name].iloc[best], extreme, *table.index[best])
+        )
     return pd.DataFrame(rows, columns=empty.columns).sort_values("slice", ignore_index=True)
 
 

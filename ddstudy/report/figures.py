@@ -9,40 +9,15 @@ from __future__ import annotations
 import html
 import itertools
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report.tables import Importance
+from ddstudy.report.words import FACETS, in_words, named, text_of, title_of
 from ddstudy.spec.axes import AXES
-
-LABELS = {
-    "k": "channels k",
-    "s": "scale factor s",
-    "l": "blocks l",
-    "iterations": "iterations",
-    "noise": "noise",
-    "tiling": "tiling",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "ms_ssim": "MS-SSIM",
-    "vif": "VIF",
-    "psnr_foreground": "PSNR in the foreground (dB)",
-    "seconds": "seconds",
-    "parameters": "parameters",
-    "cv_percent": "CV (%)",
-    "mse": "mean squared error",
-}
-DIGITS = {
-    "psnr": 2,
-    "ssim": 3,
-    "ms_ssim": 3,
-    "vif": 3,
-    "psnr_foreground": 2,
-    "seconds": 2,
-    "parameters": 0,
-    "cv_percent": 2,
-}
 
 _BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY = "#0072b2", "#d55e00", "#009e73", "#b8609c", "#80868b"
 _COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY, "#a87b00", "#3b8fc4")
@@ -72,7 +47,7 @@ _LAYOUT = {
 }
 
 
-def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figure:
+def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str, axes: Sequence[str] = AXES) -> go.Figure:
     """Every measured trial in the plane of two metrics, with the stable trials that nobody dominates joined.
 
     Args:
@@ -80,8 +55,9 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figu
         front: those of them on the front of `x` and `y`, in the order in which they are joined.
         x: metric across.
         y: metric upwards.
+        axes: of the study.
     """
-    figure = _figure(LABELS[x], LABELS[y], {"height": 460})
+    figure = _figure(title_of(x), title_of(y), {"height": 460})
     stable = trials["stable"]
     for name, rows, marker in (
         ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x", "size": 5, "opacity": 0.6}),
@@ -92,45 +68,51 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str) -> go.Figu
             name=name,
             x=rows[x].tolist(),
             y=rows[y].tolist(),
-            text=_hover(rows),
+            text=_hover(rows, axes),
             customdata=rows["number"].tolist(),  # by which a page finds the thumbnail
             mode="lines+markers" if rows is front else "markers",
             marker=marker,
             line={"width": 1.5},
-            hovertemplate=f"%{{text}}<br>{LABELS[y]} %{{y:.{DIGITS[y]}f}}<br>{LABELS[x]} %{{x:.{DIGITS[x]}f}}",
+            hovertemplate=f"%{{text}}<br>{_shown('y', y)}<br>{_shown('x', x)}",
         )
     return _logarithmic(figure, x, y)
 
 
-def parallel(lines: pd.DataFrame, metric: str) -> go.Figure:
+def parallel(lines: pd.DataFrame, metric: str, axes: Sequence[str] = AXES) -> go.Figure:
     """Trials as lines through their settings, of `tables.parallel`: drawn in SVG, so it prints and needs no WebGL."""
     figure = _figure("", "", {"height": 480, "showlegend": True})
-    axes = [*AXES, metric]
+    uprights = [*axes, metric]
     for name, rows, line in (
         ("other trials", lines[~lines["best"]], {"color": _GREY, "width": 0.6}),
         ("best trials", lines[lines["best"]], {"color": _BLUE, "width": 1.6}),
     ):
-        path = rows[[f"{axis}_at" for axis in axes]].assign(gap=None)  # None lifts the pen between two trials
+        path = rows[[f"{axis}_at" for axis in uprights]].assign(gap=None)  # None lifts the pen between two trials
         figure.add_scatter(
             name=name,
-            x=[*range(len(axes)), None] * len(rows),
+            x=[*range(len(uprights)), None] * len(rows),
             y=path.to_numpy(dtype=object).ravel().tolist(),
             mode="lines",
             line=line,
             opacity=0.45 if name == "other trials" else 0.8,
             hoverinfo="skip",
         )
-    for place, axis in enumerate(AXES):
-        for value, rows in lines.groupby(axis, observed=True):
+    for place, axis in enumerate(axes):
+        for value, rows in lines.groupby(axis, observed=True, dropna=False):
             at = float(rows[f"{axis}_at"].median())
-            figure.add_annotation(x=place, y=at, text=f"<b>{value}</b>", showarrow=False, xanchor="left", xshift=4)
+            name = f"<b>{html.escape(text_of(value))}</b>"
+            figure.add_annotation(x=place, y=at, text=name, showarrow=False, xanchor="left", xshift=4)
     for at, value in ((0.0, lines[metric].min()), (1.0, lines[metric].max())):
         figure.add_annotation(
-            x=len(AXES), y=at, text=f"<b>{value:.{DIGITS[metric]}f}</b>", showarrow=False, xanchor="left", xshift=4
+            x=len(axes),
+            y=at,
+            text=f"<b>{value:{METRICS[metric].format}}</b>",
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
         )
-    ticks = [*AXES, LABELS[metric].partition(" (")[0]]
+    ticks = [*axes, METRICS[metric].label]
     figure.update_xaxes(
-        tickvals=[*range(len(axes))], ticktext=ticks, range=[-0.1, len(AXES)], zeroline=False, side="top"
+        tickvals=[*range(len(uprights))], ticktext=ticks, range=[-0.1, len(axes)], zeroline=False, side="top"
     )
     return figure.update_yaxes(visible=False, range=[-0.04, 1.04]).update_layout(
         legend={"y": 1.12}, margin={"t": 72, "r": 56}
@@ -167,13 +149,13 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
 
     The whiskers reach to the least and the greatest value.
     """
-    figure = _figure(LABELS[x], LABELS[y], {"boxmode": "group"})
+    figure = _figure(title_of(x), title_of(y), {"boxmode": "group"})
     table = table.dropna(subset=[f"{y}_median"])
-    groups = table.groupby(group, sort=False) if group else [("", table)]
+    groups = table.groupby(group, sort=False, dropna=False) if group else [("", table)]
     for (value, rows), colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
         figure.add_box(
             name=_name_of(group, value),
-            x=[str(value) for value in rows[x]],
+            x=_places(rows, [x]),
             lowerfence=rows[f"{y}_min"].tolist(),
             q1=rows[f"{y}_q25"].tolist(),
             median=rows[f"{y}_median"].tolist(),
@@ -184,7 +166,7 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
             showlegend=group is not None,
             hoverinfo="skip",  # it would call the quartiles minimum and maximum
         )
-    figure.update_xaxes(**_categories(table, x))
+    figure.update_xaxes(**_categories(table, [x]))
     return figure if group else figure.update_layout(margin_t=12)
 
 
@@ -197,20 +179,20 @@ def means(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figure:
         y: metric upwards.
         group: axis that splits each value of `x`.
     """
-    figure = _figure(LABELS[x], f"average {LABELS[y]}", {"barmode": "group"})
+    figure = _figure(title_of(x), f"average {title_of(y)}", {"barmode": "group"})
     table = table.dropna(subset=[f"{y}_mean"])
-    groups = table.groupby(group, sort=False) if group else [("", table)]
+    groups = table.groupby(group, sort=False, dropna=False) if group else [("", table)]
     for (value, rows), (colour, pattern) in zip(groups, itertools.cycle(_BARS), strict=False):
         figure.add_bar(
             name=_name_of(group, value),
-            x=[str(value) for value in rows[x]],
+            x=_places(rows, [x]),
             y=rows[f"{y}_mean"].tolist(),
             marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
             showlegend=group is not None,
             customdata=rows[f"{y}_n"].tolist(),
-            hovertemplate=f"%{{x}}: %{{y:.{DIGITS[y]}f}} (%{{customdata}} trials)",
+            hovertemplate=f"%{{x}}: %{{y:{METRICS[y].format}}} (%{{customdata}} trials)",
         )
-    figure.update_xaxes(**_categories(table, x))
+    figure.update_xaxes(**_categories(table, [x]))
     return figure if group else figure.update_layout(margin_t=12)
 
 
@@ -223,30 +205,31 @@ def heatmap(table: pd.DataFrame, x: str, y: str, group: str) -> go.Figure:
         y: metric that the colour shows.
         group: axis upwards.
     """
-    columns, rows = (list(dict.fromkeys(table[axis])) for axis in (x, group))
+    columns, rows = (list(dict.fromkeys(_places(table, [axis]))) for axis in (x, group))
     cells = dict(
         zip(
-            zip(table[group], table[x], strict=True),
+            zip(_places(table, [group]), _places(table, [x]), strict=True),
             zip(table[f"{y}_median"], table[f"{y}_n"], strict=True),
             strict=True,
         )
     )
     shown = [[cells.get((row, column), (math.nan, 0)) for column in columns] for row in rows]
     values = [[None if math.isnan(value) else value for value, _ in line] for line in shown]
-    figure = _figure(LABELS[x], LABELS[group], {"height": 150 + 46 * len(rows), "margin": {"t": 12}})
+    figure = _figure(title_of(x), title_of(group), {"height": 150 + 46 * len(rows), "margin": {"t": 12}})
     figure.add_heatmap(
-        x=[str(value) for value in columns],
-        y=[str(value) for value in rows],
+        x=columns,
+        y=rows,
         z=values,
-        text=[["" if value is None else f"{value:.{DIGITS[y]}f}" for value in line] for line in values],
+        text=[["" if value is None else f"{value:{METRICS[y].format}}" for value in line] for line in values],
         customdata=[[count for _, count in line] for line in shown],
         texttemplate="%{text}",
-        hovertemplate=f"{LABELS[x]} %{{x}}, {LABELS[group]} %{{y}}: %{{text}} (%{{customdata}} trials)<extra></extra>",
+        hovertemplate=f"{title_of(x)} %{{x}}, {title_of(group)} %{{y}}: "
+        "%{text} (%{customdata} trials)<extra></extra>",
         colorscale="Cividis",
         hoverongaps=False,
         xgap=2,
         ygap=2,
-        colorbar={"title": {"text": LABELS[y], "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": title_of(y), "side": "right"}, "thickness": 12, "outlinewidth": 0},
     )
     return figure.update_xaxes(type="category", showgrid=False).update_yaxes(type="category", showgrid=False)
 
@@ -279,36 +262,52 @@ def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
             text=title, x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False
         )
         scale = {"type": "log", "tickvals": _ONE_TWO_FIVE, "tickformat": ".0e"} if y == "mse" else {}
-        title_of_axis = {"title": {"text": LABELS[y], "standoff": 8}}
+        title_of_axis = {"title": {"text": title_of(y), "standoff": 8}}
         figure.update_layout({f"yaxis{axis}": _AXIS | {"domain": [top - 0.8 / len(fits), top]} | title_of_axis | scale})
     if len(fits) > 1:
         figure.update_xaxes(anchor="y2")
     return figure
 
 
-def unstable(table: pd.DataFrame) -> go.Figure:
-    """Share of settings above the threshold of the CV, per pair (thesis Fig. 4.4). Of `tables.unstable_share`."""
-    figure = _figure(LABELS["tiling"], "share of settings", {"barmode": "group"})
-    for (noise, rows), (colour, pattern) in zip(table.groupby("noise", sort=False), _BARS, strict=False):
+def unstable(table: pd.DataFrame, facets: Sequence[str] = FACETS) -> go.Figure:
+    """Share of settings above the threshold of the CV (thesis Fig. 4.4), a colour per value of the first facet.
+
+    Args:
+        table: of `tables.unstable_share`.
+        facets: of the table.
+    """
+    group, across = _split(facets)
+    figure = _figure(_titles(across), "share of settings", {"barmode": "group"})
+    groups = table.groupby(group, sort=False, dropna=False) if group else [("", table)]
+    for (value, rows), (colour, pattern) in zip(groups, itertools.cycle(_BARS), strict=False):
         figure.add_bar(
-            name=str(noise),
-            x=rows["tiling"].tolist(),
+            name=_name_of(group, value),
+            x=_places(rows, across),
             y=rows["share"].tolist(),
             marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
             customdata=rows[["above", "n"]].to_numpy().tolist(),
             hovertemplate="%{x}: %{y:.1%} (%{customdata[0]} of %{customdata[1]})",
         )
-    figure.update_xaxes(**_categories(table, "tiling"))
+    figure.update_xaxes(**_categories(table, across))
     return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
 
 
-def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
-    """Mean PSNR of one decoder and of the ensemble, per pair (thesis Fig. 4.6). Of `tables.gain_of_ensemble`."""
-    figure = _figure("noise and tiling", LABELS["psnr"], {"barmode": "group"})
+def ensemble(table: pd.DataFrame, members: int, facets: Sequence[str] = FACETS) -> go.Figure:
+    """Mean PSNR of one decoder and of the ensemble, per combination of the facets' values (thesis Fig. 4.6).
+
+    Args:
+        table: of `tables.gain_of_ensemble`.
+        members: of the ensemble.
+        facets: of the table.
+    """
+    group, across = _split(facets)
+    figure = _figure(_titles(facets), title_of("psnr"), {"barmode": "group"})
+    if not group:
+        figure.update_xaxes(**_categories(table, across))
     for column, name, (colour, pattern) in zip(("psnr_1dd", "psnr"), ("1DD", f"{members}DD"), _BARS, strict=False):
         figure.add_bar(
             name=name,
-            x=[table["tiling"].tolist(), table["noise"].tolist()],
+            x=[_places(table, across), _places(table, [group])] if group else _places(table, across),
             y=table[column].tolist(),
             marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
             hovertemplate="%{x}: %{y:.2f} dB",
@@ -316,25 +315,26 @@ def ensemble(table: pd.DataFrame, members: int) -> go.Figure:
     return figure
 
 
-def fronts(points: pd.DataFrame, x: str, y: str) -> go.Figure:
+def fronts(points: pd.DataFrame, x: str, y: str, axes: Sequence[str] = AXES) -> go.Figure:
     """The Pareto fronts of several studies in one plane.
 
     Args:
         points: the trials on each study's front, in the order in which they are joined, with a column `study`.
         x: metric across.
         y: metric upwards.
+        axes: of the studies.
     """
-    figure = _figure(LABELS[x], LABELS[y], {"height": 460})
+    figure = _figure(title_of(x), title_of(y), {"height": 460})
     for place, (study, rows) in enumerate(points.groupby("study", sort=False)):
         figure.add_scatter(
             name=html.escape(str(study)),
             x=rows[x].tolist(),
             y=rows[y].tolist(),
-            text=_hover(rows),
+            text=_hover(rows, axes),
             mode="lines+markers",
             marker={"color": _COLOURS[place % len(_COLOURS)], "symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 8},
             line={"width": 1.5, "dash": _DASHES[place % len(_DASHES)]},
-            hovertemplate=f"%{{text}}<br>{LABELS[y]} %{{y:.{DIGITS[y]}f}}<br>{LABELS[x]} %{{x:.{DIGITS[x]}f}}",
+            hovertemplate=f"%{{text}}<br>{_shown('y', y)}<br>{_shown('x', x)}",
         )
     return _logarithmic(figure, x, y)
 
@@ -342,16 +342,15 @@ def fronts(points: pd.DataFrame, x: str, y: str) -> go.Figure:
 def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
     """The same settings in the first study and in each other one. Of `comparison.matched`."""
     first, *others = table.columns
-    figure = _figure(f"{LABELS[metric]}, {html.escape(first)}", LABELS[metric], {"height": 460, "showlegend": True})
+    axes = [str(name) for name in table.index.names]
+    figure = _figure(f"{title_of(metric)}, {html.escape(first)}", title_of(metric), {"height": 460, "showlegend": True})
     for place, other in enumerate(others):
         both = table[[first, other]].dropna()
         figure.add_scatter(
             name=html.escape(other),
             x=both[first].tolist(),
             y=both[other].tolist(),
-            text=[
-                f"k {k}, s {s}, l {l}, {i} iterations, {noise}, {tiling}" for k, s, l, i, noise, tiling in both.index
-            ],
+            text=[html.escape(in_words(dict(zip(axes, setting, strict=True)), axes)) for setting in both.index],
             mode="markers",
             marker={
                 "color": _COLOURS[place % len(_COLOURS)],
@@ -359,14 +358,14 @@ def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
                 "size": 6,
                 "opacity": 0.7,
             },
-            hovertemplate=f"%{{text}}<br>%{{x:.{DIGITS[metric]}f}} here, %{{y:.{DIGITS[metric]}f}} there",
+            hovertemplate=f"%{{text}}<br>%{{x:{METRICS[metric].format}}} here, %{{y:{METRICS[metric].format}}} there",
         )
     return _logarithmic(figure, metric, metric)
 
 
 def slices(table: pd.DataFrame, metric: str) -> go.Figure:
     """A metric over the slices of a volume (thesis Fig. 5.1). Of `comparison.slices`."""
-    figure = _figure("slices from the chosen one", LABELS[metric], {})
+    figure = _figure("slices from the chosen one", title_of(metric), {})
     for column, name, colour, symbol, dash in (
         ("own_best", "each slice's own best setting", _BLUE, "circle", "solid"),
         ("chosen", "the chosen slice's best setting", _VERMILLION, "x", "dash"),
@@ -379,20 +378,40 @@ def slices(table: pd.DataFrame, metric: str) -> go.Figure:
             mode="lines+markers",
             marker={"color": colour, "symbol": symbol, "size": 9},
             line={"width": 1.5, "dash": dash},
-            hovertemplate=f"%{{text}}: %{{y:.{DIGITS[metric]}f}}",
+            hovertemplate=f"%{{text}}: %{{y:{METRICS[metric].format}}}",
         )
     return figure
 
 
+def _shown(where: str, metric: str) -> str:
+    """A metric and its value at a point, for plotly to fill in."""
+    return f"{title_of(metric)} %{{{where}:{METRICS[metric].format}}}"
+
+
 def _logarithmic(figure: go.Figure, x: str, y: str) -> go.Figure:
     for metric, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
-        if metric in ("seconds", "parameters"):  # both span orders of magnitude
+        if METRICS[metric].logarithmic:
             update(type="log", tickvals=_ONE_TWO_FIVE, tickformat=",~r")
     return figure
 
 
+def _split(facets: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The facet that has a colour or a level of its own, and those that stand across; of one facet, only this."""
+    group, *across = facets
+    return (group, across) if across else (None, [group])
+
+
+def _titles(axes: Sequence[str]) -> str:
+    return " and ".join(map(title_of, axes))
+
+
+def _places(rows: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """Where rows stand across, in words."""
+    return [" ".join(map(text_of, row)) for row in rows[list(axes)].itertuples(index=False, name=None)]
+
+
 def _name_of(group: str | None, value: object) -> str:
-    return f"{group} {value!s}" if group in ("k", "s", "l") else str(value)
+    return named(group, value) if group else ""
 
 
 def _figure(x: str, y: str, layout: dict[str, object]) -> go.Figure:
@@ -401,15 +420,15 @@ def _figure(x: str, y: str, layout: dict[str, object]) -> go.Figure:
     return go.Figure(layout={"template": template} | titles | layout)
 
 
-def _hover(rows: pd.DataFrame) -> list[str]:
+def _hover(rows: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     """The setting and, where there is one, the reason. Plotly reads hover text as markup."""
     return [
-        f"trial {row.number}: k {row.k}, s {row.s}, l {row.l}, {row.iterations} iterations, {row.noise}, {row.tiling}"
-        + (f"<br>{html.escape(row.reason)}" if isinstance(row.reason, str) and row.reason else "")
-        for row in rows.itertuples()
+        f"trial {row['number']}: {html.escape(in_words(row, axes))}"
+        + (f"<br>{html.escape(row['reason'])}" if isinstance(row["reason"], str) and row["reason"] else "")
+        for row in rows.to_dict("records")
     ]
 
 
-def _categories(table: pd.DataFrame, axis: str) -> dict[str, object]:
+def _categories(table: pd.DataFrame, axes: Sequence[str]) -> dict[str, object]:
     """Values side by side in the table's order, even where they are numbers or one group lacks some."""
-    return {"type": "category", "categoryorder": "array", "categoryarray": [str(v) for v in table[axis].unique()]}
+    return {"type": "category", "categoryorder": "array", "categoryarray": list(dict.fromkeys(_places(table, axes)))}

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
-from ddstudy.report.contents import COMPARISONS, Picture, Shown, Table, show
-from ddstudy.report.figures import DIGITS, LABELS
-from ddstudy.report.panels import Filtered, Panel, Panels
-from ddstudy.spec.axes import AXES
+from ddstudy.report.panels import Filtered, Panel, Picture, Shown, Table
+from ddstudy.report.words import axes_of, digits_of, text_of, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _MOST_THUMBNAILS = 2500  # 3 MB of them
 
 
-def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) -> str:
+def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds: int = 0) -> str:
     """The page: the panels that compare studies, then one section per study, its facts first.
 
     Args:
@@ -68,7 +67,7 @@ def render(views: Iterable[StudyView], panels: Panels, reload_seconds: int = 0) 
 """
 
 
-def _compared(views: Sequence[StudyView], panels: Panels) -> str:
+def _compared(views: Sequence[StudyView], panels: tuple[Panel, ...]) -> str:
     """The panels that are about several studies at once."""
     shown = [_panel(panel, views, f"compared-panel-{number}") for number, panel in _numbered(panels, comparison=True)]
     if not shown:
@@ -80,7 +79,7 @@ def _compared(views: Sequence[StudyView], panels: Panels) -> str:
     )
 
 
-def _study(view: StudyView, panels: Panels, place: str) -> str:
+def _study(view: StudyView, panels: tuple[Panel, ...], place: str) -> str:
     shown = [
         (panel, *_panel(panel, [view], f"{place}-panel-{number}"))
         for number, panel in _numbered(panels, comparison=False)
@@ -100,8 +99,8 @@ def _study(view: StudyView, panels: Panels, place: str) -> str:
     )
 
 
-def _numbered(panels: Panels, *, comparison: bool) -> list[tuple[int, Panel]]:
-    return [(number, panel) for number, panel in enumerate(panels, 1) if isinstance(panel, COMPARISONS) == comparison]
+def _numbered(panels: tuple[Panel, ...], *, comparison: bool) -> list[tuple[int, Panel]]:
+    return [(number, panel) for number, panel in enumerate(panels, 1) if panel.compares == comparison]
 
 
 def _thumbnails(view: StudyView) -> str:
@@ -118,39 +117,40 @@ def _thumbnails(view: StudyView) -> str:
 
 
 def _facts(view: StudyView) -> str:
-    trials = view.trials
+    trials, axes = view.trials, axes_of(view)
     measured = tables.finished(trials)
     states = ", ".join(f"{count:,} {state}" for state, count in trials["state"].value_counts().items())
     unstable = int((~measured["stable"]).sum())
     share = (
         f"{unstable / len(measured):.1%} ({unstable:,} of {len(measured):,} measured trials)" if len(measured) else ""
     )
+    settings = len(measured.drop_duplicates(list(axes)))
     facts = view.facts | {
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in view.spec.objectives.items()),
         "sampler": view.spec.search.sampler,
         "trials by state": states or "none yet",
-        "measured": f"{len(measured.drop_duplicates(list(AXES))):,} of {len(view.spec.search_space):,} settings",
+        "measured": f"{settings:,} of {len(view.spec.search_space):,} settings",
         "unstable": share or "no trial is measured yet",
     }
     rows = "".join(
         f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(value)}</td></tr>' for key, value in facts.items()
     )
-    best = tables.best_by_metric(trials)
+    best = tables.best_by_metric(trials, axes)
     return (
         f'<article class="panel"><h2>Facts</h2><div class="scroll"><table class="facts">{rows}</table></div>'
         f"{_reasons(trials)}</article>"
         f'<article class="panel"><h2>Best settings</h2><p>The best stable trial for each metric.</p>'
-        f"{_best_table(best) if len(best) else _missing('Filled by stable trials.')}</article>"
+        f"{_best_table(best, axes) if len(best) else _missing('Filled by stable trials.')}</article>"
     )
 
 
-def _best_table(best: pd.DataFrame) -> str:
+def _best_table(best: pd.DataFrame, axes: Sequence[str]) -> str:
     rows = [
-        [LABELS[row["metric"]], _number(row["value"], DIGITS[row["metric"]]), str(row["number"])]
-        + [str(row[axis]) for axis in AXES]
+        [title_of(row["metric"]), _number(row["value"], METRICS[row["metric"]].digits), str(row["number"])]
+        + [html.escape(text_of(row[axis])) for axis in axes]
         for row in best.to_dict("records")
     ]
-    return _rows(["best", "value", "trial", *AXES], rows)
+    return _rows(["best", "value", "trial", *axes], rows)
 
 
 def _reasons(trials: pd.DataFrame) -> str:
@@ -182,7 +182,7 @@ def _panel(panel: Panel, views: Sequence[StudyView], place: str) -> tuple[str, S
             )
         content += f"<details><summary>Numbers</summary>{table}</details>" if content and table else table
         content += _differences(shown.differences) if shown.differences else ""
-    wide = " wide" if panel.kind in _WIDE else ""
+    wide = " wide" if panel.wide else ""
     article = f'<article class="panel{wide}" id="{place}"><h2>{title}</h2><p>{sentence}</p>{content}</article>'
     return article, shown
 
@@ -196,15 +196,15 @@ def _differences(found: dict[str, str]) -> str:
 
 
 def _content(panel: Panel, views: Sequence[StudyView]) -> Shown:
-    if not isinstance(panel, COMPARISONS):
-        return show(panel, views)
+    if not panel.compares:
+        return panel.show(views)
     among = [view for view in views if panel.data is None or view.name in panel.data]
     absent = sorted(set(panel.data or ()) - {view.name for view in views})
     if absent:
         return Shown("", missing=f"Filled by naming the studies on the command line: {', '.join(absent)}.")
     if len(among) < 2:
         return Shown("", missing="Filled by a second study: name two or more on the command line.")
-    return show(panel, among)
+    return panel.show(among)
 
 
 def _pictures(rows: list[list[Picture]]) -> str:
@@ -269,10 +269,8 @@ def _format(column: str, digits: int) -> Callable[[Any], str]:
         return lambda value: f"{value:.1%}"
     if column == "mse":
         return lambda value: f"{value:.2e}"
-    for metric, of_metric in DIGITS.items():
-        parts = ("1dd", "mean", "min", "q25", "median", "q75", "max")
-        if column == metric or column in {f"{metric}_{part}" for part in parts}:
-            return lambda value: _number(value, of_metric)
+    if (of_metric := digits_of(column)) is not None:
+        return lambda value: _number(value, of_metric)
     return lambda value: _cell(value, digits)
 
 
@@ -287,7 +285,6 @@ def _number(value: Any, digits: int) -> str:
     return "&ndash;" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
-_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer", "published", "claims")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #59626b; --line: #d9dee3; --page: #f4f6f8; --card: #fff;
   --link: #00609a; }

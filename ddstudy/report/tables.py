@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ddstudy.images.metrics import QUALITY
+from ddstudy.images.metrics import METRICS, QUALITY, Direction
 from ddstudy.images.tiling import tile_shape
+from ddstudy.report.words import FACETS, text_of
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
-from ddstudy.spec.schema import BETTER, Direction
 from ddstudy.study.stability import Recorded
 
 if TYPE_CHECKING:
+    from pandas.core.groupby import DataFrameGroupBy
+
     from ddstudy.spec.schema import StudySpec
     from ddstudy.store.study import StudyView
 
 PAIR = ("tiling", "noise")
+_ORDERS = {"noise": NOISES, "tiling": TILINGS}  # the thesis', which is not the alphabet's
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,10 @@ def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr"
         them, and for each metric `<metric>_n` comparable trials, their `_mean`, `_min`, `_q25`, `_median`, `_q75` and
         `_max`.
     """
-    groups = _in_order(finished(trials)).groupby(list(axes), observed=True)
+    groups = _grouped(finished(trials), axes)
     table = pd.DataFrame({"n": groups.size(), "unstable_share": 1.0 - groups["stable"].mean()})
     for metric in metrics:
-        values = _in_order(comparable(trials, metric)).groupby(list(axes), observed=True)[metric]
+        values = _grouped(comparable(trials, metric), axes)[metric]
         summary = {
             f"{metric}_n": values.size(),
             f"{metric}_mean": values.mean(),
@@ -157,51 +160,62 @@ def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr"
     return _plain(table)
 
 
-def unstable_share(trials: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Share of settings whose members disagree, per pair (thesis Fig. 4.4).
+def unstable_share(trials: pd.DataFrame, threshold: float, facets: Sequence[str] = FACETS) -> pd.DataFrame:
+    """Share of settings whose members disagree, per combination of the facets' values (thesis Fig. 4.4).
 
     Args:
         trials: the table of trials.
         threshold: of the CV, in percent.
+        facets: axes by which trials are grouped, the last first.
 
     Returns:
-        One row per pair: `tiling`, `noise`, `n` trials with a CV, `above` the threshold, and their `share`.
+        One row per combination: the facets, `n` trials with a CV, `above` the threshold, and their `share`.
     """
     rows = finished(trials).dropna(subset=["cv_percent"])
-    above = _in_order(rows.assign(above=rows["cv_percent"] > threshold)).groupby(list(PAIR), observed=True)["above"]
+    above = _grouped(rows.assign(above=rows["cv_percent"] > threshold), facets[::-1])["above"]
     return _plain(pd.DataFrame({"n": above.size(), "above": above.sum(), "share": above.mean()}))
 
 
-def best_settings(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The best stable trial of each pair (thesis Tables 4.3 to 4.5).
+def best_settings(
+    trials: pd.DataFrame, metric: str, facets: Sequence[str] = FACETS, axes: Sequence[str] = AXES
+) -> pd.DataFrame:
+    """The best stable trial of each combination of the facets' values (thesis Tables 4.3 to 4.5).
+
+    Args:
+        trials: the table of trials.
+        metric: that is best.
+        facets: axes by which trials are grouped, the last first.
+        axes: of the study.
 
     Returns:
-        One row per pair that has a stable trial: `tiling`, `noise`, `k`, `s`, `l`, `iterations`, `number` and the
-        metric. Of equal trials the one with the lowest number.
+        One row per combination that has a stable trial: the facets, the other axes, `number` and the metric. Of equal
+        trials the one with the lowest number.
     """
-    rows = _in_order(_best_first(trials, metric)).groupby(list(PAIR), observed=True).head(1).sort_values(list(PAIR))
-    return _plain(rows[[*PAIR, "k", "s", "l", "iterations", "number", metric]].set_index(list(PAIR)))
+    by, others = list(facets[::-1]), [axis for axis in axes if axis not in facets]
+    rows = _sorted(_best_first(trials, metric).drop_duplicates(by), by)
+    return rows[[*by, *others, "number", metric]].reset_index(drop=True)
 
 
-def best_by_metric(trials: pd.DataFrame) -> pd.DataFrame:
+def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = AXES) -> pd.DataFrame:
     """The best stable trial for each metric: `metric`, `value`, `number` and its setting."""
-    best = [(metric, _best_first(trials, metric).head(1)) for metric in BETTER]
+    best = [(metric, _best_first(trials, metric).head(1)) for metric in METRICS if metric in trials]
     rows = [row.assign(metric=metric, value=row[metric]) for metric, row in best if len(row)]
-    columns = ["metric", "value", "number", *AXES]
+    columns = ["metric", "value", "number", *axes]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
-def gain_of_ensemble(trials: pd.DataFrame) -> pd.DataFrame:
-    """Mean PSNR of single members and of their ensemble over the stable settings of each pair (thesis Fig. 4.6).
+def gain_of_ensemble(trials: pd.DataFrame, facets: Sequence[str] = FACETS) -> pd.DataFrame:
+    """Mean PSNR of single members and of their ensemble over stable settings (thesis Fig. 4.6).
 
     Returns:
-        One row per pair: `tiling`, `noise`, `n`, `psnr_1dd`, `psnr` and their difference `gain`, all in dB.
+        One row per combination of the facets' values: the facets, the last first, `n`, `psnr_1dd`, `psnr` and their
+        difference `gain`, all in dB.
     """
     rows = comparable(trials, "psnr").dropna(subset=["psnr_1dd"])
-    groups = _in_order(rows).groupby(list(PAIR), observed=True)
+    groups = _grouped(rows, facets[::-1])
     table = groups[["psnr_1dd", "psnr"]].mean()
     return _plain(table.assign(n=groups.size(), gain=table["psnr"] - table["psnr_1dd"]))[
-        [*PAIR, "n", "psnr_1dd", "psnr", "gain"]
+        [*facets[::-1], "n", "psnr_1dd", "psnr", "gain"]
     ]
 
 
@@ -230,7 +244,9 @@ def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
     return curves[columns].assign(mse=10.0 ** (-curves["psnr"] / 10))
 
 
-def parallel(trials: pd.DataFrame, metric: str, best_share: float = 0.05, drawn: int = 600) -> pd.DataFrame:
+def parallel(
+    trials: pd.DataFrame, metric: str, axes: Sequence[str] = AXES, best_share: float = 0.05, drawn: int = 600
+) -> pd.DataFrame:
     """Every trial as a line through its setting, for parallel coordinates.
 
     On each axis the values stand side by side, evenly. Around a value the lines are spread in the order of the metric,
@@ -239,6 +255,7 @@ def parallel(trials: pd.DataFrame, metric: str, best_share: float = 0.05, drawn:
     Args:
         trials: the table of trials.
         metric: that ranks the comparable trials.
+        axes: of the study.
         best_share: of the comparable trials that are the best.
         drawn: at most so many of the others are kept, evenly over their ranks.
 
@@ -247,41 +264,37 @@ def parallel(trials: pd.DataFrame, metric: str, best_share: float = 0.05, drawn:
         `<metric>_at` in [0, 1] by its value, and `best`.
     """
     rows = comparable(trials, metric)
-    if BETTER[metric] == "minimize" and len(rows):
+    if METRICS[metric].minimized and len(rows):
         rows = rows[rows["stable"]]
-    ascending = BETTER[metric] == "minimize"
+    ascending = METRICS[metric].minimized
     rows = rows.sort_values([metric, "number"], ascending=[ascending, True], kind="stable").reset_index(drop=True)
     best = rows.index < max(1, round(best_share * len(rows)))
     rows = rows.assign(best=best)
-    for axis in AXES:
-        order = {"noise": NOISES, "tiling": TILINGS}.get(axis) or sorted(rows[axis].unique())
-        values = [value for value in order if value in set(rows[axis])]
-        place = rows[axis].map({value: index for index, value in enumerate(values)}).astype(float)
-        within = rows.groupby(axis, observed=True).cumcount()  # 0 is the best
-        among = rows.groupby(axis, observed=True)[metric].transform("size")
-        rows[f"{axis}_at"] = (place + 0.9 - 0.8 * (within + 0.5) / among) / max(1, len(values))
+    for axis in axes:
+        place = _places(rows, axis)
+        groups = rows.groupby(axis, observed=True, dropna=False)
+        within, among = groups.cumcount(), groups[metric].transform("size")  # 0 is the best
+        rows[f"{axis}_at"] = (place + 0.9 - 0.8 * (within + 0.5) / among) / max(1, place.nunique())
     low, high = rows[metric].min(), rows[metric].max()
     rows[f"{metric}_at"] = (rows[metric] - low) / (high - low if high > low else 1.0)
     others = rows.index[~rows["best"]]
     kept = others if len(others) <= drawn else others[np.linspace(0, len(others) - 1, drawn).round().astype(int)]
     rows = rows.loc[rows.index[rows["best"]].append(kept)]
-    return rows[["number", *AXES, *(f"{axis}_at" for axis in AXES), metric, f"{metric}_at", "best"]]
+    return rows[["number", *axes, *(f"{axis}_at" for axis in axes), metric, f"{metric}_at", "best"]]
 
 
-def gallery(trials: pd.DataFrame) -> pd.DataFrame:
-    """The measured trials of one setting {k, s, l, iterations}, one per pair (thesis Fig. 4.1).
+def gallery(trials: pd.DataFrame, facets: Sequence[str] = FACETS, axes: Sequence[str] = AXES) -> pd.DataFrame:
+    """The measured trials that are equal on all axes but the facets, in the facets' order (thesis Fig. 4.1).
 
-    Of several settings the one that most pairs have, and of those the one with the highest mean PSNR.
+    Of several such sets the largest, and of those the one with the highest mean PSNR.
     """
-    axes = ["k", "s", "l", "iterations"]
-    rows = finished(trials)
+    others, rows = [axis for axis in axes if axis not in facets], finished(trials)
     if rows.empty:
         return rows
-    groups = rows.groupby(axes)
-    ranked = pd.DataFrame({"pairs": groups.size(), "psnr": groups["psnr"].mean()}).sort_values(["pairs", "psnr"])
-    chosen = dict(zip(axes, ranked.index[-1], strict=True))
-    rows = rows[(rows[axes] == pd.Series(chosen)).all(axis=1)]
-    return _in_order(rows).sort_values(["noise", "tiling"]).astype({"noise": object, "tiling": object})
+    one_set = rows.groupby(others, dropna=False).ngroup() if others else pd.Series(0, index=rows.index)
+    sets = rows.groupby(one_set)["psnr"]
+    ranked = pd.DataFrame({"n": sets.size(), "psnr": sets.mean()}).sort_values(["n", "psnr"])
+    return _sorted(rows[one_set == ranked.index[-1]], facets)
 
 
 def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
@@ -294,7 +307,9 @@ def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
     return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
 
 
-def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) -> pd.DataFrame:
+def paired(
+    rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str, axes: Sequence[str] = AXES
+) -> pd.DataFrame:
     """Settings that differ on one axis only, side by side.
 
     Args:
@@ -302,12 +317,13 @@ def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) ->
         axis: on which they differ.
         values: on that axis; sets that lack one of them are left out.
         column: what is compared.
+        axes: of the study.
 
     Returns:
         One row per set, indexed by the other axes; one column per value.
     """
-    others = [name for name in AXES if name != axis]
-    rows = rows[rows[axis].isin(list(values))].drop_duplicates(list(AXES))
+    others = [name for name in axes if name != axis]
+    rows = rows[rows[axis].isin(list(values))].drop_duplicates(list(axes))
     wide = rows.pivot(index=others, columns=axis, values=column)
     return wide.reindex(columns=list(values)).dropna()
 
@@ -395,20 +411,34 @@ def _forest(rows: pd.DataFrame, varied: list[str], metric: str, trees: int) -> d
 def _best_first(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = comparable(trials, metric)
     return rows[rows["stable"]].sort_values(
-        [metric, "number"], ascending=[BETTER[metric] == "minimize", True], kind="stable"
+        [metric, "number"], ascending=[METRICS[metric].minimized, True], kind="stable"
     )
 
 
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Noise and tiling in the thesis' order, which is not the alphabet's."""
-    return rows.assign(
-        noise=pd.Categorical(rows["noise"], NOISES, ordered=True),
-        tiling=pd.Categorical(rows["tiling"], TILINGS, ordered=True),
-    )
+def values_of(rows: pd.DataFrame, axis: str) -> list[Any]:
+    """The values of an axis that occur, in their order: numbers before texts, and last where it does not apply."""
+    found = rows[axis].dropna().unique().tolist()
+    order = _ORDERS.get(axis) or sorted(found, key=lambda value: (isinstance(value, str), value))
+    return [value for value in order if value in found] + [None] * bool(rows[axis].isna().any())
+
+
+def _places(rows: pd.DataFrame, axis: str) -> pd.Series[float]:
+    """Where each row's value stands among those of its axis that occur, from 0 on."""
+    places = {text_of(value): place for place, value in enumerate(values_of(rows, axis))}
+    return rows[axis].map(lambda value: places[text_of(value)]).astype(float)
+
+
+def _sorted(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    return rows.iloc[np.lexsort([_places(rows, axis) for axis in reversed(axes)])]
+
+
+def _grouped(rows: pd.DataFrame, axes: Sequence[str]) -> DataFrameGroupBy[Any, Any]:
+    kinds = {axis: pd.CategoricalDtype(list(order), ordered=True) for axis, order in _ORDERS.items() if axis in axes}
+    return rows.astype(kinds).groupby(list(axes), observed=True, dropna=False)
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
     """The index of groups as ordinary columns of plain values."""
     table = table.reset_index()
-    names: dict[Any, Any] = {name: table[name].astype(object) for name in PAIR if name in table}
+    names: dict[Any, Any] = {name: table[name].astype(object) for name in _ORDERS if name in table}
     return table.assign(**names)

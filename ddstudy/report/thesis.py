@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pandas as pd
 
 from ddstudy.errors import UserError
+from ddstudy.images.metrics import METRICS
 from ddstudy.report.tables import (
     PAIR,
     best_settings,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
 NUMBERS: tuple[Number, ...] = get_args(Number)
 _FILE = Path(__file__).parents[1] / "data" / "thesis.toml"
-_UNITS = {"psnr": " (dB)"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _time_by_blocks(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFram
 
 def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     metric, four = known["metric"], ["k", "s", "l", "iterations"]
-    unit = _UNITS.get(metric, "")
+    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     theirs = pd.DataFrame(known["rows"], columns=[*PAIR, *four, "value"])
     ours = {(row["tiling"], row["noise"]): row for row in best_settings(view.trials, metric).to_dict("records")}
     there = comparable(view.trials, metric).drop_duplicates(list(AXES)).set_index(list(AXES))[metric]

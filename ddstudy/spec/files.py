@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic import BaseModel, ValidationError
 
 from ddstudy.errors import UserError
+from ddstudy.images.metrics import METRICS
 from ddstudy.spec.options import OPTIONS, TargetSpec
-from ddstudy.spec.schema import SCHEMA, Metric, StudySpec
+from ddstudy.spec.schema import SCHEMA, StudySpec
 
 _MOST_BYTES = 2**20  # of a file that a person writes
 MOST_MISTAKES = 20  # named at a time
@@ -210,7 +211,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Any:
 
 
 def _is_key(part: str) -> bool:
-    return part.isidentifier() or part in get_args(Metric) or part in OPTIONS
+    return part.isidentifier() or part in METRICS or part in OPTIONS
 
 
 def _reason_of(error: Any) -> str:

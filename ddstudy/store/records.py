@@ -14,7 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from ddstudy.images.metrics import QUALITY
+from ddstudy.images.metrics import COLUMNS
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_of, is_number
@@ -22,14 +22,9 @@ from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_
 VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
 REUSED = "reused_from"  # study and number of the trial that a result was imported from
 NUMBERS = (
-    *QUALITY,
-    *(f"{name}_1dd" for name in QUALITY),
-    *(f"{name}_tiles" for name in ("psnr", "ssim", "vif")),
-    "cv_percent",
+    *(column for columns in COLUMNS.values() for column in columns.values()),
     "sd_db",
-    "seconds",
     "seconds_per_member",
-    "parameters",
     "iterations_done",
     "dead_members",
     "waited_percent",

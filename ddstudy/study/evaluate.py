@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddstudy.fit import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.images.inputs import noise_volume
-from ddstudy.images.metrics import foreground, measurable, psnr, psnr_of, quality
+from ddstudy.images.metrics import COLUMNS, METRICS, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
@@ -301,15 +301,15 @@ def _values(
     """Quality and stability of a fit: members (M, C, H, W), and their outputs in tiles, against the reference."""
     reference = job.target.image
     ensemble = members.mean(axis=0)
-    inside = foreground(reference)
-    of_ensemble, *of_members = [
-        {**scores, "psnr_foreground": psnr(image[:, inside], reference[:, inside])}
-        for image, scores in zip([ensemble, *members], quality(np.stack([ensemble, *members]), reference), strict=True)
-    ]
-    values: dict[str, float | int | str] = {**of_ensemble}
-    values |= {f"{name}_1dd": float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble}
-    over_tiles = _over_tiles(outputs.mean(axis=0), split(reference, job.fit["tiling"]), of_ensemble)
-    values |= {f"{name}_tiles": score for name, score in over_tiles.items()}
+    of_ensemble, *of_members = quality(np.stack([ensemble, *members]), reference)
+    found = {
+        "ensemble": of_ensemble,
+        "members": {name: float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble},
+        "tiles": _over_tiles(outputs.mean(axis=0), split(reference, job.fit["tiling"]), of_ensemble),
+    }
+    values: dict[str, float | int | str] = {}
+    for kind, scores in found.items():
+        values |= {column: scores[name] for name, column in COLUMNS[kind].items() if name in scores}
     values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
     values["cv_percent"] = cv_percent(check.psnr_members)
     values["sd_db"] = float(np.std(check.psnr_members))
@@ -320,10 +320,10 @@ def _over_tiles(
     outputs: NDArray[np.float32], tiles: NDArray[np.float32], of_slice: dict[str, float]
 ) -> dict[str, float]:
     """The thesis' patch-wise reading of the metrics: mean over tiles of each; of one tile it is the whole slice's."""
-    names = [name for name in ("psnr", "ssim", "vif") if measurable(name, *tiles.shape[-2:])]
+    names = [name for name in COLUMNS["tiles"] if METRICS[name].measurable(*tiles.shape[-2:])]
     if len(tiles) == 1:
         return {name: of_slice[name] for name in names}
-    scores = [quality(output[None], tile, scales=False)[0] for output, tile in zip(outputs, tiles, strict=True)]
+    scores = [quality(output[None], tile, names)[0] for output, tile in zip(outputs, tiles, strict=True)]
     return {name: float(np.mean([score[name] for score in scores])) for name in names}
 
 

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.fit.fused import kernels_for, memory
-from ddstudy.images.metrics import measurable
+from ddstudy.images.metrics import METRICS
 from ddstudy.images.volumes import Target, Targets
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import tiles
@@ -105,11 +105,12 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
         UserError: an objective cannot be measured on a target of this size.
     """
     for height, width in {image.shape[-2:] for image in target.all}:
-        if unknown := [metric for metric in spec.objectives if not measurable(metric, height, width)]:
-            raise UserError(
-                f"objective {unknown[0]}: cannot be measured on a target of {height}x{width}",
-                "Use a larger target (11 pixels for SSIM and MS-SSIM, 41 for VIF), or another objective.",
-            )
+        for metric in (METRICS[name] for name in spec.objectives):
+            if not metric.measurable(height, width):
+                raise UserError(
+                    f"objective {metric.name}: cannot be measured on a target of {height}x{width}",
+                    f"Use a larger target ({metric.label} needs {metric.side} pixels), or another objective.",
+                )
     space = spec.search_space
     settings = list(space)
     if spec.search.sampler != "grid":

@@ -1,0 +1,127 @@
+"""Which panels a report shows, and in which order: a TOML file, a list of `[[panel]]`.
+
+A kind of panel is one class in one of the modules here, its options and its content together; `KINDS` lists them.
+`OVERVIEW` is the list used where nobody names another, `COMPARE` goes before it where several studies are shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ddstudy.errors import UserError
+from ddstudy.report.panels.base import Filter, Filtered, Panel, Picture, Shown, Table
+from ddstudy.report.panels.best import Best
+from ddstudy.report.panels.by_axis import Heatmap, Means, Quartiles
+from ddstudy.report.panels.importance import Importance
+from ddstudy.report.panels.inputs import NoisePreview, Tilings
+from ddstudy.report.panels.members import Convergence, Ensemble, Unstable
+from ddstudy.report.panels.outputs import Outputs
+from ddstudy.report.panels.parallel import Parallel
+from ddstudy.report.panels.plane import Fronts, Pareto
+from ddstudy.report.panels.ranks import Ranks
+from ddstudy.report.panels.slices import Slices
+from ddstudy.report.panels.thesis import Claims, Published
+from ddstudy.report.panels.transfer import Transfer
+from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
+
+__all__ = [
+    "COMPARE",
+    "KINDS",
+    "OVERVIEW",
+    "Filtered",
+    "Panel",
+    "Picture",
+    "Shown",
+    "Table",
+    "parse_panel",
+    "read_panels",
+]
+
+OVERVIEW = Path(__file__).parents[2] / "data" / "overview.toml"
+COMPARE = OVERVIEW.with_name("compare.toml")
+KINDS: dict[str, type[Panel]] = {
+    get_args(kind.model_fields["kind"].annotation)[0]: kind
+    for kind in (
+        Pareto,
+        Parallel,
+        Importance,
+        Quartiles,
+        Means,
+        Heatmap,
+        Convergence,
+        Unstable,
+        Ensemble,
+        Best,
+        Outputs,
+        NoisePreview,
+        Tilings,
+        Published,
+        Claims,
+        Fronts,
+        Ranks,
+        Transfer,
+        Slices,
+    )
+}
+
+
+def read_panels(path: Path = OVERVIEW) -> tuple[Panel, ...]:
+    """Reads and checks a list of panels.
+
+    Raises:
+        UserError: the file is missing, is no TOML, or says something that is not valid; so for every mistake.
+    """
+    example = "dashboards/overview.toml is an example."
+    tree = read_toml(path, "list of panels", example)
+    unknown = [f"{path}: {key}: unknown key" for key in tree if key != "panel"]
+    wrong = ["\n".join([*unknown[:MOST_MISTAKES], "Valid: [[panel]] tables only."])] if unknown else []
+    listed = tree.get("panel")
+    if not isinstance(listed, list) or not listed or not all(isinstance(panel, dict) for panel in listed):
+        raise UserError(*wrong or (f"{path}: names no panel", f"Valid: one [[panel]] table or more; {example}"))
+    panels = []
+    for number, panel in enumerate(listed, 1):
+        try:
+            panels.append(parse_panel(panel, f"{path}: panel {number}"))
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = len(wrong) - MOST_MISTAKES
+        raise UserError("\n".join(wrong[:MOST_MISTAKES] + [f"And {more:,} more panels."] * (more > 0)))
+    return tuple(panels)
+
+
+def parse_panel(tree: dict[str, Any], where: str) -> Panel:
+    """Checks one panel. `where` names it in errors.
+
+    Raises:
+        UserError: it says something that is not valid.
+    """
+    kind = tree.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        wrong = "missing" if kind is None else f"unknown, {kind!r}"
+        raise UserError(f"{where}: kind: {wrong}", f"Valid: {', '.join(KINDS)}.")
+    model = KINDS[kind]
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        # what concerns the panel as a whole concerns its x
+        raise UserError(mistakes(error, where, "x", functools.partial(_valid, model))) from None
+
+
+def _valid(model: type[BaseModel], location: list[Any]) -> str:
+    """What a key may say; or, where there is no such key, which ones there are."""
+    names = [part for part in location if isinstance(part, str)] or ["x"]
+    owner = model if names[0] != "filter" or len(names) == 1 else Filter
+    key = names[-1]
+    if key in owner.model_fields:
+        field = owner.model_fields[key]
+        words = "" if key == "filter" else f"{describe(field.annotation, field.metadata)} - "
+        return f"Valid: {words}{field.description}."
+    near = difflib.get_close_matches(key, list(owner.model_fields), 1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Valid here: {', '.join(owner.model_fields)}."

@@ -1,0 +1,224 @@
+"""What a kind of panel is: its options, as a strict model, and what it shows of studies.
+
+A panel shows a sentence, a figure, a table, pictures, or what would fill it. Numbers are made by `tables`, `comparison`
+and `images`, drawings by `figures`; in the kinds they meet, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ddstudy.errors import UserError
+from ddstudy.images.metrics import QUALITY
+from ddstudy.report import tables
+from ddstudy.report.words import FACETS, axes_of, text_of, title_of
+from ddstudy.spec.axes import Noise, Tiling
+from ddstudy.spec.schema import MetricName
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ddstudy.store.study import StudyView
+
+Axis = Literal["k", "s", "l", "iterations", "noise", "tiling"]
+_MODEL = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows for people.
+
+    Attributes:
+        frame: the numbers.
+        columns: heading -> column of the frame.
+        digits: after the point, of fractions in columns that are not named after a metric.
+        folded: heading of a column of long words. Where the page is narrow, each row is a block of its own, and these
+            words are folded away.
+    """
+
+    frame: pd.DataFrame
+    columns: dict[str, str]
+    digits: int = 2
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its words.
+
+    Attributes:
+        faces: images beside or below each other, each with what it shows, for those who do not see it. The address is
+            empty where there is no image.
+        caption: one line below them.
+    """
+
+    faces: tuple[tuple[str, str], ...]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a panel shows.
+
+    Attributes:
+        sentence: what it says, and which trials it is about.
+        figure: drawn from the numbers of `table`.
+        table: numbers.
+        pictures: rows of images, as they stand beside each other.
+        missing: what would fill the panel; then it holds nothing else.
+        differences: where image, device or budgets are not the thesis', topic -> sentence.
+        thumbnails: the figure's points carry the numbers of trials whose outputs can be shown.
+    """
+
+    sentence: str
+    figure: go.Figure | None = None
+    table: Table | None = None
+    pictures: list[list[Picture]] = field(default_factory=list)
+    missing: str = ""
+    differences: dict[str, str] = field(default_factory=dict)
+    thumbnails: bool = False
+
+
+class Filter(BaseModel):
+    """The trials that a panel shows: those with one of these values on every axis named."""
+
+    model_config = _MODEL
+
+    k: list[int] | None = Field(None, description="channels shown")
+    s: list[int] | None = Field(None, description="scale factors shown")
+    l: list[int] | None = Field(None, description="blocks shown")
+    iterations: list[int] | None = Field(None, description="budgets of iterations shown")
+    noise: list[Noise] | None = Field(None, description="input tensors shown")
+    tiling: list[Tiling] | None = Field(None, description="tilings shown")
+
+    def __call__(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """The trials that pass."""
+        for axis, values in self.model_dump(exclude_none=True).items():
+            trials = trials[trials[axis].isin(values)]
+        return trials
+
+    def __str__(self) -> str:
+        named = self.model_dump(exclude_none=True).items()
+        return ", ".join(f"{axis} = {' or '.join(map(str, values))}" for axis, values in named)
+
+
+class Panel(BaseModel):
+    """A panel; each kind is a class of its own.
+
+    Attributes:
+        wide: it takes the whole width of a page.
+        compares: it is about several studies at once.
+    """
+
+    model_config = _MODEL
+    wide: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+
+    kind: str
+    title: Annotated[str, Field(min_length=1)] = Field(..., description="heading of the panel")
+    data: list[str] | None = Field(None, description="names of the studies that the panel is about [all]")
+
+    def show(self, views: Sequence[StudyView]) -> Shown:
+        """What it shows of studies: of the first one, unless it compares several."""
+        return self._of_study(views[0])
+
+    def _of_study(self, view: StudyView) -> Shown:
+        raise NotImplementedError
+
+    def figure(self, views: Sequence[StudyView]) -> go.Figure:
+        """Its figure.
+
+        Raises:
+            UserError: it has none, or the studies have no data for it.
+        """
+        shown = self.show(views)
+        if shown.figure is None:
+            names = ", ".join(view.name for view in views)
+            what = "images" if shown.pictures else "a table"
+            raise UserError(f"study {names}: no figure of '{self.kind}'", shown.missing or f"This kind is {what}.")
+        return shown.figure
+
+
+class Comparison(Panel):
+    """A panel about several studies at once."""
+
+    compares: ClassVar[bool] = True
+
+    def show(self, views: Sequence[StudyView]) -> Shown:
+        """What it shows of studies."""
+        return self._of_studies(views)
+
+    def _of_studies(self, views: Sequence[StudyView]) -> Shown:
+        raise NotImplementedError
+
+
+class Filtered(Panel):
+    """A panel that may show only some of the trials."""
+
+    filter: Filter = Field(Filter(), description="a table of axis = [values]: the trials shown")
+
+
+class Faceted(Filtered):
+    """A panel that groups trials by some axes, the facets; all others are a setting's within its group."""
+
+    facets: list[Axis] = Field(
+        ["noise", "tiling"], min_length=1, description="axes by which trials are grouped, those that the study has"
+    )
+
+    @field_validator("facets")
+    @classmethod
+    def _no_repeats(cls, value: list[Axis]) -> list[Axis]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not name an axis twice")
+        return value
+
+    def split(self, view: StudyView) -> tuple[list[str], list[str]]:
+        """The study's axes that are facets, as they are listed, and the others."""
+        axes = axes_of(view)
+        facets: list[str] = [axis for axis in self.facets if axis in axes]
+        return facets, [axis for axis in axes if axis not in facets]
+
+    @property
+    def group(self) -> str:
+        """What each of the groups is called."""
+        return "pair" if tuple(self.facets) == FACETS else " and ".join(self.facets)
+
+
+class Plane(Filtered):
+    """A panel in the plane of two metrics."""
+
+    x: MetricName = Field(..., description="metric across")
+    y: MetricName = Field(..., description="metric upwards")
+
+    @model_validator(mode="after")
+    def _two_metrics(self) -> Self:
+        if self.x == self.y:
+            raise ValueError("x and y must differ")
+        return self
+
+
+def roughness(views: Sequence[StudyView], panel: Filtered, *metrics: str) -> str:
+    """Says where seconds that are shown are not those of the fits alone."""
+    shown = [panel.filter(view.trials) for view in views if "seconds" in metrics]
+    count = sum(map(tables.disturbed, shown))
+    return f" The seconds of {count:,} were disturbed by other programs on their machine." if count else ""
+
+
+def whose(metric: str) -> tuple[str, str]:
+    """Whose `metric` is compared, in words, and who would fill a panel that has none."""
+    if metric == "seconds":
+        who = "trials, stable or not, that ran all their iterations on a device of their own"
+        return who, who
+    who = "stable trials" if metric in QUALITY else "measured trials"
+    return who, f"{who} with {title_of(metric)}"
+
+
+def settings_of(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """The same rows for a `Table`, fractions of axes with all digits and a dash where an option does not apply."""
+    fractions = [axis for axis in axes if rows[axis].dtype.kind == "f"]
+    return rows.assign(**{axis: rows[axis].map(text_of) for axis in fractions})

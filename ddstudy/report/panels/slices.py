@@ -1,0 +1,71 @@
+"""Results over the slices of one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+from pydantic import Field
+
+from ddstudy.images.metrics import METRICS
+from ddstudy.report import comparison, figures, images, tables
+from ddstudy.report.panels.base import Comparison, Filtered, Picture, Shown, Table, whose
+from ddstudy.report.words import axes_of, in_words, title_of
+from ddstudy.spec.schema import MetricName
+
+if TYPE_CHECKING:
+    from ddstudy.store.study import StudyView
+
+
+class Slices(Comparison, Filtered):
+    """Results away from the slice for which the setting was chosen (thesis Fig. 5.1)."""
+
+    kind: Literal["slices"]
+    y: MetricName = Field(..., description="metric upwards")
+
+    def _of_studies(self, views: Sequence[StudyView]) -> Shown:
+        y = self.y
+        sentence = (
+            f"{title_of(y)} over the slices of one volume, with each slice's best setting and with the chosen slice's."
+        )
+        table = comparison.slices(views, self.filter, y)
+        if table.empty:
+            return Shown(
+                sentence, missing="Filled by studies of two or more slices of one volume, cut in the same plane."
+            )
+        setting = in_words(table.to_dict("records")[0], axes_of(*views))
+        sentence += f" That is {setting}. Counted are {whose(y)[0]}."
+        columns = {"study": "study", "slice": "slice", "distance": "distance", "settings": "n"}
+        columns |= {"chosen setting": "chosen", "own best": "own_best"}
+        pictures = _slice_pictures(views, table, y)
+        if pictures:
+            sentence += " Images, by slice: target, output of the ensemble, absolute error (black 0 to bright 0.2)."
+        return Shown(sentence, figures.slices(table, y), Table(table, columns, METRICS[y].digits), pictures)
+
+
+def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str) -> list[list[Picture]]:
+    """What the chosen setting makes of each slice; empty where no image is left.
+
+    Args:
+        views: the studies.
+        table: of `comparison.slices`.
+        metric: told below the images.
+    """
+    by_name, axes = {view.name: view for view in views}, list(axes_of(*views))
+    names = {"target": "target", "output": "output", "error": "absolute error"}
+    pictures = []
+    for row in table.itertuples():
+        view = by_name[str(row.study)]
+        settings, setting = view.trials[axes], table.iloc[0][axes]
+        chosen = (settings.eq(setting) | (settings.isna() & setting.isna())).all(axis=1)
+        faces, score = [("", f"output: slice {row.slice}")], "not measured"
+        for trial in tables.finished(view.trials[chosen]).to_dict("records"):
+            files = view.images.get(trial["number"], {})
+            uris = {name: images.picture(files[f"{name}.png"]) for name in names if f"{name}.png" in files}
+            faces = [(uris.get(name) or "", f"{words}: slice {row.slice}") for name, words in names.items()]
+            score = f"{trial[metric]:,{METRICS[metric].format}}" + ", unstable" * (not trial["stable"])
+        pictures.append(Picture(tuple(faces), f"slice {row.slice} ({row.study}): {title_of(metric)} {score}"))
+    if not any(uri for picture in pictures for uri, _ in picture.faces):
+        return []
+    return [pictures[first : first + 4] for first in range(0, len(pictures), 4)]

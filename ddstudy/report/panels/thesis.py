@@ -1,0 +1,58 @@
+"""The thesis beside ours: published numbers and re-tested findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import pandas as pd
+from pydantic import Field
+
+from ddstudy.report import claims, tables, thesis
+from ddstudy.report.panels.base import Panel, Shown, Table
+from ddstudy.report.thesis import Number
+
+if TYPE_CHECKING:
+    from ddstudy.store.study import StudyView
+
+
+class Published(Panel):
+    """A table of the thesis beside ours, of the whole study."""
+
+    wide: ClassVar[bool] = True
+    kind: Literal["published"]
+    table: Number = Field(..., description="table of the thesis, or the numbers of its text")
+
+    def _of_study(self, view: StudyView) -> Shown:
+        ours = thesis.beside(view, self.table)
+        if tables.finished(view.trials).empty:
+            return Shown(f"{ours.source}.", missing="Filled by measured trials.")
+        columns = {name: name for name in ours.table.columns}
+        return Shown(f"{ours.source}. {ours.ours}", table=Table(ours.table, columns), differences=ours.differences)
+
+
+class Claims(Panel):
+    """The thesis' findings, re-tested on the whole study."""
+
+    wide: ClassVar[bool] = True
+    kind: Literal["claims"]
+
+    def _of_study(self, view: StudyView) -> Shown:
+        sentence = (
+            "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: "
+            f"equal on all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and "
+            "lists its trials."
+        )
+        rows = [
+            {
+                "finding": f"{answer.claim.finding} ({answer.claim.source})",
+                "answer": f"{answer.verdict}\n{answer.effect_text}",
+                "compared": answer.tested,
+                "trials": len(answer.numbers),
+                "name": answer.claim.name,
+            }
+            for answer in claims.retest(view)
+        ]
+        columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
+        return Shown(
+            sentence, table=Table(pd.DataFrame(rows), columns, folded="compared"), differences=thesis.differences(view)
+        )

@@ -1,0 +1,67 @@
+"""How axes, metrics and settings are written, for people: one place for tables, figures, panels and pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ddstudy.images.metrics import METRICS
+from ddstudy.spec.axes import AXES
+
+if TYPE_CHECKING:
+    from ddstudy.store.study import StudyView
+
+FACETS = ("noise", "tiling")  # the thesis' pairs: by these, settings are grouped unless a panel names other axes
+MISSING = "\u2013"  # of an option that does not apply, and of what was not measured
+_STATISTICS = ("1dd", "mean", "min", "q25", "median", "q75", "max")  # of a metric, as columns of tables have them
+_TITLES = {
+    "k": "channels k",
+    "s": "scale factor s",
+    "l": "blocks l",
+    "mse": "mean squared error",
+}
+
+
+def title_of(name: str) -> str:
+    """An axis or a metric with its unit, as it stands beside an axis of a figure."""
+    return METRICS[name].title if name in METRICS else _TITLES.get(name, name)
+
+
+def digits_of(column: str) -> int | None:
+    """Digits after the point of a metric, or of a statistic of one; None of other columns."""
+    if column not in METRICS:
+        column, _, statistic = column.rpartition("_")
+        if statistic not in _STATISTICS:
+            return None
+    return METRICS[column].digits if column in METRICS else None
+
+
+def axes_of(*views: StudyView) -> tuple[str, ...]:
+    """The axes of studies, in their order; each is a column of the table of trials."""
+    return AXES
+
+
+def text_of(value: Any) -> str:
+    """A value of an axis; a dash where the option does not apply."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def named(axis: str, value: Any) -> str:
+    """A value of an axis with its name, where it does not speak for itself: `k 64`, `2000 iterations`, `uniform`."""
+    if axis == "iterations":
+        return f"{text_of(value)} iterations"
+    return text_of(value) if axis in FACETS else f"{axis} {text_of(value)}"
+
+
+def in_words(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:
+    """A setting, without options that do not apply: `k 64, s 16, l 5, 2000 iterations, uniform, 1x1`."""
+    return ", ".join(named(axis, setting[axis]) for axis in axes if text_of(setting[axis]) != MISSING)
+
+
+def in_braces(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:
+    """A setting as the thesis has it: `{64, 16, 5, 2000} uniform 1x1`."""
+    inside = ", ".join(text_of(setting[axis]) for axis in axes if axis not in FACETS)
+    return " ".join([f"{{{inside}}}", *(text_of(setting[axis]) for axis in axes if axis in FACETS)])
