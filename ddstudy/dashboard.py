@@ -11,6 +11,7 @@ The view also translates. Optuna 5 stores each constraint under a key of its own
 would call every unstable trial feasible; and it adds what is nowhere stored, a note on every study and our figures.
 They are made from the trials that the dashboard has read anyway, in a thread, so that no page waits for them. What the
 dashboard answers about all trials of a study, megabytes that it would write anew for each page, is kept (`_Answers`).
+Its page comes with a style sheet that hides what cannot be done here (`_FOR_READING`).
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ _MOST_CONNECTIONS = 128  # a thread each
 _PATIENCE = 15.0  # seconds for a request to be sent
 _MOST_SECONDS = 300.0  # for an answer to be made and taken
 _HIGHEST_ID = 2**31 - 1  # of a study or trial: a column of PostgreSQL
+# Controls that write, whose requests would be refused, and the dashboard's own importance: of other evaluators, without
+# interactions, it contradicts ours. MUI names its icons in `data-testid`.
+_FOR_READING = """<style>
+:is(a, button):has(:is([data-testid="AddBoxIcon"], [data-testid="DeleteIcon"],
+  [data-testid="DriveFileRenameOutlineIcon"], [data-testid="EditIcon"])),
+.MuiCard-root:has(> .MuiCardActionArea-root [data-testid="UploadFileIcon"]),
+.MuiGrid-item:has([data-testid="UploadFileIcon"]):not(:has([data-testid="DownloadIcon"])),
+.MuiGrid-item:has(#graph-hyperparameter-importances) { display: none !important; }
+</style>"""
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -407,6 +417,8 @@ class _Answers:
         if status:
             start_response(status, [("Content-Type", "application/json")])
             return [json.dumps({"reason": why}).encode()]
+        if re.match("/dashboard(?=/|$)", environ["PATH_INFO"]):
+            return self._page(environ, start_response)
         about = re.fullmatch(r"/api/studies/([0-9]+)", environ["PATH_INFO"])
         compressed = "gzip" in environ["HTTP_ACCEPT_ENCODING"]
         if about is None or not compressed or environ["REQUEST_METHOD"] != "GET":
@@ -432,6 +444,17 @@ class _Answers:
         start_response("200 OK", answer.headers)
         return [answer.body]
 
+    def _page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """The one page of the dashboard, whole, with our style; the rest is its script's work."""
+        conditions = {"HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"}  # they are about the file without
+        whole = {name: value for name, value in environ.items() if name not in conditions} | {"REQUEST_METHOD": "GET"}
+        status, headers, body = self._ask(whole)
+        body = body.replace(b"</head>", f"{_FOR_READING}</head>".encode())
+        of_the_file = {"content-length", "last-modified", "etag", "accept-ranges"}
+        kept = [header for header in headers if header[0].lower() not in of_the_file]
+        start_response(status, [*kept, ("Content-Length", str(len(body)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
     def _ask(self, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], bytes]:
         status, headers = "", list[tuple[str, str]]()
 
@@ -440,7 +463,11 @@ class _Answers:
             status, headers = said, with_headers
             return lambda body: None
 
-        body = b"".join(self._dashboard(environ, begin))
+        chunks = self._dashboard(environ, begin)
+        try:
+            body = b"".join(chunks)
+        finally:
+            getattr(chunks, "close", lambda: None)()  # a file has it
         return status, headers, body
 
 

@@ -81,7 +81,7 @@ class Study:
 
         Args:
             kind: of the panel.
-            *others: studies that this one is compared with, for the kinds of dashboards/compare.toml.
+            *others: studies that this one is compared with, for the kinds of `ddstudy/data/compare.toml`.
             **fields: what the panel takes besides, as in `dashboards/*.toml`.
 
         Raises:

@@ -204,7 +204,7 @@ def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> N
         claim, count = answer.claim, f"{len(answer.numbers):,}"
         table.add_row(claim.name, claim.finding, answer.verdict, answer.effect_text, count, answer.tested)
     console.print(table)
-    console.print(" ".join(differences(view).values()), soft_wrap=True)
+    console.print(" ".join(differences(view).values()), soft_wrap=not console.is_terminal)  # it would break in words
 
 
 def print_trials(console: Console, view: StudyView, answer: Answer) -> None:
@@ -215,7 +215,7 @@ def print_trials(console: Console, view: StudyView, answer: Answer) -> None:
         f"{answer.verdict}: {answer.effect_text}. {answer.tested}",
         f"Rule: {claim.rule}",
     ):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)
     if len(answer.rows):
         console.print(answer.rows.to_string(index=False, float_format="%.4g"), soft_wrap=True)
 

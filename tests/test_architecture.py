@@ -53,6 +53,7 @@ HOMES = {
     "ray": {"execution.ray_pool"},
     "scipy": {"report.claims"},
     "plotly": {"report.figures", "report.page"},
+    "jinja2": {"report.page"},
     "optuna_dashboard": {"dashboard"},
     "typer": {"cli"},
     "rich": {"terminal", "cli"},

@@ -384,6 +384,23 @@ def test_security_headers_join_the_dashboards_own(storage):
     assert "script-src 'self'" in headers["Content-Security-Policy"]
 
 
+def test_the_page_hides_what_cannot_be_done(storage):
+    app = dashboard.app(storage, None)
+    unconditional = {"HTTP_IF_MODIFIED_SINCE": "Fri, 01 Jan 2100 00:00:00 GMT", "HTTP_RANGE": "bytes=0-9"}
+    for path, extra in (("/dashboard", {}), ("/dashboard/studies/1", unconditional)):
+        status, headers, body = call(app, "GET", path, **extra)
+        assert (status, int(headers["Content-Length"])) == (200, len(body))
+        assert body.count(dashboard._FOR_READING.encode() + b"</head>") == 1
+        assert call(app, "HEAD", path)[1:] == (headers, b"")
+    # its rules stand on names that another version of the dashboard may no longer have
+    script = call(app, "GET", "/static/bundle.js", without=("HTTP_ACCEPT_ENCODING",))[2].decode()
+    for name in re.findall(r'data-testid="(\w+)Icon"', dashboard._FOR_READING):
+        assert f'"{name}")' in script
+    assert '"graph-hyperparameter-importances"' in script
+    for part in ("CardActionArea", "Card", "Grid"):
+        assert f'"Mui{part}"' in script
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.7", "gpu.example"])
 def test_remote_needs_to_be_allowed(host):
     with pytest.raises(UserError) as error:
@@ -691,6 +708,9 @@ def test_a_study_of_ours_in_chromium(ours):
         browser.get(f"{server.url}/dashboard/studies/1")
         wait.until(lambda _: f"Best Trial (number={best['number']})" in text() and str(best["psnr"]) in text())
         wait.until(lambda _: "Settings that depend on the initialisation" in text())
+        wait.until(lambda _: "What PSNR depends on" in text())
+        shown = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length).length"
+        assert "Hyperparameter Importance" not in text()
         wait.until(lambda _: "MNI152 T1 axial 94" in text())
 
         browser.get(f"{server.url}/dashboard/studies/1/smartSelection")
@@ -708,6 +728,12 @@ def test_a_study_of_ours_in_chromium(ours):
         pixels = "return [...document.images].filter(i => i.src.includes('/artifacts/')).map(i => i.naturalWidth)"
         wait.until(lambda b: b.execute_script(pixels) == [60, 60, 60])
         assert errors(browser) == []
+
+        writing = ", ".join(f'[data-testid="{name}Icon"]' for name in ("AddBox", "Delete", "Edit", "UploadFile"))
+        for place in ("", "/studies/1", "/studies/1/note", "/studies/1/trials?numbers=7"):
+            browser.get(f"{server.url}/dashboard{place}")
+            wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, writing))  # it is on the page, and not seen
+            assert browser.execute_script(shown, writing) == 0
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_numbers_of_the_readme() -> None:
-    quick = read_spec(ROOT / "studies" / "quick.toml")
+    quick = read_spec(ROOT / "ddstudy" / "data" / "quick.toml")
     space = quick.search_space
     assert (len(space), len(budgets_by_fit(space)), quick.fit.members) == (48, 24, 5)
     assert f"It fits {len(space)} settings, {len(budgets_by_fit(space))} fits of 5 members each" in README
@@ -88,7 +88,7 @@ def test_numbers_of_the_readme() -> None:
 
 @pytest.mark.slow
 def test_expected_result_of_the_readme() -> None:
-    quick = read_spec(ROOT / "studies" / "quick.toml")
+    quick = read_spec(ROOT / "ddstudy" / "data" / "quick.toml")
     work = job(quick, load_target(quick.target), fit_of(32, 8, 4, "uniform", "1x1"), (200,))
     (result,) = [e for e in evaluate(work, device="cpu", threads=usable_cores()) if isinstance(e, Measurement)]
     assert result.values["psnr"] == pytest.approx(31, abs=1)

@@ -15,7 +15,7 @@ from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
 from ddstudy.report.page import render
-from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
+from ddstudy.report.panels import COMPARE, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.files import parse_spec
 from ddstudy.store.study import StudyView, trials_table
@@ -310,11 +310,9 @@ def test_importance_of_too_little_says_so(trials, reason):
 # --- panels
 
 
-def test_the_overview_is_valid_and_shown_under_dashboards():
+def test_the_packaged_panels_are_valid():
     assert [panel.kind for panel in read_panels()].count("best") == 3
     assert {panel.kind for panel in read_panels(COMPARE)} == {"fronts", "ranks", "transfer", "slices"}
-    for file in (OVERVIEW, COMPARE):
-        assert (Path(__file__).parents[1] / "dashboards" / file.name).read_text() == file.read_text()
 
 
 @pytest.mark.parametrize(
@@ -432,6 +430,43 @@ def test_importance_draws_ten_terms_and_the_rest():
     assert bars.y[-1] == "higher order"
 
 
+def luminance(colour):
+    """Relative luminance as WCAG defines it, of a colour's three parts in [0, 1]."""
+    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def parts_of(colour):
+    digits = colour.removeprefix("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    return np.array([int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)])
+
+
+def test_marks_stand_out_in_light_and_dark(view):
+    """WCAG 2.1, 1.4.11: 3:1. Transparent ones did not reach it; what the best lines stand out from need not."""
+    style = (Path(contents.__file__).parent / "templates" / "page.css").read_text()
+    light, dark = map(parts_of, re.findall(r"--card: (#\w+)", style))
+    assert luminance(light) > 0.9
+    assert luminance(dark) < 0.1
+    other = dataclasses.replace(view, name="other", trials=view.trials.assign(device="cpu"))
+    both = [dataclasses.replace(view, trials=other.trials), other]
+    shown = [contents.show(panel, both) for panel in (*read_panels(), *read_panels(COMPARE))]
+    marks = [mark for it in shown if it.figure for mark in it.figure.data if mark.type != "heatmap"]
+    assert len(marks) > 20
+    for mark in marks:
+        if mark.name == "other trials":
+            continue
+        for part in (mark.marker, getattr(mark, "line", None)):
+            if part is None or part.color is None:
+                continue
+            opacity = (mark.opacity or 1) * (getattr(part, "opacity", None) or 1)
+            for ground in (light, dark):
+                seen = opacity * parts_of(part.color) + (1 - opacity) * ground
+                low, high = sorted((luminance(seen), luminance(ground)))
+                assert (high + 0.05) / (low + 0.05) >= 3, (mark.name, part.color, opacity)
+    boxes = [mark for mark in marks if mark.type == "box"]
+    assert {box.fillcolor for box in boxes} == {"rgba(0, 0, 0, 0)"}  # else the median is drawn on its own colour
+
+
 # --- the page
 
 
@@ -511,6 +546,21 @@ def test_a_thesis_sized_study_makes_a_page_below_ten_megabytes():
 
 # --- in a browser
 
+# pairs of texts of one figure that lie on each other
+COLLISIONS = """
+const found = [];
+for (const plot of document.querySelectorAll(".plot")) {
+  const texts = [...plot.querySelectorAll("text:not(.hoverlayer *)")].filter(text => text.textContent.trim());
+  const boxes = texts.map(text => text.getBoundingClientRect());
+  for (const [i, a] of boxes.entries())
+    for (const [j, b] of boxes.entries())
+      if (i < j && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+        found.push([texts[i].textContent, texts[j].textContent]);
+}
+return found;
+"""
+
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(view, tmp_path):
@@ -571,5 +621,6 @@ def test_the_page_in_a_browser(view, tmp_path):
                 )
             )
             assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            assert browser.execute_script(COLLISIONS) == []
         browser.execute_cdp_cmd("Page.printToPDF", {})
         assert errors(browser) == []

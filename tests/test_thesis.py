@@ -1,6 +1,7 @@
 """The thesis' tables beside a study's: published numbers as they are, ours recomputed by loops."""
 
 import dataclasses
+import io
 import itertools
 import re
 from pathlib import Path
@@ -8,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from test_claims import THESIS_LIKE, study, troubled
 
 from ddstudy.errors import UserError
-from ddstudy.report import thesis
+from ddstudy.report import claims, thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.store.study import trials_table
+from ddstudy.terminal import print_answers
 
 DASHBOARD = Path(__file__).parents[1] / "dashboards" / "thesis.toml"
 PUBLISHED = thesis._thesis()
@@ -244,3 +247,15 @@ def test_a_table_that_is_not_there_is_refused():
         parse_panel({"kind": "published", "title": "T", "table": "5.1"}, "panel 1")
     with pytest.raises(UserError, match=r"no table '5.1' of the thesis\nValid: 3.1, 4.1"):
         thesis.beside(study(), "5.1")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_differences_break_between_words_on_a_terminal(width):
+    """They were left to the terminal, which breaks a line wherever it ends."""
+    view = study()
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    print_answers(console, view, claims.retest(view)[:1])
+    *_, footer = re.split("\n\n|\u2518\n", console.file.getvalue())
+    assert max(map(len, footer.splitlines())) <= width
+    assert len(footer.splitlines()) > 1
+    assert footer.split() == " ".join(thesis.differences(view).values()).split()

@@ -1,7 +1,8 @@
 """Data -> figures: plotly drawings of the tables in `tables.py`, without arithmetic of their own.
 
-The marks are Okabe and Ito's colours, those that keep a contrast of 3:1 on white and on near-black alike, and a group
-has a symbol, a pattern or a place of its own besides. Text is a grey between the two, which a page may overrule.
+The marks are Okabe and Ito's colours, those that keep a contrast of 3:1 on white and on near-black alike. Transparent
+ones would not; marks that lie on each other are hollow instead. A group has a symbol, a pattern or a place of its own
+besides. Text is a grey between white and black, which a page may overrule.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str, axes: Sequ
     figure = _figure(title_of(x), title_of(y), {"height": 460})
     stable = trials["stable"]
     for name, rows, marker in (
-        ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x", "size": 5, "opacity": 0.6}),
-        ("stable", trials[stable], {"color": _BLUE, "size": 6, "opacity": 0.6}),
+        ("unstable", trials[~stable], {"color": _VERMILLION, "symbol": "x-thin-open", "size": 5}),
+        ("stable", trials[stable], {"color": _BLUE, "symbol": "circle-open", "size": 6}),
         ("Pareto front", front, {"color": _GREEN, "symbol": "diamond", "size": 10}),
     ):
         figure.add_scatter(
@@ -93,7 +94,7 @@ def parallel(lines: pd.DataFrame, metric: str, axes: Sequence[str] = AXES) -> go
             y=path.to_numpy(dtype=object).ravel().tolist(),
             mode="lines",
             line=line,
-            opacity=0.45 if name == "other trials" else 0.8,
+            opacity=0.45 if name == "other trials" else 1,  # the ground that the best lines stand out from
             hoverinfo="skip",
         )
     for place, axis in enumerate(axes):
@@ -114,8 +115,9 @@ def parallel(lines: pd.DataFrame, metric: str, axes: Sequence[str] = AXES) -> go
     figure.update_xaxes(
         tickvals=[*range(len(uprights))], ticktext=ticks, range=[-0.1, len(axes)], zeroline=False, side="top"
     )
+    figure.update_xaxes(autotickangles=[0, 90])  # aslant on a narrow page, the long names would lie on the short ones
     return figure.update_yaxes(visible=False, range=[-0.04, 1.04]).update_layout(
-        legend={"y": 1.12}, margin={"t": 72, "r": 56}
+        legend={"y": 1, "yref": "container", "yanchor": "top"}, margin={"t": 100, "r": 56}
     )
 
 
@@ -163,6 +165,7 @@ def quartiles(table: pd.DataFrame, x: str, y: str, group: str | None) -> go.Figu
             q3=rows[f"{y}_q75"].tolist(),
             upperfence=rows[f"{y}_max"].tolist(),
             marker={"color": colour},
+            fillcolor=_CLEAR,  # the lines inside have their contrast to the page
             showlegend=group is not None,
             hoverinfo="skip",  # it would call the quartiles minimum and maximum
         )
@@ -354,9 +357,8 @@ def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
             mode="markers",
             marker={
                 "color": _COLOURS[place % len(_COLOURS)],
-                "symbol": _SYMBOLS[place % len(_SYMBOLS)],
+                "symbol": f"{_SYMBOLS[place % len(_SYMBOLS)]}-open",
                 "size": 6,
-                "opacity": 0.7,
             },
             hovertemplate=f"%{{text}}<br>%{{x:{METRICS[metric].format}}} here, %{{y:{METRICS[metric].format}}} there",
         )

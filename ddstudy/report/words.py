@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddstudy.images.metrics import METRICS
-from ddstudy.spec.axes import AXES
+from ddstudy.spec.options import OPTIONS
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -39,7 +39,8 @@ def digits_of(column: str) -> int | None:
 
 def axes_of(*views: StudyView) -> tuple[str, ...]:
     """The axes of studies, in their order; each is a column of the table of trials."""
-    return AXES
+    searched = {axis for view in views for axis in view.axes}
+    return tuple(axis for axis in OPTIONS if axis in searched)
 
 
 def text_of(value: Any) -> str:

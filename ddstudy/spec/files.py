@@ -40,7 +40,8 @@ def read_spec(path: Path, name: str | None = None) -> StudySpec:
 
 def read_study(path: Path) -> dict[str, Any]:
     """What a study file says, unchecked, with its name, and the target's file relative to the study that names it."""
-    tree = read_toml(path, "study file", "studies/quick.toml is an example.")
+    packaged = Path(__file__).parents[1] / "data" / "quick.toml"
+    tree = read_toml(path, "study file", f"{packaged} is an example.")
     tree.setdefault("name", path.stem)
     target = tree.get("target")
     if isinstance(target, dict) and isinstance(target.get("file"), str):

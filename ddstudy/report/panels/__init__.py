@@ -76,7 +76,7 @@ def read_panels(path: Path = OVERVIEW) -> tuple[Panel, ...]:
     Raises:
         UserError: the file is missing, is no TOML, or says something that is not valid; so for every mistake.
     """
-    example = "dashboards/overview.toml is an example."
+    example = f"{OVERVIEW} is an example."
     tree = read_toml(path, "list of panels", example)
     unknown = [f"{path}: {key}: unknown key" for key in tree if key != "panel"]
     wrong = ["\n".join([*unknown[:MOST_MISTAKES], "Valid: [[panel]] tables only."])] if unknown else []

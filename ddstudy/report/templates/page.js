@@ -1,0 +1,55 @@
+// Figures follow the width of the paper while they are printed, and what is closed is opened, except for the list of
+// differences, which is the same at each table and is opened once for each study. A page that is written anew comes back
+// at the same place, and does not reload while its reader moves about in it.
+const plots = [...document.querySelectorAll(".plot")];
+for (const plot of plots) {
+  const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
+  Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
+}
+for (const sheet of document.querySelectorAll(".thumbnail")) {
+  const { columns, numbers } = sheet.dataset;
+  const [width, height] = ["width", "height"].map(side => Number(sheet.getAttribute(side)));
+  const places = new Map(JSON.parse(numbers).map((number, place) => [number, place]));
+  for (const plot of sheet.closest(".study").querySelectorAll(".plot")) {
+    plot.on("plotly_hover", ({ points, event }) => {
+      const place = places.get(points[0].customdata);
+      sheet.hidden = place === undefined;
+      if (sheet.hidden) return;
+      const left = (place % columns) * width, top = Math.floor(place / columns) * height;
+      sheet.style.objectPosition = `${-left}px ${-top}px`;
+      sheet.style.left = `${Math.min(event.clientX + 20, innerWidth - 2 * width - 8)}px`;
+      const above = event.clientY + 40 + 2 * height > innerHeight;
+      sheet.style.top = `${above ? event.clientY - 40 - 2 * height : event.clientY + 40}px`;
+    });
+    plot.on("plotly_unhover", () => { sheet.hidden = true; });
+  }
+}
+if (matchMedia("(width < 600px)").matches)
+  for (const fold of document.querySelectorAll(".fold")) fold.open = false;
+addEventListener("beforeprint", () => {
+  for (const study of document.querySelectorAll(".study")) {
+    const again = [...study.querySelectorAll(".differences")].slice(1);
+    for (const details of study.querySelectorAll("details:not([open])"))
+      if (!again.includes(details)) details.open = details.opened = true;
+  }
+  for (const plot of plots) Plotly.relayout(plot, { width: 640 });
+});
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("details")) if (details.opened) details.open = details.opened = false;
+  for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
+});
+const seconds = Number(document.body.dataset.reload);
+if (seconds) {
+  const all = [...document.querySelectorAll("details")];
+  const { top, open } = JSON.parse(sessionStorage.getItem("place") ?? '{"top": 0, "open": []}');
+  for (const place of open) if (all[place]) all[place].open = true;
+  scrollTo(0, top);
+  let moved = 0;
+  for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { moved = Date.now(); });
+  setInterval(() => {
+    if (Date.now() - moved < 3000) return;
+    const open = all.flatMap((details, place) => details.open ? [place] : []);
+    sessionStorage.setItem("place", JSON.stringify({ top: scrollY, open }));
+    location.reload();
+  }, seconds * 1000);
+}

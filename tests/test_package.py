@@ -1,0 +1,66 @@
+"""What is installed: the wheel holds all that the package reads, and a checkout needs no links."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ddstudy"
+
+
+def files(folder: Path) -> set[str]:
+    """Of the package below a folder."""
+    found = (path for path in (folder / "ddstudy").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The content of a wheel, built from a copy as a downloaded archive is: without Git."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    shutil.copytree(PACKAGE, source / "ddstudy", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    (wheel,) = WheelBuilder(str(source)).build(directory=str(folder), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_the_wheel_holds_every_file_of_the_package(installed: Path) -> None:
+    assert files(installed) == files(ROOT)
+    assert {"ddstudy/data/quick.toml", "ddstudy/report/templates/page.html"} <= files(installed)
+
+
+def test_the_packaged_files_are_found_without_the_repository(installed: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import ddstudy
+from ddstudy import cli
+from ddstudy.report import thesis
+from ddstudy.report.page import render
+from ddstudy.report.panels import COMPARE, read_panels
+assert Path(ddstudy.__file__).is_relative_to(sys.argv[1])
+assert read_panels() and read_panels(COMPARE) and thesis._thesis()
+assert "The store holds no study." in render([], ())
+sys.argv[1:] = ["validate", str(Path(cli.__file__).parent / "data" / "quick.toml")]
+cli.main()
+"""
+    command = [sys.executable, "-c", code, str(installed)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(installed), "PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "48 settings" in done.stdout
+
+
+def test_the_repository_has_no_links() -> None:
+    """A checkout on Windows, or an archive, has a link as a text file that holds a path."""
+    for folder in ("ddstudy", "studies", "dashboards", "benchmarks", "cluster", "tests"):
+        assert [path for path in (ROOT / folder).rglob("*") if path.is_symlink()] == []
