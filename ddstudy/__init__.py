@@ -18,7 +18,8 @@ Data flows one way: a module imports only from those above it, and a library has
     execution/   where fits run: executors (here, one or several at a time, or packed), ray_pool (on a Ray cluster)
     report/      study -> tables, answers, figures -> page
     image_fit    one setting fitted to one image, without a study: arrays in, arrays out
-    api          runs and opens studies, in one call each; what Python and the command line share
+    results      a study to look at: tables, figures, findings, images
+    api          runs a study in one call: what Python and the command line share
     dashboard    optuna-dashboard over the store, for eyes only
     terminal     what commands print
     cli          commands
@@ -29,9 +30,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddstudy.api import DryRun, Study, dry_run, open_study, run, studies
+    from ddstudy.api import DryRun, dry_run, run
     from ddstudy.errors import StoppedError, StudyWarning, UserError, WorkError
     from ddstudy.image_fit import ImageFit, fit_image
+    from ddstudy.results import Study, open_study, studies
     from ddstudy.spec.schema import StudySpec
     from ddstudy.study.evaluate import Check
     from ddstudy.study.runner import Progress
@@ -59,7 +61,8 @@ __version__ = version("ddstudy")
 DEFAULT_STORE = "sqlite:///ddstudy.db"  # where neither a caller nor DDSTUDY_STORE names one
 
 _HOMES = {
-    **dict.fromkeys(("DryRun", "Study", "dry_run", "open_study", "run", "studies"), "ddstudy.api"),
+    **dict.fromkeys(("DryRun", "dry_run", "run"), "ddstudy.api"),
+    **dict.fromkeys(("Study", "open_study", "studies"), "ddstudy.results"),
     **dict.fromkeys(("StoppedError", "StudyWarning", "UserError", "WorkError"), "ddstudy.errors"),
     **dict.fromkeys(("ImageFit", "fit_image"), "ddstudy.image_fit"),
     "StudySpec": "ddstudy.spec.schema",

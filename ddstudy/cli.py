@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -109,15 +109,15 @@ def run(
     from ddstudy.store.urls import parse_url, shown
     from ddstudy.terminal import live, print_summary, teller, terminal
 
-    if grid + tpe + pareto > 1:
+    modes = [mode for mode, wanted in (("grid", grid), ("tpe", tpe), ("pareto", pareto)) if wanted]
+    if len(modes) > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
     if dry_run and reuse:
         raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
-    mode: Literal["grid", "tpe", "pareto"] | None = "grid" if grid else "tpe" if tpe else "pareto" if pareto else None
     console = terminal()
     options: dict[str, Any] = {
-        "mode": mode, "target": target, "trials": trials, "name": name, "ray": ray or ray is not None,
-        "engine": engine, "workers": workers, "threads": threads, "store": store, "tell": teller(console),
+        "mode": modes[0] if modes else None, "target": target, "trials": trials, "name": name, "engine": engine,
+        "ray": ray or ray is not None, "workers": workers, "threads": threads, "store": store, "tell": teller(console),
     }  # fmt: skip
     if dry_run:
         _say_left_out(ddstudy.dry_run(study, **options).complaints)
@@ -206,7 +206,7 @@ def status(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
-    from ddstudy.api import look
+    from ddstudy.results import look
     from ddstudy.store.database import Store
     from ddstudy.terminal import follow, print_studies, terminal
 
@@ -223,7 +223,7 @@ def status(
 @app.command(epilog="Example: ddstudy logs quick")
 def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> None:
     """Print all that is known about the fits of a study that failed."""
-    from ddstudy.api import look
+    from ddstudy.results import look
 
     (found,), left_out = look(store, [study] if study else None)
     logs = found.view.logs
@@ -285,8 +285,8 @@ def claims(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
-    from ddstudy.api import look
     from ddstudy.report.claims import CLAIMS, ask, retest
+    from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
 
     by_name = {claim.name: claim for claim in CLAIMS}
@@ -313,14 +313,11 @@ def export(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write all trials of a study as CSV and Parquet, one row a trial, and the members' curves as CSV."""
-    from ddstudy.api import look
-    from ddstudy.report.writing import check_stem
+    from ddstudy.results import look
 
     (found,), left_out = look(store, [study] if study else None)
-    stem = out or Path(f"export-{found.name}")
-    check_stem(stem)
-    for path in found.export(stem):
-        rows = f"{len(found.checks)} checks of members" if "checks" in path.stem else f"{len(found.trials)} trials"
+    trials, checks = f"{len(found.trials)} trials", f"{len(found.checks)} checks of members"
+    for path, rows in zip(found.export(out), (trials, trials, checks), strict=True):
         typer.echo(f"Wrote {path} ({rows})")
     _say_left_out(left_out)
 
@@ -340,8 +337,8 @@ def prune_audit(
 
     from rich.table import Table
 
-    from ddstudy.api import look
     from ddstudy.report.tables import recorded
+    from ddstudy.results import look
     from ddstudy.study.stability import audit
     from ddstudy.terminal import terminal
 

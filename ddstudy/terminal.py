@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
-from ddstudy.api import Study
 from ddstudy.errors import counted, duration
 from ddstudy.report.claims import Answer
 from ddstudy.report.thesis import differences
+from ddstudy.results import Study
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.runner import Progress, outlook

@@ -21,8 +21,8 @@ ORDER = [
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
     "report", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
-    "report.figures", "report.panels", "report.contents", "report.page", "report.writing", "image_fit", "api",
-    "dashboard", "terminal", "cli",
+    "report.figures", "report.panels", "report.contents", "report.page", "report.writing", "image_fit", "results",
+    "api", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec.schema", "spec.files", "report.panels"},
