@@ -20,12 +20,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
-from ddstudy import cli
+from ddstudy.api import PACKAGED, announce, executor_for
 from ddstudy.images import metrics
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.files import parse_spec, read_spec
@@ -33,9 +31,6 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import runner
 from ddstudy.study.samplers import sampler
-from ddstudy.terminal import announce
-
-PACKAGED = Path(cli.__file__).parent / "data" / "quick.toml"
 
 
 def whole_slice(device: str, quick: bool) -> StudySpec:
@@ -100,13 +95,13 @@ def beside(call: Callable[[], tuple[float, float]]) -> tuple[float, float]:
 
 def measure(spec: StudySpec) -> dict[str, str]:
     """One run from its plan to its last result."""
-    quiet = Console(quiet=True)
+    lines: list[str] = []
     target = load_target(spec.target)
     with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/share.db") as store:
         driven = store.drive(spec, target, sampler(spec))
-        with cli._executor(spec, target, None, None, quiet) as executor:
+        with executor_for(spec, target, tell=lines.append) as executor:
             plan = runner.plan(spec, target, set())
-            forecast = announce(quiet, spec, target, plan, executor, driven)
+            forecast = announce(lines.append, spec, target, plan, executor, driven)
             assert forecast is not None
             announced = runner.forecast_seconds(spec, target, plan, forecast, executor.slots)
             began, told = time.perf_counter(), []

@@ -18,26 +18,68 @@ Data flows one way: a module imports only from those above it, and a library has
                  of either kind)
     execution/   where fits run: executors (here, one or several at a time, or packed), ray_pool (on a Ray cluster)
     report/      study -> tables, answers, figures -> page
-    notebook     the same in one line each
+    image_fit    one setting fitted to one image, without a study: arrays in, arrays out
+    results      a study to look at: tables, figures, findings, images
+    api          runs a study in one call: what Python and the command line share
     dashboard    optuna-dashboard over the store, for eyes only
     terminal     what commands print
     cli          commands
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddstudy.notebook import Study, open_study
+    from ddstudy.api import DryRun, dry_run, run
+    from ddstudy.errors import StoppedError, StudyWarning, UserError, WorkError
+    from ddstudy.image_fit import ImageFit, fit_image
+    from ddstudy.results import Study, open_study, studies
+    from ddstudy.spec.schema import StudySpec
+    from ddstudy.study.evaluate import Check
+    from ddstudy.study.runner import Progress
 
-__all__ = ["Study", "__version__", "open_study"]
+__all__ = [
+    "DEFAULT_STORE",
+    "Check",
+    "DryRun",
+    "ImageFit",
+    "Progress",
+    "StoppedError",
+    "Study",
+    "StudySpec",
+    "StudyWarning",
+    "UserError",
+    "WorkError",
+    "__version__",
+    "dry_run",
+    "fit_image",
+    "open_study",
+    "run",
+    "studies",
+]
 __version__ = version("ddstudy")
+DEFAULT_STORE = "sqlite:///ddstudy.db"  # where neither a caller nor DDSTUDY_STORE names one
+
+_HOMES = {
+    **dict.fromkeys(("DryRun", "dry_run", "run"), "ddstudy.api"),
+    **dict.fromkeys(("Study", "open_study", "studies"), "ddstudy.results"),
+    **dict.fromkeys(("StoppedError", "StudyWarning", "UserError", "WorkError"), "ddstudy.errors"),
+    **dict.fromkeys(("ImageFit", "fit_image"), "ddstudy.image_fit"),
+    "StudySpec": "ddstudy.spec.schema",
+    "Check": "ddstudy.study.evaluate",
+    "Progress": "ddstudy.study.runner",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what a notebook uses when it is used: `import ddstudy` stays light."""
-    if name in ("Study", "open_study"):
-        from ddstudy import notebook
-
-        return getattr(notebook, name)
+    """Imports a part of the API when it is first used: `import ddstudy` stays light."""
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """For completion: what was not imported yet, too."""
+    return sorted({*globals(), *__all__})

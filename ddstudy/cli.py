@@ -11,32 +11,21 @@ import math
 import os
 import re
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
 import ddstudy
-from ddstudy.errors import UserError, WorkError, counted
+from ddstudy import DEFAULT_STORE
+from ddstudy.errors import StudyWarning, UserError, WorkError, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console
-
-    from ddstudy.execution.executors import Executor
-    from ddstudy.images.volumes import Target, Targets
-    from ddstudy.spec.axes import Setting
-    from ddstudy.spec.schema import StudySpec
-    from ddstudy.store.database import Store
-    from ddstudy.store.study import StudyView
-    from ddstudy.store.writer import Driven
+    from ddstudy.study.evaluate import Check
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +47,6 @@ ArtifactsOption = Annotated[
     ),
 ]
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
-DEFAULT_STORE = "sqlite:///ddstudy.db"
 _RELOAD_SECONDS = 10
 _MOST_CORES = 1024  # that workers or threads could fill
 
@@ -117,65 +105,31 @@ def run(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Run a study, or go on with one: the same command resumes."""
-    from ddstudy.images.volumes import load_targets
-    from ddstudy.store.database import Store
-    from ddstudy.study import runner
-    from ddstudy.study.samplers import sampler
-    from ddstudy.terminal import announce, live, print_summary, terminal
+    from ddstudy.store.urls import parse_url, shown
+    from ddstudy.terminal import live, print_summary, teller, terminal
 
-    spec = _override(
-        _spec(study, name),
-        grid=grid,
-        tpe=tpe,
-        pareto=pareto,
-        target=target,
-        trials=trials,
-        name=name,
-        engine=engine,
-        ray=ray,
-    )
-    image = load_targets(spec)
-    console = terminal()
+    modes = [mode for mode, wanted in (("grid", grid), ("tpe", tpe), ("pareto", pareto)) if wanted]
+    if len(modes) > 1:
+        raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
     if dry_run and reuse:
         raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
+    console = terminal()
+    options: dict[str, Any] = {
+        "mode": modes[0] if modes else None, "target": target, "trials": trials, "name": name, "engine": engine,
+        "ray": ray or ray is not None, "workers": workers, "threads": threads, "store": store, "tell": teller(console),
+    }  # fmt: skip
     if dry_run:
-        done, left_out = _measured_so_far(store, spec, image)
-        the_plan = runner.plan(spec, image, done)
-        with _executor(spec, image, workers, threads, console) as executor:
-            announce(console, spec, image, the_plan, executor)
-        _say_left_out(left_out)
+        _say_left_out(ddstudy.dry_run(study, **options).complaints)
         return
-    runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
-    with Store(store, artifacts) as opened:
-        source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
-        driven = opened.drive(spec, image, sampler(spec))
-        with _executor(spec, image, workers, threads, console) as executor:
-            if source is not None:
-                _import(driven, source, executor, console)
-            so_far = driven.measured()
-            driven.study.sampler = sampler(spec, len(so_far))
-            the_plan = runner.plan(spec, image, set(so_far), driven.reused)
-            last = None
-            try:
-                forecast = announce(console, spec, image, the_plan, executor, driven)
-                if forecast is not None:
-                    with live(console) as show:
-                        for progress in runner.run(driven, executor, forecast):
-                            show(progress)
-                            last = progress
-            except KeyboardInterrupt:
-                _complain("Stopped. What was finished is kept; the same command goes on.", 130)
-        view = opened.view(spec.name)
-        left_out = view.complaints
-        default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
-        print_summary(console, view, opened.shown_url, "" if default else f" --store {opened.shown_url}")
-    troubles = []
-    if last is not None and last.failed:
-        failed = f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)"
-        troubles = [failed, "The same command tries them again."]
-    if last is not None and last.images_lost:
-        troubles += [f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}"]
-    _say_left_out(left_out, *troubles)
+    try:
+        with live(console) as show:
+            done = ddstudy.run(study, **options, reuse=reuse, artifacts=artifacts, progress=show)
+    except KeyboardInterrupt:
+        _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+    where = shown(parse_url(store))
+    default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
+    print_summary(console, done, where, "" if default else f" --store {where}")
+    _say_left_out(done.view.complaints, *done.troubles)
 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
@@ -202,63 +156,40 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
-    from ddstudy.execution.executors import careful, layout, resolve_device
     from ddstudy.images.metrics import METRICS
-    from ddstudy.images.volumes import load_target, nifti_bytes, png_bytes
-    from ddstudy.spec.files import parse_spec
-    from ddstudy.study import runner
-    from ddstudy.study.evaluate import Check
-    from ddstudy.terminal import terminal
+    from ddstudy.report.writing import check_stem
+    from ddstudy.terminal import teller, terminal
 
-    spec = parse_spec(
-        {
-            "name": "fit",
-            "target": {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
-            | ({"file": str(target)} if target else {})
-            | ({"volume": volume} if volume is not None else {})
-            | ({"size": list(size)} if size else {}),
-            "space": {"k": [k], "s": [s], "l": [l], "iterations": [iterations], "noise": [noise], "tiling": [tiling]},
-            "fit": {"members": members, "seed": seed, "device": device, "engine": engine, "precision": precision},
-            "stability": {"prune": False},
-        },
-        "ddstudy fit",
-    )
-    _check_stem(out)
-    image = load_target(spec.target)
-    what = next(iter(spec.search_space)).fit
+    check_stem(out)
     console = terminal()
-    console.print(f"Fitting {what.id} to {image.name}, {members} members, {iterations} iterations")
-    job = runner.job(spec, image, what, (iterations,))
-    device = resolve_device(device)
-    cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
-    for event in careful(job, device=device, threads=cores.threads):
-        if isinstance(event, Check):
-            scores = event.psnr_members
-            console.print(f"  {event.iteration}: {sum(scores) / len(scores):.2f} dB, {event.seconds:.1f} s")
-        else:
-            result = event
-    if "psnr" not in result.values:
-        raise WorkError("the fit diverged; try fewer channels or another seed")
+
+    def show(check: Check) -> None:
+        scores = check.psnr_members
+        console.print(f"  {check.iteration}: {sum(scores) / len(scores):.2f} dB, {check.seconds:.1f} s")
+
+    cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
+    cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
+    found = ddstudy.fit_image(
+        target, k=k, s=s, l=l, iterations=iterations, noise=noise, tiling=tiling, target=cut, threads=threads,
+        members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
+        tell=teller(console),
+    )  # fmt: skip
     for name in (*METRICS, "psnr_1dd"):
-        if name in result.values:
-            console.print(f"{name:16s} {result.values[name]:.4g}")
-    files = {".png": png_bytes(result.output)}
-    if image.affine is not None:
-        files[".nii.gz"] = nifti_bytes(result.output, image)
-    for suffix, content in files.items():
-        path = out.with_name(out.name + suffix)
-        _write(path, content)
+        if name in found.values:
+            console.print(f"{name:16s} {found.values[name]:.4g}")
+    for path in found.save(out):
         console.print(f"Wrote {path}")
 
 
 @app.command(epilog="Example: ddstudy validate studies/*.toml")
 def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> None:
     """Check study files and their targets; says how many settings and fits each has, or all that is wrong."""
+    from ddstudy.api import check_study
     from ddstudy.spec.axes import budgets_by_fit
 
     mistakes = []
     for path in studies:
-        found, spec = _check(path)
+        found, spec = check_study(path)
         mistakes += found
         if spec is not None and not found:
             space = spec.search_space
@@ -275,74 +206,31 @@ def status(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """List the studies of a store: what is done, pruned, failed, and the best so far."""
-    from rich.table import Table
-
+    from ddstudy.results import look
     from ddstudy.store.database import Store
-    from ddstudy.store.study import failed_settings
-    from ddstudy.terminal import follow, terminal
+    from ddstudy.terminal import follow, print_studies, terminal
 
-    console = terminal()
     if watch:
         with Store(store, read_only=True) as opened:
             damaged = [] if study else opened.complaints
-            _say_left_out([*damaged, *follow(console, opened, study).complaints])
+            _say_left_out([*damaged, *follow(terminal(), opened, study).complaints])
         return
-
-    table, notes = Table(), []
-    for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
-        table.add_column(column)
-    with Store(store, artifacts, read_only=True) as opened:
-        left_out = [] if study else opened.complaints
-        names = [study] if study else opened.names()
-        if not names and not left_out:
-            opened.view()  # which says so
-        for name in names:
-            try:
-                view = opened.view(name)
-            except UserError as error:
-                if study:
-                    raise
-                left_out.append(str(error).partition("\n")[0])
-                continue
-            left_out += view.complaints
-            states = view.trials["state"].value_counts()
-            metric, direction = next(iter(view.spec.objectives.items()))
-            measured_ones = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
-            stable = measured_ones[measured_ones["stable"].eq(True)].dropna(subset=[metric])
-            best = ""
-            if len(stable):
-                row = stable.sort_values(metric, ascending=direction == "minimize").iloc[0]
-                best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
-            measured = int(states.get("COMPLETE", 0) + states.get("PRUNED", 0))
-            if lost := view.lost_images:
-                notes.append(f"{view.name}: {lost}; the numbers are complete")
-            failed = failed_settings(view.trials, view.axes)
-            counts = (measured, view.spec.trials, states.get("PRUNED", 0), len(failed))
-            table.add_row(view.name, view.facts["target"], *map(str, counts), best)
-            if len(failed):
-                last = failed.iloc[-1]
-                notes.append(
-                    f"{view.name}: {counted(len(failed), 'setting')} failed, `ddstudy run` tries them again, "
-                    f"`ddstudy logs {view.name}` tells all; "
-                    f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
-                )
-    console.print(table)
-    for note in notes:
-        console.print(note, soft_wrap=True)
+    found, left_out = look(store, [study] if study else None, artifacts, every=True)
+    print_studies(terminal(), found)
     _say_left_out(left_out)
 
 
 @app.command(epilog="Example: ddstudy logs quick")
 def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> None:
     """Print all that is known about the fits of a study that failed."""
-    from ddstudy.store.database import Store
+    from ddstudy.results import look
 
-    with Store(store, read_only=True) as opened:
-        (view,), left_out = _look(opened, [study] if study else None)
-    for setting, (why, log) in view.logs.items():
+    (found,), left_out = look(store, [study] if study else None)
+    logs = found.view.logs
+    for setting, (why, log) in logs.items():
         typer.echo(f"{setting}: {why}\n{log}".rstrip() + "\n")
-    if not view.logs:
-        typer.echo(f"{view.name}: no fit failed")
+    if not logs:
+        typer.echo(f"{found.name}: no fit failed")
     _say_left_out(left_out)
 
 
@@ -356,28 +244,25 @@ def report(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Write one self-contained HTML page about one or more studies."""
-    from ddstudy.report.page import render
-    from ddstudy.report.panels import COMPARE, OVERVIEW, read_panels
+    from ddstudy.report.panels import read_panels
     from ddstudy.store.database import Store
 
-    panels = read_panels(dashboard or OVERVIEW)
-    if dashboard is None and len(studies or ()) > 1:
-        panels = read_panels(COMPARE) + panels
+    if dashboard is not None:
+        read_panels(dashboard)  # or is refused before a study is looked at
     with Store(store, artifacts, read_only=True) as opened:
         damaged = [] if studies else opened.complaints
         names = list(dict.fromkeys(studies or [opened.view().name]))
 
         def write(*, live: bool) -> bool:
             """Writes the page; whether results are missing that may come."""
-            views = [opened.view(name) for name in names]
-            page = render(views, panels, _RELOAD_SECONDS if live else 0).encode()
-            _write(out, page)
-            size, trials = len(page) / 1e6, sum(len(view.trials) for view in views)
+            first, *others = found = [ddstudy.Study(opened.view(name)) for name in names]
+            size = first.report(out, *others, dashboard=dashboard, reload_seconds=_RELOAD_SECONDS if live else 0)
+            trials = sum(len(study.trials) for study in found)
             typer.echo(
-                f"Wrote {out} ({size:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
+                f"Wrote {out} ({size / 1e6:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
                 err=not out.is_file(),
             )
-            return not all(view.is_over for view in views)
+            return not all(study.view.is_over for study in found)
 
         if watch:
             _follow(
@@ -386,7 +271,7 @@ def report(
                 lambda: any(opened.at_work(name) for name in names),
             )
         write(live=False)
-        _say_left_out([*damaged, *_look(opened, names)[1]])
+        _say_left_out([*damaged, *(line for name in names for line in opened.view(name).complaints)])
 
 
 @app.command(epilog="Example: ddstudy claims quick --trials blur")
@@ -401,14 +286,14 @@ def claims(
 ) -> None:
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
     from ddstudy.report.claims import CLAIMS, ask, retest
-    from ddstudy.store.database import Store
+    from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
 
     by_name = {claim.name: claim for claim in CLAIMS}
     if trials is not None and trials not in by_name:
         raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
-    with Store(store, read_only=True) as opened:
-        views, left_out = _look(opened, studies)
+    found, left_out = look(store, studies)
+    views = [study.view for study in found]
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
@@ -428,22 +313,11 @@ def export(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write all trials of a study as CSV and Parquet, one row a trial, and the members' curves as CSV."""
-    import io
+    from ddstudy.results import look
 
-    from ddstudy.store.database import Store
-
-    with Store(store, read_only=True) as opened:
-        (view,), left_out = _look(opened, [study] if study else None)
-    stem = out or Path(f"export-{view.name}")
-    _check_stem(stem)
-    parquet = io.BytesIO()
-    view.trials.to_parquet(parquet, index=False)
-    table, checks = (rows.to_csv(index=False).encode() for rows in (view.trials, view.checks))
-    files = {".csv": table, ".parquet": parquet.getvalue(), "-checks.csv": checks}
-    for suffix, content in files.items():
-        path = stem.with_name(stem.name + suffix)
-        _write(path, content)
-        rows = f"{len(view.checks)} checks of members" if "checks" in suffix else f"{len(view.trials)} trials"
+    (found,), left_out = look(store, [study] if study else None)
+    trials, checks = f"{len(found.trials)} trials", f"{len(found.checks)} checks of members"
+    for path, rows in zip(found.export(out), (trials, trials, checks), strict=True):
         typer.echo(f"Wrote {path} ({rows})")
     _say_left_out(left_out)
 
@@ -464,17 +338,16 @@ def prune_audit(
     from rich.table import Table
 
     from ddstudy.report.tables import recorded
-    from ddstudy.store.database import Store
+    from ddstudy.results import look
     from ddstudy.study.stability import audit
     from ddstudy.terminal import terminal
 
-    with Store(store, read_only=True) as opened:
-        views, left_out = _look(opened, studies)
-        fits = [fit for view in views for fit in recorded(view.trials, view.checks, view.spec)]
-    names = ", ".join(view.name for view in views)
+    found_studies, left_out = look(store, studies)
+    fits = [fit for study in found_studies for fit in recorded(study.trials, study.checks, study.spec)]
+    names = ", ".join(study.name for study in found_studies)
     if not fits:
         raise UserError(f"{names}: no fit ran to its end", "Run one with [stability] prune = false.")
-    rule, longest = views[0].spec.stability, max(max(fit.results) for fit in fits)
+    rule, longest = found_studies[0].spec.stability, max(max(fit.results) for fit in fits)
     warmups = warmup or sorted({longest * tenths // 10 for tenths in (0, 1, 2, 3, 5)})
     axes = (cv or [rule.cv_percent], stop or [1, 1.5, 2], warmups, window or [rule.window], patience or [1, 3, 5])
     table = Table(title=f"The stop rule on {len(fits)} fits of {names} that ran to their end")
@@ -543,6 +416,7 @@ def dashboard(
 def main() -> None:
     """Entry point: runs a command and turns exceptions into messages and exit codes."""
     warnings.filterwarnings("ignore", module=r"(optuna|piq|ray)\b")
+    warnings.filterwarnings("ignore", category=StudyWarning)  # commands say these things themselves
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without the letters, a file name that is no UTF-8
             stream.reconfigure(errors="replace")
@@ -589,24 +463,17 @@ def _is_short_of_memory(error: Exception) -> bool:
     return is_short_of_memory(error)
 
 
-def _complain(message: str, code: int) -> None:
+def _complain(message: str, code: int) -> NoReturn:
     typer.echo(f"ddstudy: {message}", err=True)
     sys.exit(code)
 
 
-def _say_left_out(lines: list[str], *troubles: str) -> None:
+def _say_left_out(lines: Sequence[str], *troubles: str) -> None:
     """Names what cannot be read of a store, behind other troubles; any of them ends the command with exit code 1."""
     if lines:
         troubles = (*troubles, "not all of the store can be read, the rest is shown:", *lines)
     if troubles:
         raise WorkError("\n".join(troubles))
-
-
-def _look(opened: Store, names: list[str] | None) -> tuple[list[StudyView], list[str]]:
-    """Studies to look at, without names the latest that can be read, and what of them or before it cannot be."""
-    views = [opened.view(name) for name in names] if names else [opened.view()]
-    left_out = [] if names else opened.complaints
-    return views, [*left_out, *(line for view in views for line in view.complaints)]
 
 
 def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: Callable[[], bool]) -> None:
@@ -621,179 +488,6 @@ def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: 
                 time.sleep(4 * (time.monotonic() - begun))  # a large page leaves the processor to the study
     except KeyboardInterrupt:
         typer.echo("Stopped following.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; a link is followed, and a device or a pipe is written into."""
-    part = None
-    try:
-        if path.exists() and not path.is_file():  # /dev/stdout may lead to a pipe, which has no path of its own
-            with path.open("wb") as special:
-                special.write(content)
-            return
-        path_itself = path.resolve()
-        folder = path_itself.parent
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            part = Path(file.name)
-            file.write(content)
-        part.chmod(0o666 & ~_umask())
-        part.replace(path_itself)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
-        if part is not None:
-            part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason})", "Name a file in a writable folder.") from None
-
-
-def _check_stem(out: Path) -> None:
-    """Refuses what could not be written before hours are spent on it."""
-    folder = out.absolute().parent
-    if not out.name or not folder.is_dir():
-        raise UserError(f"--out {out}: no name of files in a folder that exists", "Valid: FOLDER/NAME, without suffix.")
-    try:
-        out.with_name(out.name + "-checks.csv").exists()  # or is too long
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be written ({error.strerror})", "Name a file in a writable folder."
-        ) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _check(path: Path) -> tuple[list[str], StudySpec | None]:
-    """All that is wrong with a study file, with its target, and with what it asks of that target."""
-    from ddstudy.images.volumes import load_target, load_targets
-    from ddstudy.spec.files import parse_spec, read_study, target_of
-    from ddstudy.study import runner
-
-    mistakes: list[str] = []
-    spec = image = None
-    try:
-        tree = read_study(path)
-    except UserError as error:
-        return [str(error)], None
-    try:
-        spec = parse_spec(tree, str(path))
-    except UserError as error:
-        mistakes.append(str(error))
-    target = target_of(tree)
-    try:
-        image = load_targets(spec) if spec else load_target(target) if target is not None else None
-        if spec is not None and image is not None:
-            runner.plan(spec, image, set())
-    except UserError as error:
-        mistakes.append(f"{path}: {error}" if image is not None else f"{path}: target: {error}")
-    return mistakes, spec
-
-
-def _spec(path: Path | None, name: str | None) -> StudySpec:
-    from ddstudy.spec.files import read_spec
-
-    return read_spec(path or Path(__file__).parent / "data" / "quick.toml", name)
-
-
-def _override(
-    spec: StudySpec,
-    *,
-    grid: bool,
-    tpe: bool,
-    pareto: bool,
-    target: Path | None,
-    trials: int | None,
-    name: str | None,
-    engine: str | None,
-    ray: str | None,
-) -> StudySpec:
-    """What the command line changes in a study. A mode that is not the file's own gives the study another name."""
-    from ddstudy.spec.files import parse_spec
-
-    if grid + tpe + pareto > 1:
-        raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
-    tree: dict[str, Any] = spec.model_dump(exclude_none=True)
-    if grid or tpe or pareto:
-        mode = "grid" if grid else "tpe" if tpe else "pareto"
-        tree["search"]["sampler"] = "grid" if grid else "tpe"
-        if tpe or pareto:
-            tree["objectives"] = {"psnr": "maximize"} | ({"seconds": "minimize"} if pareto else {})
-        changed = tree["search"]["sampler"] != spec.search.sampler or tree["objectives"] != spec.objectives
-        if changed:
-            tree["name"] = f"{spec.name}-{mode}"
-    if target is not None:
-        tree["target"]["file"] = str(target.absolute())
-    if trials is not None:
-        tree["search"]["trials"] = trials
-    if name is not None:
-        tree["name"] = name
-    if engine is not None:
-        tree["fit"]["engine"] = engine
-    if ray is not None:
-        tree["executor"] |= {"kind": "ray"} | ({"address": ray} if ray else {})
-    return parse_spec(tree, "ddstudy run")
-
-
-def _import(driven: Driven, source: StudyView, executor: Executor, console: Console) -> None:
-    from ddstudy.study.samplers import Unseen
-    from ddstudy.terminal import device_of
-
-    sampler = driven.study.sampler
-    marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
-    count = driven.reuse(source, device=device_of(executor, driven.spec), marks=marks)
-    console.print(f"{count:,} results of {source.name} imported", soft_wrap=True)
-
-
-@contextmanager
-def _executor(
-    spec: StudySpec, image: Target | Targets, workers: int | None, threads: int | None, console: Console
-) -> Iterator[Executor]:
-    from functools import partial
-
-    from ddstudy.execution.executors import InProcess, Threads, layout, resolve_device
-    from ddstudy.execution.ray_pool import Ray, Wish
-    from ddstudy.study.runner import bytes_of_largest_fit
-
-    timed, bytes_per_fit = "seconds" in spec.objectives, partial(bytes_of_largest_fit, spec, image)
-    bytes_on_gpu = partial(bytes_of_largest_fit, spec, image, "cuda:0")
-    executor: Executor
-    if spec.executor.kind == "ray":
-        if workers or threads:
-            raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit, bytes_on_gpu), console.print)
-    else:
-        cores = layout(
-            spec.fit,
-            resolve_device(spec.fit.device),
-            exclusive=timed,
-            bytes_per_fit=bytes_per_fit,
-            workers=workers,
-            threads=threads,
-        )
-        executor = InProcess(cores.threads) if cores.workers == 1 else Threads(cores)
-    try:
-        yield executor
-    finally:
-        executor.close()
-
-
-def _measured_so_far(store: str, spec: StudySpec, image: Target | Targets) -> tuple[set[Setting], list[str]]:
-    """Settings of the study that have a result, and what cannot be read of it, without writing anything."""
-    from ddstudy.store.database import NoStudiesError, Store
-
-    try:
-        with Store(store, read_only=True) as opened:
-            if opened.check(spec, image) is None:
-                return set(), []
-            view = opened.view(spec.name)
-    except NoStudiesError:
-        return set(), []
-    return {record.setting for record in view.records if record.has_result}, view.complaints
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,21 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
-from ddstudy.errors import counted
-from ddstudy.execution.executors import Executor, resolve_device
-from ddstudy.execution.ray_pool import Ray
-from ddstudy.images.metrics import METRICS
-from ddstudy.images.volumes import Target, Targets
+from ddstudy.errors import counted, duration
 from ddstudy.report.claims import Answer
 from ddstudy.report.thesis import differences
-from ddstudy.spec.axes import budgets_by_fit
-from ddstudy.spec.schema import StudySpec
+from ddstudy.report.words import text_of
+from ddstudy.results import Study
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
-from ddstudy.store.writer import Driven
-from ddstudy.study import runner
-from ddstudy.study.evaluate import device_name
-from ddstudy.study.runner import Forecast, Plan, Progress, outlook
+from ddstudy.study.runner import Progress, outlook
 
 NARROW = 100  # columns of a terminal
 
@@ -39,63 +33,9 @@ def terminal() -> Console:
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
-def announce(
-    console: Console,
-    spec: StudySpec,
-    image: Target | Targets,
-    the_plan: Plan,
-    executor: Executor,
-    study: Driven | None = None,
-) -> Forecast | None:
-    """Says what a run will do, and how long it will take.
-
-    Args:
-        console: where it is said.
-        spec: the study.
-        image: its target.
-        the_plan: what is to do.
-        executor: where it is done.
-        study: driven by us, whose forecast is kept; None where nothing is stored.
-
-    Returns:
-        The forecast, None if nothing is left to do.
-    """
-    objectives = ", ".join(f"{metric} ({direction})" for metric, direction in spec.objectives.items())
-    shape = "x".join(map(str, image.image.shape[1:]))
-    console.print(f"Study {spec.name}: {spec.search.sampler}, {objectives}", soft_wrap=True)
-    console.print(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}", soft_wrap=True)
-    most = "" if spec.search.sampler == "grid" else "at most "
-    done = f", {the_plan.done:,} done" if the_plan.done else ""
-    fits = f"{counted(the_plan.fits, 'fit')} of {counted(spec.fit.members, 'member')}"
-    console.print(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
-    if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
-        console.print("Nothing left to do.")
-        return None
-    to_try = list(the_plan.todo) or list(budgets_by_fit(spec.search_space))
-    where = f"{executor.slots} x {device_of(executor, spec)}, {spec.fit.engine}"
-    forecast = runner.kept_forecast(study, where) if study is not None else None
-    if forecast is None:
-        most = f"{runner.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
-        console.print(f"Trying some iterations for a forecast: {most}", soft_wrap=True)
-        forecast = runner.calibrate(spec, image, to_try, executor, study.claims if study else None)
-        forecast.where = where
-        if study is not None:
-            runner.keep_forecast(study, forecast)
-    if not forecast.known:
-        console.print("Forecast: known after the first fit")
-        return forecast
-    seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
-    fitting = forecast.fitting(runner.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
-    at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
-    if "seconds" not in spec.objectives and executor.room(runner.job(spec, image, to_try[0], (1,))) > 1:
-        at_most += ", less in packs"
-    console.print(f"Forecast: about {_duration(seconds)}, {_duration(min(fitting, seconds))} of fitting{at_most}")
-    return forecast
-
-
-def device_of(executor: Executor, spec: StudySpec) -> str:
-    """The device that fits run on, as their trials name it."""
-    return executor.device if isinstance(executor, Ray) else device_name(resolve_device(spec.fit.device))
+def teller(console: Console) -> Callable[[str], None]:
+    """Prints lines as they come; the terminal wraps those that are long."""
+    return partial(console.print, soft_wrap=True)
 
 
 @contextmanager
@@ -108,11 +48,14 @@ def live(console: Console) -> Iterator[Callable[[Progress], None]]:
     # where the terminal is narrow the words lose their end, and the bar, the count and the time stay
     words = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), words)
-    with Bar(*columns, console=console, refresh_per_second=4, expand=True) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = Bar(*columns, console=console, refresh_per_second=4, expand=True)
+    with ExitStack() as stack:
 
         def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total, description=_describe(progress))
+            if not bar.tasks:  # what is said before the first fit needs no bar
+                stack.enter_context(bar)
+                bar.add_task("", total=None)
+            bar.update(bar.task_ids[0], completed=progress.done, total=progress.total, description=_describe(progress))
 
         yield show
 
@@ -120,7 +63,7 @@ def live(console: Console) -> Iterator[Callable[[Progress], None]]:
 def _describe(progress: Progress) -> str:
     parts = []
     if progress.eta_seconds is not None:
-        parts.append(f"{_duration(progress.eta_seconds)} left")
+        parts.append(f"{duration(progress.eta_seconds)} left")
     if progress.best:
         parts.append(f"best {progress.best[1]:.2f}")
     parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
@@ -131,24 +74,47 @@ def _describe(progress: Progress) -> str:
 
 def _log_line(console: Console, progress: Progress) -> None:
     if progress.message:
-        left = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+        left = f", {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
         stamp = time.strftime("%H:%M:%S")
         console.print(f"{stamp} [{progress.done}/{progress.total}{left}] {progress.message}", soft_wrap=True)
 
 
-def print_summary(console: Console, view: StudyView, shown_url: str, option: str) -> None:
-    """Best settings, and the next command to type, with the option that it needs to find the store."""
-    results = view.trials[view.trials["state"].isin(["COMPLETE", "PRUNED"])]
-    stable = results[results["stable"].eq(True)]
-    table = Table(title=f"Best settings of {view.name}, stable ones only")
-    for column in ("metric", "value", *("k", "s", "l", "iterations", "noise", "tiling")):
+def print_studies(console: Console, studies: Sequence[Study]) -> None:
+    """The studies of a store: what is done, pruned, failed, and the best so far; below, what failed and why."""
+    table, notes = Table(), []
+    for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
-    for metric in METRICS.values():
-        scored = stable.dropna(subset=[metric.name])
-        if len(scored):
-            row = scored.sort_values(metric.name, ascending=metric.minimized, kind="stable").iloc[0]
-            setting = [str(row[axis]) for axis in ("k", "s", "l", "iterations", "noise", "tiling")]
-            table.add_row(metric.name, f"{row[metric.name]:.4g}", *setting)
+    for study in studies:
+        metric, best = next(iter(study.spec.objectives)), ""
+        if metric in study.best.index:
+            row = study.best.loc[metric]
+            best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
+        if lost := study.view.lost_images:
+            notes.append(f"{study.name}: {lost}; the numbers are complete")
+        pruned, failed = int(study.trials["state"].eq("PRUNED").sum()), study.failed
+        counts = (study.view.measured, study.spec.trials, pruned, len(failed))
+        table.add_row(study.name, study.facts["target"], *map(str, counts), best)
+        if len(failed):
+            last = failed.iloc[-1]
+            notes.append(
+                f"{study.name}: {counted(len(failed), 'setting')} failed, `ddstudy run` tries them again, "
+                f"`ddstudy logs {study.name}` tells all; "
+                f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
+            )
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+
+
+def print_summary(console: Console, study: Study, shown_url: str, option: str) -> None:
+    """Best settings, and the next command to type, with the option that it needs to find the store."""
+    results = study.trials[study.trials["state"].isin(["COMPLETE", "PRUNED"])]
+    table = Table(title=f"Best settings of {study.name}, stable ones only")
+    axes = study.view.axes
+    for column in ("metric", "value", *axes):
+        table.add_column(column)
+    for metric, (_, row) in zip(study.best.index, study.best.iterrows(), strict=True):
+        table.add_row(metric, f"{row[metric]:.4g}", *(text_of(row[axis]) for axis in axes))
     console.print(table)
     unstable = int(results["stable"].eq(False).sum())
     share = 100 * unstable / max(1, len(results))
@@ -156,7 +122,7 @@ def print_summary(console: Console, view: StudyView, shown_url: str, option: str
     console.print(f"{counted(len(results), 'setting')} measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
     if rough := int(results["disturbed"].eq(True).sum()):
         console.print(f"The seconds of {rough} were disturbed by other programs on their machine.")
-    console.print(f"Results are in {shown_url}. Next: ddstudy report {view.name}{option}", soft_wrap=True)
+    console.print(f"Results are in {shown_url}. Next: ddstudy report {study.name}{option}", soft_wrap=True)
 
 
 def follow(console: Console, opened: Store, name: str | None) -> StudyView:
@@ -167,7 +133,7 @@ def follow(console: Console, opened: Store, name: str | None) -> StudyView:
             at_work, results = opened.at_work(view.name), view.measured
             ahead = outlook(view, at_work, datetime.now())
             line = f"{view.name}: {results} of {view.spec.trials} settings, {ahead.per_minute:.1f} a minute"
-            line += f", about {_duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
+            line += f", about {duration(ahead.eta_seconds)} left" if ahead.eta_seconds is not None else ""
             table = Table("worker", "fit", "iteration", "of", "run")
             for each in at_work:
                 progress = (str(each.iteration), str(each.of)) if each.worker else ("", "")
@@ -218,11 +184,3 @@ def print_trials(console: Console, view: StudyView, answer: Answer) -> None:
         console.print(line, soft_wrap=not console.is_terminal)
     if len(answer.rows):
         console.print(answer.rows.to_string(index=False, float_format="%.4g"), soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -27,7 +27,8 @@ ORDER = [
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
     "report", "report.words", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
     "report.figures", "report.panels",
-    *(f"report.panels.{name}" for name in PANELS), "report.page", "notebook", "dashboard", "terminal", "cli",
+    *(f"report.panels.{name}" for name in PANELS), "report.page", "report.writing", "image_fit", "results", "api",
+    "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {

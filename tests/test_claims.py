@@ -17,6 +17,7 @@ from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.files import parse_spec
+from ddstudy.spec.options import THESIS
 from ddstudy.store.study import StudyView, trials_table
 
 THESIS_LIKE = {
@@ -503,7 +504,7 @@ def test_inputs_of_one_pixel_are_left_out():
 @pytest.mark.parametrize(
     "view",
     [
-        dataclasses.replace(study(), trials=trials_table([])),
+        dataclasses.replace(study(), trials=trials_table([], THESIS)),
         dataclasses.replace(study(), trials=study().trials.head(1)),
         study(state="FAIL", stable=False, psnr=math.nan, seconds=math.nan, cv_percent=math.nan),
         study(space={"k": [8], "s": [8], "l": [4], "iterations": [100]}, tree={"fit": {"members": 1}}),

@@ -19,10 +19,9 @@ import pytest
 from old_stores import restore
 from test_dashboard import call
 
-from ddstudy import cli, dashboard
+from ddstudy import cli, dashboard, open_study
 from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import load_target
-from ddstudy.notebook import open_study
 from ddstudy.spec.files import read_spec
 from ddstudy.store.database import Store
 from ddstudy.store.leases import AtWork
@@ -224,7 +223,7 @@ def test_a_trial_that_cannot_be_read_is_named_and_the_others_are_shown(
     assert (code, "(3 trials)" in out, why in err) == (1, True, True)
     assert ddstudy("export", "tpe")[0] == 0
     with pytest.warns(UserWarning, match="grid: trial 2 is left out"):
-        assert len(open_study(f"sqlite:///{folder / 'old.db'}", "grid").trials) == 3
+        assert len(open_study("grid", f"sqlite:///{folder / 'old.db'}").trials) == 3
     spec = read_spec(folder / "grid.toml")
     with Store(f"sqlite:///{folder / 'old.db'}") as store:
         driven = store.drive(spec, load_target(spec.target), sampler(spec))
@@ -280,7 +279,7 @@ def test_a_damaged_study_is_named_where_the_latest_is_asked_for(folder: Path, dd
         assert (code, why in err) == (1, True)
         assert "tpe" in out + err or command == "report"
     with pytest.warns(UserWarning, match="study 'pareto' cannot be read"):
-        assert open_study(f"sqlite:///{folder / 'old.db'}").name == "tpe"
+        assert open_study(store=f"sqlite:///{folder / 'old.db'}").name == "tpe"
     for name, said in (("pareto", why), ("tpe", "differs: search.seed")):
         spec = folder / f"{name}.toml"
         spec.write_text(spec.read_text().replace('"tpe"', '"tpe"\nseed = 1'))

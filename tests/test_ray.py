@@ -1,11 +1,13 @@
 """The pool on real Ray clusters: same results, growth, faults. Several nodes are on this machine; some are killed."""
 
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +20,7 @@ import pytest
 import yaml
 from points import fit_of
 
-from ddstudy.errors import UserError, WorkError
+from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.execution.executors import Executor, Failed, Finished, InProcess, Started, Workers
 from ddstudy.execution.ray_pool import Place, Ray, places
 from ddstudy.images.volumes import Target
@@ -207,6 +209,22 @@ def test_a_full_cluster_is_waited_for_and_says_so(make_job: Callable[..., Job]) 
         assert "all processors of the Ray cluster are in use" in told[0]
         assert second.device == device_name("cpu")
         second.close()
+
+
+@slow
+def test_an_event_of_another_thread_ends_what_runs(cluster: "clusters.Cluster", make_job: Callable[..., Job]) -> None:
+    """Nothing comes from the cluster meanwhile that would wake the driver."""
+    stop, endless = threading.Event(), make_job(iterations=10**9)
+    endless = replace(endless, budgets=(10**9,), options=endless.options.model_copy(update={"check_every": 10**9}))
+    with contextlib.closing(Ray(clusters.wish(cluster.address), print, stop)) as executor:
+        executor.submit("endless", endless)
+        events = executor.events()
+        assert any(isinstance(event, Started) for _, event in events)
+        watcher = threading.Thread(target=stop.set)
+        watcher.start()
+        with pytest.raises(StoppedError):
+            list(events)
+        watcher.join()
 
 
 @slow

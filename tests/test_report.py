@@ -13,7 +13,7 @@ from synthetic import THESIS
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
-from ddstudy.report import figures, tables
+from ddstudy.report import figures, page, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
@@ -81,7 +81,7 @@ def view():
 
 
 def test_the_store_provides_every_column_that_is_used(view):
-    assert set(view.trials.columns) <= set(trials_table([]).columns)
+    assert set(view.trials.columns) <= set(trials_table([], THESIS).columns)
 
 
 # --- tables
@@ -298,7 +298,7 @@ def test_importance_without_the_whole_grid_asks_a_forest_and_agrees():
         (view_of().trials.head(9), "9 measured trials"),
         (pd.concat([view_of().trials.head(1)] * 12), "same setting"),
         (view_of(lambda setting: 30.0).trials, "same value"),
-        (trials_table([]), "0 measured trials"),
+        (trials_table([], THESIS), "0 measured trials"),
     ],
 )
 def test_importance_of_too_little_says_so(trials, reason):
@@ -443,13 +443,13 @@ def parts_of(colour):
 
 def test_marks_stand_out_in_light_and_dark(view):
     """WCAG 2.1, 1.4.11: 3:1. Transparent ones did not reach it; what the best lines stand out from need not."""
-    style = (Path(contents.__file__).parent / "templates" / "page.css").read_text()
+    style = (Path(page.__file__).parent / "templates" / "page.css").read_text()
     light, dark = map(parts_of, re.findall(r"--card: (#\w+)", style))
     assert luminance(light) > 0.9
     assert luminance(dark) < 0.1
     other = dataclasses.replace(view, name="other", trials=view.trials.assign(device="cpu"))
     both = [dataclasses.replace(view, trials=other.trials), other]
-    shown = [contents.show(panel, both) for panel in (*read_panels(), *read_panels(COMPARE))]
+    shown = [panel.show(both) for panel in (*read_panels(), *read_panels(COMPARE))]
     marks = [mark for it in shown if it.figure for mark in it.figure.data if mark.type != "heatmap"]
     assert len(marks) > 20
     for mark in marks:
@@ -496,7 +496,7 @@ def test_a_page_refers_to_nothing_outside(view):
 @pytest.mark.parametrize(
     "trials",
     [
-        trials_table([]),
+        trials_table([], THESIS),
         view_of().trials.assign(
             state="FAIL", stable=False, reason="lost", **dict.fromkeys([*METRICS, "psnr_1dd"], np.nan)
         ),
@@ -568,7 +568,7 @@ def test_the_page_in_a_browser(view, tmp_path):
     from browser import chromium, errors
     from selenium.webdriver.support.ui import WebDriverWait
 
-    other = dataclasses.replace(view, name="<b>empty</b>", trials=trials_table([]))
+    other = dataclasses.replace(view, name="<b>empty</b>", trials=trials_table([], THESIS))
     page = tmp_path / "report.html"
     page.write_text(render([view, other], read_panels()), encoding="utf-8")
     with chromium() as browser:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from ddstudy.errors import UserError, WorkError
+from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.fit import choose, fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
 from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_prior
@@ -316,17 +316,40 @@ def _free_on_gpu(device: str) -> float:
     return float(torch.cuda.mem_get_info(device)[0] + reusable)
 
 
+class Ending(threading.Event):
+    """Ends one job; it is set as soon as the event that stops everything is.
+
+    Args:
+        everything: set by the caller, perhaps in another thread; None if nothing stops everything.
+    """
+
+    def __init__(self, everything: threading.Event | None) -> None:
+        super().__init__()
+        self._everything = everything
+
+    def is_set(self) -> bool:
+        """Whether the job is to end."""
+        return super().is_set() or is_stopped(self._everything)
+
+
+def is_stopped(everything: threading.Event | None) -> bool:
+    """Whether the caller wants no more."""
+    return everything is not None and everything.is_set()
+
+
 class InProcess:
     """One fit, or one pack, at a time, in this thread: nothing else runs while a fit is timed.
 
     Args:
         threads: of a fit.
+        stop: set by the caller to end all jobs soon; `events` then raises `StoppedError`.
     """
 
     slots = 1
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, stop: threading.Event | None = None) -> None:
         self._threads = threads
+        self._stop = stop
         self._waiting: deque[dict[str, Job]] = deque()
         self._stops: dict[str, threading.Event] = {}
 
@@ -355,10 +378,11 @@ class InProcess:
         """See `Executor`."""
         while self._waiting:
             jobs = self._waiting.popleft()
-            self._stops = {ticket: threading.Event() for ticket in jobs}
+            self._stops = {ticket: Ending(self._stop) for ticket in jobs}
             for ticket, event in pack_events(jobs, self._stops, socket.gethostname(), self._threads):
                 if isinstance(event, UserError):
                     raise event
+                raise_if_stopped(self._stop, event)
                 yield ticket, event
 
     def close(self) -> None:
@@ -371,9 +395,11 @@ class Threads:
 
     Args:
         layout: fits at a time, and threads of each.
+        stop: as for `InProcess`.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, stop: threading.Event | None = None) -> None:
+        self._stop = stop
         self.slots = layout.workers
         self._threads = layout.threads
         self._pool = ThreadPoolExecutor(layout.workers)
@@ -393,7 +419,7 @@ class Threads:
 
     def submit_together(self, jobs: Mapping[str, Job]) -> None:
         """See `Executor`."""
-        stops = {ticket: threading.Event() for ticket in jobs}
+        stops: dict[str, threading.Event] = {ticket: Ending(self._stop) for ticket in jobs}
         for job in jobs.values():
             resolve_device(job.options.device)
         self._stops |= stops
@@ -418,6 +444,7 @@ class Threads:
             ticket, event = self._queue.get()
             if isinstance(event, UserError):
                 raise event
+            raise_if_stopped(self._stop, event)
             if isinstance(event, Finished | Failed):
                 del self._stops[ticket]
             yield ticket, event
@@ -427,6 +454,12 @@ class Threads:
         for stop in self._stops.values():
             stop.set()
         self._pool.shutdown(cancel_futures=True)
+
+
+def raise_if_stopped(stop: threading.Event | None, event: Event) -> None:
+    """Ends an executor's events where its caller wants no more; a result that is there is handed over first."""
+    if is_stopped(stop) and not isinstance(event, Measurement):
+        raise StoppedError("stopped")
 
 
 def pack_events(

@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ddstudy.errors import UserError, WorkError
+from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.execution.executors import (
     Event,
     Failed,
@@ -41,6 +41,7 @@ from ddstudy.execution.executors import (
     describe,
     failure,
     layout,
+    raise_if_stopped,
     usable_cores,
     work_events,
 )
@@ -50,6 +51,7 @@ from ddstudy.spec.schema import ExecutorSpec
 from ddstudy.study.evaluate import Check, Job, Measurement, device_name
 
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
+STOP_SECONDS = 0.2  # between looks whether the caller wants an end, while nothing comes
 TOGETHER_SECONDS = 0.05  # events that follow each other faster travel together
 PATIENCE_SECONDS = 600.0  # without any worker: nodes of a cloud may take minutes to start
 SILENCE_SECONDS = 10.0  # without any worker, before the user is told what is waited for
@@ -108,6 +110,7 @@ class Ray:
     Args:
         wish: what the study wants.
         tell: is told what is waited for before the first worker is there.
+        stop: set by the caller to end all jobs soon; `events` then raises `StoppedError`.
 
     Attributes:
         slots: workers by now.
@@ -118,8 +121,9 @@ class Ray:
         WorkError: no worker starts.
     """
 
-    def __init__(self, wish: Wish, tell: Callable[[str], object]) -> None:
+    def __init__(self, wish: Wish, tell: Callable[[str], object], stop: threading.Event | None = None) -> None:
         self.slots = 0
+        self._stop = stop
         self.device = ""
         self._jobs: set[str] = set()
         self._expected = 0
@@ -185,6 +189,7 @@ class Ray:
             for event in events:
                 if isinstance(event, Finished | Failed):
                     self._jobs.discard(ticket)
+                raise_if_stopped(self._stop, event)
                 yield ticket, event
 
     def close(self) -> None:
@@ -204,6 +209,9 @@ class Ray:
 
     def _receive(self) -> tuple[str, list[Event]]:
         try:
+            while self._stop is not None and not self._pipe.poll(STOP_SECONDS):
+                if self._stop.is_set():
+                    raise StoppedError("stopped")
             ticket, events = self._pipe.recv()
         except (EOFError, OSError):
             raise WorkError(f"{GONE}{self._last_words()}\n{KEPT}") from None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddstudy.errors import UserError
 from ddstudy.images.files import (
@@ -45,6 +45,7 @@ SIDE = (8, 4096)  # pixels, the same as `target.size` allows
 _FORMATS = "NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), PNG, JPEG, TIFF or .npy"
 _AXES = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}  # rows, columns, normal among R, A, S
 _NORMALS = {"axial": "inferior to superior", "coronal": "posterior to anterior", "sagittal": "left to right"}
+_SHAPES = "an array (H, W), (C, H, W) or (H, W, C) with 1 or 3 channels"
 _NOT_NUMBERS = {"c": "complex numbers", "V": "structured values such as RGB", "U": "text", "S": "text"}
 
 
@@ -120,6 +121,13 @@ class Targets:
         return self.images[tuple(point.get(axis) for axis in self.axes)]
 
 
+def short_digest(target: Target | Targets) -> str:
+    """The beginning of a digest, or of that of several, for people."""
+    digest = target.digest
+    text = digest if isinstance(digest, str) else hashlib.sha256(repr(sorted(digest.items())).encode()).hexdigest()
+    return text[:16]
+
+
 def load_targets(spec: StudySpec) -> Target | Targets:
     """The image of a study, or its images where it searches options of `[target]`.
 
@@ -173,15 +181,45 @@ def load_target(spec: TargetSpec) -> Target:
         else:
             pixels, to_stored = source, np.eye(4)
             _refuse_options_of_volumes(spec, where)
-    channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
-    if np.array_equal(channels, np.broadcast_to(channels[:1], channels.shape)):
-        channels = channels[:1]
-    image, scale = _unit_range(channels, spec, where)
+    image, scale = _unit_range(_channels(pixels), spec, where)
     sides = np.ones(2) if affine is None else np.linalg.norm((affine @ to_stored)[:3, :2], axis=0)
     image, to_old = _resample(image, sides, spec.size, where)
     to_stored = to_stored @ to_old
     forms = {form: (placed @ to_stored, code) for form, (placed, code) in forms.items()}
     return Target(image, name, None if affine is None else affine @ to_stored, scale, forms)
+
+
+def target_of(image: ArrayLike, spec: TargetSpec, where: str = "image") -> Target:
+    """Makes an array a target, exactly as `load_target` does with the same array in a .npy file.
+
+    Args:
+        image: real numbers of any range, (H, W), (H, W, 1), (H, W, 3), (1, H, W) or (3, H, W). Which of the axes the
+            channels are on is never in doubt, since a side has at least 8 pixels.
+        spec: intensities and size; the options that cut a volume choose nothing.
+        where: names the image in errors.
+
+    Raises:
+        UserError: it is no such array, or holds what `load_target` refuses.
+    """
+    try:
+        pixels = np.asarray(image)
+    except (TypeError, ValueError):  # rows of different lengths, a tensor on a GPU
+        raise UserError(f"{where}: is no array of numbers", f"Valid: {_SHAPES}.") from None
+    _check_values(pixels, where)
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3) and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise UserError(f"{where}: its shape is {' x '.join(map(str, pixels.shape))}", f"Valid: {_SHAPES}.")
+    check_pixels(pixels.shape[0], pixels.shape[1], where)
+    _refuse_options_of_volumes(spec, where)
+    unit, scale = _unit_range(_channels(pixels), spec, where)
+    return Target(_resample(unit, np.ones(2), spec.size, where)[0], where, None, scale)
+
+
+def _channels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """A picture (H, W) or (H, W, C) as (C, H, W); equal channels are grey."""
+    channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
+    return channels[:1] if np.array_equal(channels, np.broadcast_to(channels[:1], channels.shape)) else channels
 
 
 def _mni152() -> Path:
@@ -236,6 +274,16 @@ def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDA
         raise UserError(f"{where}: '{path.suffix}' is no known kind of image", valid)
 
     values = source.data if isinstance(source, Volume) else source
+    _check_values(values, where)
+    if isinstance(source, Volume) or not name.endswith(".npy"):
+        return source
+    if source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3)):
+        check_pixels(source.shape[0], source.shape[1], where)
+        return source
+    return volume_of(source, where)
+
+
+def _check_values(values: Any, where: str) -> None:
     if values.dtype.kind not in "biuf":
         kind = _NOT_NUMBERS.get(values.dtype.kind, f"values of type {values.dtype}")
         valid = "Valid: real numbers; save the magnitude of complex data, one channel of a colour volume."
@@ -243,12 +291,6 @@ def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDA
     if 0 in values.shape:
         shape = " x ".join(map(str, values.shape))
         raise UserError(f"{where}: holds no values, its shape is {shape}", "Valid: at least one value on each axis.")
-    if isinstance(source, Volume) or not name.endswith(".npy"):
-        return source
-    if source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3)):
-        check_pixels(source.shape[0], source.shape[1], where)
-        return source
-    return volume_of(source, where)
 
 
 def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float64], Affine, int]:

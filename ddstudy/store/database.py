@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ import optuna
 import sqlalchemy as sa
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.images.volumes import Target, Targets
+from ddstudy.images.volumes import Target, Targets, short_digest
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
@@ -381,7 +380,7 @@ class Store:
         """Stores what a study is, as far as `check` allows it to change."""
         if grown is None:
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
-            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": _short(target.digest)}))
+            study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": short_digest(target)}))
         elif grown:
             self._grow(study, spec, grown)
         study.set_user_attr(_SPEC, spec.stored())  # the number of trials may have changed
@@ -448,12 +447,6 @@ def _grows(key: str, old: list[Any], new: list[Any]) -> bool:
         return False
     words = any(isinstance(value, str) for value in [*old, *new])
     return new[: len(old)] == old if words else set(old) <= set(new)
-
-
-def _short(digest: str | dict[str, str]) -> str:
-    """The beginning of a digest, or of that of several, for people."""
-    text = digest if isinstance(digest, str) else hashlib.sha256(json.dumps(digest).encode()).hexdigest()
-    return text[:16]
 
 
 def _same_pixels(one: str | dict[str, str], other: str | dict[str, str]) -> bool:

@@ -46,6 +46,7 @@ class Job:
         noise: how input tensors are made.
         stability: limits, and whether they stop the fit.
         timed: its seconds are compared with others: nothing else is done meanwhile.
+        every_member: results carry the output of every member, too.
     """
 
     fit: Fit
@@ -55,6 +56,7 @@ class Job:
     noise: NoiseSpec
     stability: StabilitySpec
     timed: bool = False
+    every_member: bool = False
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -89,6 +91,7 @@ class Measurement:
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
         shared: other fits ran on its device, so its seconds are not comparable; told by who ran it.
+        members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
     """
 
     budget: int
@@ -97,6 +100,7 @@ class Measurement:
     curve: dict[str, list[object]]
     stopped: bool
     shared: bool = False
+    members: NDArray[np.float32] | None = None
 
 
 def job_prior(fit: Fit, target: Target) -> DeepDecoder:
@@ -291,7 +295,8 @@ class _Tracker:
             if budget == check.iteration or (stopped and budget > check.iteration):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = stopped and (budget > check.iteration or not check.psnr_members)
-                made.append(Measurement(budget, values, ensemble, curve, late))
+                each = members if self.job.every_member else None
+                made.append(Measurement(budget, values, ensemble, curve, late, members=each))
         return made
 
 

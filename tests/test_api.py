@@ -1,4 +1,4 @@
-"""A study in a notebook, and `ddstudy claims`: from a store with known results."""
+"""The Python API over a store with known results, and `ddstudy claims`."""
 
 import dataclasses
 import io
@@ -48,7 +48,7 @@ def store(make_spec, tmp_path, monkeypatch):
 
 
 def test_the_table_is_that_of_the_store(store):
-    study = ddstudy.open_study(store, "quick")
+    study = ddstudy.open_study("quick", store)
     with Store(store, read_only=True) as opened:
         pd.testing.assert_frame_equal(study.trials, opened.view("quick").trials)
     assert len(study.trials) == 12
@@ -73,7 +73,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("kind", FIGURES)
 def test_a_figure_is_that_of_the_report(store, kind):
-    study = ddstudy.open_study(store)
+    study = ddstudy.open_study(store=store)
     panel = panels.parse_panel({"kind": kind, "title": "T", **FIGURES[kind]}, "test")
     drawn = study.figure(kind, **FIGURES[kind]).to_json()
     assert drawn == panel.figure([study.view]).to_json()
@@ -81,7 +81,7 @@ def test_a_figure_is_that_of_the_report(store, kind):
 
 
 def test_numbers_of_a_figure_are_the_trials(store):
-    study = ddstudy.open_study(store)
+    study = ddstudy.open_study(store=store)
     stable = study.figure("pareto", x="seconds", y="psnr").data[1]
     assert sorted(stable.y) == sorted(study.trials["psnr"])
 
@@ -98,12 +98,12 @@ def test_numbers_of_a_figure_are_the_trials(store):
 )
 def test_a_figure_that_is_not_there_is_refused_in_words(store, kind, fields, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        ddstudy.open_study(store).figure(kind, **fields)
+        ddstudy.open_study(store=store).figure(kind, **fields)
 
 
 def test_claims_and_published_tables(store):
-    study = ddstudy.open_study(store)
-    pd.testing.assert_frame_equal(study.claims(), claims.as_table(claims.retest(study.view)))
+    study = ddstudy.open_study(store=store)
+    pd.testing.assert_frame_equal(study.findings(), claims.as_table(claims.retest(study.view)))
     for number in thesis.NUMBERS:
         table = study.published(number)
         pd.testing.assert_frame_equal(table, thesis.beside(study.view, number).table)
@@ -112,17 +112,17 @@ def test_claims_and_published_tables(store):
 
 
 def test_claims_of_a_study_know_the_other_slices(store):
-    study = ddstudy.open_study(store)
+    study = ddstudy.open_study(store=store)
     target = study.spec.target.model_copy(update={"slice": 3})
     spec = study.spec.model_copy(update={"target": target, "name": "away"})
     view = dataclasses.replace(study.view, name="away", spec=spec, facts={"target": "another slice"})
-    assert study.claims().loc["slices", "trials"] == ()
-    assert len(study.claims(ddstudy.Study(view)).loc["slices", "trials"]) == 12
+    assert study.findings().loc["slices", "trials"] == ()
+    assert len(study.findings(ddstudy.Study(view)).loc["slices", "trials"]) == 12
 
 
 def test_unknown_studies_and_names_are_refused(store):
     with pytest.raises(UserError, match="no study 'other'"):
-        ddstudy.open_study(store, "other")
+        ddstudy.open_study("other", store)
     with pytest.raises(AttributeError, match="no attribute 'open_studies'"):
         ddstudy.open_studies  # noqa: B018
 
@@ -138,7 +138,7 @@ def test_the_readmes_lines_run(store):
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     lines = [line for line in code.splitlines() if line and not line.startswith(("import", "study ="))]
     assert len(lines) >= 5
-    space = {"ddstudy": ddstudy, "study": ddstudy.open_study(store)}
+    space = {"ddstudy": ddstudy, "study": ddstudy.open_study(store=store)}
     exec(code, space)
     for line in lines:
         assert eval(line, space) is not None
@@ -169,7 +169,7 @@ def test_the_command_answers_every_claim(call):
 
 
 def test_on_a_narrow_terminal_answers_are_paragraphs(store):
-    view, out = ddstudy.open_study(store).view, io.StringIO()
+    view, out = ddstudy.open_study(store=store).view, io.StringIO()
     print_answers(Console(file=out, width=60), view, claims.retest(view))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 60
@@ -184,7 +184,7 @@ def test_the_command_lists_the_trials_behind_a_claim(call, store):
     assert code == 0
     assert "Rule: Mean PSNR of blur3 less uniform" in out
     rows = [line.split() for line in out.splitlines() if line.startswith("quick ")]
-    view = ddstudy.open_study(store).view
+    view = ddstudy.open_study(store=store).view
     found = claims.ask(claims.CLAIMS[0], view).rows
     assert [int(row[1]) for row in rows] == found["number"].tolist()
     assert len(rows) == 8

@@ -1,0 +1,382 @@
+"""Running a study in one call, `run`: what Python and the command line share.
+
+A mistake in what was given raises `UserError`, what could not be done `WorkError`, both with the words of the command
+line. What is done only in part (a setting that failed, a trial that cannot be read) comes as a `StudyWarning`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ddstudy.errors import StoppedError, UserError, counted, duration
+from ddstudy.execution.executors import Executor, InProcess, Threads, is_stopped, layout, resolve_device
+from ddstudy.execution.ray_pool import Ray, Wish
+from ddstudy.image_fit import check_cores, plain
+from ddstudy.images.volumes import Target, Targets, load_target, load_targets
+from ddstudy.results import Study, images_folder, store_url, tree_of, warn
+from ddstudy.spec.axes import Setting, budgets_by_fit
+from ddstudy.spec.files import parse_spec, read_spec, read_study, target_of
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.database import NoStudiesError, Store
+from ddstudy.store.study import StudyView
+from ddstudy.store.writer import Driven
+from ddstudy.study import runner
+from ddstudy.study.evaluate import device_name
+from ddstudy.study.runner import Forecast, Plan, Progress
+from ddstudy.study.samplers import Unseen, sampler
+
+PACKAGED = Path(__file__).parent / "data" / "quick.toml"
+Mode = Literal["grid", "tpe", "pareto"]
+Asked = str | Path | Mapping[str, Any] | StudySpec | None
+
+
+def run(
+    study: Asked = None,
+    *,
+    mode: Mode | None = None,
+    target: str | Path | None = None,
+    trials: int | None = None,
+    name: str | None = None,
+    ray: bool | str = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    reuse: str | None = None,
+    store: str | None = None,
+    artifacts: str | Path | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    tell: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None,
+) -> Study:
+    """Runs a study, or goes on with one: the same call resumes. `ddstudy run` does no more than this.
+
+    Every result is stored the moment it is there, so that nothing is lost however it ends: Ctrl-C raises
+    KeyboardInterrupt as anywhere, what `progress` raises is passed on, and `stop` ends it quietly.
+
+    Args:
+        study: a study file, the same as a dictionary (lists may be ranges or arrays) or as a `StudySpec`; by default a
+            small packaged study.
+        mode: "grid" for every setting once, "tpe" for a search for the best PSNR, "pareto" for PSNR against seconds,
+            instead of what the study says; the study then has a name of its own.
+        target: image or volume to fit, instead of the study's.
+        trials: settings to try; by default all, or 100 for a search.
+        name: of the study in the store, instead of its own.
+        ray: run on Ray: True for the cluster of RAY_ADDRESS, else one on this machine; "local", "auto" or "HOST:PORT".
+        engine: "auto", "fused" or "reference", instead of the study's.
+        workers: fits at a time; by default as the cores allow.
+        threads: of a fit; by default one per member.
+        reuse: name of another study of this target, whose results are imported first.
+        store: `sqlite:///FILE.db` or `postgresql://USER:PASSWORD@HOST/DATABASE`; by default that of DDSTUDY_STORE, else
+            `sqlite:///ddstudy.db`.
+        artifacts: folder of the trials' images; by default that of DDSTUDY_ARTIFACTS, else beside the store.
+        progress: is called in this thread with where the run stands, after every event.
+        tell: is called with lines about the plan, the forecast and what is waited for, for example `print`.
+        stop: ends the run within seconds when another thread sets it; the study is returned as it stands then.
+
+    Returns:
+        The study as it stands at the end.
+
+    Raises:
+        UserError: something that was given is not valid, or the stored study differs.
+        WorkError: no fit works, or the store or the cluster is gone.
+
+    Warns:
+        StudyWarning: settings failed, images could not be kept, or trials of the store cannot be read.
+    """
+    tell = tell or _silent
+    spec = asked(study, mode=mode, target=target, trials=trials, name=name, engine=engine, ray=ray)
+    image = load_targets(spec)
+    runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
+    last = None
+    with Store(store_url(store), images_folder(artifacts)) as opened:
+        source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
+        driven = opened.drive(spec, image, sampler(spec))
+        with (
+            contextlib.suppress(StoppedError),
+            executor_for(spec, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor,
+        ):
+            if source is not None:
+                _import(driven, source, executor, tell)
+            so_far = driven.measured()
+            driven.study.sampler = sampler(spec, len(so_far))
+            the_plan = runner.plan(spec, image, set(so_far), driven.reused)
+            forecast = announce(tell, spec, image, the_plan, executor, driven)
+            if forecast is not None and not is_stopped(stop):
+                steps = runner.run(driven, executor, forecast)
+                with contextlib.closing(steps):  # type: ignore[type-var]  # a generator has close()
+                    for last in steps:
+                        if progress is not None:
+                            progress(last)
+                        if is_stopped(stop):
+                            break
+        view = opened.view(spec.name)
+    troubles = []
+    if last is not None and last.failed:
+        failed = f"{counted(last.failed, 'setting')} failed (`ddstudy status` says why)"
+        troubles = [failed, "The same command tries them again."]
+    if last is not None and last.images_lost:
+        troubles += [f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}"]
+    warn([*troubles, *view.complaints])
+    return Study(view, troubles)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `run` would do.
+
+    Attributes:
+        spec: the study.
+        settings: that it has, or that a search would try.
+        fits: that serve them; for a search the most it can need.
+        done: settings that have a result already.
+        seconds: forecast of the rest without any early stop; None if not even one iteration was tried in time.
+        complaints: what of the store cannot be read.
+    """
+
+    spec: StudySpec
+    settings: int
+    fits: int
+    done: int
+    seconds: float | None
+    complaints: Sequence[str] = field(default=(), repr=False)
+
+
+def dry_run(
+    study: Asked = None,
+    *,
+    mode: Mode | None = None,
+    target: str | Path | None = None,
+    trials: int | None = None,
+    name: str | None = None,
+    ray: bool | str = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    store: str | None = None,
+    tell: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None,
+) -> DryRun:
+    """Plans a run and forecasts how long it takes, by some iterations of its fits; writes nothing.
+
+    Args and errors are those of `run`.
+
+    Raises:
+        StoppedError: `stop` was set.
+    """
+    tell = tell or _silent
+    spec = asked(study, mode=mode, target=target, trials=trials, name=name, engine=engine, ray=ray)
+    image = load_targets(spec)
+    done, complaints = _measured_so_far(store_url(store), spec, image)
+    the_plan = runner.plan(spec, image, done)
+    with executor_for(spec, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor:
+        forecast = announce(tell, spec, image, the_plan, executor)
+        seconds: float | None = 0.0
+        if forecast is not None:
+            ahead = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+            seconds = ahead if forecast.known else None
+    warn(complaints)
+    return DryRun(spec, the_plan.settings, the_plan.fits, the_plan.done, seconds, complaints)
+
+
+def check_study(path: str | Path) -> tuple[list[str], StudySpec | None]:
+    """All that is wrong with a study file, with its target, and with what it asks of that target.
+
+    Returns:
+        The mistakes, and the study if its file is valid.
+    """
+    path = Path(path)
+    mistakes: list[str] = []
+    spec = image = None
+    try:
+        tree = read_study(path)
+    except UserError as error:
+        return [str(error)], None
+    try:
+        spec = parse_spec(tree, str(path))
+    except UserError as error:
+        mistakes.append(str(error))
+    target = target_of(tree)
+    try:
+        image = load_targets(spec) if spec else load_target(target) if target is not None else None
+        if spec is not None and image is not None:
+            runner.plan(spec, image, set())
+    except UserError as error:
+        mistakes.append(f"{path}: {error}" if image is not None else f"{path}: target: {error}")
+    return mistakes, spec
+
+
+def asked(
+    study: Asked,
+    *,
+    mode: Mode | None = None,
+    target: str | Path | None = None,
+    trials: int | None = None,
+    name: str | None = None,
+    engine: str | None = None,
+    ray: bool | str = False,
+) -> StudySpec:
+    """The study that a call asks for. A mode that is not the study's own gives it another name.
+
+    Args are those of `run`.
+
+    Raises:
+        UserError: something that was given is not valid.
+    """
+    if isinstance(study, StudySpec):
+        spec = study
+    elif isinstance(study, Mapping):
+        given = plain(study) | ({"name": name} if name is not None else {})
+        if isinstance(given.get("target"), dict) and isinstance(given["target"].get("file"), str):
+            given["target"]["file"] = os.path.abspath(given["target"]["file"])  # the same study in another folder
+        spec = parse_spec(given, "study")
+    else:
+        spec = read_spec(Path(study or PACKAGED), name)
+    tree = tree_of(spec)
+    if mode is not None:
+        if mode not in ("grid", "tpe", "pareto"):
+            raise UserError(f"mode: cannot be {mode!r}", "Valid: 'grid', 'tpe', 'pareto'.")
+        tree["search"]["sampler"] = "grid" if mode == "grid" else "tpe"
+        if mode != "grid":
+            tree["objectives"] = {"psnr": "maximize"} | ({"seconds": "minimize"} if mode == "pareto" else {})
+        if tree["search"]["sampler"] != spec.search.sampler or tree["objectives"] != spec.objectives:
+            tree["name"] = f"{spec.name}-{mode}"
+    if target is not None:
+        tree["target"]["file"] = os.path.abspath(target)
+    if trials is not None:
+        tree["search"]["trials"] = plain(trials)
+    if name is not None:
+        tree["name"] = name
+    if engine is not None:
+        tree["fit"]["engine"] = engine
+    if ray is not False:
+        tree["executor"] |= {"kind": "ray"} | ({"address": ray} if ray is not True else {})
+    return parse_spec(tree, "ddstudy run")
+
+
+@contextlib.contextmanager
+def executor_for(
+    spec: StudySpec,
+    image: Target | Targets,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    tell: Callable[[str], object],
+    stop: threading.Event | None = None,
+) -> Iterator[Executor]:
+    """Where the fits of a study run, open; the arguments are those of `run`.
+
+    Raises:
+        UserError: the device or the cluster is not there, or cannot do what is asked for.
+    """
+    check_cores("--workers", workers)
+    check_cores("--threads", threads)
+    timed, bytes_per_fit = "seconds" in spec.objectives, partial(runner.bytes_of_largest_fit, spec, image)
+    executor: Executor
+    if spec.executor.kind == "ray":
+        if workers or threads:
+            raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
+        bytes_on_gpu = partial(runner.bytes_of_largest_fit, spec, image, "cuda:0")
+        executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit, bytes_on_gpu), tell, stop)
+    else:
+        cores = layout(
+            spec.fit,
+            resolve_device(spec.fit.device),
+            exclusive=timed,
+            bytes_per_fit=bytes_per_fit,
+            workers=workers,
+            threads=threads,
+        )
+        executor = InProcess(cores.threads, stop) if cores.workers == 1 else Threads(cores, stop)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def announce(
+    tell: Callable[[str], object],
+    spec: StudySpec,
+    image: Target | Targets,
+    the_plan: Plan,
+    executor: Executor,
+    study: Driven | None = None,
+) -> Forecast | None:
+    """Says what a run will do, and how long it will take.
+
+    Args:
+        tell: takes the lines.
+        spec: the study.
+        image: its target.
+        the_plan: what is to do.
+        executor: where it is done.
+        study: driven by us, whose forecast is kept; None where nothing is stored.
+
+    Returns:
+        The forecast, None if nothing is left to do.
+    """
+    objectives = ", ".join(f"{metric} ({direction})" for metric, direction in spec.objectives.items())
+    shape = "x".join(map(str, image.image.shape[1:]))
+    tell(f"Study {spec.name}: {spec.search.sampler}, {objectives}")
+    tell(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}")
+    most = "" if spec.search.sampler == "grid" else "at most "
+    done = f", {the_plan.done:,} done" if the_plan.done else ""
+    fits = f"{counted(the_plan.fits, 'fit')} of {counted(spec.fit.members, 'member')}"
+    tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
+    if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
+        tell("Nothing left to do.")
+        return None
+    to_try = list(the_plan.todo) or list(budgets_by_fit(spec.search_space))
+    where = f"{executor.slots} x {_device_of(executor, spec)}, {spec.fit.engine}"
+    forecast = runner.kept_forecast(study, where) if study is not None else None
+    if forecast is None:
+        most = f"{runner.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
+        tell(f"Trying some iterations for a forecast: {most}")
+        forecast = runner.calibrate(spec, image, to_try, executor, study.claims if study else None)
+        forecast.where = where
+        if study is not None:
+            runner.keep_forecast(study, forecast)
+    if not forecast.known:
+        tell("Forecast: known after the first fit")
+        return forecast
+    seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+    fitting = forecast.fitting(runner.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
+    at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
+    if "seconds" not in spec.objectives and executor.room(runner.job(spec, image, to_try[0], (1,))) > 1:
+        at_most += ", less in packs"
+    tell(f"Forecast: about {duration(seconds)}, {duration(min(fitting, seconds))} of fitting{at_most}")
+    return forecast
+
+
+def _device_of(executor: Executor, spec: StudySpec) -> str:
+    """The device that fits run on, as their trials name it."""
+    return executor.device if isinstance(executor, Ray) else device_name(resolve_device(spec.fit.device))
+
+
+def _import(driven: Driven, source: StudyView, executor: Executor, tell: Callable[[str], object]) -> None:
+    sampler = driven.study.sampler
+    marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
+    count = driven.reuse(source, device=_device_of(executor, driven.spec), marks=marks)
+    tell(f"{count:,} results of {source.name} imported")
+
+
+def _measured_so_far(store: str, spec: StudySpec, image: Target | Targets) -> tuple[set[Setting], list[str]]:
+    """Settings of the study that have a result, and what cannot be read of it, without writing anything."""
+    try:
+        with Store(store, read_only=True) as opened:
+            if opened.check(spec, image) is None:
+                return set(), []
+            view = opened.view(spec.name)
+    except NoStudiesError:
+        return set(), []
+    return {record.setting for record in view.records if record.has_result}, view.complaints
+
+
+def _silent(line: str) -> None:
+    """Where nobody wants to be told."""

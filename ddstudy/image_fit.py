@@ -1,0 +1,243 @@
+"""One setting fitted to one image, without a study and without a store: arrays in, arrays out.
+
+`fit_image` is what `ddstudy fit` calls; `fit_setting` is the same for a setting of a study, with its options.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ddstudy.errors import StoppedError, UserError, WorkError
+from ddstudy.execution.executors import Ending, careful, is_stopped, layout, resolve_device
+from ddstudy.images.volumes import Target, Targets, load_target, nifti_bytes, png_bytes, target_of
+from ddstudy.report.writing import write_files
+from ddstudy.spec.axes import Setting
+from ddstudy.spec.files import parse_spec
+from ddstudy.spec.schema import StudySpec
+from ddstudy.study import runner
+from ddstudy.study.evaluate import Check, Measurement
+
+MOST_CORES = 1024  # that workers or threads could fill
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFit:
+    """What one fit made of an image.
+
+    Attributes:
+        output: float32, the mean of the members' outputs (thesis Eq. 3.3), in the shape and the units of the image that
+            was given; of an image that was read from a file (H, W) or (H, W, 3), as displayed.
+        members: float32 (M, ...), the output of each member, likewise.
+        values: every measurement under the name that it has in tables: `psnr`, `ssim`, `ms_ssim`, `vif`,
+            `psnr_foreground`, the mean of single members as `psnr_1dd` and so on, `cv_percent`, `seconds`,
+            `parameters`. They are taken of images in [0, 1], as in a study: PSNR is relative to the image's range.
+        checks: one row per member and check: `iteration`, `seconds`, `member`, `psnr` (dB).
+        setting: what was fitted.
+        target: the image as it was fitted, in [0, 1].
+    """
+
+    output: NDArray[np.float32]
+    members: NDArray[np.float32]
+    values: dict[str, float | int | str]
+    checks: pd.DataFrame
+    setting: Setting
+    target: Target
+    _unit: NDArray[np.float32] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<ImageFit {self.setting.id} of {self.target.name}: {self.psnr:.2f} dB, {self.seconds:.1f} s>"
+
+    @property
+    def psnr(self) -> float:
+        """PSNR of `output`, dB."""
+        return float(self.values["psnr"])
+
+    @property
+    def cv_percent(self) -> float:
+        """Coefficient of variation of the members' PSNR, percent (thesis Eq. 4.1)."""
+        return float(self.values["cv_percent"])
+
+    @property
+    def seconds(self) -> float:
+        """Time of the fit, without compilation and metrics."""
+        return float(self.values["seconds"])
+
+    def save(self, stem: str | Path) -> list[Path]:
+        """Writes the output as PNG and, of a volume's slice, as NIfTI in the place and the units of that slice.
+
+        Args:
+            stem: folder and name of the files, without suffix.
+
+        Returns:
+            The files.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        files = {".png": png_bytes(self._unit)}
+        if self.target.affine is not None:
+            files[".nii.gz"] = nifti_bytes(self._unit, self.target)
+        return write_files(Path(stem), files)
+
+
+def fit_image(
+    image: ArrayLike | Path | None = None,
+    *,
+    k: int = 64,
+    s: int = 16,
+    l: int = 5,
+    iterations: int = 2000,
+    noise: str = "uniform",
+    tiling: str = "1x1",
+    target: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    progress: Callable[[Check], object] | None = None,
+    tell: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> ImageFit:
+    """Fits an ensemble of Deep Decoders to one image, as `ddstudy fit` does, with the same numbers.
+
+    Args:
+        image: real numbers of any range, (H, W), (C, H, W) or (H, W, C) with 1 or 3 channels and sides of 8 to 4096
+            pixels; or the path of an image or volume; or None for the packaged MNI152 slice. An array is taken as the
+            same array in a .npy file would be: its minimum and maximum become 0 and 1, equal channels are grey.
+        k: channels of every block.
+        s: scale factor, image size / input size.
+        l: number of blocks.
+        iterations: of Adam.
+        noise: kind of the input tensor, "uniform", "blur3" or "simplex".
+        tiling: "1x1", "2x2", "3x3" or "4x5".
+        target: what the `[target]` table of a study file may say besides `file`: plane, slice, size, ...
+        threads: of the fit; by default one per member, as cores allow.
+        progress: is called with a `Check` every `check_every` iterations and at the end.
+        tell: is called with a line about what is done, for example `print`.
+        stop: ends the fit when another thread sets it.
+        **options: what the `[fit]` table of a study file may say: members (5), seed (0), learning_rate, keep, device,
+            engine, check_every, ...
+
+    Raises:
+        UserError: an option or the image is not valid.
+        StoppedError: `stop` was set before the fit ended.
+        WorkError: the fit diverged, or there is too little memory for it.
+    """
+    space = {"k": k, "s": s, "l": l, "iterations": iterations, "noise": noise, "tiling": tiling}
+    table = plain(target or {})
+    if isinstance(image, str | os.PathLike):
+        table["file"], image = os.fspath(image), None
+    spec = parse_spec(
+        {
+            "name": "fit",
+            "target": table,
+            "space": {axis: [plain(value)] for axis, value in space.items()},
+            "fit": plain(options),
+            "stability": {"prune": False},
+        },
+        "ddstudy fit",
+    )
+    of = load_target(spec.target) if image is None else target_of(image, spec.target)
+    (setting,) = spec.search_space
+    if tell:
+        tell(f"Fitting {setting.fit.id} to {of.name}, {spec.fit.members} members, {iterations} iterations")
+    found, checks = fit_setting(spec, of, setting, threads=threads, progress=progress, stop=stop)
+    assert found.members is not None
+    lower, upper = of.scale
+    shape = None if image is None else np.shape(image)
+    output, members = (
+        (lower + (upper - lower) * arranged(each, shape).astype(np.float64)).astype(np.float32)
+        for each in (found.output, found.members)
+    )
+    return ImageFit(output, members, found.values, checks, setting, of, found.output)
+
+
+def fit_setting(
+    spec: StudySpec,
+    target: Target | Targets,
+    setting: Setting,
+    *,
+    threads: int | None = None,
+    progress: Callable[[Check], object] | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[Measurement, pd.DataFrame]:
+    """Fits one setting with the options of a study: what a run of the study measures of it, to the last bit.
+
+    Args:
+        spec: the study.
+        target: its image.
+        setting: any that its axes could take.
+        threads: see `fit_image`.
+        progress: see `fit_image`.
+        stop: see `fit_image`.
+
+    Returns:
+        The result with every member's output, and its checks as in `ImageFit.checks`.
+
+    Raises:
+        UserError: the device is not here, or `threads` is not valid.
+        StoppedError: `stop` was set before the fit ended.
+        WorkError: the fit diverged, or there is too little memory for it.
+    """
+    check_cores("--threads", threads)
+    job = replace(runner.job(spec, target, setting.fit, (setting["iterations"],)), every_member=True)
+    device = resolve_device(spec.fit.device)
+    cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
+    result, rows = None, list[tuple[int, float, int, float]]()
+    for event in careful(job, device=device, threads=cores.threads, stop=Ending(stop)):
+        if isinstance(event, Measurement):
+            result = event
+            continue
+        rows += [(event.iteration, event.seconds, member, score) for member, score in enumerate(event.psnr_members)]
+        if progress:
+            progress(event)
+    if result is None:
+        assert is_stopped(stop)
+        raise StoppedError("the fit was stopped before its end")
+    if "psnr" not in result.values:
+        raise WorkError("the fit diverged; try fewer channels or another seed")
+    return result, pd.DataFrame(rows, columns=["iteration", "seconds", "member", "psnr"])
+
+
+def arranged(image: NDArray[np.float32], shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+    """Images (..., C, H, W) with their axes in the order of another image.
+
+    Args:
+        image: of 1 or 3 channels; grey ones become three equal channels where the other has three.
+        shape: of the other image, (H, W), (C, H, W) or (H, W, C); by default (H, W) for grey and (H, W, 3) for colour.
+    """
+    channels = image.shape[-3]
+    if (shape is None and channels == 1) or (shape is not None and len(shape) == 2):
+        return image[..., 0, :, :]
+    first = shape is not None and shape[-1] not in (1, 3)
+    wanted = 3 if shape is None else shape[0 if first else -1]
+    image = np.repeat(image, wanted, axis=-3) if channels < wanted else image
+    return image if first else np.moveaxis(image, -3, -1)
+
+
+def check_cores(option: str, count: int | None) -> None:
+    """Refuses a number of workers or threads that no machine has.
+
+    Raises:
+        UserError: it is no whole number, or out of range.
+    """
+    if count is not None and (type(count) is not int or not 1 <= count <= MOST_CORES):
+        raise UserError(f"{option}: cannot be {count!r}", f"Valid: a whole number from 1 to {MOST_CORES}.")
+
+
+def plain(value: Any) -> Any:
+    """A value of a study in Python as a study file could have it: arrays, ranges and tuples are lists, paths texts."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,84 @@
+"""Files that a user names: written whole or not at all, and refused before hours are spent on what fills them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ddstudy.errors import UserError
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; a link is followed, and a device or a pipe is written into.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = None
+    try:
+        if path.exists() and not path.is_file():  # /dev/stdout may lead to a pipe, which has no path of its own
+            with path.open("wb") as special:
+                special.write(content)
+            return
+        path_itself = path.resolve()
+        folder = path_itself.parent
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            part = Path(file.name)
+            file.write(content)
+        part.chmod(0o666 & ~_umask())
+        part.replace(path_itself)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        if part is not None:
+            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason})", "Name a file in a writable folder.") from None
+
+
+def write_files(stem: Path, contents: dict[str, bytes]) -> list[Path]:
+    """Writes files that share a name.
+
+    Args:
+        stem: folder and name, without suffix.
+        contents: suffix -> content.
+
+    Returns:
+        The files, in the order of their suffixes.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    check_stem(stem)
+    paths = [stem.with_name(stem.name + suffix) for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_file(path, content)
+    return paths
+
+
+def check_stem(stem: Path) -> None:
+    """Refuses a name for files that could not be written.
+
+    Raises:
+        UserError: it is no name, its folder does not exist or is not writable.
+    """
+    folder = stem.absolute().parent
+    if not stem.name or not folder.is_dir():
+        raise UserError(
+            f"--out {stem}: no name of files in a folder that exists", "Valid: FOLDER/NAME, without suffix."
+        )
+    try:
+        stem.with_name(stem.name + "-checks.csv").exists()  # or is too long
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {stem}: cannot be written ({error.strerror})", "Name a file in a writable folder."
+        ) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
