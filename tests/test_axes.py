@@ -46,7 +46,7 @@ max_vif = 100
 GRID = 2 * 2 * (1 + 2) * 2 * 2 * 2
 SEARCHES = {
     "grid": ("", []),
-    "tpe": ("", ["--tpe"]),
+    "tpe": ('search = {sampler = "tpe"}', []),
     "gp": ('search = {sampler = "gp"}', []),
     "pareto": ('objectives = {psnr = "maximize", parameters = "minimize"}\nsearch = {sampler = "nsga2"}', []),
 }

@@ -237,7 +237,7 @@ def test_a_published_table_is_shown_with_its_words(number):
 
 
 def test_an_empty_study_says_what_is_missing():
-    page = render([dataclasses.replace(study(), trials=trials_table([], THESIS))], read_panels(DASHBOARD))
+    page = render([dataclasses.replace(study(), trials=trials_table([], AXES))], read_panels(DASHBOARD))
     assert page.count("No data yet. Filled by measured trials.") == len(thesis.NUMBERS)
     assert page.count("not enough data") == 17
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -27,7 +27,7 @@ from ddstudy.report.tables import (
     paired,
     timed,
 )
-from ddstudy.spec.axes import AXES
+from ddstudy.spec.options import OPTIONS, THESIS
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -76,8 +76,16 @@ def beside(view: StudyView, number: Number) -> Beside:
         "4.2": _time_by_blocks,
         "text": _text,
     }
-    table, ours = make.get(number, _best)(view, known)
+    table, ours = make.get(number, _best)(_at_defaults(view), known)
     return Beside(known["title"], known["source"], table, ours, differences(view))
+
+
+def _at_defaults(view: StudyView) -> StudyView:
+    """A study with those trials only that have the default of every option which the thesis did not search."""
+    trials = view.trials
+    for axis in view.axes[len(THESIS) :]:
+        trials = trials[trials[axis].isna() | trials[axis].eq(OPTIONS[axis].default)]
+    return replace(view, trials=trials)
 
 
 def differences(view: StudyView) -> dict[str, str]:
@@ -94,10 +102,13 @@ def differences(view: StudyView) -> dict[str, str]:
         found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
     if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in one_pixel_inputs(view)):
         found["flat tiles"] = f"With {flat} a tile's input is one pixel: its tiles are flat, and no claim counts them."
-    for axis in AXES:
-        ours = list(getattr(space, axis))
+    for axis in THESIS:
+        ours = list(space[axis])
         if set(ours) != set(thesis[axis]):
             found[axis] = f"{axis} is {_listed(ours)}; in the thesis {_listed(thesis[axis])}."
+    for axis in view.axes[len(THESIS) :]:
+        what = f"{axis} is searched, too: {_listed(list(space[axis]))}"
+        found[axis] = f"{what}; beside the thesis stand the trials with its default, {OPTIONS[axis].default}."
     if view.spec.fit.members != thesis["members"]:
         found["members"] = f"Ensembles have {view.spec.fit.members} members; in the thesis {thesis['members']}."
     if view.spec.fit.keep != "last":
@@ -109,7 +120,7 @@ def differences(view: StudyView) -> dict[str, str]:
         )
     if early := int((measured["iterations_done"] < measured["iterations"]).sum()):
         found["stopped early"] = f"{early:,} trials were stopped early; in the thesis none."
-    if (count := len(measured.drop_duplicates(list(AXES)))) < len(space):
+    if (count := len(measured.drop_duplicates(list(THESIS)))) < len(space):
         found["not measured"] = f"{count:,} of {len(space):,} settings are measured."
     return found
 
@@ -117,7 +128,7 @@ def differences(view: StudyView) -> dict[str, str]:
 def _options(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     thesis, measured = _thesis()["study"], finished(view.trials)
     rows = []
-    for axis in AXES:
+    for axis in THESIS:
         ours = [value for value in view.spec.search_space[axis] if value in set(measured[axis])]
         rows.append((axis, _listed(thesis[axis]), _listed(ours) or "none yet"))
     return pd.DataFrame(rows, columns=["axis", "thesis", "ours"]), "Ours are the values that were measured."
@@ -146,7 +157,7 @@ def _time_by_blocks(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFram
         at[axis] = value if value in there or not there else there[-1] if axis == "tiling" else there[0]
         rows = rows[rows[axis] == at[axis]]
     published = pd.DataFrame(known["rows"], columns=["l", "s", "thesis (s)"]).set_index(["l", "s"])
-    ours = rows.drop_duplicates(list(AXES)).set_index(["l", "s"])["seconds"].rename("ours (s)")
+    ours = rows.drop_duplicates(list(THESIS)).set_index(["l", "s"])["seconds"].rename("ours (s)")
     table = published.join(ours, how="outer").reset_index().sort_values(["l", "s"], ascending=[True, False])
     for side in ("thesis", "ours"):
         seconds = table[f"{side} (s)"]
@@ -162,7 +173,7 @@ def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     theirs = pd.DataFrame(known["rows"], columns=[*PAIR, *four, "value"])
     ours = {(row["tiling"], row["noise"]): row for row in best_settings(view.trials, metric).to_dict("records")}
-    there = comparable(view.trials, metric).drop_duplicates(list(AXES)).set_index(list(AXES))[metric]
+    there = comparable(view.trials, metric).drop_duplicates(list(THESIS)).set_index(list(THESIS))[metric]
     rows = []
     for row in theirs.to_dict("records"):
         best = ours.get((row["tiling"], row["noise"]))
@@ -176,7 +187,7 @@ def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
                 f"ours{unit}": value,
                 "ours at": _setting(best) if best else "",
                 "ours - thesis": value - row["value"],
-                "ours at theirs": there.get(tuple(row[axis] for axis in AXES), float("nan")),
+                "ours at theirs": there.get(tuple(row[axis] for axis in THESIS), float("nan")),
                 "trial": str(best["number"]) if best else "",
             }
         )
