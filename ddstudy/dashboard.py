@@ -97,8 +97,8 @@ def publish(view: StudyView) -> dict[str, go.Figure]:
     Returns:
         Identity -> figure. All together stay below 200 kB as plotly's JSON.
     """
-    figures = {}
-    for number, panel in enumerate(read_panels(), 1):
+    figures, panels = {}, read_panels()
+    for number, panel in enumerate((each for listed in panels for each in listed.of(view, panels)), 1):
         over_one_axis = getattr(panel, "group", "") is None
         shown = panel.show([view]) if panel.kind in _LIGHT and not over_one_axis else None
         if shown is not None and shown.figure is not None:

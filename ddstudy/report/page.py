@@ -109,21 +109,16 @@ def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds
 
 def _compared(views: Sequence[StudyView], panels: tuple[Panel, ...]) -> list[_Article]:
     """The panels that are about several studies at once."""
-    return [_article(panel, views, f"compared-panel-{number}") for number, panel in _numbered(panels, comparison=True)]
+    compared = [panel for panel in panels if panel.compares]
+    return [_article(panel, views, f"compared-panel-{number}") for number, panel in enumerate(compared, 1)]
 
 
 def _study(view: StudyView, panels: tuple[Panel, ...], place: str) -> _Section:
-    articles = [
-        _article(panel, [view], f"{place}-panel-{number}")
-        for number, panel in _numbered(panels, comparison=False)
-        if panel.data is None or view.name in panel.data
-    ]
+    ours = [panel for panel in panels if not panel.compares and (panel.data is None or view.name in panel.data)]
+    shown = [each for panel in ours for each in panel.of(view, ours)]
+    articles = [_article(panel, [view], f"{place}-panel-{number}") for number, panel in enumerate(shown, 1)]
     thumbnails = _thumbnails(view) if any(article.shown.thumbnails for article in articles) else None
     return _Section(place, view.name, view.spec.description, articles, _facts(view, thumbnails))
-
-
-def _numbered(panels: tuple[Panel, ...], *, comparison: bool) -> list[tuple[int, Panel]]:
-    return [(number, panel) for number, panel in enumerate(panels, 1) if panel.compares == comparison]
 
 
 def _thumbnails(view: StudyView) -> images.Sheet | None:

@@ -22,7 +22,8 @@ import pandas as pd
 from ddstudy.images.metrics import METRICS, QUALITY, Direction
 from ddstudy.images.tiling import tile_shape
 from ddstudy.report.words import FACETS, text_of
-from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.spec.axes import AXES
+from ddstudy.spec.options import OPTIONS
 from ddstudy.study.stability import Recorded
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
 PAIR = ("tiling", "noise")
-_ORDERS = {"noise": NOISES, "tiling": TILINGS}  # the thesis', which is not the alphabet's
+_ORDERS = {path: option.words for path, option in OPTIONS.items() if option.kind is str}  # not the alphabet's
 
 
 @dataclass(frozen=True)

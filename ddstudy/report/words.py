@@ -25,7 +25,12 @@ _TITLES = {
 
 def title_of(name: str) -> str:
     """An axis or a metric with its unit, as it stands beside an axis of a figure."""
-    return METRICS[name].title if name in METRICS else _TITLES.get(name, name)
+    if name in METRICS:
+        return METRICS[name].title
+    if name in _TITLES or name not in OPTIONS:
+        return _TITLES.get(name, name)
+    option = OPTIONS[name]
+    return f"{option.label} ({option.unit})" if option.unit else option.label
 
 
 def digits_of(column: str) -> int | None:

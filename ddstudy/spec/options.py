@@ -219,6 +219,11 @@ class Option:
         kinds = {type(value) if origin else value for value, origin in _scalars(self.annotation)}
         return int if int in kinds else float if float in kinds else str
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that it may be, as they are declared."""
+        return tuple(value for value, is_word in _scalars(self.annotation) if is_word and isinstance(value, str))
+
     def accepts(self, value: object) -> bool:
         """Whether a value is one of this option."""
         return isinstance(value, int | float | str) and _is_valid(self.path, type(value).__name__, value)

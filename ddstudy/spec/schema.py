@@ -48,7 +48,7 @@ class _Lists(BaseModel):
     @classmethod
     def _flat(cls, tree: Any) -> Any:
         """TOML reads `fit.learning_rate` as a table `fit`, `"fit.learning_rate"` as a key."""
-        return dict(_flatten(tree)) if isinstance(tree, dict) else tree
+        return dict(flatten(tree)) if isinstance(tree, dict) else tree
 
     @field_validator("*")
     @classmethod
@@ -229,7 +229,7 @@ class StudySpec(BaseModel):
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
         tree["space"] = {axis.name: list(axis.values) for axis in self.search_space.axes}
-        flat = {key: json.loads(json.dumps(value)) for key, value in _flatten(tree)}
+        flat = {key: json.loads(json.dumps(value)) for key, value in flatten(tree)}
         for axis in self.search_space.names:
             flat.pop(axis, None)  # what its table says of an axis is of no account
         return flat | {"numerics": NUMERICS}
@@ -239,9 +239,10 @@ class StudySpec(BaseModel):
         return json.dumps({"schema": SCHEMA, **self.model_dump(mode="json")})
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Any:
+def flatten(tree: dict[str, Any], prefix: str = "") -> Any:
+    """(dotted key, value) of everything in nested tables."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

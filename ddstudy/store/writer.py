@@ -149,10 +149,8 @@ class Driven:
         timed = "seconds" in self.spec.objectives
         measured, imported = self.measured(), 0
         for record in other.records:
-            setting, attrs = (
-                self.space.setting({**other.spec.search_space.base, **other.spec.search_space.params(record.setting)}),
-                record.attrs,
-            )
+            attrs, theirs = record.attrs, other.spec.search_space
+            setting = self.space.setting({**theirs.base, **theirs.params(record.setting)})
             if setting is None or setting.id != record.setting.id or not record.has_result or "pruner" in attrs:
                 continue
             stopped = attrs["iterations_done"] < setting["iterations"]

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import QUALITY
 from ddstudy.report import tables
 from ddstudy.report.words import FACETS, axes_of, text_of, title_of
-from ddstudy.spec.axes import Noise, Tiling
-from ddstudy.spec.schema import MetricName
+from ddstudy.spec.options import MODEL, OPTIONS
+from ddstudy.spec.schema import MetricName, flatten
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ddstudy.store.study import StudyView
 
-Axis = Literal["k", "s", "l", "iterations", "noise", "tiling"]
-_MODEL = ConfigDict(extra="forbid", strict=True, frozen=True)
+if TYPE_CHECKING:
+    Axis = str
+else:
+    Axis = Literal[tuple(OPTIONS)]  # a type checker wants to read a Literal's values here
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,36 @@ class Shown:
     thumbnails: bool = False
 
 
-class Filter(BaseModel):
+class _Filter(BaseModel):
     """The trials that a panel shows: those with one of these values on every axis named."""
 
-    model_config = _MODEL
+    model_config = MODEL
 
-    k: list[int] | None = Field(None, description="channels shown")
-    s: list[int] | None = Field(None, description="scale factors shown")
-    l: list[int] | None = Field(None, description="blocks shown")
-    iterations: list[int] | None = Field(None, description="budgets of iterations shown")
-    noise: list[Noise] | None = Field(None, description="input tensors shown")
-    tiling: list[Tiling] | None = Field(None, description="tilings shown")
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, tree: Any) -> Any:
+        """TOML reads `fit.keep` as a table `fit`, `"fit.keep"` as a key."""
+        return dict(flatten(tree)) if isinstance(tree, dict) else tree
 
     def __call__(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """The trials that pass."""
+        """The trials that pass: none of a study that does not search an axis which is named."""
         for axis, values in self.model_dump(exclude_none=True).items():
-            trials = trials[trials[axis].isin(values)]
+            trials = trials[trials[axis].isin(values)] if axis in trials else trials.iloc[:0]
         return trials
 
     def __str__(self) -> str:
         named = self.model_dump(exclude_none=True).items()
         return ", ".join(f"{axis} = {' or '.join(map(str, values))}" for axis, values in named)
+
+
+if TYPE_CHECKING:
+    Filter = _Filter
+else:
+    lists = {
+        path: (list[option.annotation] | None, Field(None, description=f"{option.description}: those shown"))
+        for path, option in OPTIONS.items()
+    }
+    Filter = create_model("Filter", __base__=_Filter, __doc__=_Filter.__doc__, **lists)
 
 
 class Panel(BaseModel):
@@ -115,13 +126,22 @@ class Panel(BaseModel):
         compares: it is about several studies at once.
     """
 
-    model_config = _MODEL
+    model_config = MODEL
     wide: ClassVar[bool] = False
     compares: ClassVar[bool] = False
 
     kind: str
     title: Annotated[str, Field(min_length=1)] = Field(..., description="heading of the panel")
     data: list[str] | None = Field(None, description="names of the studies that the panel is about [all]")
+
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """The panels that it is on a page about a study: itself, none where it has nothing to say, or several.
+
+        Args:
+            view: the study.
+            panels: all that are listed.
+        """
+        return [self]
 
     def show(self, views: Sequence[StudyView]) -> Shown:
         """What it shows of studies: of the first one, unless it compares several."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ddstudy.report import figures, tables
-from ddstudy.report.panels.base import Axis, Filtered, Shown, Table, roughness, settings_of, whose
+from ddstudy.report.panels.base import Axis, Filtered, Panel, Shown, Table, roughness, settings_of, whose
 from ddstudy.report.words import title_of
+from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import MetricName
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
+
+
+OTHERS = "others"  # every axis that no other panel of the kind has across
 
 
 class _ByAxis(Filtered):
@@ -26,14 +31,35 @@ class _ByAxis(Filtered):
             raise ValueError("x and group must differ")
         return self
 
+    @property
+    def _axes(self) -> list[str]:
+        return [self.x, *([self.group] if self.group else [])]
+
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where an axis has one value in the study, which says nothing; those of `others` for each of these."""
+        space = view.spec.search_space
+        if self.x != OTHERS:
+            return [self] if any(axis not in space.names or len(space[axis]) > 1 for axis in self._axes) else []
+        alike = [panel for panel in panels if isinstance(panel, type(self)) and panel.y == self.y]
+        shown = {axis for panel in alike for axis in panel._axes}
+        others = [axis for axis in view.axes if axis not in shown and len(space[axis]) > 1]
+        return [self.model_copy(update={"x": axis, "title": f"{self.title} {OPTIONS[axis].label}"}) for axis in others]
+
+    def show(self, views: Sequence[StudyView]) -> Shown:
+        """What it shows of a study."""
+        if missing := [axis for axis in self._axes if axis not in views[0].axes]:
+            return Shown("", missing=f"Filled by a study that searches {' and '.join(missing)}.")
+        return super().show(views)
+
 
 class Quartiles(_ByAxis):
     """How a metric is distributed per value of an axis."""
 
     kind: Literal["quartiles"]
+    x: Axis | Literal["others"] = Field(..., description="axis of the setting across; 'others': a panel for each other")
 
     def _of_study(self, view: StudyView) -> Shown:
-        y, axes = self.y, [self.x, *([self.group] if self.group else [])]
+        y, axes = self.y, self._axes
         table = tables.by_axis(self.filter(view.trials), *axes, metrics=(y,))
         who, needed = whose(y)
         sentence = (
@@ -56,7 +82,7 @@ class Means(_ByAxis):
     kind: Literal["means"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        y, axes = self.y, [self.x, *([self.group] if self.group else [])]
+        y, axes = self.y, self._axes
         table = tables.by_axis(self.filter(view.trials), *axes, metrics=(y,))
         who, needed = whose(y)
         sentence = f"Average {title_of(y)} over {who}.{roughness([view], self, self.y)}"
