@@ -105,9 +105,9 @@ def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -
     report = Driver(folder, "report", "study", "--out", "report.html", "--store", url)
     assert report.wait() == 0, report.output
     page = (folder / "report.html").read_text()
-    export = Driver(folder, "export", "study", "--out", "trials.csv", "--store", url)
+    export = Driver(folder, "export", "study", "--out", "out", "--store", url)
     assert export.wait() == 0, export.output
-    table = pd.read_csv(folder / "trials.csv")
+    table = pd.read_csv(folder / "out-trials.csv")
     for axis in view.axes:
         assert axis in table
         assert axis in page

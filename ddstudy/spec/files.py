@@ -266,7 +266,7 @@ def describe(annotation: Any, metadata: Any = ()) -> str:
     """The values that a type allows, in words."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        limits = [limit for extra in args[1:] for limit in getattr(extra, "metadata", ())]
+        limits = [limit for extra in args[1:] for limit in getattr(extra, "metadata", (extra,))]
         return describe(args[0], limits)
     if origin is Literal:
         return ", ".join(json.dumps(value) for value in args)
