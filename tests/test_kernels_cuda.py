@@ -295,7 +295,7 @@ def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles:
     work = make_problem(k=k, members=3, tiles=tiles, channels=channels, size=40)
 
     def ends() -> list[Any]:
-        return fused_fit(work, Config(), [7, 20], kernels_on("cuda"))
+        return fused_fit(work, [7, 20], kernels_on("cuda"))
 
     once, again = ends(), ends()
     (expected,) = fit(work, Config(), [20], method=choose("cpu", "reference"))

@@ -120,7 +120,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
 
 def test_jobs_that_are_optimised_differently_are_not_of_one_kind(make_jobs: Callable[..., list[Job]]) -> None:
-    kinds = {make_jobs(fit=fit)[0].kind for fit in ({}, {"learning_rate": 0.02}, {"keep": "best"}, {"members": 3})}
+    kinds = {make_jobs(fit=fit)[0].kind for fit in ({}, {"learning_rate": 0.02}, {"keep": "last"}, {"members": 3})}
     assert len(kinds) == 3
 
 

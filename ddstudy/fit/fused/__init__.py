@@ -19,6 +19,8 @@ from ddstudy.fit.fused.kernels import Kernels
 from ddstudy.fit.fused.step import Step
 from ddstudy.priors.deep_decoder import DeepDecoder
 
+__all__ = ["capacity", "ensemble", "kernels_for", "memory", "solve"]
+
 MOST_MEMBERS = 40  # members of one launch; more gain nothing: an H100 is full (of 16 channels or fewer, twice as many)
 USABLE = 0.9  # of a GPU's free memory: the allocator cannot give away all of it
 LIBRARIES_BYTES = 256e6  # code of kernels, graphs and their pools
