@@ -46,7 +46,7 @@ from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import device_name, problem
-from ddstudy.study.runner import operations
+from ddstudy.study.planner import operations
 
 KS = (8, 16, 32, 64, 96, 128, 192)
 DEVICE = "cuda"

@@ -31,7 +31,7 @@ from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import device_name, problem
-from ddstudy.study.runner import operations
+from ddstudy.study.planner import operations
 
 
 def main() -> None:

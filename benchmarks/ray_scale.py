@@ -38,7 +38,7 @@ from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.spec.schema import ExecutorSpec, StabilitySpec
 from ddstudy.store.database import Store
-from ddstudy.study import runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, evaluate
 from ddstudy.study.samplers import sampler
 
@@ -154,7 +154,7 @@ def whole_driver(count: int, workers: int = 2) -> dict[str, float]:
     ):
         driven = store.drive(spec, target, sampler(spec))
         began, used = time.perf_counter(), time.process_time()
-        *_, progress = runner.run(driven, executor, runner.Forecast())
+        *_, progress = runner.run(driven, executor, forecasting.Forecast())
         seconds = time.perf_counter() - began
         used = time.process_time() - used
     row = {"workers": workers, "fits": progress.done, "fits_per_s": progress.done / seconds, "cores": used / seconds}
@@ -225,9 +225,9 @@ def thesis_costs() -> list[float]:
     """Seconds of every fit of the thesis' grid on all of this machine's cores."""
     spec = read_spec(HERE.parent / "studies" / "thesis.toml")
     target = load_target(TargetSpec(size=(256, 320)))
-    todo = runner.plan(spec, target, set()).todo
-    forecast = runner.calibrate(spec, target, list(todo), InProcess(usable_cores()))
-    return [forecast.fitting(runner.work_of(spec, fit, budgets, target)) for fit, budgets in todo.items()]
+    todo = planner.plan(spec, target, set()).todo
+    forecast = forecasting.calibrate(spec, target, list(todo), InProcess(usable_cores()))
+    return [forecast.fitting(forecasting.work_of(spec, fit, budgets, target)) for fit, budgets in todo.items()]
 
 
 def simulation(costs: list[float], gpus: int, failures: float, dispatch: float, overhead: float) -> Any:

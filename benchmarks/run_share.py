@@ -29,7 +29,7 @@ from ddstudy.images.volumes import load_target
 from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
-from ddstudy.study import runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.samplers import sampler
 
 
@@ -100,10 +100,10 @@ def measure(spec: StudySpec) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/share.db") as store:
         driven = store.drive(spec, target, sampler(spec))
         with executor_for(spec, target, tell=lines.append) as executor:
-            plan = runner.plan(spec, target, set())
+            plan = planner.plan(spec, target, set())
             forecast = announce(lines.append, spec, target, plan, executor, driven)
             assert forecast is not None
-            announced = runner.forecast_seconds(spec, target, plan, forecast, executor.slots)
+            announced = forecasting.forecast_seconds(spec, target, plan, forecast, executor.slots)
             began, told = time.perf_counter(), []
             for progress in runner.run(driven, executor, forecast):
                 told.append((time.perf_counter() - began, progress.eta_seconds))

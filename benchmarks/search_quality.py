@@ -36,7 +36,7 @@ from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.options import THESIS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
-from ddstudy.study import runner
+from ddstudy.study import forecasting, runner
 from ddstudy.study.evaluate import Job, Measurement
 from ddstudy.study.samplers import sampler
 
@@ -137,7 +137,7 @@ def ours(
     tree |= {"search": {"sampler": name, "seed": seed, "trials": len(table)}}
     spec, searched = parse_spec(tree, "benchmark"), Searched(table)
     target = Target(np.zeros((1, 64, 80), dtype=np.float32), "replayed", None)
-    known = runner.Forecast()
+    known = forecasting.Forecast()
     known.learn(1.0, 1.0)
     with Store(f"sqlite:///{folder}/searches.db") as store:
         run = runner.run(store.drive(spec, target, sampler(spec)), Replay(searched), known)

@@ -47,7 +47,7 @@ from ddstudy.spec.schema import StabilitySpec, StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.urls import parse_url
-from ddstudy.study import runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, Measurement, evaluate
 from ddstudy.study.samplers import sampler
 
@@ -178,7 +178,7 @@ class Stub:
 
 def drive(url: str, images: str, spec: StudySpec, trials: int) -> dict[str, float]:
     """Starts or resumes a study and records so many trials."""
-    executor, forecast = Stub(), runner.Forecast()
+    executor, forecast = Stub(), forecasting.Forecast()
     forecast.learn(1e6, 0.001)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -187,7 +187,7 @@ def drive(url: str, images: str, spec: StudySpec, trials: int) -> dict[str, floa
         done = set(driven.measured())
         driven.study.sampler = sampler(spec, len(done))
         resumed = time.perf_counter()
-        runner.plan(spec, TARGET, done)
+        planner.plan(spec, TARGET, done)
         planned = time.perf_counter()
         asked = timed(driven.study.sampler._inner, "sample_relative")  # type: ignore[attr-defined]
         times, cpu = [], time.process_time()

@@ -27,9 +27,11 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import NoStudiesError, Store
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import Driven
-from ddstudy.study import runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import device_name
-from ddstudy.study.runner import Forecast, Plan, Progress
+from ddstudy.study.forecasting import Forecast
+from ddstudy.study.planner import Plan
+from ddstudy.study.runner import Progress
 from ddstudy.study.samplers import Unseen, sampler
 
 PACKAGED = Path(__file__).parent / "data" / "quick.toml"
@@ -93,7 +95,7 @@ def run(
     tell = tell or _silent
     spec = asked(study, mode=mode, target=target, trials=trials, name=name, engine=engine, ray=ray)
     image = load_targets(spec)
-    runner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
+    planner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
     last = None
     with Store(store_url(store), images_folder(artifacts)) as opened:
         source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
@@ -106,7 +108,7 @@ def run(
                 _import(driven, source, executor, tell)
             so_far = driven.measured()
             driven.study.sampler = sampler(spec, len(so_far))
-            the_plan = runner.plan(spec, image, set(so_far), driven.reused)
+            the_plan = planner.plan(spec, image, set(so_far), driven.reused)
             forecast = announce(tell, spec, image, the_plan, executor, driven)
             if forecast is not None and not is_stopped(stop):
                 steps = runner.run(driven, executor, forecast)
@@ -174,12 +176,12 @@ def dry_run(
     spec = asked(study, mode=mode, target=target, trials=trials, name=name, engine=engine, ray=ray)
     image = load_targets(spec)
     done, complaints = _measured_so_far(store_url(store), spec, image)
-    the_plan = runner.plan(spec, image, done)
+    the_plan = planner.plan(spec, image, done)
     with executor_for(spec, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor:
         forecast = announce(tell, spec, image, the_plan, executor)
         seconds: float | None = 0.0
         if forecast is not None:
-            ahead = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+            ahead = forecasting.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
             seconds = ahead if forecast.known else None
     warn(complaints)
     return DryRun(spec, the_plan.settings, the_plan.fits, the_plan.done, seconds, complaints)
@@ -206,7 +208,7 @@ def check_study(path: str | Path) -> tuple[list[str], StudySpec | None]:
     try:
         image = load_targets(spec) if spec else load_target(target) if target is not None else None
         if spec is not None and image is not None:
-            runner.plan(spec, image, set())
+            planner.plan(spec, image, set())
     except UserError as error:
         mistakes.append(f"{path}: {error}" if image is not None else f"{path}: target: {error}")
     return mistakes, spec
@@ -277,12 +279,12 @@ def executor_for(
     """
     check_cores("--workers", workers)
     check_cores("--threads", threads)
-    timed, bytes_per_fit = "seconds" in spec.objectives, partial(runner.bytes_of_largest_fit, spec, image)
+    timed, bytes_per_fit = "seconds" in spec.objectives, partial(planner.bytes_of_largest_fit, spec, image)
     executor: Executor
     if spec.executor.kind == "ray":
         if workers or threads:
             raise UserError("--workers and --threads are for this machine", "Ray's slots follow from its cluster.")
-        bytes_on_gpu = partial(runner.bytes_of_largest_fit, spec, image, "cuda:0")
+        bytes_on_gpu = partial(planner.bytes_of_largest_fit, spec, image, "cuda:0")
         executor = Ray(Wish(spec.fit, spec.executor, timed, bytes_per_fit, bytes_on_gpu), tell, stop)
     else:
         cores = layout(
@@ -334,21 +336,21 @@ def announce(
         return None
     to_try = list(the_plan.todo) or list(budgets_by_fit(spec.search_space))
     where = f"{executor.slots} x {_device_of(executor, spec)}, {spec.fit.engine}"
-    forecast = runner.kept_forecast(study, where) if study is not None else None
+    forecast = forecasting.kept_forecast(study, where) if study is not None else None
     if forecast is None:
-        most = f"{runner.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
+        most = f"{forecasting.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
         tell(f"Trying some iterations for a forecast: {most}")
-        forecast = runner.calibrate(spec, image, to_try, executor, study.claims if study else None)
+        forecast = forecasting.calibrate(spec, image, to_try, executor, study.claims if study else None)
         forecast.where = where
         if study is not None:
-            runner.keep_forecast(study, forecast)
+            forecasting.keep_forecast(study, forecast)
     if not forecast.known:
         tell("Forecast: known after the first fit")
         return forecast
-    seconds = runner.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
-    fitting = forecast.fitting(runner.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
+    seconds = forecasting.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+    fitting = forecast.fitting(forecasting.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
     at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
-    if "seconds" not in spec.objectives and executor.room(runner.job(spec, image, to_try[0], (1,))) > 1:
+    if "seconds" not in spec.objectives and executor.room(planner.job(spec, image, to_try[0], (1,))) > 1:
         at_most += ", less in packs"
     tell(f"Forecast: about {duration(seconds)}, {duration(min(fitting, seconds))} of fitting{at_most}")
     return forecast

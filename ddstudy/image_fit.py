@@ -23,7 +23,7 @@ from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
-from ddstudy.study import runner
+from ddstudy.study import planner
 from ddstudy.study.evaluate import Check, Measurement
 
 MOST_CORES = 1024  # that workers or threads could fill
@@ -187,7 +187,7 @@ def fit_setting(
         WorkError: the fit diverged, or there is too little memory for it.
     """
     check_cores("--threads", threads)
-    job = replace(runner.job(spec, target, setting.fit, (setting["iterations"],)), every_member=True)
+    job = replace(planner.job(spec, target, setting.fit, (setting["iterations"],)), every_member=True)
     device = resolve_device(spec.fit.device)
     cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
     result, rows = None, list[tuple[int, float, int, float]]()

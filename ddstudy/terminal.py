@@ -22,7 +22,8 @@ from ddstudy.report.words import text_of
 from ddstudy.results import Study
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
-from ddstudy.study.runner import Progress, outlook
+from ddstudy.study.forecasting import outlook
+from ddstudy.study.runner import Progress
 
 NARROW = 100  # columns of a terminal
 

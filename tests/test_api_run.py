@@ -213,7 +213,7 @@ def test_settings_that_fail_are_a_warning(make_spec: MakeSpec, monkeypatch: pyte
     ddstudy.run(make_spec(), trials=1)
     with monkeypatch.context() as patch:
         patch.setattr("ddstudy.study.evaluate.problem", lambda *_, **__: 1 / 0)
-        patch.setattr("ddstudy.study.runner.calibrate", lambda *_: ddstudy.api.runner.Forecast())
+        patch.setattr("ddstudy.study.forecasting.calibrate", lambda *_: ddstudy.api.runner.Forecast())
         with pytest.warns(ddstudy.StudyWarning, match="3 settings failed"):
             study = ddstudy.run(make_spec())
     assert study.troubles[0].startswith("3 settings failed")

@@ -24,7 +24,8 @@ ORDER = [
     "fit.fused.simd", "fit.fused.kernels_cpu", "fit.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
-    "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
+    "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
+    "study.forecasting", "study.runner",
     "report", "report.words", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
     "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page", "report.writing", "image_fit", "results", "api",
@@ -47,7 +48,7 @@ HOMES = {
     "triton": {"fit.fused.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
-        *("study.samplers", "study.runner", "report.tables", "dashboard"),
+        *("study.samplers", "study.forecasting", "study.runner", "report.tables", "dashboard"),
     },
     "sqlalchemy": {"store.urls", "store.leases", "store.optuna_rows", "store.database"},
     "psycopg": {"store.urls"},

@@ -107,7 +107,7 @@ def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -
     page = (folder / "report.html").read_text()
     export = Driver(folder, "export", "study", "--out", "out", "--store", url)
     assert export.wait() == 0, export.output
-    table = pd.read_csv(folder / "out-trials.csv")
+    table = pd.read_csv(folder / "out.csv")
     for axis in view.axes:
         assert axis in table
         assert axis in page

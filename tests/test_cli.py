@@ -29,7 +29,8 @@ from rich.console import Console
 
 from ddstudy import cli
 from ddstudy.store.database import Store
-from ddstudy.study.runner import Forecast, Progress, outlook
+from ddstudy.study.forecasting import Forecast, outlook
+from ddstudy.study.runner import Progress
 from ddstudy.terminal import live
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -643,7 +644,7 @@ def test_logs_tell_all_that_is_known_of_a_failure(ddstudy: Cli, folder: Path, mo
 
     ddstudy("run", "tiny.toml", "--trials", "2")
     monkeypatch.setattr("ddstudy.study.evaluate.problem", broken)
-    monkeypatch.setattr("ddstudy.study.runner.calibrate", lambda *_: Forecast())
+    monkeypatch.setattr("ddstudy.study.forecasting.calibrate", lambda *_: Forecast())
     assert ddstudy("run", "tiny.toml")[0] == 1
     _, out, _ = ddstudy("status", "tiny")
     assert "`ddstudy logs tiny` tells all" in out
@@ -670,7 +671,7 @@ def test_damage_is_named_and_awaited_by_nobody(ddstudy: Cli, monkeypatch: pytest
         code, _, err = ddstudy(*command)
         assert (code, "tiny: trial 1 is left out" in err) == (1, True)
     monkeypatch.setattr("ddstudy.study.evaluate.problem", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("ddstudy.study.runner.calibrate", lambda *_: Forecast())
+    monkeypatch.setattr("ddstudy.study.forecasting.calibrate", lambda *_: Forecast())
     code, _, err = ddstudy("run", "tiny.toml")
     assert (code, "1 setting failed" in err, "tiny: trial 1 is left out" in err) == (1, True, True)
 
@@ -682,7 +683,7 @@ def test_too_little_memory_is_told_in_words(ddstudy: Cli, monkeypatch: pytest.Mo
     assert (code, err.count("\n")) == (1, 1)
     assert "GB of memory" in err
     for work, said in ((lambda *_: np.empty(2**50), "Unable to allocate"), (lambda *_: torch.empty(2**60), "allocate")):
-        monkeypatch.setattr("ddstudy.study.runner.plan", work)
+        monkeypatch.setattr("ddstudy.study.planner.plan", work)
         code, _, err = ddstudy("run", "tiny.toml", "--dry-run")
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith("ddstudy: there is too little memory: ")

@@ -25,7 +25,7 @@ from ddstudy.images.volumes import load_target
 from ddstudy.spec.files import read_spec
 from ddstudy.store.database import Store
 from ddstudy.store.leases import AtWork
-from ddstudy.study.runner import outlook
+from ddstudy.study.forecasting import outlook
 from ddstudy.study.samplers import sampler
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,8 @@ from ddstudy.images.tiling import tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import deep_decoder
 from ddstudy.spec.options import rows_and_columns
-from ddstudy.study.runner import Forecast, Work, operations
+from ddstudy.study.forecasting import Forecast, Work
+from ddstudy.study.planner import operations
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.options import THESIS, FitSpec
 from ddstudy.spec.schema import ExecutorSpec, StudySpec
 from ddstudy.store.database import Store
-from ddstudy.study import runner
+from ddstudy.study import forecasting, runner
 from ddstudy.study.evaluate import Job, Measurement, device_name
 from ddstudy.study.samplers import sampler
 
@@ -94,7 +94,7 @@ def go(
     log = []
     with Store(f"sqlite:///{folder}/{len(list(folder.iterdir()))}.db") as store:
         driven = store.drive(spec, target, sampler(spec))
-        for progress in runner.run(driven, executor, runner.Forecast()):
+        for progress in runner.run(driven, executor, forecasting.Forecast()):
             log.append(progress.message)
             if fault and progress.current:
                 fault(progress.current.split()[0])

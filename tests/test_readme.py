@@ -13,7 +13,7 @@ from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import known_keys, read_spec
 from ddstudy.study.evaluate import Measurement, evaluate
-from ddstudy.study.runner import job
+from ddstudy.study.planner import job
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -26,7 +26,7 @@ from ddstudy.store.database import Store
 from ddstudy.store.leases import AtWork
 from ddstudy.store.records import Result
 from ddstudy.store.writer import Driven
-from ddstudy.study import runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Check, Job, Measurement
 from ddstudy.study.runner import Progress
 from ddstudy.study.samplers import sampler
@@ -64,8 +64,8 @@ class Recording(InProcess):
                 yield ticket, event
 
 
-def forecast() -> runner.Forecast:
-    known = runner.Forecast()
+def forecast() -> forecasting.Forecast:
+    known = forecasting.Forecast()
     known.learn(1e6, 0.001)
     return known
 
@@ -426,22 +426,22 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
     """They counted fitting only, which may be half of a run, and each command did so by a rule of its own."""
 
     def seconds(fit: Fit, budget: int) -> float:
-        return budget * (0.002 + 2e-6 * runner.operations(fit, tiny_target) / 1000)
+        return budget * (0.002 + 2e-6 * planner.operations(fit, tiny_target) / 1000)
 
     spec = make_spec(
         space={"k": [2, 4, 6, 8], "l": [2, 3], "s": [2, 4, 8], "iterations": [500, 1000]},
         images=False,
         search=search,
     )
-    known = runner.Forecast()
+    known = forecasting.Forecast()
     for fit in (fit_of(2, 8, 2, "uniform", "1x1"), fit_of(8, 2, 3, "uniform", "1x1")):
-        known.learn(runner.operations(fit, tiny_target), seconds(fit, 1))
+        known.learn(planner.operations(fit, tiny_target), seconds(fit, 1))
         known.learn_besides(seconds(fit, 1000), 2)
     clock = Clockwork(monkeypatch, slots, seconds)
     with Store(f"sqlite:///{tmp_path}/a.db") as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
-        plan = runner.plan(spec, tiny_target, set())
-        announced = runner.forecast_seconds(spec, tiny_target, plan, known, slots)
+        plan = planner.plan(spec, tiny_target, set())
+        announced = forecasting.forecast_seconds(spec, tiny_target, plan, known, slots)
         monkeypatch.setattr("ddstudy.store.leases.time.time", lambda: clock.now)
         told, shown = [], []
         for progress in runner.run(driven, clock, known):  # type: ignore[arg-type]
@@ -449,7 +449,7 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
                 told.append((clock.now, progress.eta_seconds))
             if driven.claims._doing and len(told) % 40 == 0:
                 work = [AtWork("", "", **json.loads(doing)) for doing in driven.claims._doing.values()]
-                left = runner.outlook(store.view(spec.name), work, datetime.now()).eta_seconds
+                left = forecasting.outlook(store.view(spec.name), work, datetime.now()).eta_seconds
                 shown.append((clock.now, left))
     assert announced == pytest.approx(clock.now, rel=0.2)
     assert all(abs(at + left - clock.now) < 0.2 * clock.now for at, left in told)
@@ -466,7 +466,7 @@ def test_what_was_learnt_is_kept_for_the_runs_that_go_on(
         with Store(store_url) as store:
             driven, executor = store.drive(spec, tiny_target, sampler(spec)), Recording()
             executor.slots = tries  # another way to run it is another forecast
-            known = announce(lines.append, spec, tiny_target, runner.plan(spec, tiny_target, set()), executor, driven)
+            known = announce(lines.append, spec, tiny_target, planner.plan(spec, tiny_target, set()), executor, driven)
             assert known is not None
             assert known.known
         assert sum(line.startswith("Trying some iterations for a forecast: 5 s at most") for line in lines) == tries
@@ -474,7 +474,7 @@ def test_what_was_learnt_is_kept_for_the_runs_that_go_on(
         driven = store.drive(spec, tiny_target, sampler(spec))
         for damaged in ("{", "[]", '{"where": "here", "sums": [1], "besides": null}', '{"else": 1}'):
             driven.study.set_user_attr("ddstudy:forecast", damaged)
-            assert runner.kept_forecast(driven, "here") is None
+            assert forecasting.kept_forecast(driven, "here") is None
 
 
 def test_a_calibration_is_over_after_some_seconds(
@@ -483,7 +483,7 @@ def test_a_calibration_is_over_after_some_seconds(
     spec, executor = make_spec(space={"k": [2, 3, 4]}), Recording()
     clock = itertools.count(0, 2)  # two seconds a look
     monkeypatch.setattr(runner.time, "monotonic", lambda: float(next(clock)))
-    known = runner.calibrate(spec, tiny_target, list(runner.plan(spec, tiny_target, set()).todo), executor)
+    known = forecasting.calibrate(spec, tiny_target, list(planner.plan(spec, tiny_target, set()).todo), executor)
     assert known.known
     assert next(clock) < 40  # of which 33 checks of three fits would take more
     assert not executor._waiting
@@ -512,47 +512,47 @@ def test_plan_counts_trials_and_fits(make_spec: MakeSpec, tiny_target: Target) -
         setting_of(4, 4, 2, 5, "uniform", "1x1"),
         setting_of(4, 4, 2, 10, "uniform", "1x1"),
     }
-    plan = runner.plan(spec, tiny_target, done)
+    plan = planner.plan(spec, tiny_target, done)
     assert (plan.settings, plan.fits, plan.done) == (4, 2, 3)
     assert dict(plan.todo) == {fit_of(2, 4, 2, "uniform", "1x1"): (10,)}
-    assert runner.plan(make_spec(search={"trials": 3}), tiny_target, set()).settings == 3
+    assert planner.plan(make_spec(search={"trials": 3}), tiny_target, set()).settings == 3
     with pytest.raises(UserError, match=r"objective vif: cannot be measured on a target of 27x22"):
-        runner.plan(make_spec(objectives={"vif": "maximize"}), tiny_target, set())
+        planner.plan(make_spec(objectives={"vif": "maximize"}), tiny_target, set())
 
 
 def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
-    def iteration(known: runner.Forecast, cost: float) -> float:
-        return known.seconds(runner.Work(int(cost), 1, 0))
+    def iteration(known: forecasting.Forecast, cost: float) -> float:
+        return known.seconds(forecasting.Work(int(cost), 1, 0))
 
-    known = runner.Forecast()
+    known = forecasting.Forecast()
     assert not known.known
     for cost in (1e6, 5e6, 2e7):
         known.learn(cost, 0.002 + 3e-10 * cost)
     assert iteration(known, 1e7) == pytest.approx(0.005)
-    same = runner.Forecast()
+    same = forecasting.Forecast()
     for seconds in (0.004, 0.005, 0.005):  # of one cost: nothing tells overhead and slope apart
         same.learn(1e7, seconds)
     assert iteration(same, 1e7) == pytest.approx(0.005, rel=0.1)
     assert iteration(same, 2e7) == pytest.approx(2 * iteration(same, 1e7))
-    noisy = runner.Forecast()
+    noisy = forecasting.Forecast()
     noisy.learn(1e6, 0.005)
     noisy.learn(2e6, 0.001)  # no sensible line goes through these
     assert iteration(noisy, 5e5) > 0
     spec = make_spec()
-    fits = list(runner.plan(spec, tiny_target, set()).todo)
-    measured = runner.calibrate(spec, tiny_target, fits, InProcess(2))
-    assert measured.seconds(runner.Work(0, 0, 1)) > 0  # metrics, at least
-    plan = runner.plan(spec, tiny_target, set())
-    one = runner.forecast_seconds(spec, tiny_target, plan, measured, 1)
+    fits = list(planner.plan(spec, tiny_target, set()).todo)
+    measured = forecasting.calibrate(spec, tiny_target, fits, InProcess(2))
+    assert measured.seconds(forecasting.Work(0, 0, 1)) > 0  # metrics, at least
+    plan = planner.plan(spec, tiny_target, set())
+    one = forecasting.forecast_seconds(spec, tiny_target, plan, measured, 1)
     assert 0 < one < 60
-    assert one / 2 <= runner.forecast_seconds(spec, tiny_target, plan, measured, 2) < one
+    assert one / 2 <= forecasting.forecast_seconds(spec, tiny_target, plan, measured, 2) < one
     # no slot can do half of a fit
-    assert runner.forecast_seconds(spec, tiny_target, plan, measured, 99) > one / 4
+    assert forecasting.forecast_seconds(spec, tiny_target, plan, measured, 99) > one / 4
 
 
 def test_cost_grows_with_channels_blocks_and_smaller_scale(tiny_target: Target) -> None:
     def cost(k: int, s: int, l: int) -> float:
-        return runner.operations(fit_of(k, s, l, "uniform", "1x1"), tiny_target)
+        return planner.operations(fit_of(k, s, l, "uniform", "1x1"), tiny_target)
 
     assert cost(8, 8, 2) < cost(16, 8, 2)
     assert cost(8, 8, 2) < cost(8, 8, 3)

@@ -34,7 +34,7 @@ from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.study import StudyView
 from ddstudy.store.urls import parse_url, said
 from ddstudy.store.writer import Driven
-from ddstudy.study import runner
+from ddstudy.study import forecasting, runner
 from ddstudy.study.evaluate import Measurement
 from ddstudy.study.samplers import POPULATION, sampler
 
@@ -556,8 +556,8 @@ def test_claims_of_an_older_database_get_their_new_column(store_url: str, make_s
     assert "deaths" in columns
 
 
-def forecast_of(seconds: float) -> runner.Forecast:
-    known = runner.Forecast()
+def forecast_of(seconds: float) -> forecasting.Forecast:
+    known = forecasting.Forecast()
     known.learn(1e6, seconds)
     return known
 

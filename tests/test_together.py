@@ -34,7 +34,7 @@ from ddstudy.spec.axes import Fit
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import evaluate as module
-from ddstudy.study import runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together
 from ddstudy.study.samplers import sampler
 
@@ -330,7 +330,7 @@ def study(spec: StudySpec, target: Target, executor: Any, name: str = "") -> lis
     """Its trials, in a store of a name or a new one."""
     with Store(f"sqlite:///{name or uuid.uuid4()}.db") as store:
         driven = store.drive(spec, target, sampler(spec))
-        list(runner.run(driven, executor, runner.Forecast()))
+        list(runner.run(driven, executor, forecasting.Forecast()))
         return list(driven.trials())
 
 
@@ -364,7 +364,7 @@ def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver
     with Store("sqlite:///one.db", lease_seconds=1.5) as store:
         dead = store.drive(spec, tiny_target, sampler(spec))
         killed = Packing(room=8)
-        steps = runner.run(dead, killed, runner.Forecast())
+        steps = runner.run(dead, killed, forecasting.Forecast())
         next(step for step in steps if step.done == 1)
         assert len(killed.packs[0]) == 3
         assert dead.claims.alive() == set(killed.packs[0])
@@ -373,7 +373,7 @@ def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver
         dead.claims.release = lambda fit_id: None  # type: ignore[method-assign]
         store.driver = "another"
         living, executor = beside(store, dead), Packing(room=8)
-        list(runner.run(living, executor, runner.Forecast()))
+        list(runner.run(living, executor, forecasting.Forecast()))
         assert [len(pack) for pack in executor.packs] == [1, 1, 1]
         trials = living.trials()
         living.claims.end()
@@ -505,7 +505,7 @@ def test_a_study_on_a_gpu_is_packed_and_runs_in_threads_with_the_same_numbers(
     spec = make_spec(space=SPACE, fit={"device": "cuda"})
     alone = study(spec, tiny_target, Packing(room=1))
     packing = InProcess(1)
-    assert packing.room(runner.job(spec, tiny_target, fit_of(4, 4, 2, "uniform", "1x1"), (5,))) == 40  # 80 members
+    assert packing.room(planner.job(spec, tiny_target, fit_of(4, 4, 2, "uniform", "1x1"), (5,))) == 40  # 80 members
     for executor in (packing, Threads(Layout(workers=2, threads=1))):
         trials = study(spec, tiny_target, executor)
         executor.close()

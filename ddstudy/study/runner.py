@@ -7,62 +7,33 @@ executors, and a result is recorded the moment it arrives, so stopping at any mo
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
-from ddstudy.fit.fused import kernels_for, memory
-from ddstudy.images.metrics import METRICS
-from ddstudy.images.volumes import Target, Targets
-from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
-from ddstudy.spec.options import tiles
-from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import AtWork, Claims
-from ddstudy.store.study import StudyView
+from ddstudy.spec.axes import Fit, Setting
 from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Job, Measurement, job_prior
+from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead
+from ddstudy.study.planner import cost, job, plan
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
 LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of
-CALIBRATION_SECONDS = 5.0
-CALIBRATION_CHECKS = 4  # iterations: members are spread over threads, and one alone would leave the last of them idle
-RECORD_SECONDS = 0.01  # that a result and its images take, about, on a local disk
 PACE_SECONDS = 600.0  # that the time left looks back
 TRUST_SECONDS = 10.0  # of work that a forecast stands for, before what was seen outweighs it
 KEEP_SECONDS = 30.0  # between looks of other runs at what this one learnt
-_FORECAST = "ddstudy:forecast"  # attribute of a study
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do.
-
-    Attributes:
-        settings: all settings of the study, or how many a search will try.
-        fits: fits that serve them; for a search the most it can need.
-        done: settings that have a result already.
-        todo: fits of a grid that are still to do, with their budgets; the longest first. Empty for a search.
-    """
-
-    settings: int
-    fits: int
-    done: int
-    todo: dict[Fit, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -90,276 +61,6 @@ class Progress:
     eta_seconds: float | None
     message: str = ""
     images_lost: str = ""
-
-
-def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: int = 0) -> Plan:
-    """Plans a study.
-
-    Args:
-        spec: the study.
-        target: its image.
-        done: settings that have a result.
-        reused: of these, imported from other studies; a search tries its own number beside them.
-
-    Raises:
-        UserError: an objective cannot be measured on a target of this size.
-    """
-    for height, width in {image.shape[-2:] for image in target.all}:
-        for metric in (METRICS[name] for name in spec.objectives):
-            if not metric.measurable(height, width):
-                raise UserError(
-                    f"objective {metric.name}: cannot be measured on a target of {height}x{width}",
-                    f"Use a larger target ({metric.label} needs {metric.side} pixels), or another objective.",
-                )
-    space = spec.search_space
-    settings = list(space)
-    if spec.search.sampler != "grid":
-        trials = min(spec.trials + reused, len(settings))
-        return Plan(trials, min(trials - reused, len(budgets_by_fit(settings))), len(done), {})
-    settings = settings[: spec.trials]
-    done = done & set(settings)
-    wanted = budgets_by_fit(settings)
-    missing = budgets_by_fit(setting for setting in settings if setting not in done)
-    order = sorted(missing, key=lambda fit: -cost(spec, fit, target) * max(missing[fit]))
-    return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
-
-
-def operations(fit: Fit, target: Target | Targets) -> float:
-    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it."""
-    return float(tiles(fit["tiling"]) * job_prior(fit, target.of(fit)).cost)
-
-
-def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
-    """Cost of one iteration of all members of a fit of a study, in `operations` of as many as its file names."""
-    return operations(fit, target) * spec.at(fit).fit.members / spec.fit.members
-
-
-def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str = "cpu") -> int:
-    """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
-
-    def size(fit: Fit) -> int:
-        prior = job_prior(fit, target.of(fit))
-        return prior.k * sum(h * w for h, w in prior.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
-
-    largest = max(budgets_by_fit(spec.search_space), key=size)
-    members = spec.at(largest).fit.members
-    prior = job_prior(largest, target.of(largest))
-    return memory(prior, tiles(largest["tiling"]), members, members, kernels_for(device))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to do, or done: operations and iterations of all members, and results; sums of fits' are exact."""
-
-    operations: int = 0
-    iterations: int = 0
-    results: int = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.operations + other.operations, self.iterations + other.iterations, self.results + other.results
-        )
-
-    def __sub__(self, other: Work) -> Work:
-        return self + other.times(-1)
-
-    def times(self, factor: float) -> Work:
-        """A share of it."""
-        return Work(*(round(factor * part) for part in (self.operations, self.iterations, self.results)))
-
-
-@dataclass
-class Forecast:
-    """What fits take, from what was measured so far.
-
-    An iteration takes overhead + slope * operations seconds of fitting. Whatever a fit takes besides, for noise,
-    starting weights, metrics, images and the store, is counted per result.
-
-    Attributes:
-        where: the devices that it is of.
-        sums: of the least squares: x x, x y, y y, x and y over everything learnt.
-        besides: seconds besides fitting, and of how many results.
-    """
-
-    where: str = ""
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
-    besides: list[float] = field(default_factory=lambda: [0.0, 0.0])
-
-    def learn(self, cost: float, seconds: float) -> None:
-        """Adds one measured cost of an iteration of all members."""
-        # least squares of relative errors, so that a fit of a minute does not drown one of a second; sums are all it
-        # takes, and a study has many fits
-        x, y = 1 / seconds, cost / seconds
-        self.sums = [sum(both) for both in zip(self.sums, (x * x, x * y, y * y, x, y), strict=True)]
-
-    def learn_besides(self, seconds: float, results: int) -> None:
-        """Adds what a fit with so many results took beside its fitting."""
-        self.besides = [self.besides[0] + seconds, self.besides[1] + results]
-
-    def _line(self) -> tuple[float, float]:
-        xx, xy, yy, sx, sy = self.sums
-        determinant = xx * yy - xy * xy
-        if determinant > 1e-9 * xx * yy:
-            line = (sx * yy - sy * xy) / determinant, (sy * xx - sx * xy) / determinant
-            if min(line) >= 0:  # else too few or too noisy for a line that makes sense
-                return line
-        return 0.0, sy / yy if yy else 0.0  # the line through the origin
-
-    @property
-    def known(self) -> bool:
-        """Whether anything was learnt."""
-        return any(self.sums)
-
-    def fitting(self, work: Work) -> float:
-        """Expected seconds of fitting."""
-        overhead, slope = self._line()
-        return overhead * work.iterations + slope * work.operations
-
-    def seconds(self, work: Work) -> float:
-        """Expected seconds with all that fits take besides."""
-        return self.fitting(work) + work.results * self.besides[0] / max(1, self.besides[1])
-
-
-def calibrate(
-    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, claims: Claims | None = None
-) -> Forecast:
-    """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
-
-    It takes `CALIBRATION_SECONDS`, and whatever an iteration that is under way then, or compilation, takes beyond.
-
-    Args:
-        spec: the study.
-        target: its image.
-        fits: that are to do.
-        executor: where.
-        claims: ours, of a study that is stored: a driver may die of what is tried here, too.
-
-    Returns:
-        A forecast that knows nothing if there was no time for a single iteration.
-
-    Raises:
-        WorkError: no fit works.
-    """
-    order = sorted(fits, key=lambda fit: cost(spec, fit, target))
-    chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
-    if claims is not None:
-        elsewhere = claims.orphans() | claims.alive()
-        chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
-    stability = spec.stability.model_copy(update={"prune": False})
-    last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
-    for name, fit in chosen.items():
-        trial = job(spec, target, fit, (1, last))
-        options = trial.options.model_copy(update={"check_every": CALIBRATION_CHECKS})
-        executor.submit(name, replace(trial, options=options, stability=stability))
-    started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
-    besides: list[float] = []
-    end = time.monotonic() + CALIBRATION_SECONDS
-    for ticket, event in executor.events():
-        now = time.monotonic()
-        if isinstance(event, Started):
-            started[ticket] = now
-            if claims is not None:
-                claims.take(ticket)
-        elif isinstance(event, Finished | Failed) and claims is not None:
-            claims.release(ticket)
-        if isinstance(event, Check):
-            if ticket not in checks:
-                end += now - started[ticket]  # kernels may have been compiled
-            checks.setdefault(ticket, []).append(event)
-        elif isinstance(event, Measurement) and event.budget == 1:
-            besides.append(now - started[ticket] - float(event.values["seconds"]))
-        elif isinstance(event, Failed):
-            failures.append(f"{ticket}: {event.why}")
-        seen = checks.get(ticket, [])
-        enough = len(seen) > 1 and (
-            seen[-1].seconds > CALIBRATION_SECONDS / 10 or seen[-1].iteration + CALIBRATION_CHECKS >= last
-        )
-        if ticket and not isinstance(event, Finished | Failed) and (enough or (now > end and checks)):
-            executor.cancel(ticket)
-    for name, (first, *others) in checks.items():
-        seconds, iterations = first.seconds, first.iteration
-        if others:  # the first iteration may be unlike the rest
-            seconds, iterations = others[-1].seconds - seconds, others[-1].iteration - iterations
-        forecast.learn(cost(spec, chosen[name], target), max(seconds, 1e-6) / iterations)
-    if besides:
-        # the others may have loaded libraries and kernels; nothing was recorded
-        forecast.learn_besides(min(besides) + RECORD_SECONDS, 1)
-    if chosen and len(failures) == len(chosen):
-        raise WorkError(f"no fit works here: {failures[0]}")
-    return forecast
-
-
-def kept_forecast(study: Driven, where: str) -> Forecast | None:
-    """What earlier runs of a study learnt on devices like ours."""
-    with contextlib.suppress(ValueError, TypeError):  # edited by hand, or by a later version
-        kept = Forecast(**json.loads(study.study.user_attrs.get(_FORECAST, "{}")))
-        numbers = np.asarray([*kept.sums, *kept.besides], dtype=float)
-        if kept.where == where and kept.known and numbers.shape == (7,) and np.isfinite(numbers).all():
-            return kept
-    return None
-
-
-def keep_forecast(study: Driven, forecast: Forecast) -> None:
-    """Stores what was learnt for the runs that go on with a study."""
-    study.claims.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
-
-
-def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:
-    """The work of a fit."""
-    return Work(int(cost(spec, fit, target)) * max(budgets), max(budgets), len(budgets))
-
-
-def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Work:
-    """The work of a plan without any early stop; for a search, of average settings."""
-    if spec.search.sampler == "grid":
-        return sum((work_of(spec, fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
-    # a search asks for whole fits, whose every budget is a result, or where time counts for any budget of theirs
-    asked = [
-        work_of(spec, fit, budgets[:count], target)
-        for fit, budgets in budgets_by_fit(spec.search_space).items()
-        for count in (range(1, len(budgets) + 1) if "seconds" in spec.objectives else [len(budgets)])
-    ]
-    total = sum(asked, Work())
-    return total.times(max(0, the_plan.settings - the_plan.done) / total.results)
-
-
-def forecast_seconds(
-    spec: StudySpec, target: Target | Targets, the_plan: Plan, forecast: Forecast, slots: int
-) -> float:
-    """Seconds that a plan takes without any early stop."""
-    longest = max((forecast.seconds(work_of(spec, fit, b, target)) for fit, b in the_plan.todo.items()), default=0.0)
-    return max(longest, forecast.seconds(work_ahead(spec, target, the_plan)) / max(1, slots))
-
-
-def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:
-    """The job of one fit."""
-    at = spec.at(fit)
-    return Job(fit, budgets, target.of(fit), at.fit, at.noise, spec.stability, timed="seconds" in spec.objectives)
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """How a study comes along, as anyone can see from its store.
-
-    Attributes:
-        per_minute: settings that got their result, of late.
-        eta_seconds: time that is left; None while nothing is known, or nobody works on it.
-    """
-
-    per_minute: float
-    eta_seconds: float | None
-
-
-def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outlook:
-    """The pace of the last ten minutes, and when the drivers that are at work expect to end."""
-    since = now - timedelta(minutes=10)
-    results = view.trials[view.trials["state"] != "FAIL"]
-    late = results[results["finished"] >= since]
-    seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3) if len(late) else 1.0
-    per_minute = 60 * len(late) / seconds
-    # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
-    ends = [each.ends for each in at_work if each.ends is not None]
-    return Outlook(per_minute, max(0.0, min(ends) - time.time()) if ends else None)
 
 
 @dataclass

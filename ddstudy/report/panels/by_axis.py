@@ -32,22 +32,22 @@ class _ByAxis(Filtered):
         return self
 
     @property
-    def _axes(self) -> list[str]:
+    def axes(self) -> list[str]:
         return [self.x, *([self.group] if self.group else [])]
 
     def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
         """None where an axis has one value in the study, which says nothing; those of `others` for each of these."""
         space = view.spec.search_space
         if self.x != OTHERS:
-            return [self] if any(axis not in space.names or len(space[axis]) > 1 for axis in self._axes) else []
+            return [self] if any(axis not in space.names or len(space[axis]) > 1 for axis in self.axes) else []
         alike = [panel for panel in panels if isinstance(panel, type(self)) and panel.y == self.y]
-        shown = {axis for panel in alike for axis in panel._axes}
+        shown = {axis for panel in alike for axis in panel.axes}
         others = [axis for axis in view.axes if axis not in shown and len(space[axis]) > 1]
         return [self.model_copy(update={"x": axis, "title": f"{self.title} {OPTIONS[axis].label}"}) for axis in others]
 
     def show(self, views: Sequence[StudyView]) -> Shown:
         """What it shows of a study."""
-        if missing := [axis for axis in self._axes if axis not in views[0].axes]:
+        if missing := [axis for axis in self.axes if axis not in views[0].axes]:
             return Shown("", missing=f"Filled by a study that searches {' and '.join(missing)}.")
         return super().show(views)
 
@@ -59,7 +59,7 @@ class Quartiles(_ByAxis):
     x: Axis | Literal["others"] = Field(..., description="axis of the setting across; 'others': a panel for each other")
 
     def _of_study(self, view: StudyView) -> Shown:
-        y, axes = self.y, self._axes
+        y, axes = self.y, self.axes
         table = tables.by_axis(self.filter(view.trials), *axes, metrics=(y,))
         who, needed = whose(y)
         sentence = (
@@ -82,7 +82,7 @@ class Means(_ByAxis):
     kind: Literal["means"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        y, axes = self.y, self._axes
+        y, axes = self.y, self.axes
         table = tables.by_axis(self.filter(view.trials), *axes, metrics=(y,))
         who, needed = whose(y)
         sentence = f"Average {title_of(y)} over {who}.{roughness([view], self, self.y)}"

@@ -1,0 +1,237 @@
+"""The forecast: what a study takes, from what was measured so far, and how it comes along."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from ddstudy.errors import WorkError
+from ddstudy.execution.executors import Executor, Failed, Finished, Started
+from ddstudy.images.volumes import Target, Targets
+from ddstudy.spec.axes import Fit, budgets_by_fit
+from ddstudy.spec.schema import StudySpec
+from ddstudy.store.leases import AtWork, Claims
+from ddstudy.store.study import StudyView
+from ddstudy.store.writer import Driven
+from ddstudy.study.evaluate import Check, Measurement
+from ddstudy.study.planner import Plan, cost, job
+
+CALIBRATION_SECONDS = 5.0
+CALIBRATION_CHECKS = 4  # iterations: members are spread over threads, and one alone would leave the last of them idle
+RECORD_SECONDS = 0.01  # that a result and its images take, about, on a local disk
+_FORECAST = "ddstudy:forecast"  # attribute of a study
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to do, or done: operations and iterations of all members, and results; sums of fits' are exact."""
+
+    operations: int = 0
+    iterations: int = 0
+    results: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.operations + other.operations, self.iterations + other.iterations, self.results + other.results
+        )
+
+    def __sub__(self, other: Work) -> Work:
+        return self + other.times(-1)
+
+    def times(self, factor: float) -> Work:
+        """A share of it."""
+        return Work(*(round(factor * part) for part in (self.operations, self.iterations, self.results)))
+
+
+@dataclass
+class Forecast:
+    """What fits take, from what was measured so far.
+
+    An iteration takes overhead + slope * operations seconds of fitting. Whatever a fit takes besides, for noise,
+    starting weights, metrics, images and the store, is counted per result.
+
+    Attributes:
+        where: the devices that it is of.
+        sums: of the least squares: x x, x y, y y, x and y over everything learnt.
+        besides: seconds besides fitting, and of how many results.
+    """
+
+    where: str = ""
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+    besides: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """Adds one measured cost of an iteration of all members."""
+        # least squares of relative errors, so that a fit of a minute does not drown one of a second; sums are all it
+        # takes, and a study has many fits
+        x, y = 1 / seconds, cost / seconds
+        self.sums = [sum(both) for both in zip(self.sums, (x * x, x * y, y * y, x, y), strict=True)]
+
+    def learn_besides(self, seconds: float, results: int) -> None:
+        """Adds what a fit with so many results took beside its fitting."""
+        self.besides = [self.besides[0] + seconds, self.besides[1] + results]
+
+    def _line(self) -> tuple[float, float]:
+        xx, xy, yy, sx, sy = self.sums
+        determinant = xx * yy - xy * xy
+        if determinant > 1e-9 * xx * yy:
+            line = (sx * yy - sy * xy) / determinant, (sy * xx - sx * xy) / determinant
+            if min(line) >= 0:  # else too few or too noisy for a line that makes sense
+                return line
+        return 0.0, sy / yy if yy else 0.0  # the line through the origin
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was learnt."""
+        return any(self.sums)
+
+    def fitting(self, work: Work) -> float:
+        """Expected seconds of fitting."""
+        overhead, slope = self._line()
+        return overhead * work.iterations + slope * work.operations
+
+    def seconds(self, work: Work) -> float:
+        """Expected seconds with all that fits take besides."""
+        return self.fitting(work) + work.results * self.besides[0] / max(1, self.besides[1])
+
+
+def calibrate(
+    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, claims: Claims | None = None
+) -> Forecast:
+    """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
+
+    It takes `CALIBRATION_SECONDS`, and whatever an iteration that is under way then, or compilation, takes beyond.
+
+    Args:
+        spec: the study.
+        target: its image.
+        fits: that are to do.
+        executor: where.
+        claims: ours, of a study that is stored: a driver may die of what is tried here, too.
+
+    Returns:
+        A forecast that knows nothing if there was no time for a single iteration.
+
+    Raises:
+        WorkError: no fit works.
+    """
+    order = sorted(fits, key=lambda fit: cost(spec, fit, target))
+    chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
+    if claims is not None:
+        elsewhere = claims.orphans() | claims.alive()
+        chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
+    stability = spec.stability.model_copy(update={"prune": False})
+    last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
+    for name, fit in chosen.items():
+        trial = job(spec, target, fit, (1, last))
+        options = trial.options.model_copy(update={"check_every": CALIBRATION_CHECKS})
+        executor.submit(name, replace(trial, options=options, stability=stability))
+    started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
+    besides: list[float] = []
+    end = time.monotonic() + CALIBRATION_SECONDS
+    for ticket, event in executor.events():
+        now = time.monotonic()
+        if isinstance(event, Started):
+            started[ticket] = now
+            if claims is not None:
+                claims.take(ticket)
+        elif isinstance(event, Finished | Failed) and claims is not None:
+            claims.release(ticket)
+        if isinstance(event, Check):
+            if ticket not in checks:
+                end += now - started[ticket]  # kernels may have been compiled
+            checks.setdefault(ticket, []).append(event)
+        elif isinstance(event, Measurement) and event.budget == 1:
+            besides.append(now - started[ticket] - float(event.values["seconds"]))
+        elif isinstance(event, Failed):
+            failures.append(f"{ticket}: {event.why}")
+        seen = checks.get(ticket, [])
+        enough = len(seen) > 1 and (
+            seen[-1].seconds > CALIBRATION_SECONDS / 10 or seen[-1].iteration + CALIBRATION_CHECKS >= last
+        )
+        if ticket and not isinstance(event, Finished | Failed) and (enough or (now > end and checks)):
+            executor.cancel(ticket)
+    for name, (first, *others) in checks.items():
+        seconds, iterations = first.seconds, first.iteration
+        if others:  # the first iteration may be unlike the rest
+            seconds, iterations = others[-1].seconds - seconds, others[-1].iteration - iterations
+        forecast.learn(cost(spec, chosen[name], target), max(seconds, 1e-6) / iterations)
+    if besides:
+        # the others may have loaded libraries and kernels; nothing was recorded
+        forecast.learn_besides(min(besides) + RECORD_SECONDS, 1)
+    if chosen and len(failures) == len(chosen):
+        raise WorkError(f"no fit works here: {failures[0]}")
+    return forecast
+
+
+def kept_forecast(study: Driven, where: str) -> Forecast | None:
+    """What earlier runs of a study learnt on devices like ours."""
+    with contextlib.suppress(ValueError, TypeError):  # edited by hand, or by a later version
+        kept = Forecast(**json.loads(study.study.user_attrs.get(_FORECAST, "{}")))
+        numbers = np.asarray([*kept.sums, *kept.besides], dtype=float)
+        if kept.where == where and kept.known and numbers.shape == (7,) and np.isfinite(numbers).all():
+            return kept
+    return None
+
+
+def keep_forecast(study: Driven, forecast: Forecast) -> None:
+    """Stores what was learnt for the runs that go on with a study."""
+    study.claims.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
+
+
+def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:
+    """The work of a fit."""
+    return Work(int(cost(spec, fit, target)) * max(budgets), max(budgets), len(budgets))
+
+
+def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Work:
+    """The work of a plan without any early stop; for a search, of average settings."""
+    if spec.search.sampler == "grid":
+        return sum((work_of(spec, fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
+    # a search asks for whole fits, whose every budget is a result, or where time counts for any budget of theirs
+    asked = [
+        work_of(spec, fit, budgets[:count], target)
+        for fit, budgets in budgets_by_fit(spec.search_space).items()
+        for count in (range(1, len(budgets) + 1) if "seconds" in spec.objectives else [len(budgets)])
+    ]
+    total = sum(asked, Work())
+    return total.times(max(0, the_plan.settings - the_plan.done) / total.results)
+
+
+def forecast_seconds(
+    spec: StudySpec, target: Target | Targets, the_plan: Plan, forecast: Forecast, slots: int
+) -> float:
+    """Seconds that a plan takes without any early stop."""
+    longest = max((forecast.seconds(work_of(spec, fit, b, target)) for fit, b in the_plan.todo.items()), default=0.0)
+    return max(longest, forecast.seconds(work_ahead(spec, target, the_plan)) / max(1, slots))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How a study comes along, as anyone can see from its store.
+
+    Attributes:
+        per_minute: settings that got their result, of late.
+        eta_seconds: time that is left; None while nothing is known, or nobody works on it.
+    """
+
+    per_minute: float
+    eta_seconds: float | None
+
+
+def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outlook:
+    """The pace of the last ten minutes, and when the drivers that are at work expect to end."""
+    since = now - timedelta(minutes=10)
+    results = view.trials[view.trials["state"] != "FAIL"]
+    late = results[results["finished"] >= since]
+    seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3) if len(late) else 1.0
+    per_minute = 60 * len(late) / seconds
+    # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
+    ends = [each.ends for each in at_work if each.ends is not None]
+    return Outlook(per_minute, max(0.0, min(ends) - time.time()) if ends else None)
