@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ddstudy.report import claims, contents, panels, thesis
+from ddstudy.report import contents, findings, panels, thesis
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView
 
@@ -90,13 +90,13 @@ class Study:
         panel = panels.parse_panel({"title": kind, **fields, "kind": kind}, f"figure {kind!r}")
         return contents.figure(panel, [self.view, *(other.view for other in others)])
 
-    def claims(self, *others: Study) -> pd.DataFrame:
-        """The thesis' findings, re-tested: one row per claim, see `ddstudy.report.claims`.
+    def findings(self, *others: Study) -> pd.DataFrame:
+        """The thesis' findings, re-tested: one row per finding, see `ddstudy.report.findings`.
 
         Args:
             *others: studies of other slices, for the finding on slices away from the middle.
         """
-        return claims.as_table(claims.retest(self.view, [other.view for other in others]))
+        return findings.as_table(findings.retest(self.view, [other.view for other in others]))
 
     def published(self, number: thesis.Number) -> pd.DataFrame:
         """A table of the thesis beside ours: "3.1", "4.1" to "4.5", or "text" for the numbers of its text.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_claims import THESIS_LIKE, study, troubled
+from test_findings import THESIS_LIKE, study, troubled
 
 from ddstudy.errors import UserError
 from ddstudy.report import thesis
@@ -51,7 +51,7 @@ def test_sums_of_the_published_numbers_are_the_thesis():
     assert sums == {"4.3": pytest.approx(391.48), "4.4": pytest.approx(10.50), "4.5": pytest.approx(4.60)}
 
 
-def test_what_the_claims_say_of_the_thesis_own_tables():
+def test_what_the_findings_say_of_the_thesis_own_tables():
     best = {
         number: [tuple(row[2:6]) for row in PUBLISHED["tables"][number]["rows"]] for number in ("4.3", "4.4", "4.5")
     }
@@ -212,10 +212,10 @@ def test_one_pixel_inputs_are_those_that_the_decoder_would_get():
 # --- in the report
 
 
-def test_the_thesis_dashboard_has_every_table_and_the_claims():
+def test_the_thesis_dashboard_has_every_table_and_the_findings():
     panels = read_panels(DASHBOARD)
     assert {panel.table for panel in panels if panel.kind == "published"} == set(thesis.NUMBERS)
-    assert "claims" in [panel.kind for panel in panels]
+    assert "findings" in [panel.kind for panel in panels]
 
 
 @pytest.mark.parametrize("number", thesis.NUMBERS)

@@ -490,7 +490,7 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
 
 
 @pytest.mark.slow
-def test_claims_on_a_phone_and_on_paper(views, tmp_path):
+def test_findings_on_a_phone_and_on_paper(views, tmp_path):
     from browser import chromium, errors
 
     page = tmp_path / "report.html"

@@ -13,13 +13,13 @@ import pandas as pd
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import QUALITY
-from ddstudy.report import claims, comparison, figures, images, tables, thesis
+from ddstudy.report import comparison, figures, findings, images, tables, thesis
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
     Best,
-    Claims,
     Convergence,
     Ensemble,
+    Findings,
     Fronts,
     Heatmap,
     Importance,
@@ -158,8 +158,8 @@ def show(panel: Panel, views: Sequence[StudyView]) -> Shown:
             return _tilings(view, panel)
         case Published():
             return _published(view, panel)
-        case Claims():
-            return _claims(view)
+        case Findings():
+            return _findings(view)
 
 
 def _pareto(view: StudyView, panel: Pareto) -> Shown:
@@ -393,20 +393,20 @@ def _published(view: StudyView, panel: Published) -> Shown:
     return Shown(f"{ours.source}. {ours.ours}", table=Table(ours.table, columns), differences=ours.differences)
 
 
-def _claims(view: StudyView) -> Shown:
+def _findings(view: StudyView) -> Shown:
     sentence = (
         "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
-        f"all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and lists its trials."
+        f"all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists its trials."
     )
     rows = [
         {
-            "finding": f"{answer.claim.finding} ({answer.claim.source})",
+            "finding": f"{answer.finding.statement} ({answer.finding.source})",
             "answer": f"{answer.verdict}\n{answer.effect_text}",
             "compared": answer.tested,
             "trials": len(answer.numbers),
-            "name": answer.claim.name,
+            "name": answer.finding.name,
         }
-        for answer in claims.retest(view)
+        for answer in findings.retest(view)
     ]
     columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
     return Shown(

@@ -287,7 +287,7 @@ def _number(value: Any, digits: int) -> str:
     return "&ndash;" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
-_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer", "published", "claims")
+_WIDE = ("pareto", "parallel", "outputs", "fronts", "transfer", "published", "findings")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #59626b; --line: #d9dee3; --page: #f4f6f8; --card: #fff;
   --link: #00609a; }

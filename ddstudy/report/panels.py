@@ -178,10 +178,10 @@ class Published(_Titled):
     table: Number = Field(..., description="table of the thesis, or the numbers of its text")
 
 
-class Claims(_Titled):
+class Findings(_Titled):
     """The thesis' findings, re-tested on the whole study."""
 
-    kind: Literal["claims"]
+    kind: Literal["findings"]
 
 
 class Fronts(_Plane):
@@ -227,7 +227,7 @@ Panel = (
     | NoisePreview
     | Tilings
     | Published
-    | Claims
+    | Findings
     | Comparison
 )
 Panels = tuple[Panel, ...]
@@ -266,6 +266,8 @@ def parse_panel(tree: dict[str, Any], where: str) -> Panel:
         UserError: it says something that is not valid.
     """
     kind = tree.get("kind")
+    if kind == "claims":  # as files of earlier versions say
+        tree = tree | {"kind": (kind := "findings")}
     if not isinstance(kind, str) or kind not in KINDS:
         wrong = "missing" if kind is None else f"unknown, {kind!r}"
         raise UserError(f"{where}: kind: {wrong}", f"Valid: {', '.join(KINDS)}.")

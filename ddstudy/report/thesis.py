@@ -93,7 +93,7 @@ def differences(view: StudyView) -> dict[str, str]:
     if shape != theirs:
         found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
     if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in one_pixel_inputs(view)):
-        found["flat tiles"] = f"With {flat} a tile's input is one pixel: its tiles are flat, and no claim counts them."
+        found["flat tiles"] = f"With {flat} a tile's input is one pixel: its tiles are flat and left out."
     for axis in AXES:
         ours = list(getattr(space, axis))
         if set(ours) != set(thesis[axis]):

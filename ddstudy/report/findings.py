@@ -72,18 +72,18 @@ Test = Callable[["StudyView", Sequence["StudyView"]], Found]
 
 
 @dataclass(frozen=True)
-class Claim:
+class Finding:
     """A finding of the thesis.
 
     Attributes:
         name: short, for the command line.
-        finding: what the thesis says.
+        statement: what the thesis says.
         source: where.
         rule: how a study decides it.
     """
 
     name: str
-    finding: str
+    statement: str
     source: str
     rule: str
     test: Test = field(repr=False)
@@ -93,7 +93,7 @@ class Claim:
 class Answer(Found):
     """What a study says of a finding, with the finding."""
 
-    claim: Claim = field(kw_only=True)
+    finding: Finding = field(kw_only=True)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -113,16 +113,16 @@ def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
         view: the study.
         others: studies of other slices, for the finding on slices away from the middle.
     """
-    return [ask(claim, view, others) for claim in CLAIMS]
+    return [ask(finding, view, others) for finding in FINDINGS]
 
 
-def ask(claim: Claim, view: StudyView, others: Sequence[StudyView] = ()) -> Answer:
+def ask(finding: Finding, view: StudyView, others: Sequence[StudyView] = ()) -> Answer:
     """One finding, tested on one study; `others` as for `retest`."""
     view, *others = (replace(one, trials=_drawing(one).assign(study=one.name)) for one in (view, *others))
-    found = claim.test(view, others)
-    if claim.name.startswith("time") and (left_out := disturbed(view.trials)):
+    found = finding.test(view, others)
+    if finding.name.startswith("time") and (left_out := disturbed(view.trials)):
         found = replace(found, tested=f"{found.tested} Left out: {left_out:,} trials that other programs disturbed.")
-    return Answer(**vars(found), claim=claim)
+    return Answer(**vars(found), finding=finding)
 
 
 def _drawing(view: StudyView) -> pd.DataFrame:
@@ -132,15 +132,15 @@ def _drawing(view: StudyView) -> pd.DataFrame:
 
 
 def as_table(answers: Sequence[Answer]) -> pd.DataFrame:
-    """Answers as a table, indexed by the claims' names.
+    """Answers as a table, indexed by the findings' names.
 
     Returns:
-        Columns `finding`, `verdict`, `effect`, `low`, `high`, `unit`, `tested`, `trials` (numbers of those behind it),
-        `rule` and `source`.
+        Columns `statement`, `verdict`, `effect`, `low`, `high`, `unit`, `tested`, `trials` (numbers of those behind
+        it), `rule` and `source`.
     """
     rows = [
         {
-            "finding": answer.claim.finding,
+            "statement": answer.finding.statement,
             "verdict": answer.verdict,
             "effect": answer.effect,
             "low": answer.low,
@@ -148,28 +148,28 @@ def as_table(answers: Sequence[Answer]) -> pd.DataFrame:
             "unit": answer.unit,
             "tested": answer.tested,
             "trials": answer.numbers,
-            "rule": answer.claim.rule,
-            "source": answer.claim.source,
+            "rule": answer.finding.rule,
+            "source": answer.finding.source,
         }
         for answer in answers
     ]
-    return pd.DataFrame(rows, index=pd.Index([answer.claim.name for answer in answers], name="claim"))
+    return pd.DataFrame(rows, index=pd.Index([answer.finding.name for answer in answers], name="finding"))
 
 
 # --- the findings, in the thesis' order of appearance
 
-CLAIMS: list[Claim] = []
+FINDINGS: list[Finding] = []
 
 
-def _claim(name: str, finding: str, source: str, rule: str) -> Callable[[Test], Test]:
+def _finding(name: str, statement: str, source: str, rule: str) -> Callable[[Test], Test]:
     def register(test: Test) -> Test:
-        CLAIMS.append(Claim(name, finding, source, rule, test))
+        FINDINGS.append(Finding(name, statement, source, rule, test))
         return test
 
     return register
 
 
-@_claim(
+@_finding(
     "blur",
     "Blurred noise raises PSNR",
     "ch. 4, sec. 4.3",
@@ -183,7 +183,7 @@ def _blur(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _change(comparable(view.trials, "psnr"), "noise", ends, "psnr", "dB", words)
 
 
-@_claim(
+@_finding(
     "time-l",
     "Time grows with the blocks l",
     "sec. 4.1, Table 4.2",
@@ -195,7 +195,7 @@ def _time_of_blocks(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _change(rows, "l", _ends(rows, "l"), "seconds", "times")
 
 
-@_claim(
+@_finding(
     "time-s",
     "Time grows with a smaller scale factor s",
     "sec. 4.1, Table 4.2",
@@ -207,7 +207,7 @@ def _time_of_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _change(rows, "s", _ends(rows, "s")[::-1], "seconds", "times")
 
 
-@_claim(
+@_finding(
     "time-l-s",
     "Time grows more with l than with s",
     "sec. 4.1",
@@ -235,7 +235,7 @@ def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> F
     return _found(of_l - of_s, behind, "seconds", "times", words)
 
 
-@_claim(
+@_finding(
     "time-k-flat",
     "Time is flat up to 64 channels",
     "sec. 4.1, Fig. 4.3",
@@ -247,7 +247,7 @@ def _time_flat(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _change(rows, "k", _ends(rows[rows["k"] <= 64], "k"), "seconds", "times", within=(1 / FLAT, FLAT))
 
 
-@_claim(
+@_finding(
     "time-k-rise",
     "Time rises beyond 64 channels",
     "sec. 4.1, Fig. 4.3",
@@ -261,7 +261,7 @@ def _time_rise(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _change(rows, "k", ends, "seconds", "times")
 
 
-@_claim(
+@_finding(
     "cv-64",
     "The CV is above 5 % with more than 64 channels only",
     "sec. 4.2",
@@ -275,7 +275,7 @@ def _cv_of_channels(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _never(rows, rows["k"] <= 64, "high", "CV > 5 % with k <= 64", "with k > 64")
 
 
-@_claim(
+@_finding(
     "tiles",
     "More tiles, less stable",
     "sec. 4.2, Fig. 4.4",
@@ -299,7 +299,7 @@ def _tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _found(effects, behind, "high", "points", words)
 
 
-@_claim(
+@_finding(
     "k-128",
     "All settings with 128 channels and more are discarded by the filter",
     "sec. 4.3",
@@ -311,7 +311,7 @@ def _many_channels(view: StudyView, others: Sequence[StudyView]) -> Found:
     return _never(rows, rows["k"] >= 128, "passed", "stable with k >= 128", "with k < 128")
 
 
-@_claim(
+@_finding(
     "ensemble",
     "5DD gains 2 to 3 dB over 1DD",
     "sec. 4.3, Fig. 4.6",
@@ -348,7 +348,7 @@ def _at_best(
             asked = f"{axis} = {case[0]}, the {analogue} here"
         return _best_never(trials, trials[axis].isin(case), asked)
 
-    _claim(
+    _finding(
         name,
         f"The best settings never have {finding}",
         "sec. 4.3, Tables 4.3 to 4.5",
@@ -366,7 +366,7 @@ _at_best("best-k", "less than 64 channels", "k", ("<", 64), None)
 _at_best("best-l", "4 blocks", "l", ("<=", 4), "fewest")
 
 
-@_claim(
+@_finding(
     "psnr-ssim",
     "PSNR and SSIM have their best in the same setting in most cases",
     "sec. 4.3, Tables 4.3 and 4.4",
@@ -390,7 +390,7 @@ def _same_best(view: StudyView, others: Sequence[StudyView]) -> Found:
     return Found(verdict, words, _behind(behind, ["psnr", "ssim", "vif"]), "share", effect, low, high)
 
 
-@_claim(
+@_finding(
     "vif",
     "VIF agrees less with PSNR than SSIM does",
     "sec. 4.3",
@@ -414,7 +414,7 @@ def _ranks(view: StudyView, others: Sequence[StudyView]) -> Found:
     return Found(verdict, words + why, _behind(rows, ["psnr", "ssim", "vif"]), "rho", *ends)
 
 
-@_claim(
+@_finding(
     "slices",
     "Results are worse away from the mid slice",
     "ch. 5, Fig. 5.1",
@@ -509,7 +509,7 @@ def _found(
     words: str,
     within: tuple[float, float] | None = None,
 ) -> Found:
-    """An effect that is claimed to be positive (a ratio: above 1) or, where that is given, within two values.
+    """An effect that is said to be positive (a ratio: above 1) or, where that is given, within two values.
 
     Args:
         effects: one per matched set, indexed by the axes on which it is matched; ratios as logarithms.
@@ -517,7 +517,7 @@ def _found(
         column: what is compared.
         unit: of the effects.
         words: which effects they are.
-        within: where the effect is claimed to be.
+        within: where the effect is said to be.
     """
     of_fits = effects.groupby([name for name in effects.index.names if name != "iterations"]).mean()
     if of_fits.empty:

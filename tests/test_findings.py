@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddstudy.report import claims
+from ddstudy.report import findings
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
@@ -63,7 +63,7 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
 
 
 def answer(name, view, *others):
-    return claims.ask(next(claim for claim in claims.CLAIMS if claim.name == name), view, others)
+    return findings.ask(next(finding for finding in findings.FINDINGS if finding.name == name), view, others)
 
 
 def best(inside, of=PAIRS):
@@ -156,12 +156,12 @@ def test_one_pair_whose_best_is_fine_may_be_chance(name):
     assert f"p = {1 - chance:.2f}" in found.tested
 
 
-def test_every_claim_of_the_thesis_has_its_three_answers():
+def test_every_finding_of_the_thesis_has_its_three_answers():
     tested = {(case[0], case[1]) for case in CASES}
     tested |= {(f"best-{axis}", "not enough data") for axis in ("iterations", "s", "k", "l")}
-    expected = {(claim.name, verdict) for claim in claims.CLAIMS for verdict in claims.Verdict.__args__}
-    assert expected - tested == {("slices", verdict) for verdict in claims.Verdict.__args__}  # below
-    assert len({claim.name for claim in claims.CLAIMS}) == 17
+    expected = {(finding.name, verdict) for finding in findings.FINDINGS for verdict in findings.Verdict.__args__}
+    assert expected - tested == {("slices", verdict) for verdict in findings.Verdict.__args__}  # below
+    assert len({finding.name for finding in findings.FINDINGS}) == 17
 
 
 # --- slices
@@ -206,7 +206,7 @@ def test_a_slice_is_compared_with_the_middle_not_the_middle_with_it():
     assert answer("slices", away, mid).verdict == "not enough data"
 
 
-def test_time_claims_leave_out_what_other_programs_disturbed_and_say_so():
+def test_time_findings_leave_out_what_other_programs_disturbed_and_say_so():
     """Load beside a fit changed its seconds by factors of 0.4 to 1.3, with nothing said."""
     view = study(seconds=lambda x, r: x.l * math.exp(r.normal(0, 0.01)))
     trials = view.trials
@@ -384,7 +384,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = [
         low <= 1 <= high
         for _ in range(150)
-        for _, low, high in [claims._interval(pd.Series(random.exponential(size=30)))]
+        for _, low, high in [findings._interval(pd.Series(random.exponential(size=30)))]
     ]
     assert 0.88 <= np.mean(held) <= 0.99
 
@@ -433,7 +433,7 @@ def test_other_axes_and_the_order_of_trials_do_not_matter(seed, lost):
     level = {key: random.normal(0, 20) for key in sorted(set(others))}
     moved = trials.assign(psnr=trials["psnr"] + others.map(level)).sample(frac=1, random_state=seed)
     turned = trials.assign(noise=trials["noise"].replace({"blur3": "uniform", "uniform": "blur3"}))
-    test = next(claim.test for claim in claims.CLAIMS if claim.name == "blur")
+    test = next(finding.test for finding in findings.FINDINGS if finding.name == "blur")
     plain, shifted, mirrored = (
         test(dataclasses.replace(view, trials=one.assign(study="s")), []) for one in (trials, moved, turned)
     )
@@ -446,7 +446,7 @@ def test_other_axes_and_the_order_of_trials_do_not_matter(seed, lost):
 
 
 def test_answers_are_the_same_each_time():
-    one, other = (claims.as_table(claims.retest(troubled())) for _ in range(2))
+    one, other = (findings.as_table(findings.retest(troubled())) for _ in range(2))
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -507,8 +507,8 @@ def test_inputs_of_one_pixel_are_left_out():
     ids=["empty", "one trial", "only FAIL", "one setting"],
 )
 def test_too_little_is_not_enough_data_and_says_what_it_takes(view):
-    for found in claims.retest(view):
-        assert found.verdict == "not enough data", found.claim.name
+    for found in findings.retest(view):
+        assert found.verdict == "not enough data", found.finding.name
         assert found.tested
         assert found.effect_text == "\u2013" or "not decided" in found.tested
 
@@ -520,9 +520,9 @@ def test_one_decoder_is_no_ensemble():
 
 
 def test_the_table_holds_what_the_answers_hold():
-    answers = claims.retest(troubled())
-    table = claims.as_table(answers)
-    assert list(table.index) == [claim.name for claim in claims.CLAIMS]
+    answers = findings.retest(troubled())
+    table = findings.as_table(answers)
+    assert list(table.index) == [finding.name for finding in findings.FINDINGS]
     assert table.loc["blur", "trials"] == answers[0].numbers
     assert table.loc["blur", "low"] == answers[0].low
     assert table["rule"].str.contains("contradicted", case=False).all()
@@ -539,14 +539,16 @@ def test_the_table_holds_what_the_answers_hold():
     ],
 )
 def test_effects_in_words(unit, text):
-    found = claims.Answer("supported", "", pd.DataFrame(), unit, 0.25, -0.1, 1.0, claim=claims.CLAIMS[0])
+    found = findings.Answer("supported", "", pd.DataFrame(), unit, 0.25, -0.1, 1.0, finding=findings.FINDINGS[0])
     assert found.effect_text == text
 
 
 def test_the_panel_shows_every_answer():
     view = troubled()
-    page = render([view], (parse_panel({"kind": "claims", "title": "Findings"}, "test"),))
-    for found in claims.retest(view):
-        assert found.claim.finding.replace("'", "&#x27;") in page
+    panel = parse_panel({"kind": "findings", "title": "Findings"}, "test")
+    assert parse_panel({"kind": "claims", "title": "Findings"}, "test") == panel  # as files of earlier versions say
+    page = render([view], (panel,))
+    for found in findings.retest(view):
+        assert found.finding.statement.replace("'", "&#x27;") in page
         assert found.effect_text in page
-    assert page.count("<strong>supported") == sum(found.verdict == "supported" for found in claims.retest(view))
+    assert page.count("<strong>supported") == sum(found.verdict == "supported" for found in findings.retest(view))
