@@ -20,8 +20,9 @@ ORDER = [
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
-    "report", "report.tables", "report.thesis", "report.findings", "report.comparison", "report.images",
-    "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
+    "report", "report.tables", "report.thesis", "report.intervals", "report.findings", "report.comparison",
+    "report.images", "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard",
+    "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
     "pydantic": {"spec.schema", "spec.files", "report.panels"},
@@ -42,7 +43,7 @@ HOMES = {
     "sqlalchemy": {"store.urls", "store.leases", "store.optuna_rows", "store.database"},
     "psycopg": {"store.urls"},
     "ray": {"execution.ray_pool"},
-    "scipy": {"report.findings"},
+    "scipy": {"report.intervals"},
     "plotly": {"report.figures", "report.page"},
     "optuna_dashboard": {"dashboard"},
     "typer": {"cli"},

@@ -284,17 +284,19 @@ def gallery(trials: pd.DataFrame) -> pd.DataFrame:
     return _in_order(rows).sort_values(["noise", "tiling"]).astype({"noise": object, "tiling": object})
 
 
-def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
-    """Tilings and scale factors with which a tile's input is a single pixel, so that each tile comes out flat."""
+def thin_inputs(view: StudyView) -> list[tuple[str, int]]:
+    """Tilings and scale factors with which a tile's input has one row or one column, so that tiles come out flat."""
     if not (shape := view.facts.get("target shape")):
         return []
     height, width = map(int, shape.split("x")[-2:])
     space = view.spec.space.search_space
-    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
+    sizes = {(tiling, s): min(tile_shape(height, width, tiling)) for tiling in space.tiling for s in space.s}
     return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
 
 
-def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) -> pd.DataFrame:
+def paired(
+    rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str, axes: Sequence[str] = AXES
+) -> pd.DataFrame:
     """Settings that differ on one axis only, side by side.
 
     Args:
@@ -302,12 +304,13 @@ def paired(rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str) ->
         axis: on which they differ.
         values: on that axis; sets that lack one of them are left out.
         column: what is compared.
+        axes: all of the study.
 
     Returns:
         One row per set, indexed by the other axes; one column per value.
     """
-    others = [name for name in AXES if name != axis]
-    rows = rows[rows[axis].isin(list(values))].drop_duplicates(list(AXES))
+    others = [name for name in axes if name != axis]
+    rows = rows[rows[axis].isin(list(values))].drop_duplicates(list(axes))
     wide = rows.pivot(index=others, columns=axis, values=column)
     return wide.reindex(columns=list(values)).dropna()
 
