@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ddstudy.report import findings
+from ddstudy.report import comparison, findings
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
@@ -235,6 +235,18 @@ def test_slices_are_compared_with_the_mid_slice(shift, spread, verdict):
 def test_only_slices_of_the_same_volume_and_plane_count(other):
     assert answer("slices", study(facts=MID), other).verdict == "not enough data"
     assert answer("slices", study(facts=MID), other).numbers == ()
+
+
+def test_the_panel_of_slices_says_what_the_finding_says():
+    """Guards against the best of two unlike spaces side by side: 576 settings had a better best than 432 by that."""
+    space = THESIS_LIKE | {"k": [8, 64]}  # the middle slice has more channels, and its best with them
+    mid = study("mid", facts=MID, psnr_foreground=lambda x, r: 30 + x.k / 16 + r.normal(0, 0.1))
+    away = study("away", space=space, facts=AWAY, tree=AT_130, psnr_foreground=lambda x, r: 31 + x.k / 16)
+    found = answer("slices", mid, away)
+    table = comparison.slices([mid, away], lambda trials: trials, "psnr_foreground")
+    assert found.verdict == "contradicted"
+    assert table["change"].tolist() == pytest.approx([0, -found.effect])
+    assert table["n"].tolist() == [len(mid.trials), len(away.trials)]
 
 
 def test_a_slice_is_compared_with_the_middle_not_the_middle_with_it():

@@ -472,17 +472,23 @@ def _transfer(views: Sequence[StudyView], panel: Transfer) -> Shown:
 
 def _slices(views: Sequence[StudyView], panel: Slices) -> Shown:
     y = panel.y
-    sentence = f"{LABELS[y]} over the slices of one volume, with each slice's best setting and with the chosen slice's."
+    sentence = (
+        f"{LABELS[y]} on each slice of a volume less that of the same settings on the chosen slice: their mean, a fit "
+        "counting once, and with the chosen slice's best setting."
+    )
+    if y == "psnr":
+        sentence += " More black background raises it by itself; psnr_foreground leaves that out."
     table = comparison.slices(views, panel.filter, y)
     if table.empty:
         return Shown(sentence, missing="Filled by studies of two or more slices of one volume, cut in the same plane.")
     one = table.iloc[0]
     sentence += (
-        f" That is k = {one['k']}, s = {one['s']}, l = {one['l']}, {one['iterations']} iterations, {one['noise']}, "
+        f" The best is k = {one['k']}, s = {one['s']}, l = {one['l']}, {one['iterations']} iterations, {one['noise']}, "
         f"{one['tiling']}. Counted are {_who(y)[0]}."
     )
     columns = {"study": "study", "slice": "slice", "distance": "distance", "settings": "n"}
-    columns |= {"chosen setting": "chosen", "own best": "own_best"}
+    columns |= {"mean here": "here", "on the chosen slice": "chosen", "change": "change"}
+    columns |= {"best setting": "best", "its change": "best_change"}
     pictures = _slice_pictures(views, table, y)
     if pictures:
         sentence += " Images, by slice: target, output of the ensemble, absolute error (black 0 to bright 0.2)."
