@@ -16,7 +16,7 @@ Data flows one way: a module imports only from those above it, and a library has
                  to look at, as tables), writer (one to record: ask, tell, import), database (opens it, gives a study
                  of either kind)
     execution/   where fits run: executors (here, one or several at a time, or packed), ray_pool (on a Ray cluster)
-    report/      study -> tables, answers, figures -> page
+    report/      study -> tables, intervals, findings, figures -> page
     notebook     the same in one line each
     dashboard    optuna-dashboard over the store, for eyes only
     terminal     what commands print

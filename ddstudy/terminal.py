@@ -18,7 +18,7 @@ from ddstudy.errors import counted
 from ddstudy.execution.executors import Executor, resolve_device
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target
-from ddstudy.report.findings import Answer
+from ddstudy.report.findings import TOGETHER, Answer
 from ddstudy.report.thesis import differences
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.schema import BETTER, StudySpec
@@ -194,7 +194,7 @@ def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> N
             console.print(f"\n{answer.finding.name}: {answer.finding.statement}")
             console.print(f"{answer.verdict}: {answer.effect_text}, {len(answer.numbers):,} trials. {answer.tested}")
         console.print()
-        console.print(" ".join(differences(view).values()))
+        console.print(f"{TOGETHER} {' '.join(differences(view).values())}")
         return
     table = Table(title=title, show_lines=True)
     for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
@@ -203,7 +203,7 @@ def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> N
         finding, count = answer.finding, f"{len(answer.numbers):,}"
         table.add_row(finding.name, finding.statement, answer.verdict, answer.effect_text, count, answer.tested)
     console.print(table)
-    console.print(" ".join(differences(view).values()), soft_wrap=True)
+    console.print(f"{TOGETHER} {' '.join(differences(view).values())}", soft_wrap=True)
 
 
 def print_trials(console: Console, view: StudyView, answer: Answer) -> None:

@@ -39,7 +39,14 @@ def store(make_spec, tmp_path, monkeypatch):
         driven = opened.drive(spec, target, sampler(spec))
         for setting in spec.space.search_space:
             psnr = setting.k + setting.iterations / 10
-            values = {"psnr": psnr, "psnr_1dd": psnr - 1, "ssim": 0.9, "cv_percent": 2.0, "seconds": psnr}
+            values = {
+                "psnr": psnr,
+                "psnr_1dd": psnr - 1,
+                "psnr_foreground": psnr,
+                "ssim": 0.9,
+                "cv_percent": 2.0,
+                "seconds": psnr,
+            }
             values |= {"iterations_done": setting.iterations, "parameters": 10, "device": "a processor"}
             curve = {"iterations": [5], "seconds": [1.0], "psnr_members": [[psnr, psnr]]}
             result = Measurement(setting.iterations, values, np.zeros((1, 27, 22), np.float32), curve, False)

@@ -16,9 +16,11 @@ from ddstudy.report import findings, thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel, read_panels
 from ddstudy.spec.axes import AXES, NOISES, TILINGS
-from ddstudy.store.study import trials_table
+from ddstudy.spec.files import read_spec
+from ddstudy.store.study import StudyView, trials_table
 
-DASHBOARD = Path(__file__).parents[1] / "dashboards" / "thesis.toml"
+ROOT = Path(__file__).parents[1]
+DASHBOARD = ROOT / "dashboards" / "thesis.toml"
 PUBLISHED = thesis._thesis()
 FOUR = ("k", "s", "l", "iterations")
 
@@ -87,6 +89,43 @@ def test_a_study_with_the_thesis_numbers_supports_what_it_says():
     assert {name for name in answers if name.startswith("time")} <= supported
     # one of twelve best settings has 4 blocks, of which three of a third of all would have one or none in 5 %
     assert (answers["best-l"].effect, answers["best-l"].p) == pytest.approx((1 / 12, (2 / 3) ** 12 * 7))
+
+
+def test_the_readme_says_what_the_recorded_grid_says():
+    def recorded(name, target):
+        trials = pd.read_csv(ROOT / f"benchmarks/results/{name}.csv").assign(disturbed=False)
+        facts = {"target": target, "target shape": "1x64x80"}
+        return StudyView(name, read_spec(ROOT / f"studies/{name}.toml"), facts, trials)
+
+    views = recorded("reduced", "MNI152 T1 axial 94"), recorded("reduced_upper", "MNI152 T1 axial 130")
+    answers = {found.finding.name: found for found in findings.retest(views[0], views[1:])}
+    by_verdict = {verdict: {n for n, found in answers.items() if found.verdict == verdict} for verdict in
+                  ("supported", "contradicted", "not enough data")}  # fmt: skip
+    assert by_verdict == {
+        "supported": {"time-l", "time-s", "time-k-rise", "time-4x5", "tiles-psnr", "ensemble", "best-iterations",
+                      "best-s", "slices"},
+        "contradicted": {"tiles", "cv-64", "k-128", "time-k-flat"},
+        "not enough data": {"blur", "best-k", "best-l", "time-l-s", "time-unstable", "psnr-ssim", "vif"},
+    }  # fmt: skip
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for name, words, digits in (
+        ("time-l", "(1.47 times from 4 to 6, 95 % interval 1.38 to 1.58)", 2),
+        ("time-4x5", "(1.21 times, 1.13 to 1.28)", 2),
+        ("tiles-psnr", "(3.5 dB, 2.1 to 5.0)", 1),
+        ("ensemble", "(1.9 dB, 1.7 to 2.1)", 1),
+        ("blur", "(-0.6 dB, -1.1 to -0.1", 1),
+        ("slices", "2.3 dB worse", 1),
+    ):
+        found, said = answers[name], re.findall(r"-?\d+\.\d+", words)
+        assert words in text
+        assert said == [f"{value:.{digits}f}" for value in (found.effect, found.low, found.high)[: len(said)]]
+    assert "21 points fewer settings have a CV above 5 %, 6 to 35" in text
+    assert answers["tiles"].effect_text == "-21 points [-35, -6]"
+    assert [f"{answers[name].effect:.0%}" for name in ("cv-64", "k-128", "best-k", "best-l")] == [
+        "67%", "83%", "33%", "33%",
+    ]  # fmt: skip
+    assert f"p = {answers['blur'].p_corrected:.2f} among all" in text
+    assert "whole slice +0.65 dB" in answers["slices"].tested
 
 
 def test_what_the_findings_say_of_the_thesis_own_tables():

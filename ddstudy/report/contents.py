@@ -396,7 +396,8 @@ def _published(view: StudyView, panel: Published) -> Shown:
 def _findings(view: StudyView) -> Shown:
     sentence = (
         "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: equal on "
-        f"all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists its trials."
+        f"all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists its trials. "
+        f"{findings.TOGETHER}"
     )
     rows = [
         {
