@@ -3,10 +3,11 @@
     python benchmarks/finding_levels.py [--draws 2000] [--studies 150] [--out FILE.txt]    # 15 minutes
 
 First one mean effect over n matched fits, decided alone: the share of draws with a verdict where the truth is no effect
-(the level: it should be at most 5 %), and with the right verdict where it is 0.2, 0.5, 1 or 2 standard deviations of
-the fits' effects. Effects are normal, heavy-tailed (Student's t with 3 degrees of freedom), skewed (exponential),
-clustered (normal, and two thirds of their variance is what fits of one value of an axis share; their mean over the
-study's own four values is the truth) or, as a warning, lognormal with a skewness of 6, where no interval can hold.
+(the level: it should be at most 5 %; beside it that of Student's t and of the studentised bootstrap, each alone), and
+with the right verdict where it is 0.2, 0.5, 1 or 2 standard deviations of the fits' effects. Effects are normal,
+heavy-tailed (Student's t with 3 degrees of freedom), skewed (exponential), clustered (normal, and two thirds of their
+variance is what fits of one value of an axis share; their mean over the study's own four values is the truth) or, as a
+warning, lognormal with a skewness of 6, where no interval can hold.
 
 Then whole studies without any effect: the share that has any wrong verdict, with p-values as they are and corrected for
 all findings (Holm).
@@ -23,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from ddstudy.report.findings import FINDINGS
-from ddstudy.report.intervals import LEVEL, holm, mean_of
+from ddstudy.report.intervals import LEVEL, Mean, holm, mean_of
 from ddstudy.spec.files import parse_spec
 from ddstudy.store.study import StudyView
 
@@ -62,8 +64,19 @@ KINDS: dict[str, Draw] = {  # all of mean 0 and variance 1
 }
 
 
+def each_alone(mean: Mean) -> tuple[float, float]:
+    """P-values of no effect by Student's t and by the studentised bootstrap, the standard error as it is."""
+    count = len(mean.values)
+    t = mean.mean / mean.error * count / (count - 1)
+    beyond = min(
+        np.mean(mean.studentised * count / (count - 1) >= t), np.mean(mean.studentised * count / (count - 1) <= t)
+    )
+    return float(2 * stats.t.sf(abs(t), count - 1)), float(2 * beyond)
+
+
 def of_one_mean(draws: int, say: Callable[[str], None]) -> None:
-    say(f"{'effects':12s} {'n':>4s} {'wrong at none':>14s}" + "".join(f"{f'right at {e:g} sd':>16s}" for e in EFFECTS))
+    head = f"{'effects':12s} {'n':>4s} {'wrong at none':>14s} {'Student':>8s} {'bootstrap':>10s}"
+    say(head + "".join(f"{f'right at {effect:g} sd':>16s}" for effect in EFFECTS))
     for kind, draw in KINDS.items():
         for count in COUNTS:
             random = np.random.default_rng([count, *kind.encode()])
@@ -72,7 +85,9 @@ def of_one_mean(draws: int, say: Callable[[str], None]) -> None:
             wrong = np.mean([mean.p(0) < LEVEL for mean in means])
             # the data moved by an effect and asked about 0 are the data asked about minus the effect
             right = [np.mean([m.p(-effect) < LEVEL and m.mean > -effect for m in means]) for effect in EFFECTS]
-            say(f"{kind:12s} {count:4d} {wrong:>14.1%}" + "".join(f"{share:>16.0%}" for share in right))
+            alone = [np.mean([p < LEVEL for p in ps]) for ps in zip(*map(each_alone, means), strict=True)]
+            numbers = f"{wrong:>14.1%} {alone[0]:>8.1%} {alone[1]:>10.1%}"
+            say(f"{kind:12s} {count:4d} {numbers}" + "".join(f"{share:>16.0%}" for share in right))
 
 
 def of_studies(studies: int, say: Callable[[str], None]) -> None:

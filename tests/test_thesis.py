@@ -137,6 +137,19 @@ def test_what_the_findings_say_of_the_thesis_own_tables():
     ]
     assert same == [9, 8]
     assert [sum(setting[2] == 4 for setting in settings) for settings in best.values()] == [1, 1, 1]
+    means = {
+        tiling: np.mean([row[6] for row in PUBLISHED["tables"]["4.3"]["rows"] if row[0] == tiling])
+        for tiling in TILINGS
+    }
+    view = study(space=THESIS_LIKE | {"k": [8, 64]})
+    said = {found.finding.name: found.tested for found in findings.retest(view)}
+    assert f"(thesis: {', '.join(f'{tiling} {mean:.2f}' for tiling, mean in means.items())})" in said["tiles-psnr"]
+    *others, most = PUBLISHED["tables"]["4.1"]["seconds"]["tiling"].values()
+    assert f"(thesis: {most / np.prod(others) ** (1 / 3):.2f}, of the means" in said["time-4x5"]
+    at = {tuple(row[:2]): math.log(row[2]) for row in PUBLISHED["tables"]["4.2"]["rows"]}
+    of_l = np.mean([at[6, s] - at[4, s] for s in (8, 32)])
+    of_s = np.mean([at[l, 8] - at[l, 32] for l in (4, 6)])
+    assert f"{math.exp(of_l):.2f} for l 4 to 6, {math.exp(of_s):.2f} for s 32 to 8" in said["time-l-s"]
 
 
 # --- ours
