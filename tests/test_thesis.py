@@ -119,8 +119,8 @@ def test_the_readme_says_what_the_recorded_grid_says():
         found, said = answers[name], re.findall(r"-?\d+\.\d+", words)
         assert words in text
         assert said == [f"{value:.{digits}f}" for value in (found.effect, found.low, found.high)[: len(said)]]
-    assert "21 points fewer settings have a CV above 5 %, 6 to 35" in text
-    assert answers["tiles"].effect_text == "-21 points [-35, -6]"
+    assert "21 points fewer settings have a CV above 5 %, 7 to 35" in text
+    assert answers["tiles"].effect_text == "-21 points [-35, -7]"
     assert [f"{answers[name].effect:.0%}" for name in ("cv-64", "k-128", "best-k", "best-l")] == [
         "67%", "83%", "33%", "33%",
     ]  # fmt: skip
