@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,9 +66,9 @@ def mean_of(numbers: ArrayLike) -> Mean:
         return Mean(values, mean, 0.0, np.empty(0), mean, mean)
     per_sd = (1 + 10 / count**2) / count**0.5
     error = float(values.std(ddof=1)) * per_sd
-    drawn = (values - mean)[np.random.default_rng(0).integers(0, count, (_RESAMPLES, count), dtype=np.int32)]
-    means, squares = drawn.mean(axis=1), np.einsum("ij,ij->i", drawn, drawn)
-    errors = np.sqrt(np.maximum(squares / count - means**2, 0) * count / (count - 1)) * per_sd
+    shares, centred = _resamples(count), values - mean
+    means = shares @ centred
+    errors = np.sqrt(np.maximum(shares @ centred**2 - means**2, 0) * count / (count - 1)) * per_sd
     with np.errstate(divide="ignore", invalid="ignore"):  # where a resample is one value again and again
         studentised = np.sort(np.where(errors > 1e-6 * error, means / errors, np.sign(means) * np.inf))
     student = float(stats.t.ppf(1 - LEVEL / 2, count - 1))
@@ -75,6 +76,14 @@ def mean_of(numbers: ArrayLike) -> Mean:
     above = max(student, last) if np.isfinite(last) else student
     below = max(student, -first) if np.isfinite(first) else student
     return Mean(values, mean, error, studentised, float(mean - above * error), float(mean + below * error))
+
+
+@lru_cache(maxsize=2)  # kept, as several means are of as many values
+def _resamples(count: int) -> NDArray[np.float64]:
+    """Of each resample, how often it has each of `count` values, as shares that add up to 1."""
+    resample = np.arange(_RESAMPLES)[:, None] * count
+    drawn = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count)) + resample
+    return np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape) / count
 
 
 def share(cases: int, of: int) -> tuple[float, float, float]:
