@@ -460,9 +460,9 @@ def _at_best(
         f"The best settings never have {finding}",
         "sec. 4.3, Tables 4.3 to 4.5",
         f"Share of the pairs of noise and tiling whose best stable setting by PSNR has {axis} {sign} {limit:g}. A pair "
-        f"counts if that setting was also measured with {axis} on the other side, all else equal. Supported where the "
-        f"share is at most {NEVER:.0%} and stable settings drawn at random from those so matched would have it higher "
-        f"(exact), contradicted where it is above {NEVER:.0%} (exact binomial test)."
+        f"counts if that setting was also measured with {axis} on the other side, all else equal; at least half must "
+        f"count. Supported where the share is at most {NEVER:.0%} and stable settings drawn at random from those so "
+        f"matched would have it higher (exact), contradicted where it is above {NEVER:.0%} (exact binomial test)."
         + (f" A study with values on one side only is asked about its {analogue}." if analogue else "")
         + (" The thesis' own tables have l = 4 once each." if axis == "l" else ""),
     )(test)
@@ -702,8 +702,9 @@ def _best_never(trials: pd.DataFrame, axes: Sequence[str], axis: str, case: pd.S
     best = _best_of(trials[trials["passed"]], "psnr")
     # of a pair whose best setting was measured on one side only, the other may hide a better one
     counted = best[best["matched"]]
-    if counted.empty:
-        return _nothing("share", "It takes pairs whose best stable setting was measured on both sides, all else equal.")
+    if counted.empty or 2 * len(counted) < len(best):
+        what = "pairs whose best stable setting was measured on both sides, all else equal"
+        return _nothing("share", f"It takes {what}; {len(counted)} of {len(best)} are such.")
     stable = trials[trials["passed"] & trials["matched"]]
     stable = stable[pd.MultiIndex.from_frame(stable[list(PAIR)]).isin(counted.index)]
     chances = stable.groupby(list(PAIR))["case"].mean()
