@@ -274,24 +274,25 @@ def report(
         _say_left_out([*damaged, *(line for name in names for line in opened.view(name).complaints)])
 
 
-@app.command(epilog="Example: ddstudy claims quick --trials blur")
-def claims(
+@app.command("claims", hidden=True)  # as earlier versions named it
+@app.command(epilog="Example: ddstudy findings quick --trials blur")
+def findings(
     studies: Annotated[
         list[str] | None, typer.Argument(help="Names of studies, that of the mid slice and others of it [the latest].")
     ] = None,
     trials: Annotated[
-        str | None, typer.Option(metavar="CLAIM", help="Say how one claim is decided, and list the trials behind it.")
+        str | None, typer.Option(metavar="NAME", help="Say how one finding is decided, and list the trials behind it.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
-    from ddstudy.report.claims import CLAIMS, ask, retest
+    from ddstudy.report.findings import FINDINGS, ask, retest
     from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
 
-    by_name = {claim.name: claim for claim in CLAIMS}
+    by_name = {finding.name: finding for finding in FINDINGS}
     if trials is not None and trials not in by_name:
-        raise UserError(f"no claim '{trials}'", f"Valid: {', '.join(by_name)}.")
+        raise UserError(f"no finding '{trials}'", f"Valid: {', '.join(by_name)}.")
     found, left_out = look(store, studies)
     views = [study.view for study in found]
     console = terminal()

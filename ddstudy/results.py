@@ -192,9 +192,9 @@ class Study:
         Args:
             *others: studies of other slices, for the finding on slices away from the middle.
         """
-        from ddstudy.report import claims
+        from ddstudy.report import findings
 
-        return claims.as_table(claims.retest(self.view, [other.view for other in others]))
+        return findings.as_table(findings.retest(self.view, [other.view for other in others]))
 
     def published(self, number: thesis.Number) -> pd.DataFrame:
         """A table of the thesis beside ours: "3.1", "4.1" to "4.5", or "text" for the numbers of its text.

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from ddstudy.errors import counted, duration
-from ddstudy.report.claims import Answer
+from ddstudy.report.findings import TOGETHER, Answer
 from ddstudy.report.thesis import differences
 from ddstudy.report.words import text_of
 from ddstudy.results import Study
@@ -159,28 +159,29 @@ def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> N
     if console.width < NARROW:
         console.print(title)
         for answer in answers:
-            console.print(f"\n{answer.claim.name}: {answer.claim.finding}")
+            console.print(f"\n{answer.finding.name}: {answer.finding.statement}")
             console.print(f"{answer.verdict}: {answer.effect_text}, {len(answer.numbers):,} trials. {answer.tested}")
         console.print()
-        console.print(" ".join(differences(view).values()))
+        console.print(f"{TOGETHER} {' '.join(differences(view).values())}")
         return
     table = Table(title=title, show_lines=True)
     for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for answer in answers:
-        claim, count = answer.claim, f"{len(answer.numbers):,}"
-        table.add_row(claim.name, claim.finding, answer.verdict, answer.effect_text, count, answer.tested)
+        finding, count = answer.finding, f"{len(answer.numbers):,}"
+        table.add_row(finding.name, finding.statement, answer.verdict, answer.effect_text, count, answer.tested)
     console.print(table)
-    console.print(" ".join(differences(view).values()), soft_wrap=not console.is_terminal)  # it would break in words
+    # soft, it would break in words
+    console.print(f"{TOGETHER} {' '.join(differences(view).values())}", soft_wrap=not console.is_terminal)
 
 
 def print_trials(console: Console, view: StudyView, answer: Answer) -> None:
     """How a finding was decided, and the trials behind it."""
-    claim = answer.claim
+    finding = answer.finding
     for line in (
-        f"{view.name}: {claim.finding} ({claim.source})",
+        f"{view.name}: {finding.statement} ({finding.source})",
         f"{answer.verdict}: {answer.effect_text}. {answer.tested}",
-        f"Rule: {claim.rule}",
+        f"Rule: {finding.rule}",
     ):
         console.print(line, soft_wrap=not console.is_terminal)
     if len(answer.rows):

@@ -73,7 +73,7 @@ def main(out: Path) -> None:
             with Store("sqlite:///old.db") as store, contextlib.closing(InProcess(1)) as executor:
                 driven = store.drive(spec, target, sampler(spec))
                 the_plan = runner.plan(spec, target, set())
-                fits = list(the_plan.todo or {setting.fit: 0 for setting in spec.space.search_space})
+                fits = list(the_plan.todo or {setting.fit: 0 for setting in spec.search_space})
                 forecast = runner.calibrate(spec, target, fits, executor)
                 for progress in runner.run(driven, executor, forecast):
                     if progress.done >= the_plan.settings // 2:

@@ -1,4 +1,4 @@
-"""The Python API over a store with known results, and `ddstudy claims`."""
+"""The Python API over a store with known results, and `ddstudy findings`."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ import ddstudy
 from ddstudy import cli
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import load_target
-from ddstudy.report import claims, page, panels, thesis
+from ddstudy.report import findings, page, panels, thesis
 from ddstudy.store.database import Store
 from ddstudy.study.evaluate import Measurement
 from ddstudy.study.samplers import sampler
@@ -39,7 +39,14 @@ def store(make_spec, tmp_path, monkeypatch):
         driven = opened.drive(spec, target, sampler(spec))
         for setting in spec.search_space:
             psnr = setting.k + setting.iterations / 10
-            values = {"psnr": psnr, "psnr_1dd": psnr - 1, "ssim": 0.9, "cv_percent": 2.0, "seconds": psnr}
+            values = {
+                "psnr": psnr,
+                "psnr_1dd": psnr - 1,
+                "psnr_foreground": psnr,
+                "ssim": 0.9,
+                "cv_percent": 2.0,
+                "seconds": psnr,
+            }
             values |= {"iterations_done": setting.iterations, "parameters": 10, "device": "a processor"}
             curve = {"iterations": [5], "seconds": [1.0], "psnr_members": [[psnr, psnr]]}
             result = Measurement(setting.iterations, values, np.zeros((1, 27, 22), np.float32), curve, False)
@@ -101,9 +108,9 @@ def test_a_figure_that_is_not_there_is_refused_in_words(store, kind, fields, sai
         ddstudy.open_study(store=store).figure(kind, **fields)
 
 
-def test_claims_and_published_tables(store):
+def test_findings_and_published_tables(store):
     study = ddstudy.open_study(store=store)
-    pd.testing.assert_frame_equal(study.findings(), claims.as_table(claims.retest(study.view)))
+    pd.testing.assert_frame_equal(study.findings(), findings.as_table(findings.retest(study.view)))
     for number in thesis.NUMBERS:
         table = study.published(number)
         pd.testing.assert_frame_equal(table, thesis.beside(study.view, number).table)
@@ -111,7 +118,7 @@ def test_claims_and_published_tables(store):
         assert "picture.npy" in table.attrs["differences"]["image"]
 
 
-def test_claims_of_a_study_know_the_other_slices(store):
+def test_findings_of_a_study_know_the_other_slices(store):
     study = ddstudy.open_study(store=store)
     target = study.spec.target.model_copy(update={"slice": 3})
     spec = study.spec.model_copy(update={"target": target, "name": "away"})
@@ -158,41 +165,41 @@ def call(store, monkeypatch, capsys):
     return call
 
 
-def test_the_command_answers_every_claim(call):
-    code, out, err = call("claims")
+def test_the_command_answers_every_finding(call):
+    code, out, err = call("findings")
     assert (code, err) == (0, "")
     assert "The thesis' findings on quick, picture.npy" in out
-    for claim in claims.CLAIMS:
-        assert f" {claim.name} " in out
+    for finding in findings.FINDINGS:
+        assert f" {finding.name} " in out
     assert "iterations is 5, 10; in the thesis 2000, 5000, 7000." in out
     assert re.search(r"blur .*Blurred noise raises PSNR .*not enough data .*\+0\.00 dB \[\+0\.00, \+0\.00\] .* 8 ", out)
 
 
 def test_on_a_narrow_terminal_answers_are_paragraphs(store):
     view, out = ddstudy.open_study(store=store).view, io.StringIO()
-    print_answers(Console(file=out, width=60), view, claims.retest(view))
+    print_answers(Console(file=out, width=60), view, findings.retest(view))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 60
     text = " ".join(out.getvalue().split())
-    for claim in claims.CLAIMS:
-        assert f"{claim.name}: {claim.finding}" in text
+    for finding in findings.FINDINGS:
+        assert f"{finding.name}: {finding.statement}" in text
     assert "not enough data: +0.00 dB [+0.00, +0.00]" in text
 
 
-def test_the_command_lists_the_trials_behind_a_claim(call, store):
-    code, out, _ = call("claims", "quick", "--trials", "blur")
+def test_the_command_lists_the_trials_behind_a_finding(call, store):
+    code, out, _ = call("findings", "quick", "--trials", "blur")
     assert code == 0
     assert "Rule: Mean PSNR of blur3 less uniform" in out
     rows = [line.split() for line in out.splitlines() if line.startswith("quick ")]
     view = ddstudy.open_study(store=store).view
-    found = claims.ask(claims.CLAIMS[0], view).rows
+    found = findings.ask(findings.FINDINGS[0], view).rows
     assert [int(row[1]) for row in rows] == found["number"].tolist()
     assert len(rows) == 8
 
 
 def test_the_command_takes_several_studies_and_refuses_what_is_not_there(call):
-    assert call("claims", "quick", "quick")[1].count("The thesis' findings on quick") == 2
-    assert call("claims", "other")[0] == 2
-    code, _, err = call("claims", "--trials", "blurr")
-    assert (code, err.splitlines()[0]) == (2, "ddstudy: no claim 'blurr'")
+    assert call("findings", "quick", "quick")[1].count("The thesis' findings on quick") == 2
+    assert call("findings", "other")[0] == 2
+    code, _, err = call("findings", "--trials", "blurr")
+    assert (code, err.splitlines()[0]) == (2, "ddstudy: no finding 'blurr'")
     assert "Valid: blur, time-l" in err

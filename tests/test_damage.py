@@ -274,7 +274,7 @@ def test_a_damaged_study_is_named_where_the_latest_is_asked_for(folder: Path, dd
     with contextlib.closing(sqlite3.connect(folder / "old.db")) as database, database:
         database.execute("UPDATE study_directions SET direction = 'UP' WHERE study_id = 3")
     why = "study 'pareto' cannot be read: the direction of an objective is 'UP'"
-    for command in ("logs", "export", "report", "claims"):
+    for command in ("logs", "export", "report", "findings"):
         code, out, err = ddstudy(command)
         assert (code, why in err) == (1, True)
         assert "tpe" in out + err or command == "report"

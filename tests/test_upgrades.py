@@ -76,7 +76,7 @@ def test_every_study_of_an_old_store_goes_on_to_its_end(old: str, tmp_path: Path
             assert not results.duplicated(["k", "s", "l", "iterations", "noise", "tiling"]).any()
             ours = results[results["version"].notna()]
             assert 0 < len(ours) < len(results)
-    for command in (("status",), ("report", *STUDIES), ("export", "pareto"), ("claims",)):
+    for command in (("status",), ("report", *STUDIES), ("export", "pareto"), ("findings",), ("claims",)):
         look = Driver(tmp_path, *command, "--store", old)
         assert look.wait() == 0, look.output
 

@@ -363,8 +363,16 @@ def test_slices_stand_at_their_distance_from_the_middle(views):
         ["up", 114, 20],
     ]
     for row in table.to_dict("records"):
-        assert row["own_best"] == by_name[row["study"]].max()
-        assert row["chosen"] == pytest.approx(by_name[row["study"]].get(chosen, math.nan), nan_ok=True)
+        there, fits = by_name[row["study"]], {}
+        assert row["best"] == pytest.approx(there.get(chosen, math.nan), nan_ok=True)
+        assert row["best_change"] == pytest.approx(row["best"] - by_name["mid"][chosen], nan_ok=True)
+        for k, s, l, iterations, *pair in set(there.index) & set(by_name["mid"].index):
+            setting = (k, s, l, iterations, *pair)
+            fits.setdefault((k, s, l, *pair), []).append((there[setting], by_name["mid"][setting]))
+        means = np.mean([np.mean(values, axis=0) for values in fits.values()], axis=0)
+        assert [row["here"], row["chosen"]] == pytest.approx(means)
+        assert row["change"] == pytest.approx(means[0] - means[1])
+        assert row["n"] == sum(map(len, fits.values()))
     assert comparison.slices(views[:1], lambda trials: trials, "psnr").empty
 
 
@@ -547,7 +555,7 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
 
 
 @pytest.mark.slow
-def test_claims_on_a_phone_and_on_paper(views, tmp_path):
+def test_findings_on_a_phone_and_on_paper(views, tmp_path):
     from browser import chromium, errors
 
     page = tmp_path / "report.html"

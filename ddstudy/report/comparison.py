@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ddstudy.images.metrics import METRICS
-from ddstudy.report.tables import comparable
+from ddstudy.report.tables import comparable, widened
 from ddstudy.report.words import axes_of
+from ddstudy.spec.axes import SERVED
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -32,7 +33,9 @@ def matched(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.Data
     """
     axes = list(axes_of(*views))
     columns = {
-        view.name: comparable(trials(view.trials), metric).groupby(axes, observed=True, dropna=False)[metric].mean()
+        view.name: comparable(trials(widened(view, axes).trials), metric)
+        .groupby(axes, observed=True, dropna=False)[metric]
+        .mean()
         for view in views
     }
     return pd.DataFrame(columns)
@@ -92,18 +95,22 @@ def transfer(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataFrame], metric: str) -> pd.DataFrame:
-    """A metric over slices of one volume: with the setting that is best on one of them, and with each one's own best.
+    """What becomes of a metric away from the slice for which the setting is chosen (thesis Fig. 5.1).
 
-    The slice for which the setting is chosen is the middle one (`slice = "mid"`), else the first study's (thesis
-    Fig. 5.1). Studies of other volumes or planes than this one's are left out.
+    That slice is the middle one (`slice = "mid"`), else the first study's. Studies of other volumes or planes than this
+    one's are left out. Slices are compared over the same settings, since the best of a larger search is better by that
+    alone; a fit counts once, as in `ddstudy.report.findings`.
 
     Returns:
-        One row per study, by slice: `study`, `slice`, `distance` from the chosen one, `n` comparable settings,
-        `chosen` (the metric with the chosen slice's best setting, NaN where not measured or unstable), `own_best`, and
-        the chosen setting (the axes). Empty with fewer than two slices.
+        One row per study, by slice: `study`, `slice`, `distance` from the chosen one, `n` settings that are comparable
+        on both, the metric's mean over their fits `here` and on the `chosen` slice, and their difference `change`;
+        with the setting that is best on the chosen slice the metric here, `best`, and its difference `best_change` (NaN
+        where not measured or unstable); and that setting (the axes). Empty with fewer than two slices.
     """
     known = [(view, place) for view in views if (place := _slice_of(view)) is not None]
-    empty = pd.DataFrame(columns=["study", "slice", "distance", "n", "chosen", "own_best", *axes_of(*views)])
+    axes = list(axes_of(*views))
+    columns = ["study", "slice", "distance", "n", "here", "chosen", "change", "best", "best_change", *axes]
+    empty = pd.DataFrame(columns=columns)
     if not known:
         return empty
     first, where = next(((view, place) for view, place in known if view.spec.target.slice == "mid"), known[0])
@@ -112,16 +119,15 @@ def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataF
     scores = table[first.name]
     if scores.isna().all() or len({place for _, place in same}) < 2:
         return empty
-    minimize = METRICS[metric].minimized
-    best = int(scores.argmin() if minimize else scores.argmax())
-    rows = []
+    best = int(scores.argmin() if METRICS[metric].minimized else scores.argmax())
+    fit, rows = [axis for axis in axes if axis != SERVED], []
     for view, (_, index) in same:
-        own = table[view.name].dropna()
-        extreme = own.min() if minimize else own.max()
-        rows.append(
-            (view.name, index, index - where[1], len(own), table[view.name].iloc[best], extreme, *table.index[best])
-        )
-    return pd.DataFrame(rows, columns=empty.columns).sort_values("slice", ignore_index=True)
+        both = pd.DataFrame({"here": table[view.name], "chosen": scores}).dropna()
+        here, chosen = both.groupby(level=fit, dropna=False).mean().mean()
+        value, distance = table[view.name].iloc[best], index - where[1]
+        changes = (here, chosen, here - chosen, value, value - scores.iloc[best])
+        rows.append((view.name, index, distance, len(both), *changes, *table.index[best]))
+    return pd.DataFrame(rows, columns=columns).sort_values("slice", ignore_index=True)
 
 
 def _slice_of(view: StudyView) -> tuple[str, int] | None:

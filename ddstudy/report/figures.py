@@ -366,11 +366,11 @@ def ranks(table: pd.DataFrame, metric: str) -> go.Figure:
 
 
 def slices(table: pd.DataFrame, metric: str) -> go.Figure:
-    """A metric over the slices of a volume (thesis Fig. 5.1). Of `comparison.slices`."""
-    figure = _figure("slices from the chosen one", title_of(metric), {})
+    """Changes of a metric over the slices of a volume (thesis Fig. 5.1). Of `comparison.slices`."""
+    figure = _figure("slices from the chosen one", f"change of {title_of(metric)}", {})
     for column, name, colour, symbol, dash in (
-        ("own_best", "each slice's own best setting", _BLUE, "circle", "solid"),
-        ("chosen", "the chosen slice's best setting", _VERMILLION, "x", "dash"),
+        ("change", "mean over the same settings", _BLUE, "circle", "solid"),
+        ("best_change", "the chosen slice's best setting", _VERMILLION, "x", "dash"),
     ):
         figure.add_scatter(
             name=name,

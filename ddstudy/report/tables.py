@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -298,13 +298,19 @@ def gallery(trials: pd.DataFrame, facets: Sequence[str] = FACETS, axes: Sequence
     return _sorted(rows[one_set == ranked.index[-1]], facets)
 
 
-def one_pixel_inputs(view: StudyView) -> list[tuple[str, int]]:
-    """Tilings and scale factors with which a tile's input is a single pixel, so that each tile comes out flat."""
+def widened(view: StudyView, axes: Sequence[str]) -> StudyView:
+    """A study whose table of trials has a column for every axis, with its own value where it does not search one."""
+    base = view.spec.search_space.base
+    return replace(view, trials=view.trials.assign(**{axis: base[axis] for axis in axes if axis not in view.axes}))
+
+
+def thin_inputs(view: StudyView) -> list[tuple[str, int]]:
+    """Tilings and scale factors with which a tile's input has one row or one column, so that tiles come out flat."""
     if not (shape := view.facts.get("target shape")):
         return []
     height, width = map(int, shape.split("x")[-2:])
     space = view.spec.search_space
-    sizes = {(tiling, s): max(tile_shape(height, width, tiling)) for tiling in space["tiling"] for s in space["s"]}
+    sizes = {(tiling, s): min(tile_shape(height, width, tiling)) for tiling in space["tiling"] for s in space["s"]}
     return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
 
 
@@ -318,7 +324,7 @@ def paired(
         axis: on which they differ.
         values: on that axis; sets that lack one of them are left out.
         column: what is compared.
-        axes: of the study.
+        axes: all of the study.
 
     Returns:
         One row per set, indexed by the other axes; one column per value.

@@ -23,8 +23,8 @@ from ddstudy.report.tables import (
     comparable,
     finished,
     gain_of_ensemble,
-    one_pixel_inputs,
     paired,
+    thin_inputs,
     timed,
 )
 from ddstudy.spec.options import OPTIONS, THESIS
@@ -59,6 +59,11 @@ class Beside:
 @cache
 def _thesis() -> dict[str, Any]:
     return tomllib.loads(_FILE.read_text(encoding="utf-8"))
+
+
+def seconds_by_blocks() -> dict[tuple[int, int], float]:
+    """Table 4.2: (l, s) -> seconds."""
+    return {(l, s): seconds for l, s, seconds in _thesis()["tables"]["4.2"]["rows"]}
 
 
 def beside(view: StudyView, number: Number) -> Beside:
@@ -100,8 +105,8 @@ def differences(view: StudyView) -> dict[str, str]:
     found["device"] = f"Times are of {devices or 'an unknown device'}; the thesis names no device."
     if shape != theirs:
         found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
-    if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in one_pixel_inputs(view)):
-        found["flat tiles"] = f"With {flat} a tile's input is one pixel: its tiles are flat, and no claim counts them."
+    if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in thin_inputs(view)):
+        found["flat tiles"] = f"With {flat} a tile's input has one row or column: such tiles are flat and left out."
     for axis in THESIS:
         ours = list(space[axis])
         if set(ours) != set(thesis[axis]):

@@ -25,7 +25,7 @@ from ddstudy.report.panels.parallel import Parallel
 from ddstudy.report.panels.plane import Fronts, Pareto
 from ddstudy.report.panels.ranks import Ranks
 from ddstudy.report.panels.slices import Slices
-from ddstudy.report.panels.thesis import Claims, Published
+from ddstudy.report.panels.thesis import Findings, Published
 from ddstudy.report.panels.transfer import Transfer
 from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
 
@@ -61,7 +61,7 @@ KINDS: dict[str, type[Panel]] = {
         NoisePreview,
         Tilings,
         Published,
-        Claims,
+        Findings,
         Fronts,
         Ranks,
         Transfer,
@@ -102,6 +102,8 @@ def parse_panel(tree: dict[str, Any], where: str) -> Panel:
         UserError: it says something that is not valid.
     """
     kind = tree.get("kind")
+    if kind == "claims":  # as files of earlier versions say
+        tree = tree | {"kind": (kind := "findings")}
     if not isinstance(kind, str) or kind not in KINDS:
         wrong = "missing" if kind is None else f"unknown, {kind!r}"
         raise UserError(f"{where}: kind: {wrong}", f"Valid: {', '.join(KINDS)}.")

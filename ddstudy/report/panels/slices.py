@@ -27,17 +27,21 @@ class Slices(Comparison, Filtered):
     def _of_studies(self, views: Sequence[StudyView]) -> Shown:
         y = self.y
         sentence = (
-            f"{title_of(y)} over the slices of one volume, with each slice's best setting and with the chosen slice's."
+            f"{title_of(y)} on each slice of a volume less that of the same settings on the chosen slice: their mean, "
+            "a fit counting once, and with the chosen slice's best setting."
         )
+        if y == "psnr":
+            sentence += " More black background raises it by itself; psnr_foreground leaves that out."
         table = comparison.slices(views, self.filter, y)
         if table.empty:
             return Shown(
                 sentence, missing="Filled by studies of two or more slices of one volume, cut in the same plane."
             )
         setting = in_words(table.to_dict("records")[0], axes_of(*views))
-        sentence += f" That is {setting}. Counted are {whose(y)[0]}."
+        sentence += f" The best is {setting}. Counted are {whose(y)[0]}."
         columns = {"study": "study", "slice": "slice", "distance": "distance", "settings": "n"}
-        columns |= {"chosen setting": "chosen", "own best": "own_best"}
+        columns |= {"mean here": "here", "on the chosen slice": "chosen", "change": "change"}
+        columns |= {"best setting": "best", "its change": "best_change"}
         pictures = _slice_pictures(views, table, y)
         if pictures:
             sentence += " Images, by slice: target, output of the ensemble, absolute error (black 0 to bright 0.2)."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pandas as pd
 from pydantic import Field
 
-from ddstudy.report import claims, tables, thesis
+from ddstudy.report import findings, tables, thesis
 from ddstudy.report.panels.base import Panel, Shown, Table
 from ddstudy.report.thesis import Number
 
@@ -30,27 +30,27 @@ class Published(Panel):
         return Shown(f"{ours.source}. {ours.ours}", table=Table(ours.table, columns), differences=ours.differences)
 
 
-class Claims(Panel):
+class Findings(Panel):
     """The thesis' findings, re-tested on the whole study."""
 
     wide: ClassVar[bool] = True
-    kind: Literal["claims"]
+    kind: Literal["findings"]
 
     def _of_study(self, view: StudyView) -> Shown:
         sentence = (
             "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: "
-            f"equal on all other axes. `ddstudy claims {view.name} --trials NAME` says how a claim is decided and "
-            "lists its trials."
+            f"equal on all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists "
+            f"its trials. {findings.TOGETHER}"
         )
         rows = [
             {
-                "finding": f"{answer.claim.finding} ({answer.claim.source})",
+                "finding": f"{answer.finding.statement} ({answer.finding.source})",
                 "answer": f"{answer.verdict}\n{answer.effect_text}",
                 "compared": answer.tested,
                 "trials": len(answer.numbers),
-                "name": answer.claim.name,
+                "name": answer.finding.name,
             }
-            for answer in claims.retest(view)
+            for answer in findings.retest(view)
         ]
         columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
         return Shown(
