@@ -57,7 +57,7 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
         dict(setting)
         | {"number": number, "fit_id": setting.fit.id}
         | {
-            column: value(SimpleNamespace(**setting), random) if callable(value) else value
+            column: value(SimpleNamespace(**setting, fit=setting.fit), random) if callable(value) else value
             for column, value in columns.items()
         }
         for number, setting in enumerate(spec.search_space)
@@ -173,7 +173,7 @@ def test_one_pair_whose_best_is_fine_may_be_chance(name):
             "best-k": lambda x: x.k >= 64, "best-l": lambda x: x.l == 6}[name]  # fmt: skip
     view = study(space=THESIS_LIKE | {"noise": ["blur3"], "tiling": ["1x1"]}, psnr=best(fine))
     found = answer(name, view)
-    chance = np.mean([not fine(x) for x in view.spec.search_space])
+    chance = np.mean([not fine(SimpleNamespace(**x)) for x in view.spec.search_space])
     assert found.verdict == "not enough data"
     assert f"p = {1 - chance:.2f}" in found.tested
 

@@ -66,10 +66,10 @@ def test_a_study_with_the_thesis_numbers_supports_what_it_says():
 
     def psnr(x, r):
         best = levels[x.tiling, x.noise]
-        return at["4.3"].get(dataclasses.astuple(x), best - r.uniform(0.5, 4))
+        return at["4.3"].get(tuple(getattr(x, axis) for axis in AXES), best - r.uniform(0.5, 4))
 
     def below(number):
-        return lambda x, r: at[number].get(dataclasses.astuple(x), r.uniform(0, 0.2))
+        return lambda x, r: at[number].get(tuple(getattr(x, axis) for axis in AXES), r.uniform(0, 0.2))
 
     def seconds(x, r):
         time = (1.4 ** (x.l / 2) / 1.1 ** (math.log2(x.s) / 2)) * (2 if x.k > 64 else 1) * 1.3 ** (x.tiling == "4x5")
@@ -348,4 +348,4 @@ def test_the_differences_break_between_words_on_a_terminal(width):
     *_, footer = re.split("\n\n|\u2518\n", console.file.getvalue())
     assert max(map(len, footer.splitlines())) <= width
     assert len(footer.splitlines()) > 1
-    assert footer.split() == " ".join(thesis.differences(view).values()).split()
+    assert footer.split() == f"{findings.TOGETHER} {' '.join(thesis.differences(view).values())}".split()

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from ddstudy.images.metrics import METRICS
 from ddstudy.report.tables import Importance
 from ddstudy.report.words import FACETS, in_words, named, text_of, title_of
-from ddstudy.spec.axes import AXES
+from ddstudy.spec.options import THESIS
 
 _BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY = "#0072b2", "#d55e00", "#009e73", "#b8609c", "#80868b"
 _COLOURS = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY, "#a87b00", "#3b8fc4")
@@ -48,7 +48,7 @@ _LAYOUT = {
 }
 
 
-def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str, axes: Sequence[str] = AXES) -> go.Figure:
+def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str, axes: Sequence[str] = THESIS) -> go.Figure:
     """Every measured trial in the plane of two metrics, with the stable trials that nobody dominates joined.
 
     Args:
@@ -79,7 +79,7 @@ def pareto(trials: pd.DataFrame, front: pd.DataFrame, x: str, y: str, axes: Sequ
     return _logarithmic(figure, x, y)
 
 
-def parallel(lines: pd.DataFrame, metric: str, axes: Sequence[str] = AXES) -> go.Figure:
+def parallel(lines: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS) -> go.Figure:
     """Trials as lines through their settings, of `tables.parallel`: drawn in SVG, so it prints and needs no WebGL."""
     figure = _figure("", "", {"height": 480, "showlegend": True})
     uprights = [*axes, metric]
@@ -318,7 +318,7 @@ def ensemble(table: pd.DataFrame, members: int, facets: Sequence[str] = FACETS) 
     return figure
 
 
-def fronts(points: pd.DataFrame, x: str, y: str, axes: Sequence[str] = AXES) -> go.Figure:
+def fronts(points: pd.DataFrame, x: str, y: str, axes: Sequence[str] = THESIS) -> go.Figure:
     """The Pareto fronts of several studies in one plane.
 
     Args:

@@ -22,8 +22,7 @@ import pandas as pd
 from ddstudy.images.metrics import METRICS, QUALITY, Direction
 from ddstudy.images.tiling import tile_shape
 from ddstudy.report.words import FACETS, text_of
-from ddstudy.spec.axes import AXES
-from ddstudy.spec.options import OPTIONS
+from ddstudy.spec.options import OPTIONS, THESIS
 from ddstudy.study.stability import Recorded
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def unstable_share(trials: pd.DataFrame, threshold: float, facets: Sequence[str]
 
 
 def best_settings(
-    trials: pd.DataFrame, metric: str, facets: Sequence[str] = FACETS, axes: Sequence[str] = AXES
+    trials: pd.DataFrame, metric: str, facets: Sequence[str] = FACETS, axes: Sequence[str] = THESIS
 ) -> pd.DataFrame:
     """The best stable trial of each combination of the facets' values (thesis Tables 4.3 to 4.5).
 
@@ -197,7 +196,7 @@ def best_settings(
     return rows[[*by, *others, "number", metric]].reset_index(drop=True)
 
 
-def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = AXES) -> pd.DataFrame:
+def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.DataFrame:
     """The best stable trial for each metric: `metric`, `value`, `number` and its setting."""
     best = [(metric, _best_first(trials, metric).head(1)) for metric in METRICS if metric in trials]
     rows = [row.assign(metric=metric, value=row[metric]) for metric, row in best if len(row)]
@@ -246,7 +245,7 @@ def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def parallel(
-    trials: pd.DataFrame, metric: str, axes: Sequence[str] = AXES, best_share: float = 0.05, drawn: int = 600
+    trials: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS, best_share: float = 0.05, drawn: int = 600
 ) -> pd.DataFrame:
     """Every trial as a line through its setting, for parallel coordinates.
 
@@ -284,7 +283,7 @@ def parallel(
     return rows[["number", *axes, *(f"{axis}_at" for axis in axes), metric, f"{metric}_at", "best"]]
 
 
-def gallery(trials: pd.DataFrame, facets: Sequence[str] = FACETS, axes: Sequence[str] = AXES) -> pd.DataFrame:
+def gallery(trials: pd.DataFrame, facets: Sequence[str] = FACETS, axes: Sequence[str] = THESIS) -> pd.DataFrame:
     """The measured trials that are equal on all axes but the facets, in the facets' order (thesis Fig. 4.1).
 
     Of several such sets the largest, and of those the one with the highest mean PSNR.
@@ -315,7 +314,7 @@ def thin_inputs(view: StudyView) -> list[tuple[str, int]]:
 
 
 def paired(
-    rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str, axes: Sequence[str] = AXES
+    rows: pd.DataFrame, axis: str, values: Sequence[Any], column: str, axes: Sequence[str] = THESIS
 ) -> pd.DataFrame:
     """Settings that differ on one axis only, side by side.
 
@@ -349,7 +348,7 @@ def importance(view: StudyView, metric: str = "psnr") -> Importance:
     a forest is fitted and asked (Optuna's fANOVA): main effects, and the rest.
     """
     rows = finished(view.trials).dropna(subset=[metric])
-    varied = [axis for axis in AXES if rows[axis].nunique() > 1]
+    varied = [axis for axis in THESIS if rows[axis].nunique() > 1]
     nothing = pd.DataFrame({"term": pd.Series(dtype=object), "share": pd.Series(dtype=float)})
     if len(rows) < 10:
         return Importance(metric, "none", nothing, f"{len(rows)} measured trials; at least 10 are needed.")
@@ -357,7 +356,7 @@ def importance(view: StudyView, metric: str = "psnr") -> Importance:
         return Importance(metric, "none", nothing, "All measured trials have the same setting.")
     if rows[metric].nunique() < 2:
         return Importance(metric, "none", nothing, "All measured trials have the same value.")
-    cells = rows.groupby(list(AXES), observed=True)[metric].mean()
+    cells = rows.groupby(list(THESIS), observed=True)[metric].mean()
     if len(cells) == len(view.spec.search_space):
         evaluator, shares = "exact functional ANOVA of the complete grid", _functional_anova(cells, varied)
     else:
