@@ -20,7 +20,7 @@ ORDER = [
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.runner",
-    "report", "report.tables", "report.thesis", "report.claims", "report.comparison", "report.images",
+    "report", "report.tables", "report.anova", "report.thesis", "report.claims", "report.comparison", "report.images",
     "report.figures", "report.panels", "report.contents", "report.page", "notebook", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 HOMES = {
@@ -37,7 +37,7 @@ HOMES = {
     "triton": {"fit.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
-        *("study.samplers", "study.runner", "report.tables", "dashboard"),
+        *("study.samplers", "study.runner", "dashboard"),
     },
     "sqlalchemy": {"store.urls", "store.leases", "store.optuna_rows", "store.database"},
     "psycopg": {"store.urls"},

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import QUALITY
-from ddstudy.report import claims, comparison, figures, images, tables, thesis
+from ddstudy.report import anova, claims, comparison, figures, images, tables, thesis
 from ddstudy.report.figures import DIGITS, LABELS
 from ddstudy.report.panels import (
     Best,
@@ -184,8 +184,8 @@ def _pareto(view: StudyView, panel: Pareto) -> Shown:
 
 
 def _importance(view: StudyView, panel: Importance) -> Shown:
-    result = tables.importance(view, panel.y)
-    sentence = f"How much of the variance of {LABELS[panel.y]} over all measured trials each axis explains"
+    result = anova.importance(view.trials, AXES, panel.y)
+    sentence = f"How much of the variance of {LABELS[panel.y]} over all measured settings each axis explains"
     if result.shares.empty:
         return Shown(f"{sentence}.", missing=result.reason)
     sentence += f", by {result.evaluator}. A trial that was stopped counts with the value at which it stopped."

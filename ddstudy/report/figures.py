@@ -13,7 +13,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from ddstudy.report.tables import Importance
+from ddstudy.report.anova import Importance
 from ddstudy.spec.axes import AXES
 
 LABELS = {
