@@ -114,7 +114,9 @@ class NoiseSpec(BaseModel):
     model_config = _MODEL
 
     blur_kernel: Literal[3, 5, 7] = Field(3, description="Gaussian kernel size of 'blur3'; sigma by Eq. 3.2")
-    feature_size: Annotated[float, Field(gt=0)] = Field(1.0, description="feature size of 'simplex'")
+    feature_size: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="feature size of 'simplex'; 1 is the thesis', 1.6 lies between 'uniform' and 'blur3'"
+    )
     range: tuple[float, float] = Field((0.0, 1.0), description="lowest and highest value of the input tensor")
     channels: Literal["independent", "interpolated"] = Field(
         "independent", description="'interpolated': all channels between two noise images (low rank; sec. 3.2)"
