@@ -92,6 +92,16 @@ def test_missing_settings_change_no_rank(table, missing):
         assert sum(found.values()) == pytest.approx(1)
 
 
+def test_what_axes_explain_alone_is_theirs():
+    """Around one setting, one axis at a time: the data would fit pairs of axes as well."""
+    lists = {"a": [*range(8)], "b": [*range(8)], "c": [*range(8)]}
+    whole = trials(lambda row: 4 * row.a + 2 * row.b, lists)
+    around = whole[(whole[list(lists)] == 3).sum(axis=1) >= 2]
+    found = shares(around, list(lists))
+    assert found["a"] == pytest.approx(0.8, abs=0.05)
+    assert found["b"] == pytest.approx(0.2, abs=0.05)
+
+
 def test_any_columns_are_axes_whatever_their_values():
     """A number far from the others, names in any order, many values: each value has its own effect."""
     lists = {"fit.learning_rate": [1e-4, 1e-3, 1.0], "c": [*"vzaqx"], "n": [*range(7)], "idle": [1]}

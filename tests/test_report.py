@@ -347,6 +347,13 @@ def test_importance_draws_ten_terms_and_the_rest():
     assert bars.y[-1] == "higher order"
 
 
+@pytest.mark.parametrize(("sampler", "rough"), [("grid", False), ("random", False), ("tpe", True)])
+def test_shares_after_a_search_are_called_rough(sampler, rough):
+    [panel] = [panel for panel in read_panels() if panel.kind == "importance"]
+    shown = contents.show(panel, [view_of(search={"sampler": sampler})])
+    assert ("rough" in shown.sentence) is rough
+
+
 # --- the page
 
 

@@ -4,9 +4,11 @@ The functional ANOVA writes a metric as a mean, an effect of each axis, one of e
 have mean zero over the values of each of their axes, which all weigh the same; the variance of an effect over the
 settings is its share. Where the measured settings are all combinations of their values, effects are means of cells, and
 exact. Otherwise they are estimated as random effects, each family of effects with a variance of its own that comes
-from the data: families without evidence shrink to nothing, and what is missing shifts nothing (A. Gelman, "Analysis of
-variance: why it is more important than ever", Annals of Statistics 33, 2005; the variances by EM). Every value of an
-axis has its own effect, so neither the size of numbers nor an order of names matters.
+from the data: families without evidence shrink to nothing, and what is missing by chance shifts nothing (A. Gelman,
+"Analysis of variance: why it is more important than ever", Annals of Statistics 33, 2005; the variances by EM). Every
+value of an axis has its own effect, so neither the size of numbers nor an order of names matters. A search that chose
+its settings by their values is another matter: it leaves bad values of an axis unmeasured, and what it did not look at
+no analysis can share out well.
 
 Forests with one column per category, as in Optuna's fANOVA, do not do here: they integrate over each column on its own,
 hence mostly over settings that have several values of an axis at once, or none. On a whole grid where the exact shares
@@ -106,7 +108,9 @@ def _estimated(settings: pd.DataFrame, values: NDArray[np.float64]) -> dict[str,
     family = np.repeat(np.arange(len(columns)), sizes)  # of each coefficient; 0 is the mean
     X, y = np.hstack(columns), (values - values.mean()) / values.std()
     XtX, Xty = X.T @ X, X.T @ y
-    rest, squares = 0.5, 0.5 * sizes / sizes.sum()
+    # pairs start from next to nothing, so that what axes explain alone is theirs where the settings leave both open
+    pairs = np.array([False, *(len(term) == 2 for term in terms)])
+    rest, squares = 0.5, sizes * np.where(pairs, 1e-4, 0.05)
     for _ in range(ROUNDS):
         scale = np.sqrt(squares / np.maximum(sizes, 1))[family]  # standard deviation of each coefficient, a priori
         # posterior of the coefficients, which are `scale` times these

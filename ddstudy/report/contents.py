@@ -189,6 +189,8 @@ def _importance(view: StudyView, panel: Importance) -> Shown:
     if result.shares.empty:
         return Shown(f"{sentence}.", missing=result.reason)
     sentence += f", by {result.evaluator}. A trial that was stopped counts with the value at which it stopped."
+    if view.spec.search.sampler not in ("grid", "random", "qmc"):
+        sentence += " The shares are rough: a search chose the settings and hardly measured what it thought bad."
     if len(result.shares) > 11:
         sentence += f" Drawn are the ten largest terms and the rest; the table has all {len(result.shares)}."
     return Shown(sentence, figures.importance(result), Table(result.shares, {"term": "term", "share": "share"}))
