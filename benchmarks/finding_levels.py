@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +90,7 @@ def of_one_mean(draws: int, say: Callable[[str], None]) -> None:
 def of_studies(studies: int, say: Callable[[str], None]) -> None:
     spec = parse_spec({"name": "nothing", "space": SPACE}, "benchmark")
     settings = list(spec.search_space)
-    base = pd.DataFrame([asdict(setting) | {"fit_id": setting.fit.id} for setting in settings])
+    base = pd.DataFrame([dict(setting) | {"fit_id": setting.fit.id} for setting in settings])
     base = base.assign(number=range(len(base)), state="COMPLETE", stable=True, shared=False, disturbed=False)
     base = base.assign(iterations_done=base["iterations"], study="nothing")
     fits = pd.factorize(base["fit_id"])[0]

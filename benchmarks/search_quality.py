@@ -1,25 +1,30 @@
-"""How many fits a search needs, replayed on a whole grid that was really measured.
+"""How many fits a search needs, replayed on whole grids that were really measured.
 
-    python benchmarks/search_quality.py [--seeds 20] [--table benchmarks/results/reduced.csv] [--out FILE.json]
+    python benchmarks/search_quality.py [--only gp] [--seeds 1000 1100] [--volume]
 
-The table is the export of a finished grid (`ddstudy run studies/reduced.toml`, then `ddstudy export reduced`). A fit is
+The tables are exports of finished grids (`ddstudy run studies/reduced.toml`, then `ddstudy export reduced`). A fit is
 looked up instead of run, and everything else is real: ours is the runner with its store, claims and samplers; plain
 Optuna is `study.optimize` over the same six lists, as its documentation has it, every trial a fit of its own.
 
-Two questions: how many fits until a stable setting within 0.1 dB of the best stable one is measured, and which share of
-the table's hypervolume (PSNR against seconds, stable settings) is reached after some fits. Iterations are given beside
-fits, since fits of ours go to the largest budget.
+Two questions: how many fits, and how many iterations, until a stable setting within 0.1, 1 and 2 dB of the best stable
+one is measured, and (`--volume`) which share of the table's hypervolume (PSNR against seconds, stable settings) is
+reached after some fits. Iterations are given beside fits, since fits of ours go to the largest budget.
+
+Seeds below 1000 served to choose what our samplers do, so that ours are not reported for them; how Optuna's are set was
+never chosen. Results are kept search by search, seed by seed; the same command goes on where it was stopped, and ends
+with medians over the seeds that are there, with 95 % intervals (bootstrap over seeds).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import csv
+import itertools
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +46,8 @@ from ddstudy.study.evaluate import Job, Measurement
 from ddstudy.study.samplers import sampler
 
 ROOT = Path(__file__).parent
-WITHIN_DB = 0.1
+TABLES = ("reduced", "reduced_upper")  # studies, and their exports
+WITHIN_DB = (0.1, 1.0, 2.0)
 AFTER = (10, 20, 30)  # fits
 MOST = 400  # fits of a search that does not find it; counted as that many
 
@@ -133,7 +139,7 @@ def ours(
 ) -> Searched:
     """One search by the runner, in a store of its own kind of study: a SQLite file."""
     tree = spec.model_dump(mode="json", exclude_none=True)
-    tree |= {"images": False, "objectives": objectives, "name": f"{name}-{seed}-{len(objectives)}"}
+    tree |= {"images": False, "objectives": objectives, "name": f"{spec.name}-{name}-{seed}-{len(objectives)}"}
     tree |= {"search": {"sampler": name, "seed": seed, "trials": len(table)}}
     spec, searched = parse_spec(tree, "benchmark"), Searched(table)
     target = Target(np.zeros((1, 64, 80), dtype=np.float32), "replayed", None)
@@ -202,67 +208,113 @@ def read_table(path: Path) -> Table:
     return {Setting({axis: row[axis] for axis in THESIS}): row for row in rows.to_dict("records")}
 
 
+def goals(table: Table) -> dict[float, set[Setting]]:
+    """The stable settings that are no further from the best stable one, by distance in dB."""
+    stable = {setting: row["psnr"] for setting, row in table.items() if row["stable"]}
+    best = max(stable.values())
+    return {within: {setting for setting, psnr in stable.items() if psnr >= best - within} for within in WITHIN_DB}
+
+
+def floor(table: Table) -> int:
+    """At which rank a model that knows all other fits puts the fit of the best stable setting.
+
+    The model is least squares with an effect of each value and of each pair of values, without one fit after another;
+    the rank is that of the fit's best prediction of PSNR. A search that learns such effects from nothing can hardly
+    need fewer fits.
+    """
+    settings = list(table)
+    codes = np.stack([pd.factorize(pd.Series([setting[axis] for setting in settings]))[0] for axis in THESIS])
+    main = [np.eye(values.max() + 1)[values] for values in codes]
+    pairs = [np.einsum("ni,nj->nij", a, b).reshape(len(settings), -1) for a, b in itertools.combinations(main, 2)]
+    X, psnr = np.hstack([*main, *pairs]), np.array([row["psnr"] for row in table.values()])
+    fits = pd.factorize(pd.Series([setting.fit.id for setting in settings]))[0]
+    predicted = np.empty(fits.max() + 1)
+    for fit in range(len(predicted)):
+        own = fits == fit
+        predicted[fit] = (X[own] @ np.linalg.lstsq(X[~own], psnr[~own])[0]).max()
+    best = goals(table)[min(WITHIN_DB)]
+    return int((predicted > max(predicted[fits[settings.index(setting)]] for setting in best)).sum()) + 1
+
+
+def until_found(search: Callable[..., Searched], seed: int, spec: StudySpec, table: Table, folder: Path) -> list[Row]:
+    """Fits and iterations until each goal, of one search for PSNR."""
+    of_table = goals(table)
+    hardest = of_table[min(WITHIN_DB)]
+    done = search(seed, spec, table, {"psnr": "maximize"}, lambda s: s.until(hardest)[0] < MOST, folder)
+    found = ((within, *done.until(goal)) for within, goal in of_table.items())
+    return [{"within_db": within, "fits": fits, "iterations": iterations} for within, fits, iterations in found]
+
+
+def volumes(search: Callable[..., Searched], seed: int, spec: StudySpec, table: Table, folder: Path) -> list[Row]:
+    """Shares of the table's hypervolume after some fits, of one search for PSNR and seconds."""
+    both, whole = {"psnr": "maximize", "seconds": "minimize"}, hypervolume(table, set(table))
+    done = search(seed, spec, table, both, lambda s: len(s.fits) >= AFTER[-1], folder)
+    spent = np.cumsum([iterations for iterations, _ in done.fits])
+    return [
+        {"after": fits, "share": round(done.volume(fits) / whole, 4), "iterations": int(spent[fits - 1])}
+        for fits in AFTER
+    ]
+
+
+def interval(values: pd.Series[float]) -> str:
+    """The median with its 95 % interval, by bootstrap over seeds."""
+    drawn = np.random.default_rng(0).choice(values.to_numpy(), (2000, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    digits = ".2f" if values.max() <= 1 else ",.4g" if values.max() < 1000 else ",.0f"
+    return f"{values.median():{digits}} ({low:{digits}} to {high:{digits}})"
+
+
+def summary(results: pd.DataFrame, columns: list[str]) -> str:
+    """Medians by table, search, and goal or number of fits."""
+    level = "within_db" if "within_db" in results else "after"
+    groups = results.groupby(["table", "search", level], sort=False)
+    return groups[columns].agg(interval).assign(seeds=groups["seed"].nunique()).to_string()
+
+
 def main(folder: Path) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", type=Path, default=ROOT / "results" / "reduced.csv")
-    parser.add_argument("--study", type=Path, default=ROOT.parent / "studies" / "reduced.toml")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument(
+        "--seeds", type=int, nargs=2, default=(1000, 1100), help="the first, and the one after the last"
+    )
     parser.add_argument("--only", nargs="+", default=[""], help="searches whose name contains one of these")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--volume", action="store_true", help="the second question")
+    parser.add_argument("--out", type=Path, help="[results/searches.csv or results/search_volumes.csv]")
     options = parser.parse_args()
     torch.set_num_threads(1)  # GPs this small are slower on more
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    table, spec = read_table(options.table), read_spec(options.study)
-    assert set(table) == set(spec.search_space), "the table is not the whole grid of the study"
-    stable = {setting: row for setting, row in table.items() if row["stable"]}
-    best = max(row["psnr"] for row in stable.values())
-    goal = {setting for setting, row in stable.items() if row["psnr"] >= best - WITHIN_DB}
-    whole = hypervolume(table, set(table))
-    print(
-        f"{len(table)} settings, {len(budgets_by_fit(table))} fits, {len(stable)} settings stable; "
-        f"best {best:.2f} dB, {len(goal)} settings of {len(budgets_by_fit(goal))} fits within {WITHIN_DB} dB; "
-        f"{options.seeds} seeds"
-    )
-    chosen = {name: search for name, search in SEARCHES.items() if any(part in name for part in options.only)}
-    results: dict[str, Any] = {}
-    print(f"\nuntil within {WITHIN_DB} dB of the best   fits: median   mean    90 %   iterations: median    mean")
-    for name, search in chosen.items():
-        counts = []
-        for seed in range(options.seeds):
-            done = search(seed, spec, table, {"psnr": "maximize"}, lambda s: s.until(goal)[0] < MOST, folder)
-            counts.append(done.until(goal))
-        fits, iterations = np.array(counts).T
-        results[name] = {"fits": fits.tolist(), "iterations": iterations.tolist()}
-        print(
-            f"{name:32s}  {np.median(fits):12.1f}  {fits.mean():6.1f}  {np.quantile(fits, 0.9):6.1f}"
-            f"  {np.median(iterations):17,.0f}  {iterations.mean():6,.0f}",
-            flush=True,
-        )
-    print(
-        f"\nshare of the hypervolume after fits   {'   '.join(f'{n:5d}' for n in AFTER)}   iterations after {AFTER[-1]}"
-    )
-    for name, search in chosen.items():
-        shares, spent = [], []
-        for seed in range(options.seeds):
-            done = search(
-                seed,
-                spec,
-                table,
-                {"psnr": "maximize", "seconds": "minimize"},
-                lambda s: len(s.fits) >= AFTER[-1],
-                folder,
-            )
-            shares.append([done.volume(fits) / whole for fits in AFTER])
-            spent.append(sum(iterations for iterations, _ in done.fits[: AFTER[-1]]))
-        results[name] |= {"hypervolume": shares, "iterations_after": spent}
-        print(
-            f"{name:36s}  {'   '.join(f'{v:5.3f}' for v in np.mean(shares, axis=0))}   {np.mean(spent):8,.0f}",
-            flush=True,
-        )
-    if options.out:
-        facts = {"table": options.table.name, "seeds": options.seeds, "within_db": WITHIN_DB, "after": AFTER}
-        options.out.write_text(json.dumps({**facts, "searches": results}) + "\n")
+    question: Callable[..., list[Row]] = volumes if options.volume else until_found
+    columns = ["share", "iterations"] if options.volume else ["fits", "iterations"]
+    out = options.out or ROOT / "results" / ("search_volumes.csv" if options.volume else "searches.csv")
+    chosen = [name for name in SEARCHES if any(part in name for part in options.only)]
+    known = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=["table", "search", "seed"])
+    done = set(known[["table", "search", "seed"]].itertuples(index=False, name=None))
+    tables = {name: read_table(ROOT / "results" / f"{name}.csv") for name in TABLES}
+    specs = {name: read_spec(ROOT.parent / "studies" / f"{name}.toml") for name in TABLES}
+    for name, table in tables.items():
+        assert set(table) == set(specs[name].search_space), "the table is not the whole grid of the study"
+        sizes = ", ".join(f"{len(budgets_by_fit(goal))} within {db:g} dB" for db, goal in goals(table).items())
+        print(f"{name}: {len(table)} settings, {len(budgets_by_fit(table))} fits; of these have {sizes} of the best")
+        print(f"  a model of effects and pairs that knows all other fits puts the best one at rank {floor(table)}")
+    for seed in range(*options.seeds):
+        for name, search in itertools.product(tables, chosen):
+            if (name, search, seed) not in done:
+                rows = question(SEARCHES[search], seed, specs[name], tables[name], folder)
+                keep(out, ({"table": name, "search": search, "seed": seed, **row} for row in rows))
+    results = pd.read_csv(out)
+    asked = results["search"].isin(chosen) & results["seed"].isin(range(*options.seeds))
+    print(summary(results[asked], columns))
+
+
+def keep(out: Path, rows: Iterable[Row]) -> None:
+    """Adds rows to a CSV file."""
+    rows = list(rows)
+    fresh = not out.exists()
+    with out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ORDER = [
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
-    "report", "report.words", "report.tables", "report.thesis", "report.intervals", "report.findings",
+    "report", "report.words", "report.tables", "report.anova", "report.thesis", "report.intervals", "report.findings",
     "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page", "report.writing", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
@@ -48,7 +48,7 @@ HOMES = {
     "triton": {"fit.fused.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
-        *("study.samplers", "study.forecasting", "study.runner", "report.tables", "dashboard"),
+        *("study.samplers", "study.forecasting", "study.runner", "dashboard"),
     },
     "sqlalchemy": {"store.urls", "store.leases", "store.optuna_rows", "store.database"},
     "psycopg": {"store.urls"},

@@ -37,6 +37,6 @@ def test_a_replayed_search_is_one_of_results(monkeypatch: pytest.MonkeyPatch, tm
         "random", 0, spec, table, {"psnr": "maximize"}, lambda searched: len(searched.fits) > 3, tmp_path
     )
     with Store(f"sqlite:///{tmp_path}/searches.db", read_only=True) as store:
-        view = store.view("random-0-1")
+        view = store.view("reduced-random-0-1")
     assert not view.left_out
     assert view.measured >= sum(len(settings) for _, settings in found.fits[:3])

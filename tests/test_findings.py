@@ -16,9 +16,9 @@ from scipy import stats
 from ddstudy.report import comparison, findings
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
-from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.files import parse_spec
-from ddstudy.spec.options import THESIS
+from ddstudy.spec.options import NOISES, THESIS, TILINGS
+from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
 
 THESIS_LIKE = {

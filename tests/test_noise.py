@@ -50,6 +50,24 @@ def test_simplex_channels_are_slices_of_one_smooth_volume() -> None:
         assert roughness(coarse, axis) < 0.6 * roughness(fine, axis)
 
 
+def test_simplex_of_size_1_is_half_at_the_corners_of_its_lattice_and_1_6_is_between_uniform_and_blur() -> None:
+    z, y, x = np.mgrid[:32, :30, :36]
+    corners = (x + y + z) % 6 == 0
+    of_one = make("simplex", k=32, height=30, width=36)
+    assert (of_one[corners] == 0.5).all()
+    assert (of_one[~corners] == 0.5).mean() < 0.005
+
+    def neighbours(volume: NDArray[np.float32]) -> float:
+        return float(np.corrcoef(volume[:, :, 1:].ravel(), volume[:, :, :-1].ravel())[0, 1])
+
+    between = make("simplex", k=32, height=30, width=36, feature_size=1.6)
+    assert (between == 0.5).mean() < 0.001
+    of_blur = neighbours(make("blur3", k=32, height=30, width=36))
+    assert 0.6 < of_blur < 0.75
+    assert neighbours(of_one) == pytest.approx(0.05, abs=0.03)
+    assert neighbours(between) == pytest.approx(of_blur / 2, abs=0.05)
+
+
 def test_interpolated_channels_lie_between_two_images() -> None:
     volume = make("uniform", channels="interpolated").reshape(6, -1)
     assert np.linalg.matrix_rank(volume.astype(float), tol=1e-4) == 2

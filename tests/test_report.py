@@ -13,11 +13,12 @@ from synthetic import THESIS
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
-from ddstudy.report import figures, page, tables
+from ddstudy.report import anova, figures, page, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, read_panels
-from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.files import parse_spec
+from ddstudy.spec.options import NOISES, TILINGS
+from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
 
 SPACE = {
@@ -230,83 +231,6 @@ def test_tables_leave_the_trials_as_they_were(view):
     pd.testing.assert_frame_equal(view.trials, before)
 
 
-# --- importance
-
-
-def shares(result):
-    return dict(result.shares.itertuples(index=False, name=None))
-
-
-def test_importance_of_an_additive_function_is_exact():
-    of_k = {8: 0.0, 64: 3.0, 128: 9.0}
-    of_noise = {"uniform": 0.0, "blur3": 1.0, "simplex": -1.0}
-    result = tables.importance(view_of(lambda setting: 30 + of_k[setting.k] + of_noise[setting.noise]))
-    k, noise = np.var(list(of_k.values())), np.var(list(of_noise.values()))
-    assert "exact" in result.evaluator
-    assert result.metric == "psnr"
-    assert shares(result)["k"] == pytest.approx(k / (k + noise))
-    assert shares(result)["noise"] == pytest.approx(noise / (k + noise))
-    assert sum(shares(result).values()) == pytest.approx(1)
-    assert list(result.shares["term"])[:2] == ["k", "noise"]
-
-
-def test_importance_of_a_pure_interaction_is_that_interaction():
-    result = tables.importance(view_of(lambda setting: 30 + (setting.s - 12) * (setting.l - 5)))
-    expected = dict.fromkeys(result.shares["term"], 0.0) | {"s \u00d7 l": 1.0}
-    assert shares(result) == pytest.approx(expected, abs=1e-9)
-
-
-def test_importance_of_three_axes_at_once_is_higher_order():
-    signs = lambda setting: (setting.s - 12) * (setting.l - 5) * (setting.iterations - 3500)  # noqa: E731
-    result = tables.importance(view_of(lambda setting: 30 + signs(setting) / 1000))
-    assert shares(result)["higher order"] == pytest.approx(1)
-    assert list(result.shares["term"])[-1] == "higher order"
-
-
-def test_importance_of_noise_is_the_analysis_of_variance_by_arrays():
-    view = view_of()
-    shape = [len(SPACE[axis]) for axis in AXES]
-    values = view.trials["psnr"].to_numpy().reshape(shape)  # the grid's order is the product of its axes
-    centred = values - values.mean()
-    rest = centred.copy()
-    explained = {}
-    for size in (1, 2):
-        for kept in itertools.combinations(range(6), size):
-            effect = rest.mean(axis=tuple(set(range(6)) - set(kept)), keepdims=True)
-            explained[" \u00d7 ".join(AXES[axis] for axis in kept)] = (effect**2).mean() / (centred**2).mean()
-            rest = rest - effect
-    explained["higher order"] = (rest**2).mean() / (centred**2).mean()
-    assert shares(tables.importance(view)) == pytest.approx(explained)
-
-
-def test_importance_without_the_whole_grid_asks_a_forest_and_agrees():
-    """Guards against k by size: 128 and 192 channels would then outweigh all smaller ones, and k would lose half."""
-    space = SPACE | {"k": [8, 16, 32, 64, 96, 128, 192]}
-    whole = view_of(lambda setting: 20 + 2 * np.log2(setting.k) + (setting.noise == "blur3") + 0.1 * setting.l, space)
-    partial = dataclasses.replace(whole, trials=whole.trials.drop(index=range(0, len(whole.trials), 9)))
-    exact, forest = tables.importance(whole), tables.importance(partial)
-    assert "FanovaImportanceEvaluator" in forest.evaluator
-    assert sum(shares(forest).values()) == pytest.approx(1)
-    for axis in ("k", "noise", "l"):
-        assert shares(forest)[axis] == pytest.approx(shares(exact)[axis], abs=0.05)
-    pd.testing.assert_frame_equal(forest.shares, tables.importance(partial).shares)
-
-
-@pytest.mark.parametrize(
-    ("trials", "reason"),
-    [
-        (view_of().trials.head(9), "9 measured trials"),
-        (pd.concat([view_of().trials.head(1)] * 12), "same setting"),
-        (view_of(lambda setting: 30.0).trials, "same value"),
-        (trials_table([], THESIS), "0 measured trials"),
-    ],
-)
-def test_importance_of_too_little_says_so(trials, reason):
-    result = tables.importance(dataclasses.replace(view_of(), trials=trials))
-    assert result.shares.empty
-    assert reason in result.reason
-
-
 # --- panels
 
 
@@ -425,7 +349,7 @@ def test_figures_draw_the_tables_numbers(view):
 
 
 def test_importance_draws_ten_terms_and_the_rest():
-    bars = figures.importance(tables.importance(view_of())).data[0]
+    bars = figures.importance(anova.importance(view_of().trials, AXES)).data[0]
     assert len(bars.y) == 11
     assert bars.y[-1] == "higher order"
 
@@ -465,6 +389,13 @@ def test_marks_stand_out_in_light_and_dark(view):
                 assert (high + 0.05) / (low + 0.05) >= 3, (mark.name, part.color, opacity)
     boxes = [mark for mark in marks if mark.type == "box"]
     assert {box.fillcolor for box in boxes} == {"rgba(0, 0, 0, 0)"}  # else the median is drawn on its own colour
+
+
+@pytest.mark.parametrize(("sampler", "rough"), [("grid", False), ("random", False), ("tpe", True)])
+def test_shares_after_a_search_are_called_rough(sampler, rough):
+    [panel] = [panel for panel in read_panels() if panel.kind == "importance"]
+    shown = panel.show([view_of(search={"sampler": sampler})])
+    assert ("rough" in shown.sentence) is rough
 
 
 # --- the page

@@ -17,8 +17,9 @@ from ddstudy.errors import UserError
 from ddstudy.report import findings, thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel, read_panels
-from ddstudy.spec.axes import AXES, NOISES, TILINGS
 from ddstudy.spec.files import read_spec
+from ddstudy.spec.options import NOISES, TILINGS
+from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
 from ddstudy.terminal import print_answers
 

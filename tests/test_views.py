@@ -24,7 +24,8 @@ from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
 from ddstudy.report.panels.base import Faceted
 from ddstudy.report.words import FACETS
-from ddstudy.spec.axes import AXES, NOISES, TILINGS
+from ddstudy.spec.options import NOISES, TILINGS
+from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView
 

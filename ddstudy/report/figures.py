@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ddstudy.images.metrics import METRICS
-from ddstudy.report.tables import Importance
+from ddstudy.report.anova import Importance
 from ddstudy.report.words import FACETS, in_words, named, text_of, title_of
 from ddstudy.spec.options import THESIS
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
 from ddstudy.images.volumes import png_bytes
-from ddstudy.spec.axes import rows_and_columns
+from ddstudy.spec.options import rows_and_columns
 from ddstudy.store.study import StudyView, is_whole
 
 _THUMBNAIL = 80  # pixels of the longer side

@@ -11,9 +11,8 @@ it as it was. Three rules say which trials count, and they hold everywhere:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,24 +32,6 @@ if TYPE_CHECKING:
 
 PAIR = ("tiling", "noise")
 _ORDERS = {path: option.words for path, option in OPTIONS.items() if option.kind is str}  # not the alphabet's
-
-
-@dataclass(frozen=True)
-class Importance:
-    """How much of a metric's variance each axis explains.
-
-    Attributes:
-        metric: the target of the analysis.
-        evaluator: how the shares were computed, in words.
-        shares: columns `term` and `share`, largest first, what is left over last; shares add up to 1. Empty where
-            there was too little to analyse.
-        reason: why `shares` is empty.
-    """
-
-    metric: str
-    evaluator: str
-    shares: pd.DataFrame
-    reason: str = ""
 
 
 def finished(trials: pd.DataFrame) -> pd.DataFrame:
@@ -339,79 +320,6 @@ def reasons(trials: pd.DataFrame) -> pd.DataFrame:
     rows = trials[~trials["stable"].eq(True)]
     counts = rows.fillna({"reason": ""}).groupby(["state", "reason"], observed=True).size()
     return counts.rename("n").reset_index().sort_values("n", ascending=False, kind="stable", ignore_index=True)
-
-
-def importance(view: StudyView, metric: str = "psnr") -> Importance:
-    """Shares of the variance of `metric` that the axes explain, over all measured trials.
-
-    On a complete grid the functional ANOVA is exact: main effects, interactions of two axes, and the rest. Elsewhere
-    a forest is fitted and asked (Optuna's fANOVA): main effects, and the rest.
-    """
-    rows = finished(view.trials).dropna(subset=[metric])
-    varied = [axis for axis in THESIS if rows[axis].nunique() > 1]
-    nothing = pd.DataFrame({"term": pd.Series(dtype=object), "share": pd.Series(dtype=float)})
-    if len(rows) < 10:
-        return Importance(metric, "none", nothing, f"{len(rows)} measured trials; at least 10 are needed.")
-    if not varied:
-        return Importance(metric, "none", nothing, "All measured trials have the same setting.")
-    if rows[metric].nunique() < 2:
-        return Importance(metric, "none", nothing, "All measured trials have the same value.")
-    cells = rows.groupby(list(THESIS), observed=True)[metric].mean()
-    if len(cells) == len(view.spec.search_space):
-        evaluator, shares = "exact functional ANOVA of the complete grid", _functional_anova(cells, varied)
-    else:
-        trees = 64 if len(rows) <= 500 else 16  # many trials need fewer trees, and the time grows with both
-        evaluator = f"Optuna's FanovaImportanceEvaluator ({trees} trees, seed 0)"
-        shares = _forest(rows, varied, metric, trees)
-    rest = shares.popitem()
-    terms = sorted(shares.items(), key=lambda term: -term[1])
-    return Importance(metric, evaluator, pd.DataFrame([*terms, rest], columns=["term", "share"]))
-
-
-def _functional_anova(cells: pd.Series[float], varied: list[str]) -> dict[str, float]:
-    """Exact shares of a full factorial: `cells` holds one value per combination, indexed by axis."""
-    total = cells.var(ddof=0)
-
-    def explained(*axes: str) -> float:
-        return float(cells.groupby(level=list(axes)).mean().var(ddof=0) / total)
-
-    shares = {axis: explained(axis) for axis in varied}
-    for one, other in itertools.combinations(varied, 2):
-        # rounding may leave a hair less than nothing
-        interaction = max(0.0, explained(one, other) - shares[one] - shares[other])
-        shares[f"{one} \u00d7 {other}"] = interaction
-    return shares | {"higher order": max(0.0, 1.0 - sum(shares.values()))}
-
-
-def _forest(rows: pd.DataFrame, varied: list[str], metric: str, trees: int) -> dict[str, float]:
-    """Shares by a random forest over the measured settings."""
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-
-    # A number enters by its place among the values tried. By its size, the gap from 128 to 192 channels would weigh
-    # more than all that lies below 64, and k would get half the share that the exact analysis gives it.
-    places = {axis: rows[axis].rank(method="dense").astype(int) for axis in varied if axis not in PAIR}
-    coded = rows[varied].assign(**places)
-    distributions: dict[str, BaseDistribution] = {
-        axis: IntDistribution(1, int(places[axis].max()))
-        if axis in places
-        else CategoricalDistribution(sorted(rows[axis].unique()))
-        for axis in varied
-    }
-    study = optuna.create_study()
-    study.add_trials(
-        [
-            optuna.create_trial(
-                params=dict(zip(varied, setting, strict=True)), distributions=distributions, value=value
-            )
-            for setting, value in zip(coded.itertuples(index=False), rows[metric].tolist(), strict=True)
-        ]
-    )
-    # the evaluator itself, since optuna.importance scales main effects until they add up to 1
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=0)
-    main = evaluator.evaluate(study, target=lambda trial: trial.values[0])
-    shares = {axis: float(share) for axis, share in main.items()}
-    return shares | {"interactions": max(0.0, 1.0 - sum(shares.values()))}
 
 
 def _best_first(trials: pd.DataFrame, metric: str) -> pd.DataFrame:

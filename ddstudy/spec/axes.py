@@ -18,20 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ddstudy.spec.options import (
-    NOISES,
-    OPTIONS,
-    THESIS,
-    TILINGS,
-    Noise,
-    Option,
-    Tiling,
-    Value,
-    rows_and_columns,
-)
-
-__all__ = ["NOISES", "TILINGS", "Noise", "Tiling", "rows_and_columns"]
-AXES = THESIS
+from ddstudy.spec.options import OPTIONS, THESIS, Option, Value
 
 SERVED = "iterations"  # the axis whose values one fit passes on its way
 

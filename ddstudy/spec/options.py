@@ -124,7 +124,7 @@ class NoiseSpec(BaseModel):
     )
     feature_size: Annotated[float, Field(gt=0)] = option(
         1.0,
-        "feature size of 'simplex'",
+        "feature size of 'simplex'; 1 is the thesis', 1.6 lies between 'uniform' and 'blur3'",
         label="feature size",
         short="feature{}",
         unit="pixels",

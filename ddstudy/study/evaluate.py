@@ -85,8 +85,9 @@ class Measurement:
 
     Attributes:
         budget: iterations of the setting.
-        values: every measurement under its plain name (design: psnr, ssim, .., cv_percent, seconds, ..). Without
-            `psnr` when a member diverged.
+        values: every measurement under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without `psnr` when
+            a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member` that divided
+            by their number: members run side by side, so one alone takes longer.
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
