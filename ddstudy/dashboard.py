@@ -3,15 +3,15 @@
 optuna-dashboard has neither a login nor a read-only mode: whoever reaches its port can delete a study. Three layers
 keep a study as it is. A `_View` stands between the dashboard and the storage, answers reads and refuses writes; the
 WSGI application lets only GET and HEAD pass, and only under a name of this machine (a web page elsewhere that rebinds
-its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself. What is asked for
-is looked at before the dashboard sees it, which takes numbers and bodies as they come; there are so many connections at
-most, and each for so long.
+its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself. Requests are
+checked before the dashboard sees them, since it fails on odd numbers and waits for bodies that never come; the number
+of connections and their time are limited.
 
 The view also translates. Optuna 5 stores each constraint under a key of its own, the dashboard looks for one list, and
-would call every unstable trial feasible; and it adds what is nowhere stored, a note on every study and our figures.
-They are made from the trials that the dashboard has read anyway, in a thread, so that no page waits for them. What the
-dashboard answers about all trials of a study, megabytes that it would write anew for each page, is kept (`_Answers`).
-Its page comes with a style sheet that hides what cannot be done here (`_FOR_READING`).
+would call every unstable trial feasible; and it adds a note on every study and our figures, which are stored nowhere.
+They are made from the trials that the dashboard has read anyway, in a thread, so that no page waits for them. Answers
+about all trials of a study, megabytes that would be written anew for each page, are cached (`_AnswerCache`). The page
+comes with a style sheet that hides what cannot be done here (`_FOR_READING`).
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _LOOPBACK = "127.0.0.1"
-_EVERYWHERE = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
+_ALL_INTERFACES = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
 _LIGHT = ("importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
-_HEAD_START = 2.0  # seconds for the page that reads a study before its figures are begun
-_REST = 10.0  # seconds at least from one set of figures to the next
-_MOST_KEPT = 8  # answers about whole studies
+_FIGURE_DELAY = 2.0  # seconds: the page that reads a study is answered before its figures are drawn
+_FIGURE_PAUSE = 10.0  # seconds at least from one set of figures to the next
+_MOST_CACHED = 8  # answers about whole studies
 _MOST_CONNECTIONS = 128  # a thread each
-_PATIENCE = 15.0  # seconds for a request to be sent
-_MOST_SECONDS = 300.0  # for an answer to be made and taken
+_REQUEST_SECONDS = 15.0  # seconds for a request to be sent
+_ANSWER_SECONDS = 300.0  # for an answer to be made and taken
 _HIGHEST_ID = 2**31 - 1  # of a study or trial: a column of PostgreSQL
 # Controls that write, whose requests would be refused, and the dashboard's own importance: of other evaluators, without
 # interactions, it contradicts ours. MUI names its icons in `data-testid`.
@@ -121,7 +121,7 @@ def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> 
         artifacts: folder of the `FileSystemArtifactStore` that holds the trials' images, or None.
         host: name or address that the server is bound to: beside this machine's loopback, the only one answered to.
     """
-    return _guarded(_view_of(storage), artifacts, host)
+    return _read_only_app(_view_of(storage), artifacts, host)
 
 
 def _view_of(storage: BaseStorage) -> _View:
@@ -129,17 +129,17 @@ def _view_of(storage: BaseStorage) -> _View:
     return _View(get_storage(storage), storage.engine.url if isinstance(storage, RDBStorage) else None)
 
 
-def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
+def _read_only_app(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
     files = None if artifacts is None else _Images(artifacts)
     dashboard = optuna_dashboard.wsgi(view, files)
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
-    for name, ours in _MENDED.items():
-        getattr(_app, name)  # a version that has it no longer must not pass in silence
+    for name, ours in _REPLACED.items():
+        getattr(_app, name)  # fails where another version no longer has it
         setattr(_app, name, ours)
-    answers = _Answers(dashboard, view)
+    answers = _AnswerCache(dashboard, view)
     is_ours = _host_check(host)
 
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def read_only(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def refuse(status: str, why: str, *headers: tuple[str, str]) -> list[bytes]:
             body = f"{why}\n".encode()
             length = ("Content-Length", str(len(body)))
@@ -155,7 +155,7 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             ]
             return start_response(status, kept + _HEADERS, *exc_info)
 
-        # nothing here takes a body, and to read one that was only promised would take for ever
+        # nothing here takes a body; one that is announced and never sent would be waited for
         environ |= {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ["PATH_INFO"] = environ["PATH_INFO"].rstrip("/")  # as the dashboard does
@@ -167,28 +167,32 @@ def _guarded(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
             return refuse("405 Method Not Allowed", "This dashboard is read-only.", ("Allow", "GET, HEAD"))
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # the dashboard fails without one
         try:
-            if wrong := _mistake(environ, view):
+            if wrong := _request_error(environ, view):
                 return refuse(*wrong)
             return answers(environ, secured)
         except ArtifactNotFound:
             return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
-        except KeyError:  # of the view, which has no other word for it
+        except KeyError:  # raised by the view
             return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
         except READ_ERRORS as error:
             return refuse("503 Service Unavailable", f"The store cannot be read: {view.said(error)}")
 
-    return guarded
+    return read_only
 
 
-def _identity(number: str) -> int:
-    """Of a study or trial, if it can be one."""
+def _checked_id(number: str) -> int:
+    """The id of a study or trial as a number.
+
+    Raises:
+        KeyError: no id has this form.
+    """
     if not re.fullmatch("[0-9]{1,10}", number) or int(number) > _HIGHEST_ID:
         raise KeyError(number)
     return int(number)
 
 
-def _mistake(environ: WSGIEnvironment, view: _View) -> tuple[str, str] | None:
-    """Status and words for a request about what there is not; the dashboard itself would fail."""
+def _request_error(environ: WSGIEnvironment, view: _View) -> tuple[str, str] | None:
+    """Status and message for a request that the dashboard itself would fail on; None if it is a valid one."""
     query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
     path = environ["PATH_INFO"]
     about = re.fullmatch(r"/(api/studies|csv|artifacts)/([^/]+)(?:/([^/]+)(/.*)?)?", path, re.DOTALL)
@@ -196,10 +200,10 @@ def _mistake(environ: WSGIEnvironment, view: _View) -> tuple[str, str] | None:
         return None
     kind, study, trial, rest = about.groups()
     try:
-        study_id = _identity(study)
+        study_id = _checked_id(study)
         name, objectives = view.get_study_name_from_id(study_id), len(view.get_study_directions(study_id))
         if kind == "artifacts" and rest:
-            view.get_trial(_identity(trial))
+            view.get_trial(_checked_id(trial))
     except KeyError:
         return "404 Not Found", "There is no such study or trial."
     if not all(re.fullmatch("[0-9]{1,18}", after) for after in query.get("after", [])):
@@ -244,7 +248,7 @@ def server(
             "give an address of this machine and another --port (0 to 65535; 0 picks a free one)",
         ) from error
     bound.view = _view_of(storage)
-    bound.set_app(_guarded(bound.view, artifacts, host))
+    bound.set_app(_read_only_app(bound.view, artifacts, host))
     return bound
 
 
@@ -283,8 +287,8 @@ def serve(
 class DashboardServer(ThreadingMixIn, WSGIServer):
     """The standard library's WSGI server, a thread per request, without a request log.
 
-    Connections that ask for nothing are closed after `_PATIENCE` seconds, and the oldest of them at once where there
-    are too many, so that idle ones never keep others from being answered.
+    Connections without a request are closed after `_REQUEST_SECONDS`, and the oldest of them at once where there are
+    too many, so that idle ones never keep others from being answered.
     """
 
     daemon_threads = True  # a browser that keeps a connection open does not keep us from ending
@@ -294,21 +298,21 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._host = host
-        self._silent: dict[Any, float] = {}  # connections -> when they were made, the oldest first
-        self._asking: dict[Any, float] = {}  # and when they had asked
+        self._idle: dict[Any, float] = {}  # connection -> when it was made, the oldest first
+        self._active: dict[Any, float] = {}  # connection -> when it had sent its request
         self._lock = threading.Lock()
         super().__init__((host, port), _QuietHandler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Gives a connection its thread, and takes it from another where there are too many."""
+        """Gives a connection its thread; where there are too many, the one that has been idle longest is closed."""
         with self._lock:
-            crowded = len(self._silent) + len(self._asking) >= _MOST_CONNECTIONS
-            oldest = next(iter(self._silent), None) if crowded else None
+            crowded = len(self._idle) + len(self._active) >= _MOST_CONNECTIONS
+            oldest = next(iter(self._idle), None) if crowded else None
             if oldest is not None:
-                del self._silent[oldest]
-                _hang_up(oldest)
+                del self._idle[oldest]
+                _disconnect(oldest)
             if not crowded or oldest is not None:
-                self._silent[request] = time.monotonic()
+                self._idle[request] = time.monotonic()
         if crowded and oldest is None:
             with contextlib.suppress(OSError):
                 request.send(b"HTTP/1.0 503 Service Unavailable\r\n\r\nToo many requests at a time.\n")
@@ -316,32 +320,32 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
             return
         super().process_request(request, client_address)
 
-    def has_asked(self, request: Any) -> None:
-        """Notes that a connection is no longer idle."""
+    def mark_active(self, request: Any) -> None:
+        """Records that a connection has sent its request."""
         with self._lock:
-            if self._silent.pop(request, None) is not None:
-                self._asking[request] = time.monotonic()
+            if self._idle.pop(request, None) is not None:
+                self._active[request] = time.monotonic()
 
     def shutdown_request(self, request: Any) -> None:
         """Ends a connection."""
         with self._lock:
-            self._silent.pop(request, None)
-            self._asking.pop(request, None)
+            self._idle.pop(request, None)
+            self._active.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Hangs up on those that were silent, or slow, for too long; their threads end."""
+        """Closes connections that have been idle, or are being answered, for too long; their threads end."""
         now = time.monotonic()
         with self._lock:
-            for connections, patience in ((self._silent, _PATIENCE), (self._asking, _MOST_SECONDS)):
+            for connections, patience in ((self._idle, _REQUEST_SECONDS), (self._active, _ANSWER_SECONDS)):
                 for request in [request for request, since in connections.items() if now - since > patience]:
                     del connections[request]
-                    _hang_up(request)
+                    _disconnect(request)
 
     @property
     def url(self) -> str:
         """The address to open in a browser."""
-        name = socket.gethostname() if self._host in _EVERYWHERE else self._host
+        name = socket.gethostname() if self._host in _ALL_INTERFACES else self._host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.server_port}"
 
     def warm_up(self) -> None:
@@ -357,8 +361,8 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
             self.view.wait_for_figures(study_id)
 
 
-def _hang_up(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the other side was faster
+def _disconnect(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
         connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -371,7 +375,7 @@ class _QuietHandler(WSGIRequestHandler):
     def parse_request(self) -> bool:
         """Reads the headers of a request."""
         understood = super().parse_request()
-        cast(DashboardServer, self.server).has_asked(self.request)
+        cast(DashboardServer, self.server).mark_active(self.request)
         return understood
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -379,7 +383,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class _Images(FileSystemArtifactStore):
-    """Artifacts on disk; half of an image, as a full disk or a crash leaves it, counts as none."""
+    """Artifacts on disk; an incomplete image, as a full disk or a crash leaves it, counts as missing."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -397,7 +401,7 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-class _Answers:
+class _AnswerCache:
     """The dashboard's answers; one about all trials of a study is kept, compressed, while the study stays as it is.
 
     Args:
@@ -413,7 +417,7 @@ class _Answers:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked_for = re.match(r"/api/studies(?:/([0-9]+))?(?=/|$)", environ["PATH_INFO"])
-        status, why = self._view.why_not(asked_for[1]) if asked_for else ("", "")
+        status, why = self._view.unavailable(asked_for[1]) if asked_for else ("", "")
         if status:
             start_response(status, [("Content-Type", "application/json")])
             return [json.dumps({"reason": why}).encode()]
@@ -426,7 +430,7 @@ class _Answers:
         study_id = int(about[1])
         asked = study_id, environ.get("QUERY_STRING", "")
         with self._lock:
-            # what changes from here on is in the answer, or not, but the next state will differ
+            # taken before the answer is made: a change meanwhile makes the next state differ
             state = self._view.state_of(study_id)
             answer = self._kept.get(asked)
             if answer is None or answer.state != state:
@@ -438,7 +442,7 @@ class _Answers:
                 others = [header for header in headers if header[0].lower() != "content-length"]
                 encoding = [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
                 answer = _Answer(state, [*others, *encoding, ("Content-Length", str(len(body)))], body)
-                if len(self._kept) >= _MOST_KEPT:
+                if len(self._kept) >= _MOST_CACHED:
                     self._kept.clear()
                 self._kept[asked] = answer
         start_response("200 OK", answer.headers)
@@ -523,7 +527,7 @@ class _View(BaseStorage):
             self._figures[study_id] = _Figures(self._study(study_id))
         return self._figures[study_id]
 
-    def why_not(self, study_id: str | None) -> tuple[str, str]:
+    def unavailable(self, study_id: str | None) -> tuple[str, str]:
         """Why all studies, or one, cannot be shown: a status and the reason, both empty if they can."""
         try:
             studies = {str(id_of(study)) for study in self._storage.get_all_studies()}
@@ -637,7 +641,7 @@ class _Figures:
             ):
                 return
             self._drawn = finished
-            self._thread = threading.Timer(_HEAD_START, self._make, (trials,))
+            self._thread = threading.Timer(_FIGURE_DELAY, self._make, (trials,))
             self._thread.daemon = True
             self._thread.start()
 
@@ -652,7 +656,7 @@ class _Figures:
         begun = time.monotonic()
         with contextlib.suppress(UserError):  # a study of another version: the dashboard is of use without our figures
             self.made = _saved_figures(publish(view_of(self._study, trials, None, "this store")))
-        self._due = time.monotonic() + max(_REST, 10 * (time.monotonic() - begun))
+        self._due = time.monotonic() + max(_FIGURE_PAUSE, 10 * (time.monotonic() - begun))
 
 
 def _note(study: FrozenStudy) -> str:
@@ -667,7 +671,7 @@ def _note(study: FrozenStudy) -> str:
     )
 
 
-@functools.lru_cache(maxsize=_MOST_KEPT)
+@functools.lru_cache(maxsize=_MOST_CACHED)
 def _saved_note(text: str) -> dict[str, Any]:
     return _saved(lambda study: optuna_dashboard.save_note(study, text))
 
@@ -726,7 +730,7 @@ def _trials_now(cache: object, storage: BaseStorage, study_id: int) -> list[Froz
 
 
 # functions of the dashboard's application in whose place ours are called
-_MENDED: dict[str, Callable[..., Any]] = {
+_REPLACED: dict[str, Callable[..., Any]] = {
     "get_pareto_front_trials": _feasible_front,  # its own would take in unstable trials
     "get_plotly_graph_objects": _in_order,
     "get_trials": _trials_now,
@@ -736,8 +740,8 @@ _MENDED: dict[str, Callable[..., Any]] = {
 def _host_check(bound: str) -> Callable[[str], bool]:
     """Whether a Host header names this machine, for a server bound to `bound`."""
     names = {"localhost", bound.lower()}
-    everywhere = bound in _EVERYWHERE
-    if everywhere:
+    all_interfaces = bound in _ALL_INTERFACES
+    if all_interfaces:
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     def is_ours(header: str) -> bool:
@@ -746,7 +750,7 @@ def _host_check(bound: str) -> Callable[[str], bool]:
         except ValueError:
             return False
         # An address, unlike a name, cannot be rebound: when every interface is served, each one may stand there.
-        return bool(name) and (name in names or _is_loopback(name) or (everywhere and _address(name) is not None))
+        return bool(name) and (name in names or _is_loopback(name) or (all_interfaces and _address(name) is not None))
 
     return is_ours
 

@@ -295,9 +295,9 @@ def test_idle_connections_keep_nobody_waiting(study, storage, monkeypatch):
         with urllib.request.urlopen(server.url + "/api/studies") as answer:
             assert b"thesis" in answer.read()
         assert idle[0].recv(1) == b""  # the oldest were hung up on
-        monkeypatch.setattr(dashboard, "_PATIENCE", 0.0)
+        monkeypatch.setattr(dashboard, "_REQUEST_SECONDS", 0.0)
         assert [connection.recv(1) for connection in idle] == [b""] * 30
-        assert not server._silent
+        assert not server._idle
 
 
 def test_too_many_requests_at_a_time_are_told_so(storage, monkeypatch):
@@ -555,10 +555,10 @@ def test_a_kept_answer_gives_way_to_whatever_changes(study, storage, written):
 
 def test_not_more_answers_are_kept_than_a_few(study, storage, written):
     app = dashboard.app(storage, None)
-    for after in range(2 * dashboard._MOST_KEPT):
+    for after in range(2 * dashboard._MOST_CACHED):
         call(app, "GET", "/api/studies/1", QUERY_STRING=f"after={after}")
     call(app, "GET", "/api/studies/1", QUERY_STRING="after=0")
-    assert len(written) == 2 * dashboard._MOST_KEPT + 1
+    assert len(written) == 2 * dashboard._MOST_CACHED + 1
 
 
 @pytest.mark.filterwarnings(
@@ -622,10 +622,10 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_our_figures_and_facts_come_along(ours, monkeypatch):
-    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    monkeypatch.setattr(dashboard, "_FIGURE_DELAY", 0.0)
     with Store(ours, read_only=True) as store, running(store.storage, store.artifacts) as server:
         view = server.view
-        app = dashboard._guarded(view, store.artifacts, "127.0.0.1")
+        app = dashboard._read_only_app(view, store.artifacts, "127.0.0.1")
         assert detail(app, 1)["plotly_graph_objects"] == []  # no page waits for them
         view._figures[1]._thread.join()
         shown = detail(app, 1)
@@ -652,8 +652,8 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
 
 
 def test_figures_are_made_anew_only_when_trials_arrive(ours, monkeypatch):
-    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
-    monkeypatch.setattr(dashboard, "_REST", 0.0)
+    monkeypatch.setattr(dashboard, "_FIGURE_DELAY", 0.0)
+    monkeypatch.setattr(dashboard, "_FIGURE_PAUSE", 0.0)
     made = []
     monkeypatch.setattr(dashboard, "publish", lambda view: made.append(len(view.trials)) or {})
     with Store(ours, read_only=True) as store:
@@ -667,7 +667,7 @@ def test_figures_are_made_anew_only_when_trials_arrive(ours, monkeypatch):
 
 
 def test_warmed_up_the_first_page_finds_its_answer_and_its_figures(ours, monkeypatch, written):
-    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    monkeypatch.setattr(dashboard, "_FIGURE_DELAY", 0.0)
     with Store(ours, read_only=True) as store, running(store.storage, store.artifacts) as server:
         server.warm_up()
         assert written == [48, 48]  # before and after the figures
@@ -677,7 +677,7 @@ def test_warmed_up_the_first_page_finds_its_answer_and_its_figures(ours, monkeyp
 
 
 def test_a_study_of_a_later_version_is_shown_without_our_figures(ours, monkeypatch):
-    monkeypatch.setattr(dashboard, "_HEAD_START", 0.0)
+    monkeypatch.setattr(dashboard, "_FIGURE_DELAY", 0.0)
     with Store(ours, read_only=True) as store:
         trials, [study] = store.storage.get_all_trials(1), store.storage.get_all_studies()
     study.user_attrs["ddstudy:spec"] = '{"name": "ours", "schema": 99}'

@@ -468,9 +468,9 @@ def test_intervals_are_the_wider_of_students_and_a_studentised_bootstrap_by_hand
     wide = view.trials.pivot(index=["k", "s", "l", "tiling", "iterations"], columns="noise", values="psnr")
     fits = (wide["blur3"] - wide["uniform"]).groupby(["k", "s", "l", "tiling"]).mean().to_numpy()
     n, mean = len(fits), fits.mean()
-    error = fits.std(ddof=1) / n**0.5 * (1 + 10 / n**2)
+    error = fits.std(ddof=1) / n**0.5 * (1 + 8 / n**2)
     resamples = np.random.default_rng(5).choice(fits, (20_000, n))
-    errors = resamples.std(axis=1, ddof=1) / n**0.5 * (1 + 10 / n**2)
+    errors = resamples.std(axis=1, ddof=1) / n**0.5
     low, high = mean - np.quantile((resamples.mean(axis=1) - mean) / errors, [0.975, 0.025]) * error
     student = stats.t.interval(0.95, n - 1, mean, error)
     found = answer("blur", view)

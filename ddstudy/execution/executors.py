@@ -96,7 +96,11 @@ class Executor(Protocol):
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, or the share that its control group has, rounded."""
+    """Cores that this process may use: its affinity, or the share that its control group has, rounded.
+
+    psutil knows no control groups; joblib rounds 1.2 cores up to 2 and looks at the root group only, which outside of
+    containers (systemd, Slurm) has no limit.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _control_group("cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():

@@ -131,8 +131,8 @@ class Ray:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (of the process, which outlives this function)
         ours, theirs = socket.socketpair()
         with theirs:
-            # it finds what this process finds, and neither it nor Ray's workers, who are told its folder, what happens
-            # to lie in the user's: a queue.py or numpy.py there is no library
+            # it imports what this process imports; neither it nor Ray's workers, which inherit its folder, import from
+            # the user's folder: a queue.py or numpy.py there is not the library
             begin = f"import sys; sys.path[:] = {sys.path!r}; from ddstudy.execution.ray_pool import serve"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"{begin}; serve({theirs.fileno()})"],
@@ -223,13 +223,13 @@ class Ray:
         return ticket, events
 
     def _last_words(self) -> str:
-        """What the other process wrote last, if it did not end in peace."""
+        """The last line that the other process wrote to stderr, if it failed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         words = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        words = re.sub(r"^\[[^]]*\] \S+:\d+: ", "", words)  # time, process and place in Ray's sources
+        words = re.sub(r"^\[[^]]*\] \S+:\d+: ", "", words)  # time, process and source line
         return f": {textwrap.shorten(words, 160, placeholder=' ..')}" * bool(words)
 
 
@@ -346,7 +346,7 @@ class _Pool:
         self._device_name = ""  # of the first worker
         self._begun = False
         self._expected = 0
-        self._scouts: list[Any] = []
+        self._requests: list[Any] = []
         self._given_up = ""
         self._number = itertools.count(1)  # of the slots
         self._end: asyncio.Future[None]
@@ -409,7 +409,7 @@ class _Pool:
             except Exception:  # Ray has no common one for a lost head, and ends this process soon, too
                 raise WorkError(f"{GONE}\n{KEPT}") from None
             self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
-            self._scout(device)
+            self._request_slots(device)
             if self._slots:
                 since = time.monotonic()
             elif self._given_up and not any(not task.done() for tasks in self._nodes.values() for task in tasks):
@@ -440,7 +440,7 @@ class _Pool:
                 why = f"{found}: fits stream back, which Ray's client cannot"
                 raise UserError(why, f"{valid} Or `ray job submit`.")
             if found != "local":
-                _ask(found)
+                _check_head(found)
             self._ray.init(address=found, **options)
         except UserError:
             raise
@@ -462,7 +462,7 @@ class _Pool:
             if node not in self._nodes:
                 slots = places(found["Resources"], self._wish, device)
                 names = (f"{found['NodeManagerHostname']} {place.device} {next(self._number)}" for place in slots)
-                tasks = [self._attend(node, *slot) for slot in zip(names, slots, strict=True)]
+                tasks = [self._run_slot(node, *slot) for slot in zip(names, slots, strict=True)]
                 self._nodes[node] = [asyncio.create_task(task) for task in tasks]
                 for task in self._nodes[node]:
                     task.add_done_callback(self._on_end_of_slot)
@@ -474,27 +474,27 @@ class _Pool:
         if not task.cancelled() and (fault := task.exception()) and not self._end.done():
             self._end.set_exception(fault)
 
-    def _scout(self, device: str) -> None:
+    def _request_slots(self, device: str) -> None:
         """Lets an autoscaler see what is wanted: tasks that need a further slot each, and end where they find one.
 
         At most as many as there are slots, so that a cluster doubles at a time. They end with this process, which a
         request to the autoscaler itself would not.
         """
-        if self._scouts:
-            self._scouts = self._ray.wait(self._scouts, num_returns=len(self._scouts), timeout=0)[1]
+        if self._requests:
+            self._requests = self._ray.wait(self._requests, num_returns=len(self._requests), timeout=0)[1]
         wanted = min(self._expected + self._waiting.qsize(), self._slots) if self._slots else 1
-        while len(self._scouts) > wanted:
-            self._ray.cancel(self._scouts.pop())
+        while len(self._requests) > wanted:
+            self._ray.cancel(self._requests.pop())
         needs = {"num_gpus": self._wish.executor.gpus_per_fit} if device == "cuda" else {"num_cpus": 1}
-        if len(self._scouts) < wanted:
+        if len(self._requests) < wanted:
             task = self._ray.remote(_nothing).options(**{"num_cpus": 0} | needs, max_retries=0)
-            self._scouts += [task.remote() for _ in range(wanted - len(self._scouts))]
+            self._requests += [task.remote() for _ in range(wanted - len(self._requests))]
 
-    async def _attend(self, node: str, name: str, place: Place) -> None:
+    async def _run_slot(self, node: str, name: str, place: Place) -> None:
         """One slot: makes its worker, gives it job after job, and makes another when it dies."""
         failures = 0
         while failures < TRIES:
-            worker = self._hire(node, place)
+            worker = self._start_worker(node, place)
             try:
                 device, memory = await worker.device.remote()
             except self._ray.exceptions.RayError as error:
@@ -504,13 +504,13 @@ class _Pool:
             if not self._comparable(name, device) or not await self._fits(place, memory):
                 return
             self._count(1, f"{name} came")
-            fate = "is gone"  # also where the node is lost, and this slot with it
+            outcome = "is gone"  # also where the node is lost, and this slot with it
             try:
                 while (work := await self._next()) is not None and await self._job(name, worker, work, place):
                     pass
-                fate = fate if work else "is left to others"
+                outcome = outcome if work else "is left to others"
             finally:
-                self._count(-1, f"{name} {fate}")
+                self._count(-1, f"{name} {outcome}")
             self._ray.kill(worker)
             while work is None and not self._expected and self._waiting.empty():
                 await asyncio.sleep(LOOK_SECONDS)
@@ -533,7 +533,7 @@ class _Pool:
         self.tell("", [Workers(self._slots, why)])
         return False
 
-    def _hire(self, node: str, place: Place) -> Any:
+    def _start_worker(self, node: str, place: Place) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         affinity = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -581,18 +581,18 @@ class _Pool:
                 self.tell(ticket, events)
         except self._ray.exceptions.RayError as error:
             worker.stop.options(concurrency_group="control").remote(ticket)  # should it go on unseen
-            fate = await self._fate(worker)
+            cause = await self._cause_of_death(worker)
             if self._running.get(ticket) is worker:
                 del self._running[ticket]
-                self.tell(ticket, [self._obituary(error, fate, place)])
-            return fate is None
+                self.tell(ticket, [self._describe_loss(error, cause, place)])
+            return cause is None
         finally:
             if self._running.get(ticket) is worker:  # the slot's node is gone, and the slot with it
                 del self._running[ticket]
                 self.tell(ticket, [Failed("its node was lost", kind="lost")])
         return True
 
-    async def _fate(self, worker: Any) -> Exception | None:
+    async def _cause_of_death(self, worker: Any) -> Exception | None:
         """What a worker died of; None if it lives."""
         while True:
             try:
@@ -605,20 +605,20 @@ class _Pool:
             else:
                 return None
 
-    def _obituary(self, error: Exception, fate: Exception | None, place: Place) -> Failed:
+    def _describe_loss(self, error: Exception, cause: Exception | None, place: Place) -> Failed:
         """What the driver is told of a job that Ray lost."""
-        log, known = f"{error}\n{fate or ''}".strip(), self._ray.exceptions
+        log, known = f"{error}\n{cause or ''}".strip(), self._ray.exceptions
         # of an actor that died, Ray tells the cause in its message only
         if isinstance(error, known.OutOfMemoryError) or "low on memory" in log:
             return Failed("Ray ended its worker, since the node ran out of memory", log, place.shared, "memory")
         if isinstance(error, known.NodeDiedError) or "node has died" in log:
             return Failed("its node was lost", log, kind="lost")
-        if fate is not None:
+        if cause is not None:
             return Failed("its worker was killed or crashed", log, place.shared)
         return failure(getattr(error, "cause", None) or error, log, shared=place.shared)
 
 
-def _ask(address: str) -> None:
+def _check_head(address: str) -> None:
     """Whether a cluster's head answers at HOST:PORT: where none does, Ray itself would try for minutes.
 
     Raises:
@@ -638,4 +638,4 @@ def _ask(address: str) -> None:
 
 
 def _nothing() -> None:
-    """What a scout does."""
+    """The task by which a slot is requested."""

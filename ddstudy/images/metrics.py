@@ -162,7 +162,9 @@ def psnr_of(mse: float) -> float:
 def foreground(target: Image) -> NDArray[np.bool_]:
     """Where the target is brighter than Otsu's threshold of its grey values (256 bins); (H, W).
 
-    A black background flatters PSNR: it is easy to fit and often half of an MR slice.
+    A black background flatters PSNR: it is easy to fit and often half of an MR slice. By hand, since libraries sum in
+    another order and so take another of two thresholds that are equally good (OpenCV for 9 % of images with a symmetric
+    histogram, scikit-image for one slice in 60 of the template), which would change the numbers of stored studies.
     """
     grey = target.mean(axis=0)
     if np.ptp(grey) < 1e-6:  # a colour picture of one brightness has no background
