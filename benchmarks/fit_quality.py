@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.execution.executors import usable_cores
-from ddstudy.fit import Method, choose, fit
 from ddstudy.images.volumes import load_target
+from ddstudy.solvers import Method, choose, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.spec.schema import StabilitySpec

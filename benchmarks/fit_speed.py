@@ -30,11 +30,11 @@ from typing import NamedTuple
 import torch
 
 from ddstudy.execution.executors import resolve_device, usable_cores
-from ddstudy.fit import Config, Problem, Snapshot, choose, fit
 from ddstudy.images.metrics import psnr
 from ddstudy.images.tiling import join
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.solvers import Config, Problem, Snapshot, choose, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import device_name, problem

@@ -39,9 +39,9 @@ from typing import Any
 import torch
 from fit_speed import floor_ms, measured_rates, median_seconds
 
-from ddstudy.fit import Config, Problem, choose, fit, fused
-from ddstudy.fit.fused.step import Step
 from ddstudy.images.volumes import Target, load_target
+from ddstudy.solvers import Config, Problem, choose, fit, fused
+from ddstudy.solvers.fused.step import Step
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
@@ -213,7 +213,7 @@ def run(target: Target) -> dict[str, float]:
 
 def candidates(K: int) -> list[Any]:
     """Each kernel with its i-th choice: one iteration of each measures all kernels at once."""
-    from ddstudy.fit.fused.kernels_cuda import _block, _Tuning
+    from ddstudy.solvers.fused.kernels_cuda import _block, _Tuning
 
     columns, channels = max(16, _block(K, 16, 64)), _block(K, 8, 64)
     half, inner = min(32, channels), min(32, columns)
@@ -255,7 +255,7 @@ PARTS = {("blend",): ("_blend",), ("head",): ("_head",), ("gather",): ("_gather"
 
 def group_of(k: int, tuning: Any) -> Callable[[], None]:
     """An iteration of 5 members with the given sizes."""
-    from ddstudy.fit.fused import kernels_cuda
+    from ddstudy.solvers.fused import kernels_cuda
 
     kernels_cuda._tuning = lambda _: tuning
     kernels, work = fused.kernels_for(DEVICE), work_of(whole_slice(), k, 16, 5)
@@ -329,7 +329,7 @@ def tune(ks: list[int]) -> None:
             for fields, kernels in PARTS.items():
                 found = sum(times[kernel] for kernel in kernels), [getattr(tuning, field) for field in fields]
                 best[fields] = min(best.get(fields, found), found)
-        from ddstudy.fit.fused.kernels_cuda import _Tuning
+        from ddstudy.solvers.fused.kernels_cuda import _Tuning
 
         chosen = _Tuning(
             **{f: value for fields, (_, some) in best.items() for f, value in zip(fields, some, strict=True)}

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddstudy.execution.executors import resolve_device, usable_cores
-from ddstudy.fit import Config, Problem, choose, fit
 from ddstudy.images.metrics import psnr
 from ddstudy.images.tiling import join
 from ddstudy.images.volumes import load_target
+from ddstudy.solvers import Config, Problem, choose, fit
 from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec

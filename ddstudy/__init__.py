@@ -3,11 +3,12 @@
 Data flows one way: a module imports only from those above it, and a library has one home; tests hold both.
 
     errors       what the user is told instead of a traceback
-    spec/        what is asked: axes (a point of a study, a fit, the grid), schema (the study file), files (reads one)
+    spec/        what is asked: options (what can be searched), axes (a point of a study, a fit, the grid), schema (the
+                 study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
                  target), inputs (input tensors from a seed), metrics (one registry)
     priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch
-    fit/         solvers: base (the protocol: problem, configuration, snapshots), torch_loop (autograd; the oracle),
+    solvers/     base (the protocol: problem, configuration, snapshots), torch_loop (autograd; the oracle),
                  fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
                  early), evaluate (one fit -> the results of every setting that it serves), samplers (proposals that
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddstudy.api import DryRun, dry_run, run
     from ddstudy.errors import StoppedError, StudyWarning, UserError, WorkError
-    from ddstudy.image_fit import ImageFit, fit_image
+    from ddstudy.image_fit import ImageFit, fit
     from ddstudy.results import Study, open_study, studies
     from ddstudy.spec.schema import StudySpec
     from ddstudy.study.evaluate import Check
@@ -53,7 +54,7 @@ __all__ = [
     "WorkError",
     "__version__",
     "dry_run",
-    "fit_image",
+    "fit",
     "open_study",
     "run",
     "studies",
@@ -65,7 +66,7 @@ _HOMES = {
     **dict.fromkeys(("DryRun", "dry_run", "run"), "ddstudy.api"),
     **dict.fromkeys(("Study", "open_study", "studies"), "ddstudy.results"),
     **dict.fromkeys(("StoppedError", "StudyWarning", "UserError", "WorkError"), "ddstudy.errors"),
-    **dict.fromkeys(("ImageFit", "fit_image"), "ddstudy.image_fit"),
+    **dict.fromkeys(("ImageFit", "fit"), "ddstudy.image_fit"),
     "StudySpec": "ddstudy.spec.schema",
     "Check": "ddstudy.study.evaluate",
     "Progress": "ddstudy.study.runner",

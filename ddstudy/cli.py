@@ -169,7 +169,7 @@ def fit(
 
     cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
     cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
-    found = ddstudy.fit_image(
+    found = ddstudy.fit(
         target, k=k, s=s, l=l, iterations=iterations, noise=noise, tiling=tiling, target=cut, threads=threads,
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),

@@ -1,6 +1,6 @@
 """One setting fitted to one image, without a study and without a store: arrays in, arrays out.
 
-`fit_image` is what `ddstudy fit` calls; `fit_setting` is the same for a setting of a study, with its options.
+`fit` is what `ddstudy fit` calls; `fit_setting` is the same for a setting of a study, with its options.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ImageFit:
         return write_files(Path(stem), files)
 
 
-def fit_image(
+def fit(
     image: ArrayLike | Path | None = None,
     *,
     k: int = 64,
@@ -174,9 +174,9 @@ def fit_setting(
         spec: the study.
         target: its image.
         setting: any that its axes could take.
-        threads: see `fit_image`.
-        progress: see `fit_image`.
-        stop: see `fit_image`.
+        threads: see `fit`.
+        progress: see `fit`.
+        stop: see `fit`.
 
     Returns:
         The result with every member's output, and its checks as in `ImageFit.checks`.

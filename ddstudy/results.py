@@ -223,7 +223,7 @@ class Study:
         if short_digest(target) != self.facts.get("target digest", short_digest(target)):
             raise UserError(
                 f"{self.spec.target.file or target.name}: is not the image that study '{self.name}' was run on",
-                "Valid: the same pixels; fit_image fits any other image.",
+                "Valid: the same pixels; fit fits any other image.",
             )
         return target
 

@@ -61,7 +61,7 @@ PRELOADED = [
         "nibabel",
     ),
     *("sqlalchemy.dialects.sqlite", "scipy.stats", "drivers"),
-    *("ddstudy.cli", "ddstudy.study.runner", "ddstudy.fit.torch_loop"),
+    *("ddstudy.cli", "ddstudy.study.runner", "ddstudy.solvers.torch_loop"),
 ]
 Key = tuple[object, ...]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddstudy.fit import Problem
 from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
+from ddstudy.solvers import Problem
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 

@@ -268,12 +268,12 @@ def test_an_image_that_has_changed_is_none_of_the_study(make_spec: MakeSpec) -> 
 SMALL: dict[str, Any] = {"k": 4, "s": 4, "l": 2, "iterations": 20, "members": 2, "check_every": 10}
 
 
-def test_fit_image_has_the_numbers_of_the_command(command: Command) -> None:
+def test_fit_has_the_numbers_of_the_command(command: Command) -> None:
     image = np.random.default_rng(1).integers(3, 200, (24, 20)).astype(np.uint8)
     np.save("image.npy", image)
     options = ["--k", 4, "--s", 4, "--l", 2, "--iterations", 20, "--members", 2, "--tiling", "2x2", "--noise", "blur3"]
     out = command("fit", "image.npy", *options, "--out", "command")
-    fit = ddstudy.fit_image(image, **SMALL, tiling="2x2", noise="blur3")
+    fit = ddstudy.fit(image, **SMALL, tiling="2x2", noise="blur3")
     assert [path.name for path in fit.save("python")] == ["python.png"]
     assert Path("python.png").read_bytes() == Path("command.png").read_bytes()
     numbers = dict(re.findall(r"^([a-z]\w+) +(\S+)$", out, flags=re.M))
@@ -295,18 +295,18 @@ def test_fit_image_has_the_numbers_of_the_command(command: Command) -> None:
 def test_images_of_every_layout_come_back_as_they_were() -> None:
     colour = np.random.default_rng(2).random((24, 20, 3)).astype(np.float32)
     colour[0, 0], colour[1, 1] = 0, 1
-    last = ddstudy.fit_image(colour, **SMALL)
-    first = ddstudy.fit_image(np.moveaxis(colour, -1, 0), **SMALL)
+    last = ddstudy.fit(colour, **SMALL)
+    first = ddstudy.fit(np.moveaxis(colour, -1, 0), **SMALL)
     assert (last.output.shape, first.output.shape, first.members.shape) == ((24, 20, 3), (3, 24, 20), (2, 3, 24, 20))
     np.testing.assert_array_equal(np.moveaxis(first.output, 0, -1), last.output)
     cv2.imwrite("colour.png", np.rint(255 * colour[..., ::-1]))
-    file = ddstudy.fit_image("colour.png", **SMALL, target={"size": (24, 20)})
+    file = ddstudy.fit("colour.png", **SMALL, target={"size": (24, 20)})
     assert file.output.shape == (24, 20, 3)
     assert 100 < file.output.max() <= 255
     grey = colour[..., 0]
-    flat = ddstudy.fit_image(grey.tolist(), **SMALL)
+    flat = ddstudy.fit(grey.tolist(), **SMALL)
     for image in (grey[None], grey[..., None], np.stack([grey] * 3)):
-        same = ddstudy.fit_image(image, **SMALL)
+        same = ddstudy.fit(image, **SMALL)
         assert same.output.shape == image.shape
         assert same.psnr == flat.psnr
 
@@ -332,28 +332,28 @@ def test_images_of_every_layout_come_back_as_they_were() -> None:
         (np.eye(20), {"target": {"plane": "coronal"}}, "image: is a picture, plane = coronal chooses nothing"),
     ],
 )
-def test_fit_image_says_in_words_what_is_wrong(image: Any, options: dict[str, Any], said: str) -> None:
+def test_fit_says_in_words_what_is_wrong(image: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ddstudy.UserError, match=re.escape(said)):
-        ddstudy.fit_image(image, **options)
+        ddstudy.fit(image, **options)
 
 
 def test_a_single_fit_is_stopped_by_an_event() -> None:
     stop = threading.Event()
     endless = {**SMALL, "iterations": 1_000_000, "engine": "reference"}
     with pytest.raises(ddstudy.StoppedError, match="stopped before its end"):
-        ddstudy.fit_image(np.eye(20), **endless, progress=lambda check: stop.set(), stop=stop)
+        ddstudy.fit(np.eye(20), **endless, progress=lambda check: stop.set(), stop=stop)
     with pytest.raises(ddstudy.StoppedError):
-        ddstudy.fit_image(np.eye(20), **endless, stop=stop)
+        ddstudy.fit(np.eye(20), **endless, stop=stop)
 
 
 # --- the package
 
 
-@pytest.mark.parametrize("first", ["import ddstudy.fit", "import ddstudy; ddstudy.fit_image; import ddstudy.fit"])
+@pytest.mark.parametrize("first", ["import ddstudy.solvers", "import ddstudy; ddstudy.fit; import ddstudy.solvers"])
 def test_the_engine_and_the_function_that_fits_have_names_of_their_own(first: str) -> None:
-    code = f"{first}; from ddstudy import fit; print(fit.__name__, ddstudy.fit is fit, ddstudy.fit_image.__name__)"
+    code = f"{first}; from ddstudy import fit; print(fit.__name__, ddstudy.solvers is fit, ddstudy.fit.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "ddstudy.fit True fit_image\n"
+    assert done.stdout == "ddstudy.solvers True fit\n"
 
 
 def test_everything_exported_is_there_and_completed() -> None:

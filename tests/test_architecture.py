@@ -20,8 +20,9 @@ ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
-    "fit", "fit.base", "fit.torch_loop", "fit.fused", "fit.fused.kernels", "fit.fused.step", "fit.fused.groups",
-    "fit.fused.simd", "fit.fused.kernels_cpu", "fit.fused.kernels_cuda",
+    "solvers", "solvers.base", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
+    "solvers.fused.groups",
+    "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
@@ -43,9 +44,9 @@ HOMES = {
     "cv2": {"images.volumes", "images.inputs", "report.images"},
     "opensimplex": {"images.inputs"},
     "piq": {"images.metrics"},
-    "numba": {"fit.fused.simd", "fit.fused.kernels_cpu"},
-    "llvmlite": {"fit.fused.simd", "fit.fused.kernels_cpu"},
-    "triton": {"fit.fused.kernels_cuda"},
+    "numba": {"solvers.fused.simd", "solvers.fused.kernels_cpu"},
+    "llvmlite": {"solvers.fused.simd", "solvers.fused.kernels_cpu"},
+    "triton": {"solvers.fused.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
         *("study.samplers", "study.forecasting", "study.runner", "dashboard"),
@@ -61,10 +62,10 @@ HOMES = {
     "rich": {"terminal", "cli"},
 }
 # what is private of a library: the one module that may import it, and touch it under these names
-PRIVATE_HOMES = {"optuna": "store.optuna_rows", "optuna_dashboard": "dashboard", "numba": "fit.fused.simd"}
+PRIVATE_HOMES = {"optuna": "store.optuna_rows", "optuna_dashboard": "dashboard", "numba": "solvers.fused.simd"}
 PRIVATE_NAMES = {
     "execution.ray_pool": {"_private"},  # how `auto` is understood
-    "fit.fused.step": {"_base"},  # whose memory a view of a tensor is
+    "solvers.fused.step": {"_base"},  # whose memory a view of a tensor is
 }
 
 

@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from points import fit_of
 
-from ddstudy.fit import Problem, Snapshot, fit_together
-from ddstudy.fit.base import summary
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.metrics import psnr, quality
 from ddstudy.images.tiling import join, split
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.solvers import Problem, Snapshot, fit_together
+from ddstudy.solvers.base import summary
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec

@@ -7,7 +7,7 @@ import torch
 from problems import make_problem
 from torch import nn
 
-from ddstudy.fit import Config, Method, Snapshot, choose, fit
+from ddstudy.solvers import Config, Method, Snapshot, choose, fit
 
 
 @pytest.fixture(params=["reference", "fused"])

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
 from ddstudy.errors import UserError
-from ddstudy.fit import Config, choose, fit, fused
-from ddstudy.fit.fused import kernels_cpu
-from ddstudy.fit.fused.kernels import Kernels
-from ddstudy.fit.fused.step import Step
 from ddstudy.priors.deep_decoder import deep_decoder
+from ddstudy.solvers import Config, choose, fit, fused
+from ddstudy.solvers.fused import kernels_cpu
+from ddstudy.solvers.fused.kernels import Kernels
+from ddstudy.solvers.fused.step import Step
 
 
 def step_of(case: Case, dtype: str) -> Step:
@@ -179,7 +179,7 @@ def test_kernels_of_both_kinds_have_every_member_of_their_protocol() -> None:
     assert len(members) > 15
     kinds: list[Any] = [kernels_cpu]
     if find_spec("triton"):
-        from ddstudy.fit.fused.kernels_cuda import TritonKernels
+        from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
         kinds.append(TritonKernels)
     for kernels in kinds:
@@ -222,7 +222,7 @@ def test_bfloat16_is_for_cuda_gpus_and_never_silently_float32(monkeypatch: pytes
             f"fit.precision: bfloat16 needs the fused engine on a CUDA GPU, this is the {here}",
             "Valid there: auto, float32.",
         ]
-    monkeypatch.setattr("ddstudy.fit._has_triton", lambda: True)
+    monkeypatch.setattr("ddstudy.solvers._has_triton", lambda: True)
     assert str(choose("cuda:1", "auto", "bfloat16")) == "fused bfloat16"
     with pytest.raises(UserError, match="fused engine on cpu"):  # found for another device
         fit(make_problem(), Config(), [1], device="cpu", method=choose("cuda", "fused", "bfloat16"))

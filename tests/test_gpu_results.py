@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from points import fit_of
 
-from ddstudy.fit import fused
 from ddstudy.images.tiling import tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import deep_decoder
+from ddstudy.solvers import fused
 from ddstudy.spec.options import rows_and_columns
 from ddstudy.study.forecasting import Forecast, Work
 from ddstudy.study.planner import operations

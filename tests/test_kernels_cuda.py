@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from problems import Case, average_of, error, make_problem
 
-from ddstudy.fit import Config, Problem, Snapshot, choose, fit, fused
-from ddstudy.fit.base import snapshots
-from ddstudy.fit.fused.step import Step
 from ddstudy.priors.deep_decoder import deep_decoder
+from ddstudy.solvers import Config, Problem, Snapshot, choose, fit, fused
+from ddstudy.solvers.base import snapshots
+from ddstudy.solvers.fused.step import Step
 
 pytest.importorskip("triton", reason="Triton is not available for this platform")
 pytestmark = pytest.mark.slow
@@ -164,7 +164,7 @@ JOBS: dict[str, Job] = {
 
 
 def kernels_on(device: str) -> Any:
-    from ddstudy.fit.fused.kernels_cuda import TritonKernels  # not above: the program below sets up Triton first
+    from ddstudy.solvers.fused.kernels_cuda import TritonKernels  # not above: the program below sets up Triton first
 
     return TritonKernels(device)
 
@@ -306,7 +306,7 @@ def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles:
 
 
 def test_a_processor_needs_the_interpreter() -> None:
-    text = "from ddstudy.fit.fused.kernels_cuda import TritonKernels; TritonKernels('cpu')"
+    text = "from ddstudy.solvers.fused.kernels_cuda import TritonKernels; TritonKernels('cpu')"
     done = subprocess.run(
         [sys.executable, "-c", text], env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True
     )
@@ -335,7 +335,7 @@ def compile_all() -> None:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from ddstudy.fit.fused.kernels_cuda import TritonKernels
+    from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
     class Absent:
         get_current_target = staticmethod(lambda: GPUTarget("cuda", 80, 32))

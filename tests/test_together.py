@@ -26,10 +26,10 @@ from points import fit_of
 from problems import make_problem
 
 from ddstudy.execution.executors import Event, Failed, Finished, InProcess, Layout, Started, Threads
-from ddstudy.fit import Config, Method, Problem, Snapshot, choose, fit_together, fused
-from ddstudy.fit.base import snapshots
-from ddstudy.fit.fused.step import Step
 from ddstudy.images.volumes import Target
+from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together, fused
+from ddstudy.solvers.base import snapshots
+from ddstudy.solvers.fused.step import Step
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
@@ -128,7 +128,7 @@ def test_jobs_that_are_optimised_differently_are_not_of_one_kind(make_jobs: Call
 
 
 def packs_in_the_interpreter(file: str) -> None:
-    from ddstudy.fit.fused.kernels_cuda import TritonKernels
+    from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
     kernels, numbers = TritonKernels("cpu"), {}
     work = [replace(p, weights=p.weights[:1], inputs=p.inputs[:1]) for p in problems(k=2, tiles=1, size=5, blocks=2)]
@@ -441,7 +441,7 @@ def test_executors_run_packs(make: Callable[[], Any], make_jobs: Callable[..., l
 def test_what_breaks_a_capture_waits_for_it_and_nothing_else_does() -> None:
     """The lock of a device: one for all kernels there, none for another device, and its holder may take it again."""
     pytest.importorskip("triton", reason="Triton is not available for this platform")
-    from ddstudy.fit.fused import kernels_cuda
+    from ddstudy.solvers.fused import kernels_cuda
 
     def on(device: str) -> Any:
         made = object.__new__(kernels_cuda.TritonKernels)  # a GPU that is not here

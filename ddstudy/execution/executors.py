@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from ddstudy.errors import StoppedError, UserError, WorkError
-from ddstudy.fit import choose, fused
+from ddstudy.solvers import choose, fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
 from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_prior
 

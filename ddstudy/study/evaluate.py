@@ -21,12 +21,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.fit import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.metrics import COLUMNS, METRICS, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
 from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
+from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
 from ddstudy.spec.schema import StabilitySpec

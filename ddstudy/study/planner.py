@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddstudy.errors import UserError
-from ddstudy.fit.fused import kernels_for, memory
 from ddstudy.images.metrics import METRICS
 from ddstudy.images.volumes import Target, Targets
+from ddstudy.solvers.fused import kernels_for, memory
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import tiles
 from ddstudy.spec.schema import StudySpec

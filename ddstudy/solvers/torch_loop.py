@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.fit.base import EMA_ITERATIONS, Config, Problem, Snapshot, State, set_on_exit, snapshots, summary
+from ddstudy.solvers.base import EMA_ITERATIONS, Config, Problem, Snapshot, State, set_on_exit, snapshots, summary
 
 
 def solve(
@@ -32,7 +32,7 @@ def solve(
     threads: int,
     ended: Sequence[threading.Event],
 ) -> Iterator[tuple[int, Snapshot]]:
-    """See `ddstudy.fit.base.Solver`."""
+    """See `ddstudy.solvers.base.Solver`."""
     return snapshots(_ensemble(problems, config, device, threads), problems, stops, ended)
 
 
@@ -48,7 +48,7 @@ def _ensemble(problems: Sequence[Problem], config: Config, device: str, threads:
 
 
 class _Ensemble:
-    """The members of some problems on any torch device; see `ddstudy.fit.base.Ensemble`."""
+    """The members of some problems on any torch device; see `ddstudy.solvers.base.Ensemble`."""
 
     def __init__(
         self,

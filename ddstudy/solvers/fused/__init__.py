@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from ddstudy.fit.base import Config, Problem, Snapshot, snapshots
-from ddstudy.fit.fused.groups import ensemble
-from ddstudy.fit.fused.kernels import Kernels
-from ddstudy.fit.fused.step import Step
 from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.solvers.base import Config, Problem, Snapshot, snapshots
+from ddstudy.solvers.fused.groups import ensemble
+from ddstudy.solvers.fused.kernels import Kernels
+from ddstudy.solvers.fused.step import Step
 
 __all__ = ["capacity", "ensemble", "kernels_for", "memory", "solve"]
 
@@ -36,7 +36,7 @@ def solve(
     ended: Sequence[threading.Event],
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Iterator[tuple[int, Snapshot]]:
-    """See `ddstudy.fit.base.Solver`; precision is that of the factors of matrix products.
+    """See `ddstudy.solvers.base.Solver`; precision is that of the factors of matrix products.
 
     Raises:
         TypeError: the prior is not a Deep Decoder.
@@ -48,10 +48,10 @@ def solve(
 def kernels_for(device: str) -> Kernels:
     """The kernels of a device."""
     if device == "cpu":
-        from ddstudy.fit.fused import kernels_cpu
+        from ddstudy.solvers.fused import kernels_cpu
 
         return kernels_cpu
-    from ddstudy.fit.fused.kernels_cuda import TritonKernels
+    from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
     return TritonKernels(device)
 
@@ -76,7 +76,7 @@ def memory(prior: DeepDecoder, tiles: int, members: int, threads: int, kernels: 
         work: int = min(threads, members) * step.nbytes
         states = members * 4 * picture  # a snapshot, and its errors in double precision
         return work + states + members * 4 * (5 * prior.parameters + tiles * h * w * int(step.width))
-    from ddstudy.fit.fused.kernels_cuda import TritonKernels
+    from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
     assert isinstance(kernels, TritonKernels)  # as all that compute members at once
     measurement = np.zeros((tiles, prior.channels, *prior.sizes[-1]), np.float32)

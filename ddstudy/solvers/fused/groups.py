@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.fit.base import Config, Problem, State, set_on_exit
-from ddstudy.fit.fused.kernels import Array, Kernels
-from ddstudy.fit.fused.step import Step
 from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.solvers.base import Config, Problem, State, set_on_exit
+from ddstudy.solvers.fused.kernels import Array, Kernels
+from ddstudy.solvers.fused.step import Step
 
 _log = logging.getLogger("ddstudy")
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("ddstudy")
 def ensemble(
     problems: Sequence[Problem], config: Config, kernels: Kernels, *, threads: int, precision: str = "float32"
 ) -> Iterator[_Ensemble]:
-    """The members of some problems, for kernels of either kind; see `ddstudy.fit.base.Ensemble`.
+    """The members of some problems, for kernels of either kind; see `ddstudy.solvers.base.Ensemble`.
 
     A member's numbers depend neither on `threads` nor on the members beside it. Everything is done in the ensemble's
     own threads: a fit on a GPU has one, with a stream of its own.

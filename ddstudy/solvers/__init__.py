@@ -21,7 +21,7 @@ from functools import partial
 from typing import Literal
 
 from ddstudy.errors import UserError
-from ddstudy.fit.base import Config, Problem, Snapshot, Solver
+from ddstudy.solvers.base import Config, Problem, Snapshot, Solver
 
 __all__ = ["Config", "Method", "Problem", "Snapshot", "Solver", "choose", "fit", "fit_together", "solver_of"]
 
@@ -77,10 +77,10 @@ def _has_triton() -> bool:
 def solver_of(method: Method) -> Solver:
     """The solver that computes a method."""
     if method.engine == "reference":
-        from ddstudy.fit import torch_loop
+        from ddstudy.solvers import torch_loop
 
         return torch_loop.solve
-    from ddstudy.fit import fused
+    from ddstudy.solvers import fused
 
     return partial(fused.solve, precision=method.precision)
 

@@ -1,4 +1,4 @@
-"""The kernels of the fused step on NVIDIA GPUs, in Triton; see `ddstudy.fit.fused.kernels`.
+"""The kernels of the fused step on NVIDIA GPUs, in Triton; see `ddstudy.solvers.fused.kernels`.
 
 All members are computed together, and a whole iteration is captured in a CUDA graph, since at small k its forty
 launches would cost more than their work. So nothing here allocates, waits or looks at a number on the way.
@@ -37,11 +37,11 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from ddstudy.fit.base import EMA_ITERATIONS, FLAT_VARIANCE
 from ddstudy.priors.deep_decoder import EPS
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE
 
 if TYPE_CHECKING:
-    from ddstudy.fit.fused.step import Axis, Step
+    from ddstudy.solvers.fused.step import Axis, Step
 
 _EPS, _FLAT_VARIANCE = tl.constexpr(EPS), tl.constexpr(FLAT_VARIANCE)
 _EMA_ITERATIONS = tl.constexpr(EMA_ITERATIONS)
@@ -824,7 +824,7 @@ class TritonKernels:
         return _locks[self.device] if self.device.type == "cuda" else contextlib.nullcontext()
 
     def summary(self, outputs: torch.Tensor, measurement: torch.Tensor, pixels: torch.Tensor | None) -> tuple[Any, Any]:
-        """Losses (M,) and ranges (M, T) of outputs, as `ddstudy.fit.base.summary` has them.
+        """Losses (M,) and ranges (M, T) of outputs, as `ddstudy.solvers.base.summary` has them.
 
         Of one fit's members at a time: how sums are split depends on the shape, and must not on the members beside.
         """

@@ -16,8 +16,8 @@ Four facts make it fast.
 Where a channel is constant in a tile, its normalisation is exactly zero there, and so is its inv_std as we use it: the
 rounding of R, times 1 / sqrt(eps) in every block on the way back, would outgrow the gradient of all other tiles.
 
-`Step` is that step for any kernels (`ddstudy.fit.fused.kernels`). Tiles share weights, not statistics; members are the
-leading axis of every array.
+`Step` is that step for any kernels (`ddstudy.solvers.fused.kernels`). Tiles share weights, not statistics; members are
+the leading axis of every array.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.fit.fused.kernels import Array, Kernels
 from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.solvers.fused.kernels import Array, Kernels
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ddstudy.fit.fused.step import Step
+    from ddstudy.solvers.fused.step import Step
 
 Array: TypeAlias = Any  # where the kernels compute: a numpy array, or a tensor on a GPU
 
@@ -27,7 +27,7 @@ class Optimiser(Protocol):
 
 
 class Iterate(Protocol):
-    """The weights that a snapshot shows, by `ddstudy.fit.base.Config.keep`; made of the first weights and `keep`.
+    """The weights that a snapshot shows, by `ddstudy.solvers.base.Config.keep`; made of the first weights and `keep`.
 
     Attributes:
         weights: (M, parameters); of a member that diverged, NaN.
@@ -144,7 +144,7 @@ class Kernels(Protocol):
     def summary(
         self, outputs: Array, measurement: Array, pixels: Array | None, /
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Losses (M,) and ranges (M, T) of one problem's outputs (M, T, C, h, w), as `ddstudy.fit.base.summary`.
+        """Losses (M,) and ranges (M, T) of one problem's outputs (M, T, C, h, w), as `ddstudy.solvers.base.summary`.
 
         The measurement is (1, T, C, h, w).
         """

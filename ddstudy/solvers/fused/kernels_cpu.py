@@ -1,4 +1,4 @@
-"""The kernels of the fused step on the processor: numba with explicit vectors; see `ddstudy.fit.fused.kernels`.
+"""The kernels of the fused step on the processor: numba with explicit vectors; see `ddstudy.solvers.fused.kernels`.
 
 One thread computes one decoder at a time, so numbers depend neither on the number of threads nor on the other
 members. Work goes row by row, such that what one part writes is still in the cache when the next reads it: a row of
@@ -23,9 +23,10 @@ import numpy as np
 from llvmlite import binding
 from numpy.typing import NDArray
 
-from ddstudy.fit.base import EMA_ITERATIONS, FLAT_VARIANCE
-from ddstudy.fit.base import summary as summary_of
-from ddstudy.fit.fused.simd import (
+from ddstudy.priors.deep_decoder import EPS
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE
+from ddstudy.solvers.base import summary as summary_of
+from ddstudy.solvers.fused.simd import (
     LANES_1,
     LANES_8,
     LANES_16,
@@ -41,10 +42,9 @@ from ddstudy.fit.fused.simd import (
     total,
     where_positive,
 )
-from ddstudy.priors.deep_decoder import EPS
 
 if TYPE_CHECKING:
-    from ddstudy.fit.fused.step import Step
+    from ddstudy.solvers.fused.step import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
 ROWS, WIDE = (8, 2) if binding.get_host_cpu_features().get("avx512f") else (4, 1)
@@ -109,7 +109,7 @@ def to_numpy(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def summary(outputs: NDArray[Any], measurement: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
-    """See `ddstudy.fit.base.summary`."""
+    """See `ddstudy.solvers.base.summary`."""
     return summary_of(outputs, measurement[0], pixels)
 
 
