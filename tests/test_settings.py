@@ -147,6 +147,18 @@ def test_axes_that_are_none_are_refused_in_words(space: dict[str, Any], message:
         spec_of(**space)
 
 
+@pytest.mark.parametrize("order", [("noise", "noise.feature_size"), ("noise.feature_size", "noise")])
+def test_a_key_beside_a_list_of_its_table_needs_quotes(tmp_path: Path, order: tuple[str, str]) -> None:
+    lists = {"noise": 'noise = ["simplex"]', "noise.feature_size": "noise.feature_size = [1.0]"}
+    head = "[space]\nk = [4]\ns = [4]\nl = [2]\niterations = [5]\n"
+    path = tmp_path / "study.toml"
+    path.write_text(head + "\n".join(lists[key] for key in order))
+    with pytest.raises(UserError, match=r'not valid TOML: .*\n.*needs quotes: "noise\.feature_size" = '):
+        read_spec(path)
+    path.write_text(path.read_text().replace("noise.feature_size", '"noise.feature_size"'))
+    assert read_spec(path).search_space["noise.feature_size"] == (1.0,)
+
+
 def test_membership_of_a_space() -> None:
     space = space_of(k=[8], s=[8], l=[4], iterations=[10, 20], noise=["uniform"], tiling=["1x1"])
     assert setting_of(8, 8, 4, 10, "uniform", "1x1") in space

@@ -80,7 +80,10 @@ def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{path}: not valid TOML: nested too deeply", f"Look at another: {example}") from None
     except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
-        raise UserError(f"{path}: not valid TOML: {_short(str(error))}", f"Look at another: {example}") from None
+        valid = f"Look at another: {example}"
+        if str(error).startswith(("Cannot mutate immutable namespace", "Cannot overwrite a value")):
+            valid = "Beside a key 'noise', one that begins with 'noise.' needs quotes: \"noise.feature_size\" = [1, 2]."
+        raise UserError(f"{path}: not valid TOML: {_short(str(error))}", valid) from None
 
 
 def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
