@@ -367,7 +367,7 @@ def parts_of(colour):
 
 def test_marks_stand_out_in_light_and_dark(view):
     """WCAG 2.1, 1.4.11: 3:1. Transparent ones did not reach it; what the best lines stand out from need not."""
-    style = (Path(page.__file__).parent / "templates" / "page.css").read_text()
+    style = (Path(figures.__file__).parent / "templates" / "page.css").read_text()
     light, dark = map(parts_of, re.findall(r"--card: (#\w+)", style))
     assert luminance(light) > 0.9
     assert luminance(dark) < 0.1
