@@ -1,6 +1,6 @@
 """How often findings are decided wrongly, and how often rightly: synthetic truths with few data and many.
 
-    python benchmarks/finding_levels.py [--draws 2000] [--studies 60] [--out FILE.txt]    # 6 minutes
+    python benchmarks/finding_levels.py [--draws 2000] [--studies 60] [--out FILE.txt]    # 10 minutes
 
 First one mean effect over n matched fits, decided alone: the share of draws with a verdict where the truth is no effect
 (the level: it should be at most 5 %; beside it that of Student's t and of the studentised bootstrap, each alone), and
