@@ -13,7 +13,7 @@ from synthetic import THESIS
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
-from ddstudy.report import anova, figures, page, tables
+from ddstudy.report import anova, figures, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, read_panels
 from ddstudy.spec.files import parse_spec
