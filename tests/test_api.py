@@ -38,7 +38,7 @@ def store(make_spec, tmp_path, monkeypatch):
     with Store(STORE, tmp_path / "images") as opened:
         driven = opened.drive(spec, target, sampler(spec))
         for setting in spec.search_space:
-            psnr = setting.k + setting.iterations / 10
+            psnr = setting["k"] + setting["iterations"] / 10
             values = {
                 "psnr": psnr,
                 "psnr_1dd": psnr - 1,
@@ -47,9 +47,9 @@ def store(make_spec, tmp_path, monkeypatch):
                 "cv_percent": 2.0,
                 "seconds": psnr,
             }
-            values |= {"iterations_done": setting.iterations, "parameters": 10, "device": "a processor"}
+            values |= {"iterations_done": setting["iterations"], "parameters": 10, "device": "a processor"}
             curve = {"iterations": [5], "seconds": [1.0], "psnr_members": [[psnr, psnr]]}
-            result = Measurement(setting.iterations, values, np.zeros((1, 27, 22), np.float32), curve, False)
+            result = Measurement(setting["iterations"], values, np.zeros((1, 27, 22), np.float32), curve, False)
             driven.record(setting, result, shared=False, started=datetime.now())
     return STORE
 

@@ -48,12 +48,12 @@ def view_of(psnr=None, space=SPACE, **changes):
             "psnr_foreground": random.uniform(15, 35),
             "cv_percent": random.uniform(0, 4),
             "seconds": random.uniform(0.5, 500),
-            "parameters": float(setting.l * (setting.k**2 + 2 * setting.k) + setting.k),
+            "parameters": float(setting["l"] * (setting["k"] ** 2 + 2 * setting["k"]) + setting["k"]),
             "stable": True,
             "reason": "",
             "shared": False,
             "disturbed": False,
-            "iterations_done": float(setting.iterations),
+            "iterations_done": float(setting["iterations"]),
             "nmse": random.uniform(0.001, 0.1),
         }
         for number, setting in enumerate(spec.search_space)
