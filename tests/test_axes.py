@@ -85,7 +85,7 @@ def oracle(folder: Path, setting: Setting) -> float:
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -> None:
     url = f"sqlite:///{folder}/store.db"
-    trials = 20
+    trials = 30
     run = Driver(folder, *write_study(folder, search), "--trials", str(trials), "--store", url)
     assert run.wait() == 0, run.output
     with Store(url, read_only=True) as store:

@@ -535,7 +535,7 @@ def test_without_a_folder_for_compiled_kernels_a_fit_works_and_says_so(folder: P
     """A copy of the package whose cache folders are files: not even root can write there."""
     package = folder / "copy" / "ddstudy"
     shutil.copytree(Path(cli.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "fit" / "__pycache__").write_text("")
+    (package / "solvers" / "fused" / "__pycache__").write_text("")
     (folder / "file").write_text("")
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     environment |= {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}

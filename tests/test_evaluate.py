@@ -99,9 +99,9 @@ def test_no_quality_is_computed_twice(
 ) -> None:
     asked: list[int] = []
 
-    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], **how: Any) -> list[dict[str, float]]:
+    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], *names: Any) -> list[dict[str, float]]:
         asked.append(len(outputs))
-        return quality(outputs, target, **how)
+        return quality(outputs, target, *names)
 
     monkeypatch.setattr(module, "quality", counted)
     _, (result,) = run(make_job(fit=fit_of(4, 4, 2, "uniform", tiling), budgets=(5,)))
