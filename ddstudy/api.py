@@ -329,7 +329,9 @@ def announce(
     tell(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}")
     most = "" if spec.search.sampler == "grid" else "at most "
     done = f", {the_plan.done:,} done" if the_plan.done else ""
-    fits = f"{counted(the_plan.fits, 'fit')} of {counted(spec.fit.members, 'member')}"
+    fewest, *_, most_members = sorted(2 * [int(count) for count in spec.values_of("fit.members")])
+    members = counted(fewest, "member") if fewest == most_members else f"{fewest} to {most_members} members"
+    fits = f"{counted(the_plan.fits, 'fit')} of {members}"
     tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         tell("Nothing left to do.")

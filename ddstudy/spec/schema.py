@@ -150,7 +150,7 @@ class StudySpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if "cv_percent" in self.objectives and 1 in self._values_of("fit.members"):
+        if "cv_percent" in self.objectives and 1 in self.values_of("fit.members"):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
         for axis in self.search_space.axes:
             if axis.option.needs and not any(axis.name in setting for setting in self.search_space):
@@ -166,7 +166,7 @@ class StudySpec(BaseModel):
             raise ValueError("executor.mix must be false where seconds are an objective, which devices differ in")
         if self.executor.fallback != "none" and "seconds" in self.objectives:
             raise ValueError("executor.fallback must be 'none' where seconds are an objective, which devices differ in")
-        if self.executor.fallback != "none" and "bfloat16" in self._values_of("fit.precision"):
+        if self.executor.fallback != "none" and "bfloat16" in self.values_of("fit.precision"):
             raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16, which is for CUDA GPUs")
         return self
 
@@ -188,7 +188,7 @@ class StudySpec(BaseModel):
         value: Value = getattr(getattr(self, table), name)
         return value
 
-    def _values_of(self, path: str) -> tuple[Value, ...]:
+    def values_of(self, path: str) -> tuple[Value, ...]:
         """All values that an option has in this study."""
         space = self.search_space
         return space[path] if path in space.names else (self._base(path),)
