@@ -9,7 +9,7 @@ from pydantic import Field
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
 from ddstudy.report.panels.base import Filtered, Shown, Table, settings_of, whose
-from ddstudy.report.words import axes_of, title_of
+from ddstudy.report.words import title_of
 from ddstudy.spec.schema import MetricName
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class Parallel(Filtered):
     y: MetricName = Field(..., description="metric that ranks the trials")
 
     def _of_study(self, view: StudyView) -> Shown:
-        y, axes = self.y, axes_of(view)
+        y, space = self.y, view.spec.search_space
+        axes = [axis for axis in view.axes if len(space[axis]) > 1] or list(view.axes)  # one value tells nothing
         lines = tables.parallel(self.filter(view.trials), y, axes)
         word = "lowest" if METRICS[y].minimized else "highest"
         sentence = (
