@@ -139,7 +139,7 @@ def stubs(workers: int, count: int) -> dict[str, float]:
 
 
 def whole_driver(count: int, workers: int = 2) -> dict[str, float]:
-    """The same with planning, claims, and a result in SQLite for every fit; images are left out."""
+    """The same with planning, leases, and a result in SQLite for every fit; images are left out."""
     side = round(count**0.5)
     axis = list(range(1, side + 1))
     target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)

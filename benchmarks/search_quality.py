@@ -3,7 +3,7 @@
     python benchmarks/search_quality.py [--only gp] [--seeds 1000 1100] [--volume]
 
 The tables are exports of finished grids (`ddstudy run studies/reduced.toml`, then `ddstudy export reduced`). A fit is
-looked up instead of run, and everything else is real: ours is the runner with its store, claims and samplers; plain
+looked up instead of run, and everything else is real: ours is the runner with its store, leases and samplers; plain
 Optuna is `study.optimize` over the same six lists, as its documentation has it, every trial a fit of its own.
 
 Two questions: how many fits, and how many iterations, until a stable setting within 0.1, 1 and 2 dB of the best stable

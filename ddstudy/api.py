@@ -340,7 +340,7 @@ def announce(
     if forecast is None:
         most = f"{forecasting.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
         tell(f"Trying some iterations for a forecast: {most}")
-        forecast = forecasting.calibrate(spec, image, to_try, executor, study.claims if study else None)
+        forecast = forecasting.calibrate(spec, image, to_try, executor, study.leases if study else None)
         forecast.where = where
         if study is not None:
             forecasting.keep_forecast(study, forecast)

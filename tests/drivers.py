@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ddstudy.store.database import Store
-from ddstudy.store.leases import Claims
+from ddstudy.store.leases import Leases
 from ddstudy.store.writer import Driven
 from ddstudy.study.evaluate import Check, Job, Measurement
 
@@ -69,9 +69,9 @@ Key = tuple[object, ...]
 def beside(store: Store, one: Driven) -> Driven:
     """Another driver of a study in this process, past the lock of a SQLite file."""
     study = one.study
-    claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
+    leases = Leases(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
     made_by = {"version": "of the tests"}
-    return Driven(study, store.storage, one.spec, one.target, store.artifacts, claims, made_by, alone=store.is_sqlite)
+    return Driven(study, store.storage, one.spec, one.target, store.artifacts, leases, made_by, alone=store.is_sqlite)
 
 
 def write_study(folder: Path, *budgets: int) -> None:

@@ -199,51 +199,51 @@ def test_changed_study_is_refused_with_the_difference(
         drive(target=Target(1 - tiny_target.image, tiny_target.name, tiny_target.affine))
 
 
-def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+def test_leases_are_exclusive(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec()
     first_store = Store(store_url, lease_seconds=0.9)
     first = first_store.drive(spec, tiny_target, sampler(spec))
     second = beside(second_store := Store(store_url, lease_seconds=0.9), first)
-    assert first.claims.take(FIT.id)
-    assert not second.claims.take(FIT.id)
-    assert first.claims.holds(FIT.id)
-    assert not second.claims.holds(FIT.id)
-    assert second.claims.take(fit_of(4, 4, 2, "uniform", "1x1").id)
-    time.sleep(1.5)  # longer than the lease: the claim is alive because its driver renews it
-    assert first.claims.holds(FIT.id)
-    assert not second.claims.take(FIT.id)
-    first.claims._ended.set()  # as if it had died: nothing renews its claims any more
-    first.claims._renewer.join()
+    assert first.leases.take(FIT.id)
+    assert not second.leases.take(FIT.id)
+    assert first.leases.holds(FIT.id)
+    assert not second.leases.holds(FIT.id)
+    assert second.leases.take(fit_of(4, 4, 2, "uniform", "1x1").id)
+    time.sleep(1.5)  # longer than the lease: the lease is alive because its driver renews it
+    assert first.leases.holds(FIT.id)
+    assert not second.leases.take(FIT.id)
+    first.leases._ended.set()  # as if it had died: nothing renews its leases any more
+    first.leases._renewer.join()
     deadline = time.monotonic() + 10
-    while not second.claims.take(FIT.id):
+    while not second.leases.take(FIT.id):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not first.claims.holds(FIT.id)
-    first.claims.release(FIT.id)  # must not free what is another's now
-    assert second.claims.holds(FIT.id)
-    second.claims.end()
-    assert first.claims.take(FIT.id)
+    assert not first.leases.holds(FIT.id)
+    first.leases.release(FIT.id)  # must not free what is another's now
+    assert second.leases.holds(FIT.id)
+    second.leases.end()
+    assert first.leases.take(FIT.id)
     second_store.close()
     first_store.close()
 
 
-def test_claim_that_is_looked_at_stays_for_half_a_lease(
+def test_lease_that_is_looked_at_stays_for_half_a_lease(
     store_url: str, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     spec = make_spec()
     with Store(store_url, lease_seconds=3) as store:
         first = store.drive(spec, tiny_target, sampler(spec))
-        first.claims._ended.set()  # nothing else renews it
-        first.claims._renewer.join()
-        assert first.claims.take(FIT.id)
+        first.leases._ended.set()  # nothing else renews it
+        first.leases._renewer.join()
+        assert first.leases.take(FIT.id)
         taken = time.monotonic()
         store.driver = "another"
         second = beside(store, first)
         time.sleep(1.8)
-        assert first.claims.holds(FIT.id)
+        assert first.leases.holds(FIT.id)
         time.sleep(max(0, taken + 3.1 - time.monotonic()))
-        assert not second.claims.take(FIT.id)
-        second.claims.end()
+        assert not second.leases.take(FIT.id)
+        second.leases.end()
 
 
 def test_abandoned_trials_are_closed_with_the_reason(
@@ -252,9 +252,9 @@ def test_abandoned_trials_are_closed_with_the_reason(
     spec = make_spec(search={"sampler": "random"})
     dead = drive(spec, lease_seconds=0.2)
     _, setting = dead.ask()
-    dead.claims.take(setting.fit.id)
-    dead.claims._ended.set()
-    dead.claims._renewer.join()
+    dead.leases.take(setting.fit.id)
+    dead.leases._ended.set()
+    dead.leases._renewer.join()
     dead.store._stack.pop_all()  # died without a word
     if store_url.startswith("sqlite"):
         Path(f"{store_url.removeprefix('sqlite:///')}.lock").unlink(missing_ok=True)
@@ -494,14 +494,14 @@ def test_a_setting_has_one_result_whoever_records_at_the_same_time(
 ) -> None:
     spec = make_spec(search={"sampler": "random"})
     one = drive(spec)
-    two = beside(one.store, one)  # a driver beside it, past every claim
+    two = beside(one.store, one)  # a driver beside it, past every lease
     trial, setting = one.ask()
     assert two.record(setting, measured(), shared=False, started=datetime.now()) is not None
     assert one.record(setting, measured(), shared=False, started=datetime.now(), trial=trial) is None
     assert one.record(setting, measured(), shared=False, started=datetime.now()) is None
     one.fail(trial, "another was faster")
     assert [trial.state.name for trial in one.trials()] == ["FAIL", "COMPLETE"]
-    two.claims.end()
+    two.leases.end()
 
 
 def test_a_driver_that_died_while_it_told_a_result_leaves_the_setting_free(
@@ -517,25 +517,25 @@ def test_a_driver_that_died_while_it_told_a_result_leaves_the_setting_free(
     assert driven.record(setting, measured(), shared=False, started=datetime.now()) is None
 
 
-def test_claims_count_the_drivers_that_died_with_a_fit(
+def test_leases_count_the_drivers_that_died_with_a_fit(
     store_url: str, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     spec = make_spec()
-    with Store(store_url, lease_seconds=-1) as store:  # whoever claims is dead at once
+    with Store(store_url, lease_seconds=-1) as store:  # every lease is over at once
         dead = store.drive(spec, tiny_target, sampler(spec))
         counts = []
         for name in "abc":
             store.driver = name
             living = beside(store, dead)
-            assert living.claims.take(FIT.id)
-            counts.append(living.claims.deaths[FIT.id])
-            living.claims._ended.set()
+            assert living.leases.take(FIT.id)
+            counts.append(living.leases.deaths[FIT.id])
+            living.leases._ended.set()
         assert counts == [0, 1, 2]
-        assert living.claims.orphans() == {FIT.id}
-        living.claims.release(FIT.id)  # done, or given up
-        assert living.claims.orphans() == set()
-        assert dead.claims.take(FIT.id)
-        assert dead.claims.deaths[FIT.id] == 0
+        assert living.leases.orphans() == {FIT.id}
+        living.leases.release(FIT.id)  # done, or given up
+        assert living.leases.orphans() == set()
+        assert dead.leases.take(FIT.id)
+        assert dead.leases.deaths[FIT.id] == 0
 
 
 def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Driven], tmp_path: Path) -> None:
@@ -548,7 +548,7 @@ def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Drive
     assert driven.store.view("tiny").lost_images == "1 trials never had theirs kept"
 
 
-def test_claims_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
+def test_leases_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
     with Store(store_url) as store, store.storage.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE ddstudy_claims DROP COLUMN deaths"))
     with Store(store_url) as store:

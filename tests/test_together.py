@@ -356,7 +356,7 @@ def test_a_grid_is_packed_by_kind_and_killed_and_resumed_as_it_is_without(
     assert all(trial.user_attrs["shared"] for trial in packed)
 
 
-def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver_died(
+def test_fits_of_a_pack_are_leased_one_by_one_and_done_alone_after_their_driver_died(
     make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     """One of them may be what it died of; what was recorded is kept."""
@@ -367,16 +367,16 @@ def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver
         steps = runner.run(dead, killed, forecasting.Forecast())
         next(step for step in steps if step.done == 1)
         assert len(killed.packs[0]) == 3
-        assert dead.claims.alive() == set(killed.packs[0])
-        dead.claims._ended.set()
-        dead.claims._renewer.join()
-        dead.claims.release = lambda fit_id: None  # type: ignore[method-assign]
+        assert dead.leases.alive() == set(killed.packs[0])
+        dead.leases._ended.set()
+        dead.leases._renewer.join()
+        dead.leases.release = lambda fit_id: None  # type: ignore[method-assign]
         store.driver = "another"
         living, executor = beside(store, dead), Packing(room=8)
         list(runner.run(living, executor, forecasting.Forecast()))
         assert [len(pack) for pack in executor.packs] == [1, 1, 1]
         trials = living.trials()
-        living.claims.end()
+        living.leases.end()
         steps.close()  # type: ignore[attr-defined]
     assert len(numbers_of(trials)) == len(trials) == 6
     assert numbers_of(trials) == numbers_of(study(spec, tiny_target, InProcess(2)))

@@ -1,7 +1,7 @@
 """Fits on a Ray cluster: a pool of workers, one per slot, that grows and shrinks with the cluster.
 
 Ray lives in a process of its own beside the driver. When a cluster is gone, Ray ends the process that was connected to
-it, without asking; the driver outlives that, says so in one line and keeps its claims in order until then. And what a
+it, without asking; the driver outlives that, says so in one line and keeps its leases in order until then. And what a
 cluster learns about whoever connects, its command line and environment, holds no password of the store.
 
 `Ray` is the executor in the driver. `serve` is the other process: a `_Pool`, in which every slot is a coroutine that

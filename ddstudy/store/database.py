@@ -32,7 +32,7 @@ from ddstudy.images.volumes import Target, Targets, short_digest
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import AtWork, Claims, at_work, create_table
+from ddstudy.store.leases import AtWork, Leases, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
 from ddstudy.store.study import StudyView, facts_of, view_of
@@ -62,7 +62,7 @@ class Store:
         artifacts: folder for images; by default `FILE-artifacts` beside the SQLite file, `ddstudy-artifacts` in the
             current folder for PostgreSQL.
         read_only: open for looking only; the database then refuses every write.
-        lease_seconds: how long a claim outlives a driver that died.
+        lease_seconds: how long a lease outlives a driver that died.
 
     Raises:
         UserError: the URL is not valid, the database cannot be reached or is not one of ours.
@@ -287,12 +287,12 @@ class Store:
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objectives))
-            claims = Claims(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
-            stack.callback(claims.end)
+            leases = Leases(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
+            stack.callback(leases.end)
             if self.is_sqlite:
-                claims.bury()  # we hold the file, so whoever held these is dead
+                leases.bury()  # we have the file's lock, so the drivers that had these are dead
             made_by = {VERSION: version("ddstudy")} | ({"commit": commit()} if commit() else {})
-            driven = Driven(study, self.storage, spec, target, self.artifacts, claims, made_by, alone=self.is_sqlite)
+            driven = Driven(study, self.storage, spec, target, self.artifacts, leases, made_by, alone=self.is_sqlite)
             with self._alone():
                 driven.settle()
             driven.close_abandoned()
@@ -408,9 +408,9 @@ class Store:
 
         Optuna itself would take the new values, but leaves an axis out of its importances when trials disagree on it.
         """
-        claims = Claims(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
-        busy = not self.is_sqlite and claims.alive()  # whoever held a claim on a SQLite file is dead
-        claims.end()
+        leases = Leases(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
+        busy = not self.is_sqlite and leases.alive()  # we have the lock of a SQLite file: all others are dead
+        leases.end()
         if busy:
             raise UserError(
                 f"study '{spec.name}' in {self.shown_url}: its lists cannot grow while another driver runs it",

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ddstudy.images.volumes import Target, Targets, error_png_bytes, png_bytes
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import Claims
+from ddstudy.store.leases import Leases
 from ddstudy.store.optuna_rows import (
     TrialStorage,
     count_marked,
@@ -51,7 +51,7 @@ class Driven:
         spec: its study file.
         target: its image, or images.
         files: folder for the images of trials.
-        claims: ours on its fits.
+        leases: ours on its fits.
         made_by: version and, where it is known, commit of this ddstudy, which trials carry.
         alone: no other driver can be at work on it.
     """
@@ -63,7 +63,7 @@ class Driven:
         spec: StudySpec,
         target: Target | Targets,
         files: Path,
-        claims: Claims,
+        leases: Leases,
         made_by: Mapping[str, str],
         *,
         alone: bool,
@@ -72,7 +72,7 @@ class Driven:
         self.spec = spec
         self.target = target
         self.space = spec.search_space
-        self.claims = claims
+        self.leases = leases
         self._storage = storage
         self._files = files
         self._alone = alone
@@ -91,17 +91,17 @@ class Driven:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, without copies: not to be changed."""
-        return self.claims.patiently(lambda: self.study.get_trials(deepcopy=False))
+        return self.leases.patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def running(self) -> list[FrozenTrial]:
         """Trials that were asked for, by any driver, and have no result yet."""
         # straight from the database: Optuna's cache would first read all the others
         study, states = id_of(self.study), (TrialState.RUNNING,)
-        return self.claims.patiently(lambda: self._storage.get_all_trials(study, deepcopy=False, states=states))
+        return self.leases.patiently(lambda: self._storage.get_all_trials(study, deepcopy=False, states=states))
 
     def measured(self) -> dict[Setting, Result]:
         """The settings that have a result by now, whoever measured them: a live view that only grows, at its end."""
-        return self.claims.patiently(self._results.read)
+        return self.leases.patiently(self._results.read)
 
     def given_up(self) -> dict[int, Setting]:
         """Trials that tell of settings which could not be measured, as far as `measured` has read."""
@@ -125,7 +125,7 @@ class Driven:
     @property
     def reused(self) -> int:
         """Results that were imported from other studies."""
-        return self.claims.patiently(lambda: count_marked(self._storage.engine, id_of(self.study), REUSED))
+        return self.leases.patiently(lambda: count_marked(self._storage.engine, id_of(self.study), REUSED))
 
     # importing
 
@@ -183,8 +183,8 @@ class Driven:
 
         What was enqueued comes first; what of it is no setting of the study, or has a result, is closed and says so.
         """
-        self.claims.patiently(self._refuse_enqueued)
-        trial = self.claims.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
+        self.leases.patiently(self._refuse_enqueued)
+        trial = self.leases.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
         setting = self.space.setting(trial.params)
         assert setting is not None
         return trial, setting
@@ -207,12 +207,12 @@ class Driven:
 
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
-        claimed = self.claims.alive()
+        leased = self.leases.alive()
         for trial in self.running():
             setting, started = self.space.setting(trial.params), trial.datetime_start or datetime.min
-            # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
-            young = not self._alone and datetime.now() - started < timedelta(seconds=self.claims.lease_seconds)
-            if young or (setting is not None and setting.fit.id in claimed):
+            # a lease is taken right after a trial is asked for: without one it is abandoned only once it is older
+            young = not self._alone and datetime.now() - started < timedelta(seconds=self.leases.lease_seconds)
+            if young or (setting is not None and setting.fit.id in leased):
                 continue
             self._fail(id_of(trial), "the driver of this trial died")
 
@@ -228,7 +228,7 @@ class Driven:
 
         # whoever thought this driver dead may have closed the trial meanwhile
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.claims.patiently(close)
+            self.leases.patiently(close)
 
     # recording
 
@@ -369,7 +369,7 @@ class Driven:
                         return True
             return self._storage.add_result(study, frozen, setting)  # not by Optuna's study, which would keep a copy
 
-        if not self.claims.patiently(write):
+        if not self.leases.patiently(write):
             return None
         value, attrs = frozen.values[0] if frozen.values else None, frozen.user_attrs
         recorded = Result(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
@@ -385,7 +385,7 @@ class Driven:
             distributions=distributions(self.space),
             user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, **marks},
         )
-        self.claims.patiently(lambda: self.study.add_trial(frozen))
+        self.leases.patiently(lambda: self.study.add_trial(frozen))
 
     def _images(self, setting: Setting, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""

@@ -16,7 +16,7 @@ from ddstudy.execution.executors import Executor, Failed, Finished, Started
 from ddstudy.images.volumes import Target, Targets
 from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import AtWork, Claims
+from ddstudy.store.leases import AtWork, Leases
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import Driven
 from ddstudy.study.evaluate import Check, Measurement
@@ -102,7 +102,7 @@ class Forecast:
 
 
 def calibrate(
-    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, claims: Claims | None = None
+    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, leases: Leases | None = None
 ) -> Forecast:
     """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
 
@@ -113,7 +113,7 @@ def calibrate(
         target: its image.
         fits: that are to do.
         executor: where.
-        claims: ours, of a study that is stored: a driver may die of what is tried here, too.
+        leases: ours, of a study that is stored: a driver may die of what is tried here, too.
 
     Returns:
         A forecast that knows nothing if there was no time for a single iteration.
@@ -123,8 +123,8 @@ def calibrate(
     """
     order = sorted(fits, key=lambda fit: cost(spec, fit, target))
     chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
-    if claims is not None:
-        elsewhere = claims.orphans() | claims.alive()
+    if leases is not None:
+        elsewhere = leases.orphans() | leases.alive()
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
     stability = spec.stability.model_copy(update={"prune": False})
     last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
@@ -139,10 +139,10 @@ def calibrate(
         now = time.monotonic()
         if isinstance(event, Started):
             started[ticket] = now
-            if claims is not None:
-                claims.take(ticket)
-        elif isinstance(event, Finished | Failed) and claims is not None:
-            claims.release(ticket)
+            if leases is not None:
+                leases.take(ticket)
+        elif isinstance(event, Finished | Failed) and leases is not None:
+            leases.release(ticket)
         if isinstance(event, Check):
             if ticket not in checks:
                 end += now - started[ticket]  # kernels may have been compiled
@@ -182,7 +182,7 @@ def kept_forecast(study: Driven, where: str) -> Forecast | None:
 
 def keep_forecast(study: Driven, forecast: Forecast) -> None:
     """Stores what was learnt for the runs that go on with a study."""
-    study.claims.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
+    study.leases.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
 
 
 def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:

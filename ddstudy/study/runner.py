@@ -1,4 +1,4 @@
-"""The loop: plan, claim, submit, receive, record.
+"""The loop: plan, lease, submit, receive, record.
 
 One loop serves grids and searches, in this process and on Ray, SQLite and PostgreSQL. It is a generator of
 `Progress`; bars and log lines are consumers of it. The driver owns the storage, fits are pure functions on
@@ -130,7 +130,7 @@ class _Run:
         self.kept = self.began
         self._count()
         self.plan = plan(study.spec, study.target, set(self.results), study.reused)
-        orphans = study.claims.orphans()
+        orphans = study.leases.orphans()
         # what drivers died with comes last, the longest at the end: it may be what they die of
         order = [fit for fit in self.plan.todo if fit.id not in orphans]
         for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in orphans)]:
@@ -187,7 +187,7 @@ class _Run:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
 
     def _next_of_grid(self, kind: object = None) -> bool:
-        """Claims and submits the next fit, of a kind if one is given."""
+        """Takes a lease on the next fit, of a kind if one is given, and submits it."""
         taken: set[Fit] = set()  # by others
         while True:
             free = (fit for fit in self.todo if not (fit in self.failures or fit.id in self.in_flight or fit in taken))
@@ -195,14 +195,14 @@ class _Run:
                 free = (fit for fit in free if self._kind(fit) == kind)
             if (fit := next(free, None)) is None:
                 return False
-            if not self.study.claims.take(fit.id):
+            if not self.study.leases.take(fit.id):
                 taken.add(fit)
                 continue
-            # the claim is ours: what another driver recorded before it gave the fit back is visible now
+            # the lease is ours: what another driver recorded before it gave the fit back is visible now
             self._refresh()
             budgets = tuple(b for b in self._take_out(fit) if fit.at(b) not in self.results)
             if self._is_given_up(fit, budgets) or not budgets:
-                self.study.claims.release(fit.id)
+                self.study.leases.release(fit.id)
                 continue
             self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
             return True
@@ -231,7 +231,7 @@ class _Run:
         if len(self.results) + coming >= self.plan.settings:
             return False
         # also busy: fits whose last budget is on its way, fits of other drivers, and fits that fail
-        busy = {*self.in_flight, *self.study.claims.alive(), *(fit.id for fit in self.failures)}
+        busy = {*self.in_flight, *self.study.leases.alive(), *(fit.id for fit in self.failures)}
         if next(unseen(self.study.space, self.results, busy | running_fits(self.study.space, running)), None) is None:
             return False
         sampler = self.study.study.sampler
@@ -243,16 +243,16 @@ class _Run:
             self.study.fail(none.trial, "another driver took the last settings")
             self._refresh()
             return False
-        if not self.study.claims.take(setting.fit.id):
+        if not self.study.leases.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
         self._refresh()
         if self._is_given_up(setting.fit, (setting["iterations"],), trial):
-            self.study.claims.release(setting.fit.id)
+            self.study.leases.release(setting.fit.id)
             return True
         if setting in self.results:  # it was enqueued, or another driver was faster
             self.study.fail(trial, "its setting has a result already")
-            self.study.claims.release(setting.fit.id)
+            self.study.leases.release(setting.fit.id)
             return True
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space["iterations"] if b <= setting["iterations"]]
@@ -261,8 +261,8 @@ class _Run:
         return True
 
     def _is_given_up(self, fit: Fit, budgets: tuple[int, ...], trial: optuna.Trial | None = None) -> bool:
-        """Whether a fit that was just claimed is not to be tried: another driver gave it up, or drivers die of it."""
-        deaths = self.study.claims.deaths[fit.id]
+        """Whether a fit that we just took is not to be tried: another driver gave it up, or drivers die of it."""
+        deaths = self.study.leases.deaths[fit.id]
         if fit in self.failures:
             if trial is not None:
                 self.study.fail(trial, "another driver gave this fit up")
@@ -274,7 +274,7 @@ class _Run:
         """Into a pack that is being filled, or one of its own; a fit that drivers died of has nothing beside it."""
         self.in_flight[flight.fit.id] = flight
         work = job(self.study.spec, self.study.target, flight.fit, flight.budgets)
-        suspect = self.study.claims.deaths[flight.fit.id] > 0
+        suspect = self.study.leases.deaths[flight.fit.id] > 0
         pack = next((pack for pack in self.packs if pack.has_room and pack.kind == work.kind and not suspect), None)
         if pack is None:
             pack = _Pack(next(self.numbers), work.kind, 1 if suspect else self._room(work))
@@ -306,7 +306,7 @@ class _Run:
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
             flight.reached, flight.fitted = event.iteration, event.seconds
-            self.study.claims.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
+            self.study.leases.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
         elif isinstance(event, Measurement):
@@ -314,7 +314,7 @@ class _Run:
         elif isinstance(event, Started):
             flight.worker, flight.device, flight.started = event.worker, event.device, datetime.now()
             flight.begun, flight.fitted, flight.recorded = time.monotonic(), 0.0, 0
-            self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets), self.left)
+            self.study.leases.tell(ticket, flight.worker, 0, max(flight.budgets), self.left)
         elif isinstance(event, Failed):
             return self._failed(flight, event)
         elif isinstance(event, Finished):
@@ -354,7 +354,7 @@ class _Run:
         setting = flight.fit.at(event.budget)
         if setting in self.results:
             return ""  # a fit that failed on its way and was done again
-        if not self.study.claims.holds(flight.fit.id):
+        if not self.study.leases.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         marks = self._marks() if trial is None else {}
@@ -428,22 +428,22 @@ class _Run:
                 self.study.record_failure(setting, why, log)
 
     def _forget(self, flight: _InFlight) -> None:
-        if flight.trial is not None:  # not recorded, since the claim was lost
-            self.study.fail(flight.trial, "the claim on this fit was lost")
-        self.study.claims.release(flight.fit.id)
+        if flight.trial is not None:  # not recorded, since the lease was lost
+            self.study.fail(flight.trial, "the lease on this fit was lost")
+        self.study.leases.release(flight.fit.id)
         del self.in_flight[flight.fit.id]
         if flight.fit not in self.failures:
             self.behind += self._work(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
         if lost and flight.setting is None and flight.fit not in self.failures:
-            self._put_back(flight.fit, lost)  # whoever took the claim will measure these, or die and leave them to us
+            self._put_back(flight.fit, lost)  # whoever took the lease will measure these, or die and leave them to us
 
     def abandon(self) -> None:
         """Closes what is in flight, when the run is stopped."""
         for flight in self.in_flight.values():
             if flight.trial is not None:
                 self.study.fail(flight.trial, "its run was stopped")
-            self.study.claims.release(flight.fit.id)
+            self.study.leases.release(flight.fit.id)
 
     # telling
 
@@ -516,10 +516,10 @@ class _Run:
 
     @property
     def waiting_for_others(self) -> bool:
-        """Whether all that is left is claimed by other drivers."""
+        """Whether other drivers have leases on all that is left."""
         if self.study.spec.search.sampler == "grid":
             return any(fit not in self.failures for fit in self.todo)
-        return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.claims.alive())
+        return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.leases.alive())
 
 
 def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
