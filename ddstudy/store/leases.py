@@ -183,7 +183,7 @@ class Leases:
         return bool(taken)
 
     def holds(self, fit_id: str) -> bool:
-        """Whether a fit is ours for half a lease more; after a pause longer than a lease, another driver may have it."""
+        """Whether a fit is ours for half a lease more; after a longer pause of ours, another driver may have it."""
         # mostly the renewals see to that, and a look costs less than one more write to the disk
         look = (
             "SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
