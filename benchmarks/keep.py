@@ -20,7 +20,7 @@ from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, Noise, NoiseSpec, TargetSpec, Tiling
 from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.evaluate import Job, Result, evaluate
 from ddstudy.study.stability import violations
 
 BUDGETS = (500, 1000, 2000)
@@ -45,7 +45,7 @@ def main() -> None:
             limits,
         )
         for event in evaluate(job, device="cpu", threads=usable_cores()):
-            if isinstance(event, Measurement):
+            if isinstance(event, Result):
                 values = {name: float(event.values[name]) for name in ("psnr", "psnr_1dd", "cv_percent", "vif")}
                 beyond = violations(values["cv_percent"], values["psnr"], values["vif"], limits)
                 stable = max(beyond.values()) <= 0

@@ -42,7 +42,7 @@ from ddstudy.spec.options import THESIS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import forecasting, runner
-from ddstudy.study.evaluate import Job, Measurement
+from ddstudy.study.evaluate import Job, Result
 from ddstudy.study.samplers import sampler
 
 ROOT = Path(__file__).parent
@@ -121,7 +121,7 @@ class Replay:
                 row = self._searched.table[setting]
                 values = {key: value for key, value in row.items() if value == value}  # NaN: not measured
                 curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
-                yield ticket, Measurement(setting["iterations"], values, nothing, curve, False)
+                yield ticket, Result(setting["iterations"], values, nothing, curve, False)
             yield ticket, Finished()
 
     def cancel(self, ticket: str) -> None:

@@ -22,7 +22,7 @@ from ddstudy.images.inputs import noise_volume
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import parse_spec
-from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.evaluate import Job, Result, evaluate
 
 OUT = Path(__file__).parent / "results" / "simplex.csv"
 KINDS = ["uniform", "blur3", "1.0", "1.1", "1.3", "1.6", "2.0", "3.0"]
@@ -93,7 +93,7 @@ def quality(kind: str) -> dict[str, float]:
     for fit, budgets in budgets_by_fit(spec.search_space).items():
         job = Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
         for event in evaluate(job, device="cpu", threads=usable_cores()):
-            if isinstance(event, Measurement):
+            if isinstance(event, Result):
                 scores = np.array([float(event.values[f"psnr_member_{member}"]) for member in range(SEEDS)])
                 tiling = fit.id.rpartition("-")[2]
                 found[f"psnr_{tiling}"] = scores.mean()

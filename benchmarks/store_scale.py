@@ -48,7 +48,7 @@ from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.urls import parse_url
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.evaluate import Job, Result, evaluate
 from ddstudy.study.samplers import sampler
 
 BUDGETS = [2000, 5000, 7000]
@@ -147,7 +147,7 @@ class Stub:
             NoiseSpec(),
             StabilitySpec(prune=False),
         )
-        (self._measurement,) = (e for e in evaluate(work, device="cpu", threads=1) if isinstance(e, Measurement))
+        (self._measurement,) = (e for e in evaluate(work, device="cpu", threads=1) if isinstance(e, Result))
         self._waiting: deque[tuple[str, Job]] = deque()
 
     def room(self, job: Job) -> int:

@@ -20,7 +20,7 @@ from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import evaluate as module
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, measured, problem
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, measured, problem
 from ddstudy.study.stability import cv_percent
 
 MakeSpec = Callable[..., StudySpec]
@@ -36,16 +36,16 @@ def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     return make
 
 
-def run(job: Job) -> tuple[list[Check], list[Measurement]]:
+def run(job: Job) -> tuple[list[Check], list[Result]]:
     events = list(evaluate(job, device="cpu", threads=2))
-    return [e for e in events if isinstance(e, Check)], [e for e in events if isinstance(e, Measurement)]
+    return [e for e in events if isinstance(e, Check)], [e for e in events if isinstance(e, Result)]
 
 
 def problem_of(job: Job) -> Problem:
     return problem(job.fit, measured(job), job.options, job.noise)
 
 
-def comparable(measurement: Measurement) -> dict[str, Any]:
+def comparable(measurement: Result) -> dict[str, Any]:
     rough = ("seconds", "waited", "disturbed")
     return {key: value for key, value in measurement.values.items() if not key.startswith(rough)}
 

@@ -28,7 +28,7 @@ from ddstudy.execution.executors import (
 )
 from ddstudy.images.volumes import Target
 from ddstudy.spec.schema import StudySpec
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study.evaluate import Check, Job, Result
 
 MakeSpec = Callable[..., StudySpec]
 
@@ -67,7 +67,7 @@ def test_jobs_give_their_events_in_order_and_end(executor: Executor, make_job: C
         assert isinstance(events[0], Started)
         assert isinstance(events[-1], Finished), events[-1]
         assert [event.iteration for event in events if isinstance(event, Check)] == [2, 4, 5, 6, 8, 10]
-        assert [event.budget for event in events if isinstance(event, Measurement)] == [5, 10]
+        assert [event.budget for event in events if isinstance(event, Result)] == [5, 10]
     assert set(everything) == {"k2", "k3", "k4"}
     assert collect(executor) == {}
 
@@ -179,7 +179,7 @@ def test_a_fit_that_there_is_no_memory_for_is_refused_in_words(
     ids=["torch", "numpy", "another error of torch", "words only"],
 )
 def test_whether_memory_was_short_is_known_by_the_error(work: Callable[[], object], short: bool) -> None:
-    def fit() -> Iterator[Check | Measurement]:
+    def fit() -> Iterator[Check | Result]:
         work()
         yield from ()
 
@@ -211,5 +211,5 @@ def test_a_cancelled_job_ends_early_and_the_next_one_runs(executor: Executor, ma
             if ticket == "long":
                 executor.submit("next", make_job(3))
         assert not isinstance(event, Failed), event
-        assert ticket == "next" or not isinstance(event, Measurement)
+        assert ticket == "next" or not isinstance(event, Result)
     assert ends == ["long", "next"]

@@ -24,10 +24,10 @@ from ddstudy.spec.axes import Fit, Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.leases import AtWork
-from ddstudy.store.records import Result
-from ddstudy.store.writer import Driven
+from ddstudy.store.records import Outcome
+from ddstudy.store.writer import StudyWriter
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.runner import Progress
 from ddstudy.study.samplers import sampler
 
@@ -57,7 +57,7 @@ class Recording(InProcess):
                     yield ticket, Failed("MemoryError: of the test")
                 continue
             for ticket, event in super().events():
-                if isinstance(event, Measurement) and self.stop_after is not None:
+                if isinstance(event, Result) and self.stop_after is not None:
                     self.stop_after -= 1
                     if self.stop_after < 0:
                         raise KeyboardInterrupt
@@ -71,7 +71,7 @@ def forecast() -> forecasting.Forecast:
 
 
 @pytest.fixture
-def go(store_url: str, tmp_path: Path, tiny_target: Target) -> Callable[..., tuple[list[Progress], Driven]]:
+def go(store_url: str, tmp_path: Path, tiny_target: Target) -> Callable[..., tuple[list[Progress], StudyWriter]]:
     def start(spec: StudySpec, executor: InProcess | None = None) -> tuple[list[Progress], list[Any]]:
         with Store(store_url, tmp_path / "images", lease_seconds=2) as store:
             driven = store.drive(spec, tiny_target, sampler(spec))
@@ -120,7 +120,7 @@ def test_telling_the_progress_looks_at_no_result(
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
         for setting in spec.search_space:
-            driven._results.add(setting, Result(TrialState.COMPLETE, True, 1.0))
+            driven._outcomes.add(setting, Outcome(TrialState.COMPLETE, True, 1.0))
         state = runner._Run(driven, InProcess(2), forecast())
         state.failed.add(next(iter(spec.search_space)))
         monkeypatch.setattr(Setting, "__hash__", counted)
@@ -218,7 +218,7 @@ def test_failure_after_a_first_result_repeats_only_the_rest(go: Any, make_spec: 
             while self._waiting:
                 for ticket, event in InProcess.events(self):
                     yield ticket, event
-                    if isinstance(event, Measurement) and self.failures:
+                    if isinstance(event, Result) and self.failures:
                         self.failures -= 1
                         yield ticket, Failed("RayError: of the test")
                         break
@@ -403,7 +403,7 @@ class Clockwork:
             if budget not in job.budgets:
                 continue
             values = {"psnr": 30.0, "seconds": fitted, "iterations_done": budget, "cv_percent": 1.0, "device": "d"}
-            result = Measurement(budget, values, np.zeros((1, 27, 22), np.float32), curve, False)
+            result = Result(budget, values, np.zeros((1, 27, 22), np.float32), curve, False)
             events.append((2 * fitted, result))
         for after, event in [*events, (2 * fitted, Finished())]:
             heapq.heappush(self._ahead, (self.now + after, next(self._order), ticket, event))

@@ -35,7 +35,7 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import evaluate as module
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together
 from ddstudy.study.samplers import sampler
 
 MakeSpec = Callable[..., StudySpec]
@@ -203,11 +203,11 @@ def make_jobs(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., list[Jo
     return make
 
 
-def plain(event: Check | Measurement | None) -> Any:
+def plain(event: Check | Result | None) -> Any:
     """Without what depends on the machine."""
     if isinstance(event, Check):
         return event.iteration, event.psnr_members
-    if isinstance(event, Measurement):
+    if isinstance(event, Result):
         values = {
             key: value for key, value in event.values.items() if not key.startswith(("seconds", "waited", "disturbed"))
         }
@@ -317,7 +317,7 @@ class Packing(InProcess):
 
     def events(self) -> Iterator[tuple[str, Event]]:
         for ticket, event in super().events():
-            if self.fail and isinstance(event, Measurement) and len(self.packs[0]) > 1:
+            if self.fail and isinstance(event, Result) and len(self.packs[0]) > 1:
                 self.fail = False
                 raise KeyboardInterrupt
             yield ticket, event
@@ -426,7 +426,7 @@ def test_executors_run_packs(make: Callable[[], Any], make_jobs: Callable[..., l
             begun.add(ticket)
         if isinstance(event, Check) and ticket == "two":
             executor.cancel("two")
-        if isinstance(event, Measurement):
+        if isinstance(event, Result):
             assert event.shared == (ticket != "alone" or executor.slots > 1)
         assert not isinstance(event, Failed)
         if isinstance(event, Finished):

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.solvers import choose, fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_prior
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together, job_prior
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Workers:
     device: str = ""
 
 
-Event = Started | Check | Measurement | Finished | Failed | Workers
+Event = Started | Check | Result | Finished | Failed | Workers
 
 
 class Executor(Protocol):
@@ -224,9 +224,7 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
-def careful(
-    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
-) -> Iterator[Check | Measurement]:
+def careful(job: Job, *, device: str, threads: int, stop: threading.Event | None = None) -> Iterator[Check | Result]:
     """`evaluate`, where there is memory for it: the system ends a run that takes more, with all that it does.
 
     Raises:
@@ -238,7 +236,7 @@ def careful(
 
 def careful_together(
     jobs: Sequence[Job], *, device: str, threads: int, stops: Sequence[threading.Event]
-) -> Iterator[tuple[int, Check | Measurement | None]]:
+) -> Iterator[tuple[int, Check | Result | None]]:
     """`evaluate_together`, likewise."""
     _need_memory(jobs, device, threads)
     yield from evaluate_together(jobs, device=device, threads=threads, stops=stops)
@@ -462,7 +460,7 @@ class Threads:
 
 def raise_if_stopped(stop: threading.Event | None, event: Event) -> None:
     """Ends an executor's events where its caller wants no more; a result that is there is handed over first."""
-    if is_stopped(stop) and not isinstance(event, Measurement):
+    if is_stopped(stop) and not isinstance(event, Result):
         raise StoppedError("stopped")
 
 
@@ -491,7 +489,7 @@ def pack_events(
         yield tickets[index], event
 
 
-def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) -> Iterator[Event | UserError]:
+def work_events(work: Iterator[Check | Result], *, shared: bool = False) -> Iterator[Event | UserError]:
     """A fit's events with its end or its failure; a mistake of the user's comes as the last.
 
     Args:
@@ -499,7 +497,7 @@ def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) ->
         shared: whether other fits run on its device.
     """
 
-    def alone() -> Iterator[tuple[int, Check | Measurement | None]]:
+    def alone() -> Iterator[tuple[int, Check | Result | None]]:
         for event in work:
             yield 0, event
         yield 0, None
@@ -508,7 +506,7 @@ def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) ->
 
 
 def _guarded(
-    work: Iterator[tuple[int, Check | Measurement | None]], jobs: int, shared: bool
+    work: Iterator[tuple[int, Check | Result | None]], jobs: int, shared: bool
 ) -> Iterator[tuple[int, Event | UserError]]:
     going = set(range(jobs))
     with contextlib.closing(work):  # type: ignore[type-var]  # a generator has close()
@@ -526,4 +524,4 @@ def _guarded(
                 going.remove(index)
                 yield index, Finished()
             else:
-                yield index, replace(event, shared=shared) if isinstance(event, Measurement) else event
+                yield index, replace(event, shared=shared) if isinstance(event, Result) else event

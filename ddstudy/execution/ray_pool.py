@@ -48,7 +48,7 @@ from ddstudy.execution.executors import (
 from ddstudy.images.volumes import Target
 from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec
-from ddstudy.study.evaluate import Check, Job, Measurement, device_name
+from ddstudy.study.evaluate import Check, Job, Result, device_name
 
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 STOP_SECONDS = 0.2  # between looks whether the caller wants an end, while nothing comes
@@ -61,7 +61,7 @@ ANSWER_SECONDS = 5.0  # of a cluster that is asked whether it is there
 GONE = "the Ray cluster is gone"
 KEPT = "What was finished is kept; the same command goes on."
 
-Work = Callable[..., Iterator[Check | Measurement]]
+Work = Callable[..., Iterator[Check | Result]]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The store: one database that holds every study, and a folder for the images of its trials.
 
 Optuna's tables hold the studies and trials, `ddstudy.store.leases` says which driver is fitting what. A database is a
-SQLite file, which one driver at a time may write, or PostgreSQL, which many may share. A `Store` opens it; what it
-gives to look at is a `ddstudy.store.study.StudyView`, what it gives to record with a `ddstudy.store.writer.Driven`.
+SQLite file, which one driver at a time may write, or PostgreSQL, which many may share. A `Store` opens it and gives a
+study to look at, `ddstudy.store.study.StudyView`, or one to write, `ddstudy.store.writer.StudyWriter`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished,
 from ddstudy.store.records import VERSION, is_sound
 from ddstudy.store.study import StudyView, facts_of, view_of
 from ddstudy.store.urls import VALID, parse_url, said, shown, shown_path
-from ddstudy.store.writer import Driven
+from ddstudy.store.writer import StudyWriter
 
 LEASE_SECONDS = 30.0
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
@@ -263,7 +263,7 @@ class Store:
 
     # driving
 
-    def drive(self, spec: StudySpec, target: Target | Targets, sampler: optuna.samplers.BaseSampler) -> Driven:
+    def drive(self, spec: StudySpec, target: Target | Targets, sampler: optuna.samplers.BaseSampler) -> StudyWriter:
         """Creates the study or goes on with it, as one of its drivers.
 
         Raises:
@@ -292,12 +292,14 @@ class Store:
             if self.is_sqlite:
                 leases.bury()  # we have the file's lock, so the drivers that had these are dead
             made_by = {VERSION: version("ddstudy")} | ({"commit": commit()} if commit() else {})
-            driven = Driven(study, self.storage, spec, target, self.artifacts, leases, made_by, alone=self.is_sqlite)
+            writer = StudyWriter(
+                study, self.storage, spec, target, self.artifacts, leases, made_by, alone=self.is_sqlite
+            )
             with self._alone():
-                driven.settle()
-            driven.close_abandoned()
+                writer.settle()
+            writer.close_abandoned()
             self._stack.push(stack.pop_all())
-        return driven
+        return writer
 
     def _file_lock(self, path: Path) -> contextlib.AbstractContextManager[object]:
         import filelock

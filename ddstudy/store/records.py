@@ -45,7 +45,7 @@ class Record:
         trial_id: Optuna's, in its store.
         state: COMPLETE, PRUNED or FAIL.
         setting: what was to be measured.
-        attrs: every measurement and judgement under its plain name, without `curve` and `log`.
+        attrs: everything measured and judged under its plain name, without `curve` and `log`.
         value: of the first objective, None where there is none.
         constraints: name -> how far it is beyond its limit.
         curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`; empty where none is kept.
@@ -195,7 +195,7 @@ def _as_stored(time: datetime) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Outcome:
     """What a run must know of a setting that has a result.
 
     Attributes:
@@ -211,8 +211,8 @@ class Result:
     images_lost: str = ""
 
 
-class Results:
-    """The results of one study, ours and those of other drivers, each read once.
+class Outcomes:
+    """What came of the settings of one study, whichever driver measured them; each trial is read once.
 
     Args:
         storage: that holds it.
@@ -230,14 +230,14 @@ class Results:
         self._spec = spec
         self.given_up: dict[int, Setting] = {}
         self.trials: dict[str, int] = {}
-        self._known: dict[Setting, Result] = {}
+        self._known: dict[Setting, Outcome] = {}
         self._finished = -1  # every trial up to this id is finished and read
 
-    def add(self, setting: Setting, result: Result) -> None:
+    def add(self, setting: Setting, outcome: Outcome) -> None:
         """Notes what this driver has recorded itself."""
-        self._known.setdefault(setting, result)
+        self._known.setdefault(setting, outcome)
 
-    def read(self) -> dict[Setting, Result]:
+    def read(self) -> dict[Setting, Outcome]:
         """All that is recorded by now, in the order in which it became known; a live view that only ever grows.
 
         Drivers add and ask for trials under a lock on the study, so that trials appear in the order of their ids.
@@ -252,5 +252,5 @@ class Results:
                 self.given_up[record.trial_id] = record.setting
             if record.has_result:
                 self.trials.setdefault(record.setting.id, record.trial_id)
-                self.add(record.setting, Result(record.state, record.attrs.get("stable", False), record.value))
+                self.add(record.setting, Outcome(record.state, record.attrs.get("stable", False), record.value))
         return self._known

@@ -33,17 +33,17 @@ from ddstudy.store.optuna_rows import (
     id_of,
     image_attribute,
 )
-from ddstudy.store.records import REUSED, VERSION, Result, Results
+from ddstudy.store.records import REUSED, VERSION, Outcome, Outcomes
 from ddstudy.store.study import StudyView
-from ddstudy.study.evaluate import Check, Measurement
+from ddstudy.study.evaluate import Check, Result
 from ddstudy.study.stability import cv_percent, reason, violations
 
 _DIVERGED = "diverged"
 _JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # of a trial, added to what was measured
 
 
-class Driven:
-    """A study, open for recording; `Store.drive` makes it.
+class StudyWriter:
+    """A study to write: asks its sampler for settings and records results; `Store.drive` makes it.
 
     Args:
         study: Optuna's, with its sampler.
@@ -77,7 +77,7 @@ class Driven:
         self._files = files
         self._alone = alone
         self._made_by = made_by
-        self._results = Results(storage, id_of(study), spec)
+        self._outcomes = Outcomes(storage, id_of(study), spec)
         self._target_images: dict[int, dict[str, str]] = {}
 
     def _target_image(self, setting: Setting) -> dict[str, str]:
@@ -99,13 +99,13 @@ class Driven:
         study, states = id_of(self.study), (TrialState.RUNNING,)
         return self.leases.patiently(lambda: self._storage.get_all_trials(study, deepcopy=False, states=states))
 
-    def measured(self) -> dict[Setting, Result]:
+    def measured(self) -> dict[Setting, Outcome]:
         """The settings that have a result by now, whoever measured them: a live view that only grows, at its end."""
-        return self.leases.patiently(self._results.read)
+        return self.leases.patiently(self._outcomes.read)
 
     def given_up(self) -> dict[int, Setting]:
         """Trials that tell of settings which could not be measured, as far as `measured` has read."""
-        return self._results.given_up
+        return self._outcomes.given_up
 
     def settle(self) -> None:
         """Lets exactly those settings be measured that have no result: copies and damaged trials told otherwise.
@@ -114,7 +114,7 @@ class Driven:
         """
         noted = self._storage.noted_results(id_of(self.study))
         self.measured()
-        results = self._results.trials
+        results = self._outcomes.trials
         wrong = {setting: trial for setting, trial in noted.items() if results.get(setting) != trial}
         missing = {setting: trial for setting, trial in results.items() if noted.get(setting) != trial}
         if wrong or missing:
@@ -163,7 +163,7 @@ class Driven:
             if VERSION not in values:  # the first one left none on a trial; who imports a result has not measured it
                 values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
             curve = {key: list(rows) for key, rows in record.curve.items()}
-            result = Measurement(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
+            result = Result(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
             images = {key: json.dumps(meta) for key, meta in record.images.items()}
             self.record(
                 setting,
@@ -235,14 +235,14 @@ class Driven:
     def record(
         self,
         setting: Setting,
-        result: Measurement,
+        result: Result,
         *,
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
         marks: Mapping[str, Any] | None = None,
         origin: str | None = None,
-    ) -> Result | None:
+    ) -> Outcome | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
         A setting has one result, whoever records at the same time: the database refuses another. Images that cannot
@@ -318,7 +318,7 @@ class Driven:
         started: datetime,
         trial: optuna.Trial | None = None,
         marks: Mapping[str, Any] | None = None,
-    ) -> Result | None:
+    ) -> Outcome | None:
         """Records that the study's pruner stopped a fit before this setting was reached.
 
         Args:
@@ -352,7 +352,7 @@ class Driven:
         frozen.datetime_start = started
         return self._write(setting, frozen, trial)
 
-    def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Result | None:
+    def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Outcome | None:
         """Records a result once, whoever else records the same setting; None if another driver was faster."""
         study = id_of(self.study)
 
@@ -372,9 +372,9 @@ class Driven:
         if not self.leases.patiently(write):
             return None
         value, attrs = frozen.values[0] if frozen.values else None, frozen.user_attrs
-        recorded = Result(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
-        self._results.add(setting, recorded)
-        return recorded
+        outcome = Outcome(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
+        self._outcomes.add(setting, outcome)
+        return outcome
 
     def record_failure(self, setting: Setting, why: str, log: str = "") -> None:
         """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""

@@ -1,7 +1,7 @@
 """One fit -> the results of every setting that it serves.
 
 `evaluate` is a generator of events and a pure function of its job: no Optuna, no storage, picklable, the same
-numbers on every worker. Checks tell how the members are doing; a measurement is the result of one setting.
+numbers on every worker. A `Check` tells how the members are doing, a `Result` is what is recorded of one setting.
 `evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end.
 
 Here truth and measurement part ways. A solver is handed what `problem` makes of the measurement, `measured(job)`; the
@@ -80,14 +80,14 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """The result of one setting.
+class Result:
+    """What is recorded of one setting.
 
     Attributes:
         budget: iterations of the setting.
-        values: every measurement under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without `psnr` when
-            a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member` that divided
-            by their number: members run side by side, so one alone takes longer.
+        values: everything that was measured under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without
+            `psnr` when a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member`
+            that divided by their number: members run side by side, so one alone takes longer.
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
@@ -149,12 +149,10 @@ def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise:
     return Problem(prior, tiles, np.stack(inputs), np.stack(weights), pixels)
 
 
-def evaluate(
-    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
-) -> Iterator[Check | Measurement]:
-    """Runs the fit; yields a check every `check_every` iterations and a measurement at each budget.
+def evaluate(job: Job, *, device: str, threads: int, stop: threading.Event | None = None) -> Iterator[Check | Result]:
+    """Runs the fit; yields a check every `check_every` iterations and a result at each budget.
 
-    With pruning on, a fit that the rule stops, or that has a dead member, ends with a measurement of where it stands,
+    With pruning on, a fit that the rule stops, or that has a dead member, ends with a result of where it stands,
     `stopped` set. A fit in which a member diverges ends so in any case: it cannot recover. Setting `stop` ends it
     without a result.
     """
@@ -164,7 +162,7 @@ def evaluate(
 
 def evaluate_together(
     jobs: Sequence[Job], *, device: str, threads: int, stops: Sequence[threading.Event]
-) -> Iterator[tuple[int, Check | Measurement | None]]:
+) -> Iterator[tuple[int, Check | Result | None]]:
     """Runs the fits of a pack; yields the index of a job and what `evaluate` would yield for it, None at its end.
 
     Args:
@@ -177,9 +175,9 @@ def evaluate_together(
     trackers = [_Tracker(job, device, method) for job in jobs]
     # metrics take a processor: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
-    pending: deque[tuple[int, Check | Future[list[Measurement]] | None]] = deque()
+    pending: deque[tuple[int, Check | Future[list[Result]] | None]] = deque()
 
-    def ready(wait: bool = False) -> Iterator[tuple[int, Check | Measurement | None]]:
+    def ready(wait: bool = False) -> Iterator[tuple[int, Check | Result | None]]:
         while pending and (wait or not isinstance(pending[0][1], Future) or pending[0][1].done()):
             index, event = pending.popleft()
             for one in event.result() if isinstance(event, Future) else [event]:
@@ -201,8 +199,8 @@ def evaluate_together(
                     pending.append((index, metrics.submit(measure)))
                 elif measure is not None:
                     yield from ready(wait=True)
-                    for measurement in measure():
-                        yield index, measurement
+                    for result in measure():
+                        yield index, result
                 if trackers[index].over:
                     stops[index].set()
                 ended = {one for one in running if stops[one].is_set()}
@@ -236,8 +234,8 @@ class _Tracker:
 
     def observe(
         self, snapshot: Snapshot, waited: float | None
-    ) -> tuple[Check | None, Callable[[], list[Measurement]] | None]:
-        """The check that a snapshot is, if no member diverged, and what makes measurements of it, if any are due.
+    ) -> tuple[Check | None, Callable[[], list[Result]] | None]:
+        """The check that a snapshot is, if no member diverged, and what makes results of it, if any are due.
 
         A check is made of losses and ranges, so that no outputs need leave their device for it.
 
@@ -275,7 +273,7 @@ class _Tracker:
         waited: float | None,
         outputs: NDArray[np.float32],
         curve: dict[str, list[object]],
-    ) -> list[Measurement]:
+    ) -> list[Result]:
         _, height, width = self.job.target.image.shape
         members = np.clip(join(outputs, self.job.fit["tiling"], height, width), 0, 1)
         values: dict[str, float | int | str] = {
@@ -297,7 +295,7 @@ class _Tracker:
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = stopped and (budget > check.iteration or not check.psnr_members)
                 each = members if self.job.every_member else None
-                made.append(Measurement(budget, values, ensemble, curve, late, members=each))
+                made.append(Result(budget, values, ensemble, curve, late, members=each))
         return made
 
 

@@ -18,8 +18,8 @@ from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.leases import AtWork, Leases
 from ddstudy.store.study import StudyView
-from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Measurement
+from ddstudy.store.writer import StudyWriter
+from ddstudy.study.evaluate import Check, Result
 from ddstudy.study.planner import Plan, cost, job
 
 CALIBRATION_SECONDS = 5.0
@@ -147,7 +147,7 @@ def calibrate(
             if ticket not in checks:
                 end += now - started[ticket]  # kernels may have been compiled
             checks.setdefault(ticket, []).append(event)
-        elif isinstance(event, Measurement) and event.budget == 1:
+        elif isinstance(event, Result) and event.budget == 1:
             besides.append(now - started[ticket] - float(event.values["seconds"]))
         elif isinstance(event, Failed):
             failures.append(f"{ticket}: {event.why}")
@@ -170,7 +170,7 @@ def calibrate(
     return forecast
 
 
-def kept_forecast(study: Driven, where: str) -> Forecast | None:
+def kept_forecast(study: StudyWriter, where: str) -> Forecast | None:
     """What earlier runs of a study learnt on devices like ours."""
     with contextlib.suppress(ValueError, TypeError):  # edited by hand, or by a later version
         kept = Forecast(**json.loads(study.study.user_attrs.get(_FORECAST, "{}")))
@@ -180,7 +180,7 @@ def kept_forecast(study: Driven, where: str) -> Forecast | None:
     return None
 
 
-def keep_forecast(study: Driven, forecast: Forecast) -> None:
+def keep_forecast(study: StudyWriter, forecast: Forecast) -> None:
     """Stores what was learnt for the runs that go on with a study."""
     study.leases.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
 

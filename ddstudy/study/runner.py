@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.spec.axes import Fit, Setting
-from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.store.writer import StudyWriter
+from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead
 from ddstudy.study.planner import cost, job, plan
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
@@ -106,7 +106,7 @@ class _Pack:
 class _Run:
     """The state of one run; see `run`."""
 
-    def __init__(self, study: Driven, executor: Executor, forecast: Forecast) -> None:
+    def __init__(self, study: StudyWriter, executor: Executor, forecast: Forecast) -> None:
         self.study = study
         self.executor = executor
         self.forecast = forecast
@@ -309,7 +309,7 @@ class _Run:
             self.study.leases.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
-        elif isinstance(event, Measurement):
+        elif isinstance(event, Result):
             return self._record(flight, event)
         elif isinstance(event, Started):
             flight.worker, flight.device, flight.started = event.worker, event.device, datetime.now()
@@ -350,7 +350,7 @@ class _Run:
         sampler = self.study.study.sampler
         return sampler.marks(self.study.trials()) if isinstance(sampler, Unseen) else {}
 
-    def _record(self, flight: _InFlight, event: Measurement) -> str:
+    def _record(self, flight: _InFlight, event: Result) -> str:
         setting = flight.fit.at(event.budget)
         if setting in self.results:
             return ""  # a fit that failed on its way and was done again
@@ -522,11 +522,11 @@ class _Run:
         return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.leases.alive())
 
 
-def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
+def run(study: StudyWriter, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
     """Runs a study to its end.
 
     Args:
-        study: the study, driven by us.
+        study: the study, open for recording.
         executor: where fits run.
         forecast: of this executor; grows with every result.
 
