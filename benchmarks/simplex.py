@@ -67,7 +67,9 @@ def structure(kind: str) -> dict[str, float]:
     spec, found = parse_spec(study(kind), "benchmark"), []
     for seed in range(SEEDS):
         random = np.random.default_rng(seed)
-        values = noise_volume(spec.search_space["noise"][0], 32, 16, 20, random, spec.noise).astype(float)
+        values = noise_volume(spec.search_space["noise"][0], 32, 16, 20, random, **spec.noise.model_dump()).astype(
+            float
+        )
         spectrum = np.linalg.svd((values - values.mean()).reshape(32, -1), compute_uv=False) ** 2
         weights = spectrum / spectrum.sum()
         found.append(

@@ -130,7 +130,7 @@ def test_noise_is_made_once_for_the_slice_and_cut_like_it(make_job: Callable[...
     assert work.inputs.shape == (2, 4, 4, 4, 3)
     for member, inputs in enumerate(work.inputs):
         stream = np.random.SeedSequence([job.options.seed, job.fit.digest, member]).spawn(2)[0]
-        whole = noise_volume("blur3", 4, 8, 6, np.random.default_rng(stream), job.noise)
+        whole = noise_volume("blur3", 4, 8, 6, np.random.default_rng(stream), **job.noise.model_dump())
         assert np.array_equal(join(inputs, "2x2", 8, 6), whole)
 
 

@@ -14,10 +14,12 @@ the thesis', because seeds and results belong to it.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.spec.options import Noise, NoiseSpec
+from ddstudy.spec.options import Noise
 
 
 def gaussian_sigma(kernel: int) -> float:
@@ -26,7 +28,16 @@ def gaussian_sigma(kernel: int) -> float:
 
 
 def noise_volume(
-    kind: Noise, k: int, height: int, width: int, rng: np.random.Generator, options: NoiseSpec
+    kind: Noise,
+    k: int,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    blur_kernel: int = 3,
+    feature_size: float = 1.0,
+    range: tuple[float, float] = (0.0, 1.0),
+    channels: Literal["independent", "interpolated"] = "independent",
 ) -> NDArray[np.float32]:
     """One noise image per channel.
 
@@ -37,21 +48,24 @@ def noise_volume(
         height: rows of the whole slice's input, rows of tiles * h0.
         width: columns, likewise.
         rng: stream that everything random is drawn from.
-        options: kernel size, feature size, range, channels.
+        blur_kernel: Gaussian kernel size of `blur3`, pixels.
+        feature_size: of `simplex`, pixels.
+        range: lowest and highest value, which the ends of [0, 1] are moved to.
+        channels: `interpolated` makes the channels of `uniform` and `blur3` all between two noise images.
 
     Returns:
-        float32 array (k, height, width) within `options.range`.
+        float32 array (k, height, width) within `range`.
     """
     if kind == "simplex":
-        images = _simplex(k, height, width, rng, options.feature_size)
-    elif options.channels == "interpolated":
+        images = _simplex(k, height, width, rng, feature_size)
+    elif channels == "interpolated":
         # sec. 3.2, taken literally: every channel lies between two noise images, so the input has rank 2
-        first, last = _uniform(kind, 2, height, width, rng, options.blur_kernel)
+        first, last = _uniform(kind, 2, height, width, rng, blur_kernel)
         step = np.linspace(0, 1, k, dtype=np.float32)[:, None, None]
         images = (1 - step) * first + step * last
     else:
-        images = _uniform(kind, k, height, width, rng, options.blur_kernel)
-    low, high = options.range
+        images = _uniform(kind, k, height, width, rng, blur_kernel)
+    low, high = range
     return np.asarray(low + (high - low) * images, dtype=np.float32)
 
 

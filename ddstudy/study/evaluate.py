@@ -138,7 +138,7 @@ def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise:
     for member in range(options.members):
         seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(2)
         noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds)
-        volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, noise)
+        volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, **noise.model_dump())
         inputs.append(split(volume, fit["tiling"]))
         weights.append(prior.initial_weights(weight_rng))
     tiles = split(measurement, fit["tiling"])
