@@ -93,7 +93,7 @@ def quality(kind: str) -> dict[str, float]:
     spec, found = parse_spec(study(kind), "benchmark"), {}
     target = load_target(spec.target)
     for fit, budgets in budgets_by_fit(spec.search_space).items():
-        job = Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
+        job = Job(fit, budgets, target, spec.fit, spec.noise)
         for event in evaluate(job, device="cpu", threads=usable_cores()):
             if isinstance(event, Result):
                 scores = np.array([float(event.values[f"psnr_member_{member}"]) for member in range(SEEDS)])

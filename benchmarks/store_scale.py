@@ -43,7 +43,7 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec
-from ddstudy.spec.schema import StabilitySpec, StudySpec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.urls import parse_url
@@ -145,7 +145,6 @@ class Stub:
             TARGET,
             options,
             NoiseSpec(),
-            StabilitySpec(prune=False),
         )
         (self._measurement,) = (e for e in evaluate(work, device="cpu", threads=1) if isinstance(e, Result))
         self._waiting: deque[tuple[str, Job]] = deque()

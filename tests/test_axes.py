@@ -77,7 +77,7 @@ def oracle(folder: Path, setting: Setting) -> float:
     )
     noise = spec.noise.model_copy(update={"feature_size": setting.get("noise.feature_size", 1.0)})
     target = load_target(spec.target.model_copy(update={"slice": setting["target.slice"]}))
-    job = Job(setting.fit, (setting["iterations"],), target, options, noise, spec.stability)
+    job = Job(setting.fit, (setting["iterations"],), target, options, noise)
     (result,) = [event for event in evaluate(job, device="cpu", threads=1) if isinstance(event, Result)]
     return float(result.values["psnr"])
 

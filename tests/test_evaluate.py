@@ -20,6 +20,7 @@ from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import evaluate as module
+from ddstudy.study import planner
 from ddstudy.study.evaluate import Check, Job, Result, evaluate, measured, problem
 from ddstudy.study.stability import cv_percent
 
@@ -31,7 +32,7 @@ FIT = fit_of(4, 4, 2, "uniform", "1x1")
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(fit: Fit = FIT, budgets: tuple[int, ...] = (5, 10), **tables: Any) -> Job:
         spec = make_spec(**tables)
-        return Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability)
+        return planner.job(spec, tiny_target, fit, budgets)
 
     return make
 

@@ -28,6 +28,7 @@ from ddstudy.execution.executors import (
 )
 from ddstudy.images.volumes import Target
 from ddstudy.spec.schema import StudySpec
+from ddstudy.study import planner
 from ddstudy.study.evaluate import Check, Job, Result
 
 MakeSpec = Callable[..., StudySpec]
@@ -47,7 +48,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(k: int = 2, **fit: Any) -> Job:
         spec = make_spec(fit=fit)
-        return Job(fit_of(k, 4, 2, "uniform", "1x1"), (5, 10), tiny_target, spec.fit, spec.noise, spec.stability)
+        return planner.job(spec, tiny_target, fit_of(k, 4, 2, "uniform", "1x1"), (5, 10))
 
     return make
 

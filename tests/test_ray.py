@@ -27,7 +27,7 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.options import THESIS, FitSpec
 from ddstudy.spec.schema import ExecutorSpec, StudySpec
 from ddstudy.store.database import Store
-from ddstudy.study import forecasting, runner
+from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, Result, device_name
 from ddstudy.study.samplers import sampler
 
@@ -445,7 +445,7 @@ def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(k: int = 2, iterations: int = 10) -> Job:
         spec = make_spec(fit={"check_every": 500})
         what = fit_of(k, 4, 2, "uniform", "1x1")
-        return Job(what, (5, iterations), tiny_target, spec.fit, spec.noise, spec.stability)
+        return planner.job(spec, tiny_target, what, (5, iterations))
 
     return make
 

@@ -198,7 +198,7 @@ def make_jobs(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., list[Jo
     def make(budgets: tuple[int, ...] = (5, 10), tiling: Any = "2x2", **tables: Any) -> list[Job]:
         spec = make_spec(**tables)
         fits = [fit_of(4, 4, 2, noise, tiling) for noise in ("uniform", "blur3", "simplex")]
-        return [Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability) for fit in fits]
+        return [planner.job(spec, tiny_target, fit, budgets) for fit in fits]
 
     return make
 
@@ -225,7 +225,7 @@ def by_job(events: Iterator[tuple[int, Any]]) -> dict[int, list[Any]]:
 def test_jobs_of_a_pack_have_their_own_events_and_ends(make_jobs: Callable[..., list[Job]]) -> None:
     """One is stopped by its rule, one is cancelled, one goes to its end."""
     jobs = make_jobs()
-    jobs[1] = replace(jobs[1], stability=make_jobs(stability={"cv_percent": 1e-9, "warmup": 0})[0].stability)
+    jobs[1] = replace(jobs[1], rule=make_jobs(stability={"cv_percent": 1e-9, "warmup": 0})[0].rule)
     assert len({job.kind for job in jobs}) == 1
     stops = [threading.Event() for _ in jobs]
     seen: list[tuple[int, Any]] = []

@@ -170,7 +170,7 @@ class Ray:
             self._targets[key] = job.target  # kept, so that no other takes its place
             self._send("target", key, job.target)
         self._jobs.add(ticket)
-        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability, job.timed))
+        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.rule, job.timed))
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
@@ -298,8 +298,8 @@ class _Worker:
         """The events of a job, those together that come together."""
         self._stop.clear()
         self._ticket = ticket
-        fit, budgets, options, noise, stability, timed = parts
-        job = Job(fit, budgets, target, options, noise, stability, timed)
+        fit, budgets, options, noise, rule, timed = parts
+        job = Job(fit, budgets, target, options, noise, rule, timed)
         # the processor is asked for where the GPU failed
         device = "cpu" if options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)

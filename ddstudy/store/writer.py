@@ -36,7 +36,7 @@ from ddstudy.store.optuna_rows import (
 from ddstudy.store.records import REUSED, VERSION, Outcome, Outcomes
 from ddstudy.store.study import StudyView
 from ddstudy.study.evaluate import Check, Result
-from ddstudy.study.stability import cv_percent, reason, violations
+from ddstudy.study.stability import Limits, cv_percent, reason, violations
 
 _DIVERGED = "diverged"
 _JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # of a trial, added to what was measured
@@ -260,7 +260,8 @@ class StudyWriter:
         Returns:
             What a run must know of it; None if the setting has a result already.
         """
-        limits, values = self.spec.stability, result.values
+        table, values = self.spec.stability, result.values
+        limits = Limits(table.cv_percent, table.min_psnr, table.max_vif)
         diverged = "psnr" not in values
         attrs: dict[str, Any] = {**(self._made_by if not origin else {}), **values}
         attrs |= {"fit_id": setting.fit.id, "shared": shared}
@@ -280,7 +281,7 @@ class StudyWriter:
             if result.stopped:
                 # the rule looks at medians: the CV at the stop itself may happen to be below the limit
                 constraints["cv_percent"] = max(constraints["cv_percent"], 1e-9)
-        pruned = diverged or (limits.prune and not attrs["stable"])
+        pruned = diverged or (table.prune and not attrs["stable"])
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         objectives = None if diverged else [float(values[metric]) for metric in self.spec.objectives]
         steps = {}

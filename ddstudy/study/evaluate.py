@@ -29,9 +29,8 @@ from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
-from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.load import DISTURBED_PERCENT, watched
-from ddstudy.study.stability import cv_percent, dead_members, stops_at
+from ddstudy.study.stability import StopRule, cv_percent, dead_members, stops_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Job:
         target: the image that quality is measured against, and of which the measurement is made.
         options: members, seed, learning rate, checks, device.
         noise: how input tensors are made.
-        stability: limits, and whether they stop the fit.
+        rule: stops the fit early, also when a member is dead; None: nothing does but a member that diverges.
         timed: its seconds are compared with others: nothing else is done meanwhile.
         every_member: results carry the output of every member, too.
     """
@@ -54,7 +53,7 @@ class Job:
     target: Target
     options: FitSpec
     noise: NoiseSpec
-    stability: StabilitySpec
+    rule: StopRule | None = None
     timed: bool = False
     every_member: bool = False
 
@@ -152,7 +151,7 @@ def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise:
 def evaluate(job: Job, *, device: str, threads: int, stop: threading.Event | None = None) -> Iterator[Check | Result]:
     """Runs the fit; yields a check every `check_every` iterations and a result at each budget.
 
-    With pruning on, a fit that the rule stops, or that has a dead member, ends with a result of where it stands,
+    Where the job has a rule, a fit that it stops or in which a member is dead ends with a result of where it stands,
     `stopped` set. A fit in which a member diverges ends so in any case: it cannot recover. Setting `stop` ends it
     without a result.
     """
@@ -248,8 +247,8 @@ class _Tracker:
         check = Check(snapshot.iteration, snapshot.seconds, scores)
         if finite:
             self.checks.append(check)
-        dead = int(dead_members(snapshot.ranges).sum())
-        hopeless = self.job.stability.prune and check.iteration < self.last and (dead > 0 or self._unstable())
+        dead, rule = int(dead_members(snapshot.ranges).sum()), self.job.rule
+        hopeless = rule is not None and check.iteration < self.last and (dead > 0 or self._is_unstable(rule))
         stopped = not finite or hopeless
         self.over = stopped or check.iteration == self.last
         measure = None
@@ -257,13 +256,13 @@ class _Tracker:
             measure = partial(self._measure, check, dead, stopped, waited, snapshot.outputs, _curve(self.checks))
         return check if finite else None, measure
 
-    def _unstable(self) -> bool:
+    def _is_unstable(self, rule: StopRule) -> bool:
         """Whether to stop: judged at regular checks only, so that it does not depend on the budgets asked for."""
         regular = [check for check in self.checks if check.iteration % self.job.options.check_every == 0]
         if not regular or regular[-1] is not self.checks[-1]:
             return False
         iterations, scores = [c.iteration for c in regular], [c.psnr_members for c in regular]
-        return stops_at(iterations, scores, self.job.stability) is not None
+        return stops_at(iterations, scores, rule) is not None
 
     def _measure(
         self,

@@ -126,12 +126,11 @@ def calibrate(
     if leases is not None:
         elsewhere = leases.orphans() | leases.alive()
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
-    stability = spec.stability.model_copy(update={"prune": False})
     last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
     for name, fit in chosen.items():
         trial = job(spec, target, fit, (1, last))
         options = trial.options.model_copy(update={"check_every": CALIBRATION_CHECKS})
-        executor.submit(name, replace(trial, options=options, stability=stability))
+        executor.submit(name, replace(trial, options=options, rule=None))
     started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
     besides: list[float] = []
     end = time.monotonic() + CALIBRATION_SECONDS
