@@ -497,7 +497,7 @@ def test_lost_lease_is_not_recorded_but_taken_again(store_url: str, make_spec: M
         next(steps)  # the lease is taken and the fit waits
         store.driver = "another"
         other = beside(store, driven)
-        other.leases.bury()  # this one slept too long
+        other.leases.expire_others()  # this one slept too long
         other.leases.take(fit_of(2, 4, 2, "uniform", "1x1").id)
         other.leases.end()
         messages = [step.message for step in steps]

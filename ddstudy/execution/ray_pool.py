@@ -262,7 +262,7 @@ def places(resources: dict[str, float], wish: Wish, device: str) -> list[Place]:
         wish.fit, "cpu", exclusive=wish.timed, bytes_per_fit=wish.bytes_per_fit, cores=cpus,
         memory=resources.get("memory"),
     )  # fmt: skip
-    # whoever has a node alone has all of it, so that no other driver's fits come beside
+    # a fit with a node to itself takes all of its cores, so that no other driver's fits run beside it
     own = {"num_cpus": float(cpus if cores.workers == 1 else cores.threads), "num_gpus": 0.0}
     return [Place("cpu", own, cores.threads, cores.workers > 1)] * cores.workers
 
@@ -406,7 +406,7 @@ class _Pool:
         while not self._end.done():
             try:
                 nodes = await asyncio.to_thread(self._ray.nodes)
-            except Exception:  # Ray has no common one for a lost head, and ends this process soon, too
+            except Exception:  # Ray raises many kinds for a lost head, and soon ends this process
                 raise WorkError(f"{GONE}\n{KEPT}") from None
             self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
             self._request_slots(device)
@@ -580,7 +580,7 @@ class _Pool:
                     break
                 self.tell(ticket, events)
         except self._ray.exceptions.RayError as error:
-            worker.stop.options(concurrency_group="control").remote(ticket)  # should it go on unseen
+            worker.stop.options(concurrency_group="control").remote(ticket)  # in case it still runs
             cause = await self._cause_of_death(worker)
             if self._running.get(ticket) is worker:
                 del self._running[ticket]

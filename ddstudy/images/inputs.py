@@ -4,12 +4,12 @@ Noise is made once for the whole slice, on a grid of (rows * h0, columns * w0), 
 neighbouring tiles get neighbouring noise (Fig. 3.5). `uniform` is the thesis' Blur = 0, `blur3` its Blur = 3,
 `simplex` its Perlin.
 
-The thesis calls simplex noise a compromise between uniform and blurred noise. At its feature size of 1 it is none:
+The thesis calls simplex noise a compromise between uniform and blurred noise. At a feature size of 1 it is not:
 simplex noise is 0, hence 0.5 here, at every corner of its lattice, and whole numbers meet one in every plane
 x + y + z = 0 (mod 6), a sixth of all values; neighbours correlate by 0.05 only, where those of `blur3` do by 0.67. A
 feature size of 1.6 meets hardly a corner and has half the correlation of `blur3` (`benchmarks/simplex.py`).
-Whatever it is, channels correlate like neighbours in the image, since all are slices of one volume. The default stays
-the thesis', because seeds and results belong to it.
+At any feature size, channels correlate like neighbours in the image, since all are slices of one volume. The default
+stays the thesis', because seeds and results belong to it.
 """
 
 from __future__ import annotations

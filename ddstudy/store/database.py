@@ -45,7 +45,7 @@ _OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NU
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
-# what a damaged database, or a server that is away, ends in
+# what is raised for a damaged database, or a server that is away
 _FAILURES = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError)
 READ_ERRORS = (*_FAILURES, sqlite3.Error, UnicodeError)
 
@@ -114,7 +114,7 @@ class Store:
             return storage
         except READ_ERRORS as error:
             raise UserError(f"{self.shown_url}: cannot be opened: {said(error, self._url)}", VALID) from None
-        except AssertionError:  # of Optuna, which misses what it noted
+        except AssertionError:  # Optuna's, where the row with its version is missing
             raise UserError(
                 f"{self.shown_url}: cannot be opened: it does not say which version of Optuna made it",
                 "It was damaged.",
@@ -133,7 +133,7 @@ class Store:
         return url.render_as_string(hide_password=False)
 
     def _engine_options(self, read_only: bool) -> dict[str, Any]:
-        # whoever only looks may look for days: it keeps no connection between looks
+        # a reader may stay open for days: it keeps no connection between reads
         options: dict[str, Any] = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
         if self.is_sqlite:
             return {**options, "connect_args": {"timeout": 60}}
@@ -156,7 +156,7 @@ class Store:
                 if connection.scalar(ask):
                     yield
                     return
-            time.sleep(0.1)  # who waited in the database would keep a pooler's connection, which the other may need
+            time.sleep(0.1)  # a wait inside the database would hold a pooler's connection, which the other may need
 
     def close(self) -> None:
         """Gives the driver's place back and closes all connections."""
@@ -228,7 +228,7 @@ class Store:
         return count_finished(self.storage.engine, self.storage.get_study_id_from_name(name))
 
     def source(self, name: str, spec: StudySpec, target: Target | Targets) -> StudyView:
-        """Another study, whose results are results of a study of this spec and target.
+        """Another study, whose results can be imported into a study of this spec and target.
 
         Raises:
             UserError: there is no such study, or its target or what changes its numbers is not the same.
@@ -290,7 +290,7 @@ class Store:
             leases = Leases(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
             stack.callback(leases.end)
             if self.is_sqlite:
-                leases.bury()  # we have the file's lock, so the drivers that had these are dead
+                leases.expire_others()  # we have the file's lock, so the drivers that had these are dead
             made_by = {VERSION: version("ddstudy")} | ({"commit": commit()} if commit() else {})
             writer = StudyWriter(
                 study, self.storage, spec, target, self.artifacts, leases, made_by, alone=self.is_sqlite
@@ -436,7 +436,7 @@ def _lock_from_the_beginning(engine: sa.Engine) -> None:
 
     sa.event.listen(engine, "connect", leave_beginning_to_us)
     sa.event.listen(engine, "begin", begin)
-    engine.dispose()  # the connections that were made before
+    engine.dispose()  # drops the connections that were made before
 
 
 def _grows(key: str, old: list[Any], new: list[Any]) -> bool:
@@ -459,7 +459,7 @@ def _same_pixels(one: str | dict[str, str], other: str | dict[str, str]) -> bool
 
 
 def _numerics_without_number(facts: Mapping[str, str]) -> int:
-    """The arithmetic of a study from before there was a number: that of a6b599d, unless the study is older."""
+    """`NUMERICS` of a study that was stored before studies noted it: 2 since commit a6b599d, 1 before."""
     if facts.get("commit", "").removesuffix("-dirty") in ("a6b599d", "61b977d", "dc64bf9", "87a1aef"):
         return 2
     return 1 if facts.get("created", "9") < "2026-11-26T08:36" else 2
@@ -473,7 +473,7 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """Of this ddstudy where it runs from a git checkout, else nothing."""
+    """The commit of this ddstudy; empty where it does not run from a git checkout."""
     git, root = shutil.which("git"), Path(__file__).parents[2]
     if not git or not (root / ".git").exists():
         return ""

@@ -72,7 +72,7 @@ class AtWork:
 
 
 def at_work(engine: sa.Engine, study_id: int) -> list[AtWork]:
-    """Fits of a study that living drivers have. For whoever only looks: the table may be missing or old."""
+    """Fits of a study that living drivers have. A reader makes no table: it may be missing, or have fewer columns."""
     inspector = sa.inspect(engine)
     if not inspector.has_table(_table.name) or "doing" not in {c["name"] for c in inspector.get_columns(_table.name)}:
         return []
@@ -101,7 +101,7 @@ class Patience:
     """Tries again while the database's server is away, so that its restart costs no fit.
 
     Args:
-        seconds: for how long, counted from its first silence; then the error is passed on.
+        seconds: for how long, from the first call that it did not answer; then the error is raised.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -109,11 +109,11 @@ class Patience:
         self._silent_since: float | None = None
 
     def __call__(self, call: Callable[[], T]) -> T:
-        """Calls something that may be called twice."""
+        """Calls a function, which may be called twice, until the server answers."""
         while True:
             try:
                 result = call()
-            except Exception as error:  # Optuna wraps the database's; all but those of a server away are passed on
+            except Exception as error:  # the database's, or Optuna's around it; raised unless the server is away
                 now = time.monotonic()
                 self._silent_since = self._silent_since or now
                 if not _is_away(error) or now - self._silent_since > self._seconds:
@@ -143,8 +143,8 @@ class Leases:
         lease_seconds: how long a lease outlives its driver; it is renewed three times as often.
 
     Attributes:
-        deaths: of the fits taken, how many drivers died with each, one after the other: who gives a fit back, done or
-            given up, ends the count.
+        deaths: of each fit that we took, how many drivers in a row died while they had it. A driver that gives a fit
+            back, done or given up, ends the count.
         patiently: calls something again while the database's server is away, for as long as a lease.
     """
 
@@ -184,7 +184,7 @@ class Leases:
 
     def holds(self, fit_id: str) -> bool:
         """Whether a fit is ours for half a lease more; after a longer pause of ours, another driver may have it."""
-        # mostly the renewals see to that, and a look costs less than one more write to the disk
+        # mostly the regular renewals keep it so, and a read costs less than another write
         look = (
             "SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
             f"AND expires >= {self._clock} + :lease * 0.5"
@@ -227,14 +227,14 @@ class Leases:
             )
         )
 
-    def bury(self) -> None:
-        """Ends all leases of other drivers, who are known to be dead; whoever takes one counts a death."""
+    def expire_others(self) -> None:
+        """Ends the leases of all other drivers, which are known to be dead; who takes such a fit counts a death."""
         self._rows(
             "UPDATE ddstudy_claims SET expires = 0 WHERE study_id = :study AND driver <> :driver RETURNING fit, deaths"
         )
 
     def orphans(self) -> set[str]:
-        """Fits that drivers died with, and nobody has taken since."""
+        """Fits whose driver died and that nobody has taken since."""
         return set(
             self._patient_rows(
                 f"SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND expires < {self._clock}"

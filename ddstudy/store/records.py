@@ -51,7 +51,7 @@ class Record:
         curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`; empty where none is kept.
         log: all that is known of a failure.
         images: system attribute -> what it says of the image, see `ddstudy.store.optuna_rows.artifact_of`.
-        started: when, naive local time; in a trial of the first version the local time of who ran it.
+        started: when, naive local time; in a trial of the first version, of the machine that ran it.
         finished: the same of its end.
     """
 
@@ -82,8 +82,8 @@ def records_of(trials: Sequence[FrozenTrial], spec: StudySpec) -> tuple[list[Rec
         spec: the study.
 
     Returns:
-        The records in the order of the trials, and of each trial that is finished and no record its number and why.
-        A FAIL without all parameters is neither: its driver died before it had asked for them.
+        The records in the order of the trials; and number -> why, of the finished trials that are not ours. A FAIL
+        without all parameters is neither: its driver died before it had asked for them.
     """
     records: dict[int, Record] = {}
     refused: dict[str, str] = {}
@@ -164,7 +164,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What others have added to a trial may be any JSON; tables hold numbers, texts and flags."""
+    """A number, text or flag for a table; any other JSON, which others may have added to a trial, as text."""
     return value if value is None or isinstance(value, str | bool) or is_number(value) else json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""A study as its driver sees it: what is measured, asking for more, and recording it.
+"""A study to write: which settings are measured, asking for more, recording results.
 
 A result is written in one transaction where it can be, and what is done is read from finished trials only. Images are
 files beside the database, written before the trial that names them.
@@ -39,7 +39,7 @@ from ddstudy.study.evaluate import Check, Result
 from ddstudy.study.stability import Limits, cv_percent, reason, violations
 
 _DIVERGED = "diverged"
-_JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # of a trial, added to what was measured
+_JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # attributes of a trial that are added to what was measured
 
 
 class StudyWriter:
@@ -108,9 +108,9 @@ class StudyWriter:
         return self._outcomes.given_up
 
     def settle(self) -> None:
-        """Lets exactly those settings be measured that have no result: copies and damaged trials told otherwise.
+        """Corrects which settings are noted to have a result: a copied, edited or damaged study may be wrong about it.
 
-        What is noted is read first, so that a result which another driver records meanwhile is among the results.
+        The notes are read first, so that a result which another driver records meanwhile is among the results.
         """
         noted = self._storage.noted_results(id_of(self.study))
         self.measured()
@@ -120,7 +120,8 @@ class StudyWriter:
         if wrong or missing:
             self._storage.note_results(id_of(self.study), wrong, missing)
         if self.spec.search.sampler.startswith("nsga"):
-            self._storage.forget_parents(id_of(self.study), self.trials())  # of a copy, they are those of the original
+            # in a copied study, parents are trials of the original
+            self._storage.forget_parents(id_of(self.study), self.trials())
 
     @property
     def reused(self) -> int:
@@ -134,8 +135,8 @@ class StudyWriter:
 
         They are judged anew by this study's limits, and carry where they come from as `reused_from`. Left out are
         settings outside of this space, those without a metric that is an objective here, fits that another rule
-        stopped early, and, where seconds are an objective, results of another device, or with
-        seconds that others had a part in.
+        stopped early, and, where seconds are an objective, results of another device, or of a fit that others ran
+        beside or disturbed.
 
         Args:
             other: what `Store.source` gave.
@@ -160,7 +161,7 @@ class StudyWriter:
             if not wanted or (stopped and not same_rule) or (timed and not comparable):
                 continue
             values = {key: value for key, value in attrs.items() if key not in _JUDGED}
-            if VERSION not in values:  # the first one left none on a trial; who imports a result has not measured it
+            if VERSION not in values:  # left out by the first version; this one has not measured what it imports
                 values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
             curve = {key: list(rows) for key, rows in record.curve.items()}
             result = Result(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
@@ -181,7 +182,7 @@ class StudyWriter:
     def ask(self) -> tuple[optuna.Trial, Setting]:
         """A new trial from the study's sampler, RUNNING until it is recorded.
 
-        What was enqueued comes first; what of it is no setting of the study, or has a result, is closed and says so.
+        Enqueued trials come first; one that is no setting of the study, or has a result, is closed with the reason.
         """
         self.leases.patiently(self._refuse_enqueued)
         trial = self.leases.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
@@ -190,7 +191,7 @@ class StudyWriter:
         return trial, setting
 
     def _refuse_enqueued(self) -> None:
-        """Closes what was enqueued and is not listed, which Optuna would take, or has a result."""
+        """Closes enqueued trials whose values are not listed, which Optuna would accept, or that have a result."""
         names = self.space.names
         for trial in self._storage.read_trials(id_of(self.study), (TrialState.WAITING,))[0]:
             fixed = enqueued(trial)
@@ -226,7 +227,7 @@ class StudyWriter:
                 self._storage.set_trial_user_attr(trial_id, key, value)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-        # whoever thought this driver dead may have closed the trial meanwhile
+        # a driver that took this one for dead may have closed the trial meanwhile
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.leases.patiently(close)
 
@@ -362,7 +363,7 @@ class StudyWriter:
                 described = self._storage.describe_result(study, id_of(trial), frozen, setting)
                 if described is False:
                     return False
-                # whoever thinks this driver dead may close the trial between the two
+                # a driver that takes this one for dead may close the trial between the two
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     if described:
                         complete = frozen.state == TrialState.COMPLETE
@@ -402,7 +403,7 @@ class StudyWriter:
         try:
             FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
         except OSError:
-            (self._files / artifact).unlink(missing_ok=True)  # half of an image is worth nothing, least on a full disk
+            (self._files / artifact).unlink(missing_ok=True)  # half an image is of no use, and the disk may be full
             raise
         return image_attribute(artifact, filename)
 

@@ -90,7 +90,7 @@ class Result:
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
-        shared: other fits ran on its device, so its seconds are not comparable; told by who ran it.
+        shared: other fits ran on its device, so its seconds are not comparable; the executor says so.
         members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
     """
 
@@ -207,7 +207,7 @@ def evaluate_together(
                 pending.extend((one, None) for one in ended)
                 yield from ready()
         except Exception:
-            yield from ready(wait=True)  # what the fit had reached is none the worse for it
+            yield from ready(wait=True)  # results that the fit had reached are still good
             raise
         pending.extend((one, None) for one in running)
         yield from ready(wait=True)

@@ -30,7 +30,7 @@ _FORECAST = "ddstudy:forecast"  # attribute of a study
 
 @dataclass(frozen=True)
 class Work:
-    """What is to do, or done: operations and iterations of all members, and results; sums of fits' are exact."""
+    """Work to do, or done: operations and iterations of all members, and results; whole numbers, so sums are exact."""
 
     operations: int = 0
     iterations: int = 0
@@ -106,14 +106,14 @@ def calibrate(
 ) -> Forecast:
     """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
 
-    It takes `CALIBRATION_SECONDS`, and whatever an iteration that is under way then, or compilation, takes beyond.
+    It takes `CALIBRATION_SECONDS`, besides compilation and the iterations that are under way at the end.
 
     Args:
         spec: the study.
         target: its image.
         fits: that are to do.
         executor: where.
-        leases: ours, of a study that is stored: a driver may die of what is tried here, too.
+        leases: ours, of a study that is stored: a fit that is tried here may end the driver, too.
 
     Returns:
         A forecast that knows nothing if there was no time for a single iteration.
@@ -193,7 +193,7 @@ def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Wor
     """The work of a plan without any early stop; for a search, of average settings."""
     if spec.search.sampler == "grid":
         return sum((work_of(spec, fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
-    # a search asks for whole fits, whose every budget is a result, or where time counts for any budget of theirs
+    # a search asks for whole fits, whose budgets are all results; with time an objective, for fits up to any budget
     asked = [
         work_of(spec, fit, budgets[:count], target)
         for fit, budgets in budgets_by_fit(spec.search_space).items()
@@ -231,6 +231,6 @@ def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outloo
     late = results[results["finished"] >= since]
     seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3) if len(late) else 1.0
     per_minute = 60 * len(late) / seconds
-    # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
+    # each driver has told when it expects the end; of several, the one that saw most of the work done has the earliest
     ends = [each.ends for each in at_work if each.ends is not None]
     return Outlook(per_minute, max(0.0, min(ends) - time.time()) if ends else None)

@@ -29,10 +29,10 @@ from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_
 from ddstudy.study.stability import cv_percent
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
-LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of
-PACE_SECONDS = 600.0  # that the time left looks back
-TRUST_SECONDS = 10.0  # of work that a forecast stands for, before what was seen outweighs it
-KEEP_SECONDS = 30.0  # between looks of other runs at what this one learnt
+LOSSES = 5  # of the nodes that a fit runs on, before it is given up: it may be the cause
+PACE_SECONDS = 600.0  # of the past, whose pace tells the time left
+TRUST_SECONDS = 10.0  # the forecast counts as much as so much observed work
+KEEP_SECONDS = 30.0  # between writes of the forecast to the store
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
 
 
@@ -124,14 +124,14 @@ class _Run:
         self.best: tuple[Setting, float] | None = None
         self.todo: dict[Fit, tuple[int, ...]] = {}
         self.costs: dict[Fit, int] = {}
-        self.ahead = self.behind = self.average = Work()  # to do by anyone and not in flight; done since we began
-        self.way = deque([(self.began, self.behind)])  # of what was done, of late
+        self.ahead = self.behind = self.average = Work()  # not begun; done since we began, by anyone; per result
+        self.history = deque([(self.began, self.behind)])  # what was done by when, of late
         self.left: float | None = None
         self.kept = self.began
         self._count()
         self.plan = plan(study.spec, study.target, set(self.results), study.reused)
         orphans = study.leases.orphans()
-        # what drivers died with comes last, the longest at the end: it may be what they die of
+        # fits whose drivers died come last, the longest at the very end: they may be the cause
         order = [fit for fit in self.plan.todo if fit.id not in orphans]
         for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in orphans)]:
             self._put_back(fit, self.plan.todo[fit])
@@ -172,7 +172,7 @@ class _Run:
         self.executor.expect(self._waiting())
 
     def _taken(self) -> int:
-        """Slots in use: of a search one by each fit, so that it asks for none earlier than it must."""
+        """Slots in use; in a search each fit counts, also in a pack, so that no setting is asked for too early."""
         if self.study.spec.search.sampler != "grid":
             return len(self.in_flight)
         return len({flight.pack for flight in self.in_flight.values()})
@@ -261,7 +261,7 @@ class _Run:
         return True
 
     def _is_given_up(self, fit: Fit, budgets: tuple[int, ...], trial: optuna.Trial | None = None) -> bool:
-        """Whether a fit that we just took is not to be tried: another driver gave it up, or drivers die of it."""
+        """Whether a fit that we just took is not to be tried: another driver gave it up, or several died with it."""
         deaths = self.study.leases.deaths[fit.id]
         if fit in self.failures:
             if trial is not None:
@@ -271,7 +271,7 @@ class _Run:
         return fit in self.failures
 
     def _submit(self, flight: _InFlight) -> None:
-        """Into a pack that is being filled, or one of its own; a fit that drivers died of has nothing beside it."""
+        """Puts a fit into a pack that is being filled or a new one; a fit that a driver died with runs alone."""
         self.in_flight[flight.fit.id] = flight
         work = job(self.study.spec, self.study.target, flight.fit, flight.budgets)
         suspect = self.study.leases.deaths[flight.fit.id] > 0
@@ -318,7 +318,7 @@ class _Run:
         elif isinstance(event, Failed):
             return self._failed(flight, event)
         elif isinstance(event, Finished):
-            if flight.recorded and not flight.packed:  # of a pack it is mostly the others' fitting
+            if flight.recorded and not flight.packed:  # in a pack it is mostly the fitting of the others
                 besides = time.monotonic() - flight.begun - flight.fitted
                 self.forecast.learn_besides(max(0.0, besides), flight.recorded)
             self._forget(flight)
@@ -330,7 +330,7 @@ class _Run:
         if self.study.spec.search.pruner is None or flight.trial is None or check.iteration >= last:
             return ""
         flight.trial.report(mean, check.iteration)
-        flight.steps.setdefault(check.iteration, mean)  # as Optuna: what a fit that began again reports counts no more
+        flight.steps.setdefault(check.iteration, mean)  # as in Optuna, the first report of a step counts
         with warnings.catch_warnings():  # of Wilcoxon, about a best trial with fewer checks
             warnings.simplefilter("ignore")
             if not flight.trial.should_prune():
@@ -346,14 +346,14 @@ class _Run:
 
     def _marks(self) -> dict[str, object]:
         if not self.study.spec.search.sampler.startswith("nsga"):
-            return {}  # others need none, and all trials are many
+            return {}  # others need none, and reading all trials takes long
         sampler = self.study.study.sampler
         return sampler.marks(self.study.trials()) if isinstance(sampler, Unseen) else {}
 
     def _record(self, flight: _InFlight, event: Result) -> str:
         setting = flight.fit.at(event.budget)
         if setting in self.results:
-            return ""  # a fit that failed on its way and was done again
+            return ""  # recorded before its fit failed and was done again
         if not self.study.leases.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
@@ -484,7 +484,7 @@ class _Run:
         self.behind += done
 
     def _time_left(self) -> float | None:
-        """What is ahead at the pace of late, which knows of stopped fits, other drivers and workers that went."""
+        """Seconds for what is ahead at the recent pace, which stopped fits, other drivers and lost workers change."""
         ahead, flying = self.ahead, [(self._work(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
         if self.study.spec.search.sampler != "grid":
             coming = sum(len(flight.budgets) - flight.recorded for flight in self.in_flight.values())
@@ -492,13 +492,13 @@ class _Run:
         if not self.forecast.known or not (ahead.iterations or flying):
             return None
         now, done = time.monotonic(), sum((work.times(share) for work, share in flying), self.behind)
-        if now - self.way[-1][0] >= 1:
-            self.way.append((now, done))
-            while self.way[0][0] < now - PACE_SECONDS:
-                self.way.popleft()
-        since, before = self.way[0]
+        if now - self.history[-1][0] >= 1:
+            self.history.append((now, done))
+            while self.history[0][0] < now - PACE_SECONDS:
+                self.history.popleft()
+        since, before = self.history[0]
         slots = max(1, self.executor.slots)  # of a cluster, all may be gone for a moment
-        # until something is done, as many fits as there are slots go on as the forecast has them
+        # until something is done, every slot is taken to work as fast as the forecast says
         spent = max(0.0, self.forecast.seconds(done - before)) + slots * TRUST_SECONDS
         pace = spent / (now - since + TRUST_SECONDS)
         left = [self.forecast.seconds(work) * (1 - share) for work, share in flying]

@@ -99,7 +99,7 @@ def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], rule: S
     From `warmup` on, each check judges the CV of the members' windowed medians: the median of a member's PSNR over the
     last `window` checks, which a spike shorter than half of the window does not move. A check above `stop` times
     `cv_percent` begins a run of unstable checks; one at or below `cv_percent` ends it. The fit stops when the run has
-    `patience` checks: members that are merely behind are still coming.
+    `patience` checks: members that are merely slow have time to catch up.
 
     Args:
         iterations: of the checks, ascending.
