@@ -94,15 +94,31 @@ def test_ensemble_of_one_is_its_member(make_job: Callable[..., Job]) -> None:
     assert single.values["cv_percent"] == 0
 
 
+def test_a_fit_whose_metrics_fail_leaves_no_threads_behind(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its solver was kept by the exception, and hung when that was collected together with the solver's threads."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(module, "quality", fail)
+    with pytest.raises(ZeroDivisionError) as kept:
+        run(make_job())
+    assert kept.traceback
+    assert set(threading.enumerate()) == before
+
+
 @pytest.mark.parametrize(("tiling", "calls"), [("1x1", 1), ("2x2", 5)])
 def test_no_quality_is_computed_twice(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tiling: Any, calls: int
 ) -> None:
     asked: list[int] = []
 
-    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], **how: Any) -> list[dict[str, float]]:
+    def counted(outputs: NDArray[np.float32], target: NDArray[np.float32], *how: Any) -> list[dict[str, float]]:
         asked.append(len(outputs))
-        return quality(outputs, target, **how)
+        return quality(outputs, target, *how)
 
     monkeypatch.setattr(module, "quality", counted)
     _, (result,) = run(make_job(fit=fit_of(4, 4, 2, "uniform", tiling), budgets=(5,)))

@@ -11,6 +11,7 @@ they are PSNR against the measurement; outputs are fetched from the device when 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -188,7 +189,8 @@ def evaluate_together(
     )
     busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
     running = set(range(len(jobs)))
-    with ThreadPoolExecutor(1) as metrics:
+    # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
+    with contextlib.closing(fitting), ThreadPoolExecutor(1) as metrics:  # type: ignore[type-var]  # it has close()
         try:
             for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
                 check, measure = trackers[index].observe(snapshot, waited)
