@@ -1,8 +1,8 @@
 """Fits on a Ray cluster: a pool of workers, one per slot, that grows and shrinks with the cluster.
 
 Ray lives in a process of its own beside the driver. When a cluster is gone, Ray ends the process that was connected to
-it, without asking; the driver outlives that, says so in one line and keeps its leases in order until then. And what a
-cluster learns about whoever connects, its command line and environment, holds no password of the store.
+it, without asking; the driver outlives that, says so in one line and keeps its leases in order until then. And the
+command line and environment of that process, which the cluster sees, hold no password of the store.
 
 `Ray` is the executor in the driver. `serve` is the other process: a `_Pool`, in which every slot is a coroutine that
 makes its worker, hands it one job after another and passes on what comes back. `_Worker` is the actor.

@@ -620,7 +620,7 @@ def _param(name: object, distribution: BaseDistribution, value: Any) -> Any:
         raise DamagedError(f"its parameter '{name}' is {value!r}")
     try:
         shown = distribution.to_external_repr(value)
-        distribution.to_internal_repr(shown)  # as whoever shows or samples it will
+        distribution.to_internal_repr(shown)  # as samplers and dashboards will
         return shown
     except (OverflowError, ValueError):
         raise DamagedError(f"its parameter '{name}' is {value!r}") from None

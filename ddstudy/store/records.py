@@ -221,7 +221,7 @@ class Outcomes:
 
     Attributes:
         given_up: trials that tell of settings which could not be measured.
-        trials: settings that have a result, by their identity, and the trials that were read to be it.
+        trials: identity of a setting that has a result -> id of the trial that is it.
     """
 
     def __init__(self, storage: TrialStorage, study_id: int, spec: StudySpec) -> None:

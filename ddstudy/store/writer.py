@@ -246,8 +246,8 @@ class StudyWriter:
     ) -> Outcome | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
-        A setting has one result, whoever records at the same time: the database refuses another. Images that cannot
-        be written are left out, and the trial says so in its attribute `images`.
+        A setting has one result: the database refuses a second, also from another driver. Images that cannot be
+        written are left out, and the trial says so in its attribute `images`.
 
         Args:
             setting: what was measured.

@@ -242,7 +242,7 @@ class _Tracker:
 
         Args:
             snapshot: of the fit.
-            waited: percent of its time that it waited for others on its machine; None where nobody can tell.
+            waited: percent of its time that it waited for others on its machine; None where it is not known.
         """
         finite = bool(np.isfinite(snapshot.losses).all())
         scores = tuple(psnr_of(float(loss)) for loss in snapshot.losses) if finite else ()

@@ -216,7 +216,7 @@ class Outlook:
     """How a study comes along, as anyone can see from its store.
 
     Attributes:
-        per_minute: settings that got their result, of late.
+        per_minute: settings that got their result, over the last ten minutes.
         eta_seconds: time that is left; None while nothing is known, or nobody works on it.
     """
 

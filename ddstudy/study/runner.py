@@ -436,7 +436,7 @@ class _Run:
             self.behind += self._work(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
         if lost and flight.setting is None and flight.fit not in self.failures:
-            self._put_back(flight.fit, lost)  # whoever took the lease will measure these, or die and leave them to us
+            self._put_back(flight.fit, lost)  # the driver that took the lease measures these, or we do if it dies
 
     def abandon(self) -> None:
         """Closes what is in flight, when the run is stopped."""
