@@ -22,7 +22,6 @@ from ddstudy.images.volumes import load_target
 from ddstudy.solvers import Method, choose, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job, measured, problem
 
 SETTINGS = [(16, 8, 4), (32, 16, 4), (64, 16, 5)]
@@ -49,7 +48,6 @@ def main() -> None:
             target,
             FitSpec(members=options.seeds),
             NoiseSpec(),
-            StabilitySpec(),
         )
         reference: tuple[NDArray[np.float64], ...] = ()
         for method in methods:

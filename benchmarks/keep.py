@@ -19,9 +19,8 @@ from ddstudy.execution.executors import usable_cores
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, Noise, NoiseSpec, TargetSpec, Tiling
-from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.evaluate import Job, Measurement, evaluate
-from ddstudy.study.stability import violations
+from ddstudy.study.evaluate import Job, Result, evaluate
+from ddstudy.study.stability import Limits, violations
 
 BUDGETS = (500, 1000, 2000)
 KEEPS: tuple[Literal["last", "best", "average"], ...] = ("last", "best", "average")
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    target, limits, rows = load_target(TargetSpec(size=(64, 80))), StabilitySpec(prune=False), []
+    target, limits, rows = load_target(TargetSpec(size=(64, 80))), Limits(cv_percent=5, min_psnr=15, max_vif=1), []
     for k, noise, tiling, keep in itertools.product(options.k, NOISES, TILINGS, KEEPS):
         job = Job(
             Fit({"k": k, "s": 8, "l": 4, "noise": noise, "tiling": tiling}),
@@ -42,10 +41,9 @@ def main() -> None:
             target,
             FitSpec(keep=keep),
             NoiseSpec(),
-            limits,
         )
         for event in evaluate(job, device="cpu", threads=usable_cores()):
-            if isinstance(event, Measurement):
+            if isinstance(event, Result):
                 values = {name: float(event.values[name]) for name in ("psnr", "psnr_1dd", "cv_percent", "vif")}
                 beyond = violations(values["cv_percent"], values["psnr"], values["vif"], limits)
                 stable = max(beyond.values()) <= 0

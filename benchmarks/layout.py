@@ -16,7 +16,6 @@ from ddstudy.execution.executors import Failed, InProcess, Layout, Threads, layo
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.evaluate import Job
 
 
@@ -60,7 +59,6 @@ def make_jobs(target: Target, k: int, iterations: int, count: int) -> Iterator[J
             target,
             FitSpec(seed=seed),
             NoiseSpec(),
-            StabilitySpec(),
         )
 
 

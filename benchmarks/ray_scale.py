@@ -36,7 +36,7 @@ from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.spec.schema import ExecutorSpec, StabilitySpec
+from ddstudy.spec.schema import ExecutorSpec
 from ddstudy.store.database import Store
 from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, evaluate
@@ -119,7 +119,7 @@ def feed(executor: Ray, jobs: Iterator[Job], beside: int) -> int:
 def stub_jobs(count: int) -> Iterator[Job]:
     target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)
     fit = Fit({"k": 8, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"})
-    return iter([Job(fit, (1,), target, ONE, NoiseSpec(), StabilitySpec())] * count)
+    return iter([Job(fit, (1,), target, ONE, NoiseSpec())] * count)
 
 
 def stubs(workers: int, count: int) -> dict[str, float]:
@@ -139,7 +139,7 @@ def stubs(workers: int, count: int) -> dict[str, float]:
 
 
 def whole_driver(count: int, workers: int = 2) -> dict[str, float]:
-    """The same with planning, claims, and a result in SQLite for every fit; images are left out."""
+    """The same with planning, leases, and a result in SQLite for every fit; images are left out."""
     side = round(count**0.5)
     axis = list(range(1, side + 1))
     target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)
@@ -166,7 +166,7 @@ def fit_jobs(count: int, first: int = 0) -> list[Job]:
     target = load_target(TargetSpec(size=(128, 160)))
     fit = Fit({"k": 32, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"})
     options = [FitSpec(members=1, device="cpu", seed=first + seed) for seed in range(count)]
-    return [Job(fit, (1000,), target, each, NoiseSpec(), StabilitySpec(prune=False)) for each in options]
+    return [Job(fit, (1000,), target, each, NoiseSpec()) for each in options]
 
 
 def plain(pipe: Connection) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/search_quality.py [--only gp] [--seeds 1000 1100] [--volume]
 
 The tables are exports of finished grids (`ddstudy run studies/reduced.toml`, then `ddstudy export reduced`). A fit is
-looked up instead of run, and everything else is real: ours is the runner with its store, claims and samplers; plain
+looked up instead of run, and everything else is real: ours is the runner with its store, leases and samplers; plain
 Optuna is `study.optimize` over the same six lists, as its documentation has it, every trial a fit of its own.
 
 Two questions: how many fits, and how many iterations, until a stable setting within 0.1, 1 and 2 dB of the best stable
@@ -42,7 +42,7 @@ from ddstudy.spec.options import THESIS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import forecasting, runner
-from ddstudy.study.evaluate import Job, Measurement
+from ddstudy.study.evaluate import Job, Result
 from ddstudy.study.samplers import sampler
 
 ROOT = Path(__file__).parent
@@ -121,7 +121,7 @@ class Replay:
                 row = self._searched.table[setting]
                 values = {key: value for key, value in row.items() if value == value}  # NaN: not measured
                 curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
-                yield ticket, Measurement(setting["iterations"], values, nothing, curve, False)
+                yield ticket, Result(setting["iterations"], values, nothing, curve, False)
             yield ticket, Finished()
 
     def cancel(self, ticket: str) -> None:

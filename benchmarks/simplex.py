@@ -22,7 +22,7 @@ from ddstudy.images.inputs import noise_volume
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import parse_spec
-from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.evaluate import Job, Result, evaluate
 
 OUT = Path(__file__).parent / "results" / "simplex.csv"
 KINDS = ["uniform", "blur3", "1.0", "1.1", "1.3", "1.6", "2.0", "3.0"]
@@ -67,7 +67,9 @@ def structure(kind: str) -> dict[str, float]:
     spec, found = parse_spec(study(kind), "benchmark"), []
     for seed in range(SEEDS):
         random = np.random.default_rng(seed)
-        values = noise_volume(spec.search_space["noise"][0], 32, 16, 20, random, spec.noise).astype(float)
+        values = noise_volume(spec.search_space["noise"][0], 32, 16, 20, random, **spec.noise.model_dump()).astype(
+            float
+        )
         spectrum = np.linalg.svd((values - values.mean()).reshape(32, -1), compute_uv=False) ** 2
         weights = spectrum / spectrum.sum()
         found.append(
@@ -91,9 +93,9 @@ def quality(kind: str) -> dict[str, float]:
     spec, found = parse_spec(study(kind), "benchmark"), {}
     target = load_target(spec.target)
     for fit, budgets in budgets_by_fit(spec.search_space).items():
-        job = Job(fit, budgets, target, spec.fit, spec.noise, spec.stability)
+        job = Job(fit, budgets, target, spec.fit, spec.noise)
         for event in evaluate(job, device="cpu", threads=usable_cores()):
-            if isinstance(event, Measurement):
+            if isinstance(event, Result):
                 scores = np.array([float(event.values[f"psnr_member_{member}"]) for member in range(SEEDS)])
                 tiling = fit.id.rpartition("-")[2]
                 found[f"psnr_{tiling}"] = scores.mean()

@@ -43,12 +43,12 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec
-from ddstudy.spec.schema import StabilitySpec, StudySpec
+from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.urls import parse_url
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import Job, Measurement, evaluate
+from ddstudy.study.evaluate import Job, Result, evaluate
 from ddstudy.study.samplers import sampler
 
 BUDGETS = [2000, 5000, 7000]
@@ -145,9 +145,8 @@ class Stub:
             TARGET,
             options,
             NoiseSpec(),
-            StabilitySpec(prune=False),
         )
-        (self._measurement,) = (e for e in evaluate(work, device="cpu", threads=1) if isinstance(e, Measurement))
+        (self._measurement,) = (e for e in evaluate(work, device="cpu", threads=1) if isinstance(e, Result))
         self._waiting: deque[tuple[str, Job]] = deque()
 
     def room(self, job: Job) -> int:

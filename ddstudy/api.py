@@ -26,7 +26,7 @@ from ddstudy.spec.files import parse_spec, read_spec, read_study, target_of
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import NoStudiesError, Store
 from ddstudy.store.study import StudyView
-from ddstudy.store.writer import Driven
+from ddstudy.store.writer import StudyWriter
 from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import device_name
 from ddstudy.study.forecasting import Forecast
@@ -99,19 +99,19 @@ def run(
     last = None
     with Store(store_url(store), images_folder(artifacts)) as opened:
         source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
-        driven = opened.drive(spec, image, sampler(spec))
+        writer = opened.drive(spec, image, sampler(spec))
         with (
             contextlib.suppress(StoppedError),
             executor_for(spec, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor,
         ):
             if source is not None:
-                _import(driven, source, executor, tell)
-            so_far = driven.measured()
-            driven.study.sampler = sampler(spec, len(so_far))
-            the_plan = planner.plan(spec, image, set(so_far), driven.reused)
-            forecast = announce(tell, spec, image, the_plan, executor, driven)
+                _import(writer, source, executor, tell)
+            so_far = writer.measured()
+            writer.study.sampler = sampler(spec, len(so_far))
+            the_plan = planner.plan(spec, image, set(so_far), writer.reused)
+            forecast = announce(tell, spec, image, the_plan, executor, writer)
             if forecast is not None and not is_stopped(stop):
-                steps = runner.run(driven, executor, forecast)
+                steps = runner.run(writer, executor, forecast)
                 with contextlib.closing(steps):  # type: ignore[type-var]  # a generator has close()
                     for last in steps:
                         if progress is not None:
@@ -308,7 +308,7 @@ def announce(
     image: Target | Targets,
     the_plan: Plan,
     executor: Executor,
-    study: Driven | None = None,
+    study: StudyWriter | None = None,
 ) -> Forecast | None:
     """Says what a run will do, and how long it will take.
 
@@ -318,7 +318,7 @@ def announce(
         image: its target.
         the_plan: what is to do.
         executor: where it is done.
-        study: driven by us, whose forecast is kept; None where nothing is stored.
+        study: whose forecast is kept; None where nothing is stored.
 
     Returns:
         The forecast, None if nothing is left to do.
@@ -342,7 +342,7 @@ def announce(
     if forecast is None:
         most = f"{forecasting.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
         tell(f"Trying some iterations for a forecast: {most}")
-        forecast = forecasting.calibrate(spec, image, to_try, executor, study.claims if study else None)
+        forecast = forecasting.calibrate(spec, image, to_try, executor, study.leases if study else None)
         forecast.where = where
         if study is not None:
             forecasting.keep_forecast(study, forecast)
@@ -363,10 +363,10 @@ def _device_of(executor: Executor, spec: StudySpec) -> str:
     return executor.device if isinstance(executor, Ray) else device_name(resolve_device(spec.fit.device))
 
 
-def _import(driven: Driven, source: StudyView, executor: Executor, tell: Callable[[str], object]) -> None:
-    sampler = driven.study.sampler
-    marks = sampler.marks(driven.trials()) if isinstance(sampler, Unseen) else {}
-    count = driven.reuse(source, device=_device_of(executor, driven.spec), marks=marks)
+def _import(writer: StudyWriter, source: StudyView, executor: Executor, tell: Callable[[str], object]) -> None:
+    sampler = writer.study.sampler
+    marks = sampler.marks(writer.trials()) if isinstance(sampler, Unseen) else {}
+    count = writer.reuse(source, device=_device_of(executor, writer.spec), marks=marks)
     tell(f"{count:,} results of {source.name} imported")
 
 

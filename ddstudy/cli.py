@@ -340,7 +340,7 @@ def prune_audit(
 
     from ddstudy.report.tables import recorded
     from ddstudy.results import look
-    from ddstudy.study.stability import audit
+    from ddstudy.study.stability import StopRule, audit
     from ddstudy.terminal import terminal
 
     found_studies, left_out = look(store, studies)
@@ -348,23 +348,22 @@ def prune_audit(
     names = ", ".join(study.name for study in found_studies)
     if not fits:
         raise UserError(f"{names}: no fit ran to its end", "Run one with [stability] prune = false.")
-    rule, longest = found_studies[0].spec.stability, max(max(fit.results) for fit in fits)
+    table, longest = found_studies[0].spec.stability, max(max(fit.results) for fit in fits)
     warmups = warmup or sorted({longest * tenths // 10 for tenths in (0, 1, 2, 3, 5)})
-    axes = (cv or [rule.cv_percent], stop or [1, 1.5, 2], warmups, window or [rule.window], patience or [1, 3, 5])
-    table = Table(title=f"The stop rule on {len(fits)} fits of {names} that ran to their end")
+    axes = (cv or [table.cv_percent], stop or [1, 1.5, 2], warmups, window or [table.window], patience or [1, 3, 5])
+    shown = Table(title=f"The stop rule on {len(fits)} fits of {names} that ran to their end")
     for column in ("CV %", "stop", "warm-up", "window", "patience", "saved", "caught", "wronged", "best lost"):
-        table.add_column(column, justify="right")
+        shown.add_column(column, justify="right")
     for values in product(*axes):
-        changes = dict(zip(("cv_percent", "stop", "warmup", "window", "patience"), values, strict=True))
-        found = audit(fits, rule.model_copy(update=changes))
-        table.add_row(
-            *(f"{value:g}" for value in changes.values()),
+        found = audit(fits, StopRule(*values))
+        shown.add_row(
+            *(f"{value:g}" for value in values),
             f"{100 * found.saved:.0f} %",
             f"{found.caught} of {found.unstable}",
             f"{found.wronged} of {found.stable}",
             f"{found.best_lost:.2f} dB" if found.best_lost < math.inf else "all",
         )
-    terminal().print(table)
+    terminal().print(shown)
     typer.echo(
         "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
         "stable."

@@ -24,7 +24,7 @@ from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import planner
-from ddstudy.study.evaluate import Check, Measurement
+from ddstudy.study.evaluate import Check, Result
 
 MOST_CORES = 1024  # that workers or threads could fill
 
@@ -167,7 +167,7 @@ def fit_setting(
     threads: int | None = None,
     progress: Callable[[Check], object] | None = None,
     stop: threading.Event | None = None,
-) -> tuple[Measurement, pd.DataFrame]:
+) -> tuple[Result, pd.DataFrame]:
     """Fits one setting with the options of a study: what a run of the study measures of it, to the last bit.
 
     Args:
@@ -192,7 +192,7 @@ def fit_setting(
     cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
     result, rows = None, list[tuple[int, float, int, float]]()
     for event in careful(job, device=device, threads=cores.threads, stop=Ending(stop)):
-        if isinstance(event, Measurement):
+        if isinstance(event, Result):
             result = event
             continue
         rows += [(event.iteration, event.seconds, member, score) for member, score in enumerate(event.psnr_members)]

@@ -20,7 +20,7 @@ import numpy as np
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study.evaluate import Check, Job, Result
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -147,16 +147,16 @@ def kill_worker(address: str, fit_id: str) -> None:
     raise LookupError(fit_id)
 
 
-def nothing(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Measurement]:
+def nothing(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
     """A fit that takes no time."""
     for budget in job.budgets:
         values: dict[str, float | int | str] = {"seconds": 0.0, "psnr": 1.0, "iterations_done": budget}
         yield Check(budget, 0.0, (1.0, 1.0))
         curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
-        yield Measurement(budget, values, np.zeros((1, 1, 1), np.float32), curve, False)
+        yield Result(budget, values, np.zeros((1, 1, 1), np.float32), curve, False)
 
 
-def out_of_memory(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Measurement]:
+def out_of_memory(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
     """k = 2: the fit notices; k = 3: the kernel ends it, as it ends processes that take too much; else all is well."""
     if job.fit["k"] == 2:
         raise MemoryError("no memory is left")
@@ -165,12 +165,12 @@ def out_of_memory(job: Job, *, device: str, threads: int, stop: threading.Event)
     yield from nothing(job, device=device, threads=threads, stop=stop)
 
 
-def environment(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Measurement]:
+def environment(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
     """What a worker could read of whoever started it."""
     own = b"\n".join(Path(f"/proc/{pid}/{file}").read_bytes() for pid in (os.getpid(), os.getppid())
                      for file in ("environ", "cmdline"))  # fmt: skip
     values: dict[str, float | int | str] = {"environment": own.decode(errors="replace")}
-    yield Measurement(1, values, np.zeros((1, 1, 1), np.float32), {}, False)
+    yield Result(1, values, np.zeros((1, 1, 1), np.float32), {}, False)
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from ddstudy.store.database import Store
-from ddstudy.store.leases import Claims
-from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.store.leases import Leases
+from ddstudy.store.writer import StudyWriter
+from ddstudy.study.evaluate import Check, Job, Result
 
 LEASE_SECONDS = 2.0
 SERVER_AWAY = ("connection failed", "closed the connection", "terminating connection")
@@ -66,12 +66,14 @@ PRELOADED = [
 Key = tuple[object, ...]
 
 
-def beside(store: Store, one: Driven) -> Driven:
+def beside(store: Store, one: StudyWriter) -> StudyWriter:
     """Another driver of a study in this process, past the lock of a SQLite file."""
     study = one.study
-    claims = Claims(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
+    leases = Leases(store.storage.engine, study._study_id, store.driver, store.lease_seconds)
     made_by = {"version": "of the tests"}
-    return Driven(study, store.storage, one.spec, one.target, store.artifacts, claims, made_by, alone=store.is_sqlite)
+    return StudyWriter(
+        study, store.storage, one.spec, one.target, store.artifacts, leases, made_by, alone=store.is_sqlite
+    )
 
 
 def write_study(folder: Path, *budgets: int) -> None:
@@ -104,7 +106,7 @@ def _main(arguments: list[str], folder: Path, log: Path, deadly: str) -> None:
     runner.POLL_SECONDS = 0.2
     fit = executors.careful_together
 
-    def killed_for_memory(jobs: Sequence[Job], **how: Any) -> Iterator[tuple[int, Check | Measurement | None]]:
+    def killed_for_memory(jobs: Sequence[Job], **how: Any) -> Iterator[tuple[int, Check | Result | None]]:
         if any(job.fit.id == deadly for job in jobs):
             os.kill(os.getpid(), signal.SIGKILL)
         return fit(jobs, **how)

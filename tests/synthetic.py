@@ -22,8 +22,8 @@ from ddstudy.spec.files import parse_spec
 from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
-from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Measurement
+from ddstudy.store.writer import StudyWriter
+from ddstudy.study.evaluate import Result
 
 THESIS = {
     "k": [8, 16, 32, 64, 96, 128, 192],
@@ -62,7 +62,7 @@ def quality(setting: Setting, shift: float = 0.0) -> tuple[float, float, float]:
     return psnr - shift * setting["k"] / 50 - 6 * (cv > 6), cv, seconds * random.uniform(0.95, 1.05)
 
 
-def measurement(setting: Setting, members: int, target: NDArray[np.float32], shift: float = 0.0) -> Measurement:
+def measurement(setting: Setting, members: int, target: NDArray[np.float32], shift: float = 0.0) -> Result:
     """A result with a curve, and an output that is about as bad as its PSNR says."""
     random = np.random.default_rng([setting.fit.digest, setting["iterations"], 1])
     psnr, cv, seconds = quality(setting, shift)
@@ -93,7 +93,7 @@ def measurement(setting: Setting, members: int, target: NDArray[np.float32], shi
     height, width = target.shape[1:]
     coarse = cv2.resize(random.normal(0, 1, (height // 3, width // 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     noisy = target + coarse * 10 ** (-psnr / 20) / coarse.std() * (target > 0)
-    return Measurement(setting["iterations"], values, np.clip(noisy, 0, 1).astype(np.float32), curve, stopped=False)
+    return Result(setting["iterations"], values, np.clip(noisy, 0, 1).astype(np.float32), curve, stopped=False)
 
 
 def spec_of(name: str, space: dict[str, object] | None = None, **tables: object) -> StudySpec:
@@ -103,13 +103,13 @@ def spec_of(name: str, space: dict[str, object] | None = None, **tables: object)
 @contextmanager
 def driven(
     url: str, spec: StudySpec, size: tuple[int, int] = (256, 320), target: str = "MNI152 T1 axial 94"
-) -> Iterator[Driven]:
+) -> Iterator[StudyWriter]:
     """A study of the store, ready to record results."""
     with Store(url) as store:
         yield store.drive(spec, Target(brain(*size), target, None), None)
 
 
-def record(study: Driven, settings: list[Setting], shift: float = 0.0) -> None:
+def record(study: StudyWriter, settings: list[Setting], shift: float = 0.0) -> None:
     for setting in settings:
         result = measurement(setting, study.spec.fit.members, study.target.image, shift)
         started = datetime.now() - timedelta(seconds=float(result.values["seconds"]))

@@ -19,7 +19,7 @@ from ddstudy.errors import UserError
 from ddstudy.images.volumes import load_target
 from ddstudy.report import findings, page, panels, thesis
 from ddstudy.store.database import Store
-from ddstudy.study.evaluate import Measurement
+from ddstudy.study.evaluate import Result
 from ddstudy.study.samplers import sampler
 from ddstudy.terminal import print_answers
 
@@ -49,7 +49,7 @@ def store(make_spec, tmp_path, monkeypatch):
             }
             values |= {"iterations_done": setting["iterations"], "parameters": 10, "device": "a processor"}
             curve = {"iterations": [5], "seconds": [1.0], "psnr_members": [[psnr, psnr]]}
-            result = Measurement(setting["iterations"], values, np.zeros((1, 27, 22), np.float32), curve, False)
+            result = Result(setting["iterations"], values, np.zeros((1, 27, 22), np.float32), curve, False)
             driven.record(setting, result, shared=False, started=datetime.now())
     return STORE
 

@@ -129,7 +129,7 @@ def running(url: str) -> int:
     with Store(url, read_only=True) as store:
         (name,) = store.names()
         states = [t.state.name for t in store.storage.get_all_trials(store.storage.get_study_id_from_name(name))]
-        assert store.at_work(name) == []  # nothing is claimed any more
+        assert store.at_work(name) == []  # no lease is left
     return states.count("RUNNING")
 
 

@@ -32,6 +32,7 @@ ORDER = [
     *(f"report.panels.{name}" for name in PANELS), "report.page", "report.writing", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
+MATHEMATICS = ("images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.load")
 HOMES = {
     "pydantic": {
         *("spec.options", "spec.schema", "spec.files", "report.panels"),
@@ -106,6 +107,13 @@ def test_modules_import_only_from_above() -> None:
             # a package hands a call to its own modules below
             below = ORDER.index(target) > ORDER.index(name) and not target.startswith(f"{name}.")
             assert not below, f"{name} imports {target}, which is below it"
+
+
+def test_mathematics_takes_no_tables_of_a_study_file() -> None:
+    for name, path in modules().items():
+        if name.startswith(MATHEMATICS):
+            tables = {target for target in imports(path) if re.match(r"ddstudy\.spec\..*(Spec|schema)", target)}
+            assert not tables, f"{name} imports {tables}"
 
 
 def test_libraries_have_one_home() -> None:

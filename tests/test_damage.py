@@ -229,7 +229,7 @@ def test_a_trial_that_cannot_be_read_is_named_and_the_others_are_shown(
         driven = store.drive(spec, load_target(spec.target), sampler(spec))
         assert len(driven.measured()) == 3
         free = next(setting for setting in spec.search_space if setting not in driven.measured())
-        assert driven.claims.take(free.fit.id)  # and may be measured again
+        assert driven.leases.take(free.fit.id)  # and may be measured again
 
 
 @pytest.mark.parametrize("key", ["spec", "facts"])
@@ -257,13 +257,13 @@ def test_what_a_driver_tells_may_be_odd(folder: Path) -> None:
     url = f"sqlite:///{folder / 'old.db'}"
     ends = [f'{{"worker": "w", "ends": {value}}}' for value in ("1e999", "NaN", '"soon"', "9" * 400, "true")]
     with Store(url) as store, Store(url, read_only=True) as looking:
-        claim = "INSERT INTO ddstudy_claims (study_id, fit, driver, expires, doing) VALUES (1, 'k1', 'a/1/b', 9e9, ?)"
+        lease = "INSERT INTO ddstudy_claims (study_id, fit, driver, expires, doing) VALUES (1, 'k1', 'a/1/b', 9e9, ?)"
         for doing in [*ODD, *ends, '{"worker": 1}', '{"iteration": "x"}', '{"of": null}', '{"fit": "k2"}']:
             if doing is None or type(doing) is bytes:
                 continue  # which the table or its driver refuses
             with store.storage.engine.begin() as connection:
                 connection.exec_driver_sql("DELETE FROM ddstudy_claims")
-                connection.exec_driver_sql(claim, (doing,))
+                connection.exec_driver_sql(lease, (doing,))
             at_work = looking.at_work("grid")
             assert at_work == [AtWork("k1", "a/1")], doing
             outlook(looking.view("grid"), at_work, datetime.now())

@@ -20,7 +20,8 @@ from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import evaluate as module
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, measured, problem
+from ddstudy.study import planner
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, measured, problem
 from ddstudy.study.stability import cv_percent
 
 MakeSpec = Callable[..., StudySpec]
@@ -31,21 +32,21 @@ FIT = fit_of(4, 4, 2, "uniform", "1x1")
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(fit: Fit = FIT, budgets: tuple[int, ...] = (5, 10), **tables: Any) -> Job:
         spec = make_spec(**tables)
-        return Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability)
+        return planner.job(spec, tiny_target, fit, budgets)
 
     return make
 
 
-def run(job: Job) -> tuple[list[Check], list[Measurement]]:
+def run(job: Job) -> tuple[list[Check], list[Result]]:
     events = list(evaluate(job, device="cpu", threads=2))
-    return [e for e in events if isinstance(e, Check)], [e for e in events if isinstance(e, Measurement)]
+    return [e for e in events if isinstance(e, Check)], [e for e in events if isinstance(e, Result)]
 
 
 def problem_of(job: Job) -> Problem:
     return problem(job.fit, measured(job), job.options, job.noise)
 
 
-def comparable(measurement: Measurement) -> dict[str, Any]:
+def comparable(measurement: Result) -> dict[str, Any]:
     rough = ("seconds", "waited", "disturbed")
     return {key: value for key, value in measurement.values.items() if not key.startswith(rough)}
 
@@ -93,6 +94,22 @@ def test_ensemble_of_one_is_its_member(make_job: Callable[..., Job]) -> None:
     assert single.values["cv_percent"] == 0
 
 
+def test_a_fit_whose_metrics_fail_leaves_no_threads_behind(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its solver was kept by the exception, and hung when that was collected together with the solver's threads."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(module, "quality", fail)
+    with pytest.raises(ZeroDivisionError) as kept:
+        run(make_job())
+    assert kept.traceback
+    assert set(threading.enumerate()) == before
+
+
 @pytest.mark.parametrize(("tiling", "calls"), [("1x1", 1), ("2x2", 5)])
 def test_no_quality_is_computed_twice(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tiling: Any, calls: int
@@ -130,7 +147,7 @@ def test_noise_is_made_once_for_the_slice_and_cut_like_it(make_job: Callable[...
     assert work.inputs.shape == (2, 4, 4, 4, 3)
     for member, inputs in enumerate(work.inputs):
         stream = np.random.SeedSequence([job.options.seed, job.fit.digest, member]).spawn(2)[0]
-        whole = noise_volume("blur3", 4, 8, 6, np.random.default_rng(stream), job.noise)
+        whole = noise_volume("blur3", 4, 8, 6, np.random.default_rng(stream), **job.noise.model_dump())
         assert np.array_equal(join(inputs, "2x2", 8, 6), whole)
 
 

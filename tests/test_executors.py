@@ -28,7 +28,8 @@ from ddstudy.execution.executors import (
 )
 from ddstudy.images.volumes import Target
 from ddstudy.spec.schema import StudySpec
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study import planner
+from ddstudy.study.evaluate import Check, Job, Result
 
 MakeSpec = Callable[..., StudySpec]
 
@@ -47,7 +48,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(k: int = 2, **fit: Any) -> Job:
         spec = make_spec(fit=fit)
-        return Job(fit_of(k, 4, 2, "uniform", "1x1"), (5, 10), tiny_target, spec.fit, spec.noise, spec.stability)
+        return planner.job(spec, tiny_target, fit_of(k, 4, 2, "uniform", "1x1"), (5, 10))
 
     return make
 
@@ -67,7 +68,7 @@ def test_jobs_give_their_events_in_order_and_end(executor: Executor, make_job: C
         assert isinstance(events[0], Started)
         assert isinstance(events[-1], Finished), events[-1]
         assert [event.iteration for event in events if isinstance(event, Check)] == [2, 4, 5, 6, 8, 10]
-        assert [event.budget for event in events if isinstance(event, Measurement)] == [5, 10]
+        assert [event.budget for event in events if isinstance(event, Result)] == [5, 10]
     assert set(everything) == {"k2", "k3", "k4"}
     assert collect(executor) == {}
 
@@ -179,7 +180,7 @@ def test_a_fit_that_there_is_no_memory_for_is_refused_in_words(
     ids=["torch", "numpy", "another error of torch", "words only"],
 )
 def test_whether_memory_was_short_is_known_by_the_error(work: Callable[[], object], short: bool) -> None:
-    def fit() -> Iterator[Check | Measurement]:
+    def fit() -> Iterator[Check | Result]:
         work()
         yield from ()
 
@@ -211,5 +212,5 @@ def test_a_cancelled_job_ends_early_and_the_next_one_runs(executor: Executor, ma
             if ticket == "long":
                 executor.submit("next", make_job(3))
         assert not isinstance(event, Failed), event
-        assert ticket == "next" or not isinstance(event, Measurement)
+        assert ticket == "next" or not isinstance(event, Result)
     assert ends == ["long", "next"]

@@ -3,11 +3,11 @@ import pytest
 from numpy.typing import NDArray
 
 from ddstudy.images.inputs import gaussian_sigma, noise_volume
-from ddstudy.spec.options import NOISES, Noise, NoiseSpec
+from ddstudy.spec.options import NOISES, Noise
 
 
 def make(kind: Noise, k: int = 6, height: int = 20, width: int = 17, **options: object) -> NDArray[np.float32]:
-    return noise_volume(kind, k, height, width, np.random.default_rng(3), NoiseSpec(**options))  # type: ignore[arg-type]
+    return noise_volume(kind, k, height, width, np.random.default_rng(3), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", NOISES)
@@ -75,5 +75,5 @@ def test_interpolated_channels_lie_between_two_images() -> None:
 
 
 def test_noise_of_two_streams_differs() -> None:
-    other = noise_volume("uniform", 6, 20, 17, np.random.default_rng(4), NoiseSpec())
+    other = noise_volume("uniform", 6, 20, 17, np.random.default_rng(4))
     assert not np.array_equal(other, make("uniform"))

@@ -27,8 +27,8 @@ from ddstudy.images.volumes import Target
 from ddstudy.spec.options import THESIS, FitSpec
 from ddstudy.spec.schema import ExecutorSpec, StudySpec
 from ddstudy.store.database import Store
-from ddstudy.study import forecasting, runner
-from ddstudy.study.evaluate import Job, Measurement, device_name
+from ddstudy.study import forecasting, planner, runner
+from ddstudy.study.evaluate import Job, Result, device_name
 from ddstudy.study.samplers import sampler
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
@@ -157,7 +157,7 @@ def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(make_job: 
                 assert event.kind == "lost"
                 assert ticket == "two"
                 pool.cancel("one")
-            assert not isinstance(event, Measurement) or event.budget == 5
+            assert not isinstance(event, Result) or event.budget == 5
         assert len(set(began.values())) == 2
         assert (notes, pool.slots) == ([(2, "came:"), (1, "gone:")], 1)
         pool.close()
@@ -331,8 +331,8 @@ sys.stdin.read()
         work = make_job()
         big = Target(work.target.image.repeat(40, axis=1).repeat(40, axis=2).copy(), "big", None)  # 3.8 MB
         pool.submit("big", replace(work, target=big))
-        ends = [event for _, event in pool.events() if isinstance(event, Failed | Finished | Measurement)]
-        assert [type(event) for event in ends] == [Measurement, Measurement, Finished]
+        ends = [event for _, event in pool.events() if isinstance(event, Failed | Finished | Result)]
+        assert [type(event) for event in ends] == [Result, Result, Finished]
         other.communicate()
 
 
@@ -434,7 +434,7 @@ def test_what_opens_the_store_never_reaches_a_worker(
     monkeypatch.setenv("PGPASSWORD", "s3cret")
     pool = clusters.executor("local", work=clusters.environment)
     pool.submit("k2", make_job())
-    (found,) = [event for _, event in pool.events() if isinstance(event, Measurement)]
+    (found,) = [event for _, event in pool.events() if isinstance(event, Result)]
     pool.close()
     assert "PATH=" in str(found.values["environment"])
     assert "s3cret" not in str(found.values["environment"])
@@ -445,7 +445,7 @@ def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
     def make(k: int = 2, iterations: int = 10) -> Job:
         spec = make_spec(fit={"check_every": 500})
         what = fit_of(k, 4, 2, "uniform", "1x1")
-        return Job(what, (5, iterations), tiny_target, spec.fit, spec.noise, spec.stability)
+        return planner.job(spec, tiny_target, what, (5, iterations))
 
     return make
 

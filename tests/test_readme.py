@@ -12,7 +12,7 @@ from ddstudy.execution.executors import usable_cores
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import known_keys, read_spec
-from ddstudy.study.evaluate import Measurement, evaluate
+from ddstudy.study.evaluate import Result, evaluate
 from ddstudy.study.planner import job
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +94,6 @@ def test_numbers_of_the_readme() -> None:
 def test_expected_result_of_the_readme() -> None:
     quick = read_spec(ROOT / "ddstudy" / "data" / "quick.toml")
     work = job(quick, load_target(quick.target), fit_of(32, 8, 4, "uniform", "1x1"), (200,))
-    (result,) = [e for e in evaluate(work, device="cpu", threads=usable_cores()) if isinstance(e, Measurement)]
+    (result,) = [e for e in evaluate(work, device="cpu", threads=usable_cores()) if isinstance(e, Result)]
     assert result.values["psnr"] == pytest.approx(31, abs=1)
     assert float(np.max([result.values["cv_percent"]])) <= 5

@@ -24,10 +24,10 @@ from ddstudy.spec.axes import Fit, Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.store.leases import AtWork
-from ddstudy.store.records import Result
-from ddstudy.store.writer import Driven
+from ddstudy.store.records import Outcome
+from ddstudy.store.writer import StudyWriter
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.runner import Progress
 from ddstudy.study.samplers import sampler
 
@@ -57,7 +57,7 @@ class Recording(InProcess):
                     yield ticket, Failed("MemoryError: of the test")
                 continue
             for ticket, event in super().events():
-                if isinstance(event, Measurement) and self.stop_after is not None:
+                if isinstance(event, Result) and self.stop_after is not None:
                     self.stop_after -= 1
                     if self.stop_after < 0:
                         raise KeyboardInterrupt
@@ -71,7 +71,7 @@ def forecast() -> forecasting.Forecast:
 
 
 @pytest.fixture
-def go(store_url: str, tmp_path: Path, tiny_target: Target) -> Callable[..., tuple[list[Progress], Driven]]:
+def go(store_url: str, tmp_path: Path, tiny_target: Target) -> Callable[..., tuple[list[Progress], StudyWriter]]:
     def start(spec: StudySpec, executor: InProcess | None = None) -> tuple[list[Progress], list[Any]]:
         with Store(store_url, tmp_path / "images", lease_seconds=2) as store:
             driven = store.drive(spec, tiny_target, sampler(spec))
@@ -120,7 +120,7 @@ def test_telling_the_progress_looks_at_no_result(
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
         for setting in spec.search_space:
-            driven._results.add(setting, Result(TrialState.COMPLETE, True, 1.0))
+            driven._outcomes.add(setting, Outcome(TrialState.COMPLETE, True, 1.0))
         state = runner._Run(driven, InProcess(2), forecast())
         state.failed.add(next(iter(spec.search_space)))
         monkeypatch.setattr(Setting, "__hash__", counted)
@@ -218,7 +218,7 @@ def test_failure_after_a_first_result_repeats_only_the_rest(go: Any, make_spec: 
             while self._waiting:
                 for ticket, event in InProcess.events(self):
                     yield ticket, event
-                    if isinstance(event, Measurement) and self.failures:
+                    if isinstance(event, Result) and self.failures:
                         self.failures -= 1
                         yield ticket, Failed("RayError: of the test")
                         break
@@ -242,14 +242,14 @@ def test_search_waits_for_a_dead_drivers_trial_and_does_it(
     with Store(store_url, lease_seconds=1) as store:
         dead = store.drive(spec, tiny_target, sampler(spec))
         _, setting = dead.ask()
-        dead.claims.take(setting.fit.id)
-        dead.claims._ended.set()
-        dead.claims._renewer.join()
+        dead.leases.take(setting.fit.id)
+        dead.leases._ended.set()
+        dead.leases._renewer.join()
         store.driver = "another"
         living = beside(store, dead)
         list(runner.run(living, InProcess(2), forecast()))
         states = Counter(trial.state.name for trial in living.trials())
-        living.claims.end()
+        living.leases.end()
     assert states == {"COMPLETE": 4, "FAIL": 1}
 
 
@@ -333,7 +333,7 @@ def test_a_search_ends_when_another_driver_takes_the_last_settings(
 
         first.ask = late  # type: ignore[method-assign]
         last = list(runner.run(first, InProcess(2), forecast()))[-1]
-        other.claims.end()
+        other.leases.end()
         states = Counter(trial.state.name for trial in first.trials())
     assert (last.done, last.failed) == (len(k), 0)
     assert states == {"COMPLETE": len(k), "FAIL": 1}
@@ -403,7 +403,7 @@ class Clockwork:
             if budget not in job.budgets:
                 continue
             values = {"psnr": 30.0, "seconds": fitted, "iterations_done": budget, "cv_percent": 1.0, "device": "d"}
-            result = Measurement(budget, values, np.zeros((1, 27, 22), np.float32), curve, False)
+            result = Result(budget, values, np.zeros((1, 27, 22), np.float32), curve, False)
             events.append((2 * fitted, result))
         for after, event in [*events, (2 * fitted, Finished())]:
             heapq.heappush(self._ahead, (self.now + after, next(self._order), ticket, event))
@@ -447,8 +447,8 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
         for progress in runner.run(driven, clock, known):  # type: ignore[arg-type]
             if progress.eta_seconds is not None:
                 told.append((clock.now, progress.eta_seconds))
-            if driven.claims._doing and len(told) % 40 == 0:
-                work = [AtWork("", "", **json.loads(doing)) for doing in driven.claims._doing.values()]
+            if driven.leases._doing and len(told) % 40 == 0:
+                work = [AtWork("", "", **json.loads(doing)) for doing in driven.leases._doing.values()]
                 left = forecasting.outlook(store.view(spec.name), work, datetime.now()).eta_seconds
                 shown.append((clock.now, left))
     assert announced == pytest.approx(clock.now, rel=0.2)
@@ -489,20 +489,20 @@ def test_a_calibration_is_over_after_some_seconds(
     assert not executor._waiting
 
 
-def test_lost_lease_is_not_recorded_but_claimed_again(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+def test_lost_lease_is_not_recorded_but_taken_again(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec(space={"k": [2]})
     with Store(store_url) as store:
         driven = store.drive(spec, tiny_target, sampler(spec))
         steps = runner.run(driven, InProcess(2), forecast())
-        next(steps)  # the fit is claimed and waits
+        next(steps)  # the lease is taken and the fit waits
         store.driver = "another"
         other = beside(store, driven)
-        other.claims.bury()  # this one slept too long
-        other.claims.take(fit_of(2, 4, 2, "uniform", "1x1").id)
-        other.claims.end()
+        other.leases.expire_others()  # this one slept too long
+        other.leases.take(fit_of(2, 4, 2, "uniform", "1x1").id)
+        other.leases.end()
         messages = [step.message for step in steps]
         assert sum("not recorded" in message for message in messages) == 2
-        assert len(driven.trials()) == len(driven.measured()) == 2  # claimed again and fitted again
+        assert len(driven.trials()) == len(driven.measured()) == 2  # taken again and fitted again
 
 
 def test_plan_counts_trials_and_fits(make_spec: MakeSpec, tiny_target: Target) -> None:
@@ -563,16 +563,16 @@ def test_waiting_for_a_dead_drivers_lease(store_url: str, make_spec: MakeSpec, t
     spec = make_spec(space={"k": [2]})
     with Store(store_url, lease_seconds=1.5) as store:
         dead = store.drive(spec, tiny_target, sampler(spec))
-        dead.claims.take(fit_of(2, 4, 2, "uniform", "1x1").id)
-        dead.claims._ended.set()
-        dead.claims._renewer.join()
+        dead.leases.take(fit_of(2, 4, 2, "uniform", "1x1").id)
+        dead.leases._ended.set()
+        dead.leases._renewer.join()
         began = time.monotonic()
         living = beside(store, dead)
         store.driver = "another"
         list(runner.run(living, InProcess(2), forecast()))
         assert time.monotonic() - began > 1
         assert len(living.measured()) == 2
-        living.claims.end()
+        living.leases.end()
 
 
 def test_started_is_when_the_fit_began(go: Any, make_spec: MakeSpec) -> None:
@@ -695,7 +695,7 @@ def test_a_fit_that_drivers_die_of_is_given_up_and_left_alone_by_others(
         last = list(steps)[-1]
         assert [fit["k"] for fit, _ in executor.jobs] == [4]
         assert (last.done, last.failed) == (4, 2)
-        other.claims.end()
+        other.leases.end()
 
 
 def test_parents_of_a_genetic_search_come_from_the_budgets_on_the_way_too(go: Any, make_spec: MakeSpec) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,20 @@ from hypothesis import strategies as st
 from ddstudy.report.tables import recorded
 from ddstudy.spec.files import read_spec
 from ddstudy.spec.schema import StabilitySpec
-from ddstudy.study.stability import Audit, Recorded, audit, cv_percent, dead_members, reason, stops_at, violations
+from ddstudy.study.stability import (
+    Audit,
+    Limits,
+    Recorded,
+    StopRule,
+    audit,
+    cv_percent,
+    dead_members,
+    reason,
+    stops_at,
+    violations,
+)
 
-RULE = StabilitySpec(stop=1, warmup=300, window=3, patience=2)
+RULE = StopRule(cv_percent=5, stop=1, warmup=300, window=3, patience=2)
 
 
 def test_cv_is_eq_4_1_with_the_population_variance() -> None:
@@ -39,8 +51,9 @@ def test_cv_has_no_unit(values: list[float], factor: float) -> None:
     ],
 )
 def test_filter_of_section_4_3(cv: float, psnr: float, vif: float | None, words: str) -> None:
-    assert reason(cv, psnr, vif, StabilitySpec()) == words
-    beyond = violations(cv, psnr, vif, StabilitySpec())
+    limits = Limits(cv_percent=5, min_psnr=15, max_vif=1)
+    assert reason(cv, psnr, vif, limits) == words
+    beyond = violations(cv, psnr, vif, limits)
     assert (max(beyond.values()) > 0) == bool(words)
     assert ("vif" in beyond) == (vif is not None)
 
@@ -62,22 +75,22 @@ def test_rule_lets_spikes_pass_and_catches_members_that_stay_behind() -> None:
 
 
 def test_rule_counts_only_checks_in_a_row() -> None:
-    rule = StabilitySpec(stop=1, warmup=0, window=1, patience=3)
+    rule = replace(RULE, warmup=0, window=1, patience=3)
     assert stops_at(*curve(9, 9, 1, 9, 9), rule) is None
     assert stops_at(*curve(1, 9, 9, 9), rule) == 400
 
 
 def test_a_run_that_begins_high_above_the_threshold_ends_at_the_threshold() -> None:
-    rule = StabilitySpec(stop=1.5, warmup=0, window=1, patience=3, cv_percent=5)
+    rule = replace(RULE, stop=1.5, warmup=0, window=1, patience=3)
     assert stops_at(*curve(8, 6, 6), rule) == 300
     assert stops_at(*curve(7, 7, 7), rule) is None
     assert stops_at(*curve(8, 4.9, 6, 6, 6), rule) is None
-    assert stops_at(*curve(7, 7, 7), rule.model_copy(update={"stop": 1.0})) == 300
+    assert stops_at(*curve(7, 7, 7), replace(rule, stop=1.0)) == 300
 
 
 @given(st.lists(st.floats(0, 12), max_size=12), st.integers(1, 4), st.integers(1, 4), st.floats(1, 2))
 def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int, stop: float) -> None:
-    limits = StabilitySpec(warmup=200, window=window, patience=patience, stop=stop)
+    rule = StopRule(5, stop, 200, window, patience)
     iterations, psnr = curve(*cvs)
     expected, length = None, 0
     for n in range(1, len(cvs) + 1):
@@ -89,15 +102,13 @@ def test_rule_is_what_its_words_say(cvs: list[float], window: int, patience: int
         length = length + 1 if cv > 5 * (1 if length else stop) else 0
         if length == patience and expected is None:
             expected = iterations[n - 1]
-    assert stops_at(iterations, psnr, limits) == expected
+    assert stops_at(iterations, psnr, rule) == expected
 
 
 @given(st.lists(st.lists(st.floats(20, 20.9), min_size=3, max_size=3), min_size=1, max_size=12))
 def test_rule_never_stops_a_fit_that_is_always_stable(psnr: list[list[float]]) -> None:
     assert max(map(cv_percent, psnr)) <= 5
-    assert (
-        stops_at(list(range(100, 100 * len(psnr) + 1, 100)), psnr, StabilitySpec(stop=1, warmup=0, patience=1)) is None
-    )
+    assert stops_at(list(range(100, 100 * len(psnr) + 1, 100)), psnr, replace(RULE, warmup=0, patience=1)) is None
 
 
 def test_empty_curve() -> None:
@@ -118,13 +129,11 @@ def test_audit_says_what_a_rule_would_have_done() -> None:
         Recorded(iterations, calm, {200: (30.0, True), 400: (32.0, True)}),
         Recorded(iterations, late, {200: (30.0, False), 400: (34.0, True)}),
     ]
-    rule = StabilitySpec(stop=1, warmup=0, window=1, patience=2)
+    rule = replace(RULE, warmup=0, window=1)
     # the first and the last are stopped at 300 of 400, the last wrongly, and with it goes the best result
     assert audit(fits, rule) == Audit(pytest.approx(200 / 1200), 1, 1, 2, 1, pytest.approx(2.0))
-    assert audit(fits, rule.model_copy(update={"patience": 4})) == Audit(0.0, 1, 0, 2, 0, 0.0)
-    assert audit(fits, rule.model_copy(update={"patience": 3})) == Audit(
-        0.0, 1, 0, 2, 0, 0.0
-    )  # a stop at the end saves nothing
+    assert audit(fits, replace(rule, patience=4)) == Audit(0.0, 1, 0, 2, 0, 0.0)
+    assert audit(fits, replace(rule, patience=3)) == Audit(0.0, 1, 0, 2, 0, 0.0)  # a stop at the end saves nothing
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,8 @@ def test_the_default_rule_on_recorded_fits(studies: tuple[str, ...], found: Audi
         trials = pd.read_csv(f"{results}.csv").assign(state="COMPLETE")
         trials["iterations_done"] = trials["iterations"]
         fits += recorded(trials, pd.read_csv(f"{results}_checks.csv"), read_spec(root / "studies" / f"{name}.toml"))
-    assert audit(fits, StabilitySpec()) == found
-    hasty = audit(fits, StabilitySpec(stop=1, window=1, patience=1))  # the CV at one check is mostly spikes
+    table = StabilitySpec()
+    rule = StopRule(table.cv_percent, table.stop, table.warmup, table.window, table.patience)
+    assert audit(fits, rule) == found
+    hasty = audit(fits, replace(rule, stop=1, window=1, patience=1))  # the CV at one check is mostly spikes
     assert hasty.wronged > found.stable / 4

@@ -33,9 +33,9 @@ from ddstudy.store.database import Store
 from ddstudy.store.optuna_rows import distributions
 from ddstudy.store.study import StudyView
 from ddstudy.store.urls import parse_url, said
-from ddstudy.store.writer import Driven
+from ddstudy.store.writer import StudyWriter
 from ddstudy.study import forecasting, runner
-from ddstudy.study.evaluate import Measurement
+from ddstudy.study.evaluate import Result
 from ddstudy.study.samplers import POPULATION, sampler
 
 MakeSpec = Callable[..., StudySpec]
@@ -43,7 +43,7 @@ FIT = fit_of(2, 4, 2, "uniform", "1x1")
 SETTING = setting_of(2, 4, 2, 5, "uniform", "1x1")
 
 
-def measured(**values: Any) -> Measurement:
+def measured(**values: Any) -> Result:
     numbers: dict[str, Any] = {
         "psnr": 30.25,
         "ssim": 0.9,
@@ -58,18 +58,20 @@ def measured(**values: Any) -> Measurement:
     }
     output = np.full((1, 27, 22), 0.5, dtype=np.float32)
     curve: dict[str, list[object]] = {"iterations": [5], "seconds": [1.5], "psnr_members": [[30.0, 31.0]]}
-    return Measurement(5, {k: v for k, v in numbers.items() if v is not None}, output, curve, False)
+    return Result(5, {k: v for k, v in numbers.items() if v is not None}, output, curve, False)
 
 
-def record(driven: Driven, result: Measurement, setting: Setting = SETTING) -> None:
+def record(driven: StudyWriter, result: Result, setting: Setting = SETTING) -> None:
     driven.record(setting, result, shared=False, started=datetime.now())
 
 
 @pytest.fixture
-def drive(store_url: str, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target) -> Iterator[Callable[..., Driven]]:
+def drive(
+    store_url: str, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
+) -> Iterator[Callable[..., StudyWriter]]:
     with contextlib.ExitStack() as stores:
 
-        def start(spec: StudySpec | None = None, target: Target = tiny_target, **options: Any) -> Driven:
+        def start(spec: StudySpec | None = None, target: Target = tiny_target, **options: Any) -> StudyWriter:
             spec = spec or make_spec()
             store = stores.enter_context(Store(store_url, tmp_path / "images", **options))
             driven = store.drive(spec, target, sampler(spec))
@@ -84,7 +86,7 @@ def look(url: str, name: str | None = None) -> StudyView:
         return store.view(name)
 
 
-def test_result_comes_back_as_it_went_in(drive: Callable[..., Driven], store_url: str) -> None:
+def test_result_comes_back_as_it_went_in(drive: Callable[..., StudyWriter], store_url: str) -> None:
     driven = drive()
     started = datetime.now()
     driven.record(SETTING, measured(vif=0.5), shared=True, started=started)
@@ -109,7 +111,7 @@ def test_result_comes_back_as_it_went_in(drive: Callable[..., Driven], store_url
 
 
 def test_a_study_of_a_later_version_is_shown_as_far_as_it_is_understood(
-    drive: Callable[..., Driven], store_url: str
+    drive: Callable[..., StudyWriter], store_url: str
 ) -> None:
     driven = drive()
     tree = json.loads(driven.spec.stored())
@@ -120,7 +122,7 @@ def test_a_study_of_a_later_version_is_shown_as_far_as_it_is_understood(
         look(store_url)
 
 
-def test_states_and_constraints(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
+def test_states_and_constraints(drive: Callable[..., StudyWriter], make_spec: MakeSpec) -> None:
     limits = {"cv_percent": 5.0, "min_psnr": 15.0}
     cases = [
         ({}, "COMPLETE", True),
@@ -145,7 +147,7 @@ def test_states_and_constraints(drive: Callable[..., Driven], make_spec: MakeSpe
         driven.store.close()
 
 
-def test_asked_trials_get_the_same_record(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
+def test_asked_trials_get_the_same_record(drive: Callable[..., StudyWriter], make_spec: MakeSpec) -> None:
     for objectives in ({"psnr": "maximize"}, {"psnr": "maximize", "seconds": "minimize"}):
         spec = make_spec(name=f"o{len(objectives)}", objectives=objectives, search={"sampler": "tpe"})
         driven = drive(spec)
@@ -164,7 +166,9 @@ def test_asked_trials_get_the_same_record(drive: Callable[..., Driven], make_spe
         driven.store.close()
 
 
-def test_images_are_artifacts_of_the_trial(drive: Callable[..., Driven], make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_images_are_artifacts_of_the_trial(
+    drive: Callable[..., StudyWriter], make_spec: MakeSpec, tmp_path: Path
+) -> None:
     driven = drive()
     record(driven, measured())
     record(driven, measured(), setting_of(4, 4, 2, 5, "uniform", "1x1"))
@@ -182,7 +186,7 @@ def test_images_are_artifacts_of_the_trial(drive: Callable[..., Driven], make_sp
 
 
 def test_changed_study_is_refused_with_the_difference(
-    drive: Callable[..., Driven], make_spec: MakeSpec, tiny_target: Target
+    drive: Callable[..., StudyWriter], make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     first = drive()
     record(first, measured())
@@ -199,62 +203,62 @@ def test_changed_study_is_refused_with_the_difference(
         drive(target=Target(1 - tiny_target.image, tiny_target.name, tiny_target.affine))
 
 
-def test_claims_are_exclusive_leases(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
+def test_leases_are_exclusive(store_url: str, make_spec: MakeSpec, tiny_target: Target) -> None:
     spec = make_spec()
     first_store = Store(store_url, lease_seconds=0.9)
     first = first_store.drive(spec, tiny_target, sampler(spec))
     second = beside(second_store := Store(store_url, lease_seconds=0.9), first)
-    assert first.claims.take(FIT.id)
-    assert not second.claims.take(FIT.id)
-    assert first.claims.holds(FIT.id)
-    assert not second.claims.holds(FIT.id)
-    assert second.claims.take(fit_of(4, 4, 2, "uniform", "1x1").id)
-    time.sleep(1.5)  # longer than the lease: the claim is alive because its driver renews it
-    assert first.claims.holds(FIT.id)
-    assert not second.claims.take(FIT.id)
-    first.claims._ended.set()  # as if it had died: nothing renews its claims any more
-    first.claims._renewer.join()
+    assert first.leases.take(FIT.id)
+    assert not second.leases.take(FIT.id)
+    assert first.leases.holds(FIT.id)
+    assert not second.leases.holds(FIT.id)
+    assert second.leases.take(fit_of(4, 4, 2, "uniform", "1x1").id)
+    time.sleep(1.5)  # longer than the lease: the lease is alive because its driver renews it
+    assert first.leases.holds(FIT.id)
+    assert not second.leases.take(FIT.id)
+    first.leases._ended.set()  # as if it had died: nothing renews its leases any more
+    first.leases._renewer.join()
     deadline = time.monotonic() + 10
-    while not second.claims.take(FIT.id):
+    while not second.leases.take(FIT.id):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not first.claims.holds(FIT.id)
-    first.claims.release(FIT.id)  # must not free what is another's now
-    assert second.claims.holds(FIT.id)
-    second.claims.end()
-    assert first.claims.take(FIT.id)
+    assert not first.leases.holds(FIT.id)
+    first.leases.release(FIT.id)  # must not free what is another's now
+    assert second.leases.holds(FIT.id)
+    second.leases.end()
+    assert first.leases.take(FIT.id)
     second_store.close()
     first_store.close()
 
 
-def test_claim_that_is_looked_at_stays_for_half_a_lease(
+def test_lease_that_is_looked_at_stays_for_half_a_lease(
     store_url: str, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     spec = make_spec()
     with Store(store_url, lease_seconds=3) as store:
         first = store.drive(spec, tiny_target, sampler(spec))
-        first.claims._ended.set()  # nothing else renews it
-        first.claims._renewer.join()
-        assert first.claims.take(FIT.id)
+        first.leases._ended.set()  # nothing else renews it
+        first.leases._renewer.join()
+        assert first.leases.take(FIT.id)
         taken = time.monotonic()
         store.driver = "another"
         second = beside(store, first)
         time.sleep(1.8)
-        assert first.claims.holds(FIT.id)
+        assert first.leases.holds(FIT.id)
         time.sleep(max(0, taken + 3.1 - time.monotonic()))
-        assert not second.claims.take(FIT.id)
-        second.claims.end()
+        assert not second.leases.take(FIT.id)
+        second.leases.end()
 
 
 def test_abandoned_trials_are_closed_with_the_reason(
-    store_url: str, drive: Callable[..., Driven], make_spec: MakeSpec
+    store_url: str, drive: Callable[..., StudyWriter], make_spec: MakeSpec
 ) -> None:
     spec = make_spec(search={"sampler": "random"})
     dead = drive(spec, lease_seconds=0.2)
     _, setting = dead.ask()
-    dead.claims.take(setting.fit.id)
-    dead.claims._ended.set()
-    dead.claims._renewer.join()
+    dead.leases.take(setting.fit.id)
+    dead.leases._ended.set()
+    dead.leases._renewer.join()
     dead.store._stack.pop_all()  # died without a word
     if store_url.startswith("sqlite"):
         Path(f"{store_url.removeprefix('sqlite:///')}.lock").unlink(missing_ok=True)
@@ -307,7 +311,7 @@ def test_a_transaction_that_reads_first_keeps_others_from_writing_before_it(
         other.dispose()
 
 
-def test_read_only_store_refuses_writes(store_url: str, drive: Callable[..., Driven]) -> None:
+def test_read_only_store_refuses_writes(store_url: str, drive: Callable[..., StudyWriter]) -> None:
     driven = drive()
     record(driven, measured())
     with Store(store_url, read_only=True) as looking:
@@ -322,7 +326,7 @@ def test_read_only_store_refuses_writes(store_url: str, drive: Callable[..., Dri
 
 
 def test_empty_store_and_unfinished_trials_have_the_same_columns(
-    drive: Callable[..., Driven], store_url: str, make_spec: MakeSpec
+    drive: Callable[..., StudyWriter], store_url: str, make_spec: MakeSpec
 ) -> None:
     driven = drive(make_spec(search={"sampler": "random"}))
     empty = look(store_url).trials
@@ -425,7 +429,7 @@ def test_unreachable_server_is_named_without_passwords() -> None:
         assert len(str(caught.value).split("\n")) == 2
 
 
-def test_database_of_another_optuna(drive: Callable[..., Driven], store_url: str) -> None:
+def test_database_of_another_optuna(drive: Callable[..., StudyWriter], store_url: str) -> None:
     with drive().store.storage.engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
     with pytest.raises(UserError, match="optuna storage upgrade"):
@@ -490,22 +494,22 @@ def test_distributions_hold_the_listed_values(make_spec: MakeSpec) -> None:
 
 
 def test_a_setting_has_one_result_whoever_records_at_the_same_time(
-    store_url: str, drive: Callable[..., Driven], make_spec: MakeSpec, tiny_target: Target
+    store_url: str, drive: Callable[..., StudyWriter], make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     spec = make_spec(search={"sampler": "random"})
     one = drive(spec)
-    two = beside(one.store, one)  # a driver beside it, past every claim
+    two = beside(one.store, one)  # a driver beside it, past every lease
     trial, setting = one.ask()
     assert two.record(setting, measured(), shared=False, started=datetime.now()) is not None
     assert one.record(setting, measured(), shared=False, started=datetime.now(), trial=trial) is None
     assert one.record(setting, measured(), shared=False, started=datetime.now()) is None
     one.fail(trial, "another was faster")
     assert [trial.state.name for trial in one.trials()] == ["FAIL", "COMPLETE"]
-    two.claims.end()
+    two.leases.end()
 
 
 def test_a_driver_that_died_while_it_told_a_result_leaves_the_setting_free(
-    drive: Callable[..., Driven], make_spec: MakeSpec
+    drive: Callable[..., StudyWriter], make_spec: MakeSpec
 ) -> None:
     driven = drive(make_spec(search={"sampler": "random"}))
     trial, setting = driven.ask()
@@ -517,28 +521,28 @@ def test_a_driver_that_died_while_it_told_a_result_leaves_the_setting_free(
     assert driven.record(setting, measured(), shared=False, started=datetime.now()) is None
 
 
-def test_claims_count_the_drivers_that_died_with_a_fit(
+def test_leases_count_the_drivers_that_died_with_a_fit(
     store_url: str, make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     spec = make_spec()
-    with Store(store_url, lease_seconds=-1) as store:  # whoever claims is dead at once
+    with Store(store_url, lease_seconds=-1) as store:  # every lease is over at once
         dead = store.drive(spec, tiny_target, sampler(spec))
         counts = []
         for name in "abc":
             store.driver = name
             living = beside(store, dead)
-            assert living.claims.take(FIT.id)
-            counts.append(living.claims.deaths[FIT.id])
-            living.claims._ended.set()
+            assert living.leases.take(FIT.id)
+            counts.append(living.leases.deaths[FIT.id])
+            living.leases._ended.set()
         assert counts == [0, 1, 2]
-        assert living.claims.orphans() == {FIT.id}
-        living.claims.release(FIT.id)  # done, or given up
-        assert living.claims.orphans() == set()
-        assert dead.claims.take(FIT.id)
-        assert dead.claims.deaths[FIT.id] == 0
+        assert living.leases.orphans() == {FIT.id}
+        living.leases.release(FIT.id)  # done, or given up
+        assert living.leases.orphans() == set()
+        assert dead.leases.take(FIT.id)
+        assert dead.leases.deaths[FIT.id] == 0
 
 
-def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Driven], tmp_path: Path) -> None:
+def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., StudyWriter], tmp_path: Path) -> None:
     (tmp_path / "images").write_text("no folder")
     driven = drive()
     record(driven, measured())
@@ -548,7 +552,7 @@ def test_images_that_cannot_be_written_cost_no_number(drive: Callable[..., Drive
     assert driven.store.view("tiny").lost_images == "1 trials never had theirs kept"
 
 
-def test_claims_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
+def test_leases_of_an_older_database_get_their_new_column(store_url: str, make_spec: MakeSpec) -> None:
     with Store(store_url) as store, store.storage.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE ddstudy_claims DROP COLUMN deaths"))
     with Store(store_url) as store:
@@ -572,7 +576,7 @@ def copy_study(source: str, name: str, target: str, copy: str) -> None:
 
 
 def test_copies_are_studies_of_their_own(
-    store_url: str, drive: Callable[..., Driven], make_spec: MakeSpec, tiny_target: Target, tmp_path: Path
+    store_url: str, drive: Callable[..., StudyWriter], make_spec: MakeSpec, tiny_target: Target, tmp_path: Path
 ) -> None:
     first = drive()
     record(first, measured(psnr=31.5))
@@ -605,7 +609,7 @@ def test_a_store_of_the_first_version_may_be_copied_within(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_a_genetic_search_goes_on_in_a_copy(
-    drive: Callable[..., Driven], make_spec: MakeSpec, tiny_target: Target, store_url: str
+    drive: Callable[..., StudyWriter], make_spec: MakeSpec, tiny_target: Target, store_url: str
 ) -> None:
     spec = make_spec(space={"k": [*range(2, 30)]}, search={"sampler": "nsga2", "trials": 50})
     driven = drive(spec)
@@ -621,7 +625,7 @@ def test_a_genetic_search_goes_on_in_a_copy(
 
 
 def test_what_was_enqueued_is_tried_first_or_refused_in_words(
-    drive: Callable[..., Driven], make_spec: MakeSpec
+    drive: Callable[..., StudyWriter], make_spec: MakeSpec
 ) -> None:
     driven = drive(make_spec(search={"sampler": "random"}))
     record(driven, measured())
@@ -639,7 +643,7 @@ def test_what_was_enqueued_is_tried_first_or_refused_in_words(
     assert driven.ask()[1]["k"] in (2, 4)
 
 
-def test_trials_that_are_not_ours_are_no_results(drive: Callable[..., Driven], make_spec: MakeSpec) -> None:
+def test_trials_that_are_not_ours_are_no_results(drive: Callable[..., StudyWriter], make_spec: MakeSpec) -> None:
     driven = drive(make_spec(search={"sampler": "tpe"}))
     record(driven, measured())
     good = driven.trials()[0]
@@ -690,7 +694,7 @@ def test_a_run_ends_where_the_store_refuses_a_result_that_nobody_can_read(
         assert (last.done, last.failed) == (4, 0)
 
 
-def test_damaged_rows_cost_their_trials_only(drive: Callable[..., Driven], store_url: str) -> None:
+def test_damaged_rows_cost_their_trials_only(drive: Callable[..., StudyWriter], store_url: str) -> None:
     driven = drive()
     for setting in list(driven.space)[:3]:
         record(driven, measured(), setting)

@@ -35,7 +35,7 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import evaluate as module
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together
 from ddstudy.study.samplers import sampler
 
 MakeSpec = Callable[..., StudySpec]
@@ -198,16 +198,16 @@ def make_jobs(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., list[Jo
     def make(budgets: tuple[int, ...] = (5, 10), tiling: Any = "2x2", **tables: Any) -> list[Job]:
         spec = make_spec(**tables)
         fits = [fit_of(4, 4, 2, noise, tiling) for noise in ("uniform", "blur3", "simplex")]
-        return [Job(fit, budgets, tiny_target, spec.fit, spec.noise, spec.stability) for fit in fits]
+        return [planner.job(spec, tiny_target, fit, budgets) for fit in fits]
 
     return make
 
 
-def plain(event: Check | Measurement | None) -> Any:
+def plain(event: Check | Result | None) -> Any:
     """Without what depends on the machine."""
     if isinstance(event, Check):
         return event.iteration, event.psnr_members
-    if isinstance(event, Measurement):
+    if isinstance(event, Result):
         values = {
             key: value for key, value in event.values.items() if not key.startswith(("seconds", "waited", "disturbed"))
         }
@@ -225,7 +225,7 @@ def by_job(events: Iterator[tuple[int, Any]]) -> dict[int, list[Any]]:
 def test_jobs_of_a_pack_have_their_own_events_and_ends(make_jobs: Callable[..., list[Job]]) -> None:
     """One is stopped by its rule, one is cancelled, one goes to its end."""
     jobs = make_jobs()
-    jobs[1] = replace(jobs[1], stability=make_jobs(stability={"cv_percent": 1e-9, "warmup": 0})[0].stability)
+    jobs[1] = replace(jobs[1], rule=make_jobs(stability={"cv_percent": 1e-9, "warmup": 0})[0].rule)
     assert len({job.kind for job in jobs}) == 1
     stops = [threading.Event() for _ in jobs]
     seen: list[tuple[int, Any]] = []
@@ -317,7 +317,7 @@ class Packing(InProcess):
 
     def events(self) -> Iterator[tuple[str, Event]]:
         for ticket, event in super().events():
-            if self.fail and isinstance(event, Measurement) and len(self.packs[0]) > 1:
+            if self.fail and isinstance(event, Result) and len(self.packs[0]) > 1:
                 self.fail = False
                 raise KeyboardInterrupt
             yield ticket, event
@@ -356,7 +356,7 @@ def test_a_grid_is_packed_by_kind_and_killed_and_resumed_as_it_is_without(
     assert all(trial.user_attrs["shared"] for trial in packed)
 
 
-def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver_died(
+def test_fits_of_a_pack_are_leased_one_by_one_and_done_alone_after_their_driver_died(
     make_spec: MakeSpec, tiny_target: Target
 ) -> None:
     """One of them may be what it died of; what was recorded is kept."""
@@ -367,16 +367,16 @@ def test_fits_of_a_pack_are_claimed_one_by_one_and_done_alone_after_their_driver
         steps = runner.run(dead, killed, forecasting.Forecast())
         next(step for step in steps if step.done == 1)
         assert len(killed.packs[0]) == 3
-        assert dead.claims.alive() == set(killed.packs[0])
-        dead.claims._ended.set()
-        dead.claims._renewer.join()
-        dead.claims.release = lambda fit_id: None  # type: ignore[method-assign]
+        assert dead.leases.alive() == set(killed.packs[0])
+        dead.leases._ended.set()
+        dead.leases._renewer.join()
+        dead.leases.release = lambda fit_id: None  # type: ignore[method-assign]
         store.driver = "another"
         living, executor = beside(store, dead), Packing(room=8)
         list(runner.run(living, executor, forecasting.Forecast()))
         assert [len(pack) for pack in executor.packs] == [1, 1, 1]
         trials = living.trials()
-        living.claims.end()
+        living.leases.end()
         steps.close()  # type: ignore[attr-defined]
     assert len(numbers_of(trials)) == len(trials) == 6
     assert numbers_of(trials) == numbers_of(study(spec, tiny_target, InProcess(2)))
@@ -426,7 +426,7 @@ def test_executors_run_packs(make: Callable[[], Any], make_jobs: Callable[..., l
             begun.add(ticket)
         if isinstance(event, Check) and ticket == "two":
             executor.cancel("two")
-        if isinstance(event, Measurement):
+        if isinstance(event, Result):
             assert event.shared == (ticket != "alone" or executor.slots > 1)
         assert not isinstance(event, Failed)
         if isinstance(event, Finished):

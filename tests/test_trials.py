@@ -15,7 +15,7 @@ from points import setting_of
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.store.optuna_rows import TrialStorage, distributions
-from ddstudy.store.records import Result, Results
+from ddstudy.store.records import Outcome, Outcomes
 
 SPEC = parse_spec(
     {
@@ -78,8 +78,8 @@ def study_of(storage: RDBStorage, name: str = "a", objectives: int = 1) -> int:
     return int(optuna.create_study(storage=storage, study_name=name, directions=["maximize"] * objectives)._study_id)
 
 
-def results_of(storage: TrialStorage, study: int) -> Results:
-    return Results(storage, study, SPEC)
+def results_of(storage: TrialStorage, study: int) -> Outcomes:
+    return Outcomes(storage, study, SPEC)
 
 
 @contextmanager
@@ -188,14 +188,14 @@ def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_ear
     storage.create_new_trial(study, finished(3, TrialState.PRUNED, user_attrs=measured(3, stable=False)))
     storage.create_new_trial(study, finished(4, values=[float("inf")]))
     expected = {
-        setting(1): Result(TrialState.COMPLETE, True, 0.5),
-        setting(3): Result(TrialState.PRUNED, False, 0.5),
-        setting(4): Result(TrialState.COMPLETE, True, float("inf")),
+        setting(1): Outcome(TrialState.COMPLETE, True, 0.5),
+        setting(3): Outcome(TrialState.PRUNED, False, 0.5),
+        setting(4): Outcome(TrialState.COMPLETE, True, float("inf")),
     }
     known = results.read()
     assert known == expected
     assert results.given_up == {failed: setting(2)}
-    results.add(setting(5), Result(TrialState.COMPLETE, True, 1.0))  # our own
+    results.add(setting(5), Outcome(TrialState.COMPLETE, True, 1.0))  # our own
     storage.create_new_trial(study, finished(5, values=[1.0]))
     for axis, distribution in SPACE.items():
         storage.set_trial_param(asked, axis, distribution.to_internal_repr(setting(6)[axis]), distribution)
@@ -205,7 +205,7 @@ def test_results_are_those_of_all_drivers_also_of_trials_that_were_asked_for_ear
         storage.set_trial_user_attr(asked, key, value)
     storage.set_trial_state_values(asked, TrialState.COMPLETE, [2.0])
     assert [it["k"] for it in results.read()] == [1, 3, 4, 5, 6]
-    assert known[setting(6)] == Result(TrialState.COMPLETE, True, 2.0)
+    assert known[setting(6)] == Outcome(TrialState.COMPLETE, True, 2.0)
     with statements(storage.engine) as sent:
         assert len(results.read()) == 5
     assert len(sent) == 1  # all is finished and read: nothing more to fetch

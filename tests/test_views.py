@@ -300,8 +300,8 @@ def test_noise_previews_are_the_inputs_of_the_study(view):
     assert shown["blur3"] == pytest.approx(cv2.GaussianBlur(shown["uniform"][0], (3, 3), 0.8)[None], abs=1e-6)
     sizes = images.feature_sizes(view)
     assert list(sizes) == [1, 2, 4, 8]
-    options = view.spec.noise.model_copy(update={"feature_size": 4.0})
-    assert (sizes[4] == noise_volume("simplex", 1, 12, 15, np.random.default_rng(0), options)).all()
+    options = view.spec.noise.model_dump() | {"feature_size": 4.0}
+    assert (sizes[4] == noise_volume("simplex", 1, 12, 15, np.random.default_rng(0), **options)).all()
     rough = [np.abs(np.diff(array[0], axis=1)).mean() for array in sizes.values()]
     assert rough == sorted(rough, reverse=True)  # larger features are smoother
 

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.solvers import choose, fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
-from ddstudy.study.evaluate import Check, Job, Measurement, evaluate, evaluate_together, job_prior
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together, job_prior
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Failed:
 
     Attributes:
         why: in one line, for people.
-        log: all that is known, for whoever mends it.
+        log: all that is known, for a search for the cause.
         shared: other fits ran on its device.
         kind: `memory` was short, its machine was `lost`, which says nothing about the job, or any other `error`.
     """
@@ -63,7 +63,7 @@ class Workers:
     device: str = ""
 
 
-Event = Started | Check | Measurement | Finished | Failed | Workers
+Event = Started | Check | Result | Finished | Failed | Workers
 
 
 class Executor(Protocol):
@@ -86,7 +86,7 @@ class Executor(Protocol):
         """Ends a job early; its next event is `Finished`, or one that was on its way."""
 
     def expect(self, jobs: int) -> None:
-        """Tells how many more jobs could run now; whoever can get more slots does so for them."""
+        """Tells how many more jobs could run now; an executor that can get more slots does so for them."""
 
     def events(self) -> Iterator[tuple[str, Event]]:
         """The events of all jobs as they come, until none is left; jobs may be added meanwhile."""
@@ -123,7 +123,7 @@ def usable_memory(*, swap: bool = False) -> float:
     limit, used = _control_group("memory.max").strip(), _control_group("memory.current").strip()
     if limit.isdecimal() and used.isdecimal():
         stat = dict(line.split() for line in _control_group("memory.stat").splitlines())
-        cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))  # given up when it is needed
+        cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))  # freed when it is needed
         free = min(free, int(limit) - int(used) + cached)
     return free + spare
 
@@ -172,7 +172,7 @@ def layout(
 
     Threads take the member that is most behind, so one fit keeps as many cores busy as it has members, and its seconds
     stay comparable; so several run only where cores are left over. A GPU takes one fit at a time, and so does the
-    reference engine, whose memory nobody has measured.
+    reference engine, whose memory was never measured.
 
     Args:
         spec: of the study.
@@ -224,10 +224,8 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
-def careful(
-    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
-) -> Iterator[Check | Measurement]:
-    """`evaluate`, where there is memory for it: the system ends a run that takes more, with all that it does.
+def careful(job: Job, *, device: str, threads: int, stop: threading.Event | None = None) -> Iterator[Check | Result]:
+    """`evaluate`, if there is memory for the fit: else the system would kill the whole run.
 
     Raises:
         NoMemoryError: the fit needs more memory than is free on its device.
@@ -238,7 +236,7 @@ def careful(
 
 def careful_together(
     jobs: Sequence[Job], *, device: str, threads: int, stops: Sequence[threading.Event]
-) -> Iterator[tuple[int, Check | Measurement | None]]:
+) -> Iterator[tuple[int, Check | Result | None]]:
     """`evaluate_together`, likewise."""
     _need_memory(jobs, device, threads)
     yield from evaluate_together(jobs, device=device, threads=threads, stops=stops)
@@ -247,7 +245,7 @@ def careful_together(
 def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     first, on_gpu = jobs[0], device.startswith("cuda")
     method = choose(device, first.options.engine, first.options.precision)
-    if method.engine == "reference":  # whose memory nobody has measured
+    if method.engine == "reference":  # its memory was never measured
         return
     rows, columns = rows_and_columns(first.fit["tiling"])
     members = sum(job.options.members for job in jobs)
@@ -462,7 +460,7 @@ class Threads:
 
 def raise_if_stopped(stop: threading.Event | None, event: Event) -> None:
     """Ends an executor's events where its caller wants no more; a result that is there is handed over first."""
-    if is_stopped(stop) and not isinstance(event, Measurement):
+    if is_stopped(stop) and not isinstance(event, Result):
         raise StoppedError("stopped")
 
 
@@ -471,7 +469,7 @@ def pack_events(
 ) -> Iterator[tuple[str, Event | UserError]]:
     """The events of a pack under its jobs' tickets, each from its start to its end or its failure.
 
-    What fails fails for all that were still at work: whoever submitted them tries each alone.
+    An exception fails all jobs that were still running; the caller tries each of them again, alone.
 
     Args:
         jobs: of one kind, under their tickets; one alone is a pack, too.
@@ -491,7 +489,7 @@ def pack_events(
         yield tickets[index], event
 
 
-def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) -> Iterator[Event | UserError]:
+def work_events(work: Iterator[Check | Result], *, shared: bool = False) -> Iterator[Event | UserError]:
     """A fit's events with its end or its failure; a mistake of the user's comes as the last.
 
     Args:
@@ -499,7 +497,7 @@ def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) ->
         shared: whether other fits run on its device.
     """
 
-    def alone() -> Iterator[tuple[int, Check | Measurement | None]]:
+    def alone() -> Iterator[tuple[int, Check | Result | None]]:
         for event in work:
             yield 0, event
         yield 0, None
@@ -508,7 +506,7 @@ def work_events(work: Iterator[Check | Measurement], *, shared: bool = False) ->
 
 
 def _guarded(
-    work: Iterator[tuple[int, Check | Measurement | None]], jobs: int, shared: bool
+    work: Iterator[tuple[int, Check | Result | None]], jobs: int, shared: bool
 ) -> Iterator[tuple[int, Event | UserError]]:
     going = set(range(jobs))
     with contextlib.closing(work):  # type: ignore[type-var]  # a generator has close()
@@ -526,4 +524,4 @@ def _guarded(
                 going.remove(index)
                 yield index, Finished()
             else:
-                yield index, replace(event, shared=shared) if isinstance(event, Measurement) else event
+                yield index, replace(event, shared=shared) if isinstance(event, Result) else event

@@ -1,8 +1,8 @@
 """Fits on a Ray cluster: a pool of workers, one per slot, that grows and shrinks with the cluster.
 
 Ray lives in a process of its own beside the driver. When a cluster is gone, Ray ends the process that was connected to
-it, without asking; the driver outlives that, says so in one line and keeps its claims in order until then. And what a
-cluster learns about whoever connects, its command line and environment, holds no password of the store.
+it, without asking; the driver outlives that, says so in one line and keeps its leases in order until then. And the
+command line and environment of that process, which the cluster sees, hold no password of the store.
 
 `Ray` is the executor in the driver. `serve` is the other process: a `_Pool`, in which every slot is a coroutine that
 makes its worker, hands it one job after another and passes on what comes back. `_Worker` is the actor.
@@ -48,7 +48,7 @@ from ddstudy.execution.executors import (
 from ddstudy.images.volumes import Target
 from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec
-from ddstudy.study.evaluate import Check, Job, Measurement, device_name
+from ddstudy.study.evaluate import Check, Job, Result, device_name
 
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 STOP_SECONDS = 0.2  # between looks whether the caller wants an end, while nothing comes
@@ -61,7 +61,7 @@ ANSWER_SECONDS = 5.0  # of a cluster that is asked whether it is there
 GONE = "the Ray cluster is gone"
 KEPT = "What was finished is kept; the same command goes on."
 
-Work = Callable[..., Iterator[Check | Measurement]]
+Work = Callable[..., Iterator[Check | Result]]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Ray:
             self._targets[key] = job.target  # kept, so that no other takes its place
             self._send("target", key, job.target)
         self._jobs.add(ticket)
-        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.stability, job.timed))
+        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.rule, job.timed))
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
@@ -262,7 +262,7 @@ def places(resources: dict[str, float], wish: Wish, device: str) -> list[Place]:
         wish.fit, "cpu", exclusive=wish.timed, bytes_per_fit=wish.bytes_per_fit, cores=cpus,
         memory=resources.get("memory"),
     )  # fmt: skip
-    # whoever has a node alone has all of it, so that no other driver's fits come beside
+    # a fit with a node to itself takes all of its cores, so that no other driver's fits run beside it
     own = {"num_cpus": float(cpus if cores.workers == 1 else cores.threads), "num_gpus": 0.0}
     return [Place("cpu", own, cores.threads, cores.workers > 1)] * cores.workers
 
@@ -298,8 +298,8 @@ class _Worker:
         """The events of a job, those together that come together."""
         self._stop.clear()
         self._ticket = ticket
-        fit, budgets, options, noise, stability, timed = parts
-        job = Job(fit, budgets, target, options, noise, stability, timed)
+        fit, budgets, options, noise, rule, timed = parts
+        job = Job(fit, budgets, target, options, noise, rule, timed)
         # the processor is asked for where the GPU failed
         device = "cpu" if options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
@@ -406,7 +406,7 @@ class _Pool:
         while not self._end.done():
             try:
                 nodes = await asyncio.to_thread(self._ray.nodes)
-            except Exception:  # Ray has no common one for a lost head, and ends this process soon, too
+            except Exception:  # Ray raises many kinds for a lost head, and soon ends this process
                 raise WorkError(f"{GONE}\n{KEPT}") from None
             self._follow({node["NodeID"]: node for node in nodes if node["Alive"]}, device)
             self._request_slots(device)
@@ -580,7 +580,7 @@ class _Pool:
                     break
                 self.tell(ticket, events)
         except self._ray.exceptions.RayError as error:
-            worker.stop.options(concurrency_group="control").remote(ticket)  # should it go on unseen
+            worker.stop.options(concurrency_group="control").remote(ticket)  # in case it still runs
             cause = await self._cause_of_death(worker)
             if self._running.get(ticket) is worker:
                 del self._running[ticket]

@@ -1,6 +1,6 @@
 """Pictures and volumes as files: the header first, then no more than what is asked for.
 
-Whatever a file promises is compared with limits before it is decoded, so that neither a damaged header nor one made to
+What a header promises is compared with limits before anything is decoded, so that neither a damaged one nor one made to
 do harm takes the machine's memory or minutes. A volume is never read as a whole: of a plain file only the slice is, a
 compressed one streams past. What cannot be read right is refused in words that say what it is.
 """
@@ -82,7 +82,7 @@ class Volume:
 
 @contextlib.contextmanager
 def open_volume(path: Path, number: int, where: str) -> Iterator[Volume]:
-    """A NIfTI or MGH file; on leaving, a compressed one is read to the end of the volume: only so a cut one is found.
+    """A NIfTI or MGH file; on leaving, a compressed one is read to the volume's end, to find one that was cut short.
 
     Args:
         path: of the file.
@@ -142,7 +142,7 @@ def read_picture(path: Path, where: str) -> NDArray[Any]:
 
 
 def check_pixels(height: int, width: int, where: str) -> None:
-    """Refuses what no memory should be given to."""
+    """Refuses an image that would take too much memory."""
     if height * width > _MOST_PIXELS:
         raise UserError(f"{where}: is {height} x {width} pixels", f"Valid: up to {_MOST_PIXELS:,} pixels altogether.")
 
@@ -209,7 +209,7 @@ def _in_mm(affine: Any, header: Any) -> Affine:
 
 
 def _png(data: bytes, where: str) -> NDArray[Any]:
-    """Decodes the chunks that pixels need, after a check of all: libpng prints what it thinks of the others."""
+    """Decodes only the chunks that pixels need, after a check of all: about others libpng prints warnings."""
     from imagecodecs import png_decode
 
     kept, exif, frames = [_PNG], b"", 1
@@ -311,7 +311,7 @@ def _tiff(path: Path, where: str) -> NDArray[Any]:
         pixels = np.moveaxis(pixels, 0, -1)
     pixels = _colours(pixels)
     if kind == PHOTOMETRIC.PALETTE:
-        pixels = np.moveaxis(page.colormap[:, pixels.astype(np.uint16)], 0, -1)  # one bit would be a mask
+        pixels = np.moveaxis(page.colormap[:, pixels.astype(np.uint16)], 0, -1)  # an index of type bool would be a mask
     if kind == PHOTOMETRIC.MINISWHITE:
         pixels = -pixels if pixels.dtype.kind in "fc" else ~pixels
     return _turned(pixels, orientation)
@@ -325,7 +325,7 @@ def _colours(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _orientation(exif: bytes) -> int:
-    """How viewers turn a picture, 1 for not at all, which they do with damaged notes, too."""
+    """The orientation by which viewers turn a picture; 1, which is not at all, also where EXIF is damaged."""
     from PIL.Image import Exif
 
     notes = Exif()

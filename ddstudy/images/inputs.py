@@ -4,20 +4,22 @@ Noise is made once for the whole slice, on a grid of (rows * h0, columns * w0), 
 neighbouring tiles get neighbouring noise (Fig. 3.5). `uniform` is the thesis' Blur = 0, `blur3` its Blur = 3,
 `simplex` its Perlin.
 
-The thesis calls simplex noise a compromise between uniform and blurred noise. At its feature size of 1 it is none:
+The thesis calls simplex noise a compromise between uniform and blurred noise. At a feature size of 1 it is not:
 simplex noise is 0, hence 0.5 here, at every corner of its lattice, and whole numbers meet one in every plane
 x + y + z = 0 (mod 6), a sixth of all values; neighbours correlate by 0.05 only, where those of `blur3` do by 0.67. A
 feature size of 1.6 meets hardly a corner and has half the correlation of `blur3` (`benchmarks/simplex.py`).
-Whatever it is, channels correlate like neighbours in the image, since all are slices of one volume. The default stays
-the thesis', because seeds and results belong to it.
+At any feature size, channels correlate like neighbours in the image, since all are slices of one volume. The default
+stays the thesis', because seeds and results belong to it.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.spec.options import Noise, NoiseSpec
+from ddstudy.spec.options import Noise
 
 
 def gaussian_sigma(kernel: int) -> float:
@@ -26,7 +28,16 @@ def gaussian_sigma(kernel: int) -> float:
 
 
 def noise_volume(
-    kind: Noise, k: int, height: int, width: int, rng: np.random.Generator, options: NoiseSpec
+    kind: Noise,
+    k: int,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    blur_kernel: int = 3,
+    feature_size: float = 1.0,
+    range: tuple[float, float] = (0.0, 1.0),
+    channels: Literal["independent", "interpolated"] = "independent",
 ) -> NDArray[np.float32]:
     """One noise image per channel.
 
@@ -37,21 +48,24 @@ def noise_volume(
         height: rows of the whole slice's input, rows of tiles * h0.
         width: columns, likewise.
         rng: stream that everything random is drawn from.
-        options: kernel size, feature size, range, channels.
+        blur_kernel: Gaussian kernel size of `blur3`, pixels.
+        feature_size: of `simplex`, pixels.
+        range: lowest and highest value, which the ends of [0, 1] are moved to.
+        channels: `interpolated` makes the channels of `uniform` and `blur3` all between two noise images.
 
     Returns:
-        float32 array (k, height, width) within `options.range`.
+        float32 array (k, height, width) within `range`.
     """
     if kind == "simplex":
-        images = _simplex(k, height, width, rng, options.feature_size)
-    elif options.channels == "interpolated":
+        images = _simplex(k, height, width, rng, feature_size)
+    elif channels == "interpolated":
         # sec. 3.2, taken literally: every channel lies between two noise images, so the input has rank 2
-        first, last = _uniform(kind, 2, height, width, rng, options.blur_kernel)
+        first, last = _uniform(kind, 2, height, width, rng, blur_kernel)
         step = np.linspace(0, 1, k, dtype=np.float32)[:, None, None]
         images = (1 - step) * first + step * last
     else:
-        images = _uniform(kind, k, height, width, rng, options.blur_kernel)
-    low, high = options.range
+        images = _uniform(kind, k, height, width, rng, blur_kernel)
+    low, high = range
     return np.asarray(low + (high - low) * images, dtype=np.float32)
 
 

@@ -262,7 +262,7 @@ def _take_one_core() -> None:
     """Leaves this thread one of torch's threads.
 
     torch keeps that number for each of our threads, but also lets threads begin with the last one that was set
-    anywhere: others of this process, fits or a user's own, shall begin with what they would have had.
+    anywhere: other threads of this process, of fits or of a user, shall begin with the number that they would have had.
     """
     import torch
 

@@ -89,9 +89,9 @@ def noise_previews(view: StudyView) -> dict[str, NDArray[np.float32]]:
     Returns:
         Kind -> array (1, rows, columns) within the study's range of noise.
     """
-    rows, columns = _input_shape(view)
+    (rows, columns), options = _input_shape(view), view.spec.noise.model_dump()
     return {
-        kind: noise_volume(kind, 1, rows, columns, np.random.default_rng(view.spec.fit.seed), view.spec.noise)
+        kind: noise_volume(kind, 1, rows, columns, np.random.default_rng(view.spec.fit.seed), **options)
         for kind in view.spec.search_space["noise"]
     }
 
@@ -99,14 +99,13 @@ def noise_previews(view: StudyView) -> dict[str, NDArray[np.float32]]:
 def feature_sizes(view: StudyView) -> dict[float, NDArray[np.float32]]:
     """Simplex noise of growing feature size, at the size of the study's inputs (thesis Fig. 3.3); as above."""
     rows, columns = _input_shape(view)
-    own = view.spec.noise.feature_size
-    options = {
-        size: view.spec.noise.model_copy(update={"feature_size": size})
-        for size in (own, *(own * 2**n for n in (1, 2, 3)))
-    }
+    options = view.spec.noise.model_dump()
+    smallest = options.pop("feature_size")
     return {
-        size: noise_volume("simplex", 1, rows, columns, np.random.default_rng(view.spec.fit.seed), changed)
-        for size, changed in options.items()
+        size: noise_volume(
+            "simplex", 1, rows, columns, np.random.default_rng(view.spec.fit.seed), feature_size=size, **options
+        )
+        for size in (smallest * 2**n for n in range(4))
     }
 
 

@@ -1,8 +1,8 @@
 """The store: one database that holds every study, and a folder for the images of its trials.
 
 Optuna's tables hold the studies and trials, `ddstudy.store.leases` says which driver is fitting what. A database is a
-SQLite file, which one driver at a time may write, or PostgreSQL, which many may share. A `Store` opens it; what it
-gives to look at is a `ddstudy.store.study.StudyView`, what it gives to record with a `ddstudy.store.writer.Driven`.
+SQLite file, which one driver at a time may write, or PostgreSQL, which many may share. A `Store` opens it and gives a
+study to look at, `ddstudy.store.study.StudyView`, or one to write, `ddstudy.store.writer.StudyWriter`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ddstudy.images.volumes import Target, Targets, short_digest
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import AtWork, Claims, at_work, create_table
+from ddstudy.store.leases import AtWork, Leases, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
 from ddstudy.store.study import StudyView, facts_of, view_of
 from ddstudy.store.urls import VALID, parse_url, said, shown, shown_path
-from ddstudy.store.writer import Driven
+from ddstudy.store.writer import StudyWriter
 
 LEASE_SECONDS = 30.0
 _SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
@@ -45,7 +45,7 @@ _OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NU
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
 
-# what a damaged database, or a server that is away, ends in
+# what is raised for a damaged database, or a server that is away
 _FAILURES = (optuna.exceptions.StorageInternalError, sa.exc.SQLAlchemyError)
 READ_ERRORS = (*_FAILURES, sqlite3.Error, UnicodeError)
 
@@ -62,7 +62,7 @@ class Store:
         artifacts: folder for images; by default `FILE-artifacts` beside the SQLite file, `ddstudy-artifacts` in the
             current folder for PostgreSQL.
         read_only: open for looking only; the database then refuses every write.
-        lease_seconds: how long a claim outlives a driver that died.
+        lease_seconds: how long a lease outlives a driver that died.
 
     Raises:
         UserError: the URL is not valid, the database cannot be reached or is not one of ours.
@@ -114,7 +114,7 @@ class Store:
             return storage
         except READ_ERRORS as error:
             raise UserError(f"{self.shown_url}: cannot be opened: {said(error, self._url)}", VALID) from None
-        except AssertionError:  # of Optuna, which misses what it noted
+        except AssertionError:  # Optuna's, where the row with its version is missing
             raise UserError(
                 f"{self.shown_url}: cannot be opened: it does not say which version of Optuna made it",
                 "It was damaged.",
@@ -133,7 +133,7 @@ class Store:
         return url.render_as_string(hide_password=False)
 
     def _engine_options(self, read_only: bool) -> dict[str, Any]:
-        # whoever only looks may look for days: it keeps no connection between looks
+        # a reader may stay open for days: it keeps no connection between reads
         options: dict[str, Any] = {"poolclass": sa.NullPool} if read_only else {"pool_pre_ping": True}
         if self.is_sqlite:
             return {**options, "connect_args": {"timeout": 60}}
@@ -156,7 +156,7 @@ class Store:
                 if connection.scalar(ask):
                     yield
                     return
-            time.sleep(0.1)  # who waited in the database would keep a pooler's connection, which the other may need
+            time.sleep(0.1)  # a wait inside the database would hold a pooler's connection, which the other may need
 
     def close(self) -> None:
         """Gives the driver's place back and closes all connections."""
@@ -228,7 +228,7 @@ class Store:
         return count_finished(self.storage.engine, self.storage.get_study_id_from_name(name))
 
     def source(self, name: str, spec: StudySpec, target: Target | Targets) -> StudyView:
-        """Another study, whose results are results of a study of this spec and target.
+        """Another study, whose results can be imported into a study of this spec and target.
 
         Raises:
             UserError: there is no such study, or its target or what changes its numbers is not the same.
@@ -263,7 +263,7 @@ class Store:
 
     # driving
 
-    def drive(self, spec: StudySpec, target: Target | Targets, sampler: optuna.samplers.BaseSampler) -> Driven:
+    def drive(self, spec: StudySpec, target: Target | Targets, sampler: optuna.samplers.BaseSampler) -> StudyWriter:
         """Creates the study or goes on with it, as one of its drivers.
 
         Raises:
@@ -287,17 +287,19 @@ class Store:
             with warnings.catch_warnings():  # "experimental" since Optuna 3.2
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(spec.objectives))
-            claims = Claims(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
-            stack.callback(claims.end)
+            leases = Leases(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
+            stack.callback(leases.end)
             if self.is_sqlite:
-                claims.bury()  # we hold the file, so whoever held these is dead
+                leases.expire_others()  # we have the file's lock, so the drivers that had these are dead
             made_by = {VERSION: version("ddstudy")} | ({"commit": commit()} if commit() else {})
-            driven = Driven(study, self.storage, spec, target, self.artifacts, claims, made_by, alone=self.is_sqlite)
+            writer = StudyWriter(
+                study, self.storage, spec, target, self.artifacts, leases, made_by, alone=self.is_sqlite
+            )
             with self._alone():
-                driven.settle()
-            driven.close_abandoned()
+                writer.settle()
+            writer.close_abandoned()
             self._stack.push(stack.pop_all())
-        return driven
+        return writer
 
     def _file_lock(self, path: Path) -> contextlib.AbstractContextManager[object]:
         import filelock
@@ -408,9 +410,9 @@ class Store:
 
         Optuna itself would take the new values, but leaves an axis out of its importances when trials disagree on it.
         """
-        claims = Claims(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
-        busy = not self.is_sqlite and claims.alive()  # whoever held a claim on a SQLite file is dead
-        claims.end()
+        leases = Leases(self.storage.engine, id_of(study), self.driver, self.lease_seconds)
+        busy = not self.is_sqlite and leases.alive()  # we have the lock of a SQLite file: all others are dead
+        leases.end()
         if busy:
             raise UserError(
                 f"study '{spec.name}' in {self.shown_url}: its lists cannot grow while another driver runs it",
@@ -434,7 +436,7 @@ def _lock_from_the_beginning(engine: sa.Engine) -> None:
 
     sa.event.listen(engine, "connect", leave_beginning_to_us)
     sa.event.listen(engine, "begin", begin)
-    engine.dispose()  # the connections that were made before
+    engine.dispose()  # drops the connections that were made before
 
 
 def _grows(key: str, old: list[Any], new: list[Any]) -> bool:
@@ -457,7 +459,7 @@ def _same_pixels(one: str | dict[str, str], other: str | dict[str, str]) -> bool
 
 
 def _numerics_without_number(facts: Mapping[str, str]) -> int:
-    """The arithmetic of a study from before there was a number: that of a6b599d, unless the study is older."""
+    """`NUMERICS` of a study that was stored before studies noted it: 2 since commit a6b599d, 1 before."""
     if facts.get("commit", "").removesuffix("-dirty") in ("a6b599d", "61b977d", "dc64bf9", "87a1aef"):
         return 2
     return 1 if facts.get("created", "9") < "2026-11-26T08:36" else 2
@@ -471,7 +473,7 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """Of this ddstudy where it runs from a git checkout, else nothing."""
+    """The commit of this ddstudy; empty where it does not run from a git checkout."""
     git, root = shutil.which("git"), Path(__file__).parents[2]
     if not git or not (root / ".git").exists():
         return ""

@@ -1,8 +1,9 @@
-"""Claims: which driver is fitting what, in a table beside Optuna's.
+"""Leases: which driver is fitting what, in a table beside Optuna's.
 
-A claim is a lease on the database's clock. It is renewed while its driver lives, so that the fits of a driver that died
-are free again when the lease ends. A claim only keeps others from doing the same work meanwhile; what is done is
-told by finished trials alone, and the database itself keeps a setting from having two (`ddstudy.store.optuna_rows`).
+A driver takes a lease on a fit before it begins. The lease ends at a time on the database's clock and is renewed while
+the driver lives, so that the fits of a driver that died are soon free again. A lease only keeps others from doing the
+same work meanwhile; what is done is told by finished trials alone, and the database itself keeps a setting from having
+two (`ddstudy.store.optuna_rows`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TELL_SECONDS = 2.0  # until others can see where a fit runs
 T = TypeVar("T")
 _text = functools.cache(sa.text)  # to make a statement takes longer than to execute it
 _table = sa.Table(
-    "ddstudy_claims",
+    "ddstudy_claims",  # what leases were once called: stores of earlier versions have this table
     sa.MetaData(),
     sa.Column("study_id", sa.Integer, primary_key=True),
     sa.Column("fit", sa.String(100), primary_key=True),
@@ -45,13 +46,13 @@ def create_table(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         if "deaths" not in columns:  # made before deaths were counted
             connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0"))
-        if "doing" not in columns:  # made before claims told what is done
+        if "doing" not in columns:  # made before leases told how far a fit is
             connection.execute(sa.text("ALTER TABLE ddstudy_claims ADD COLUMN doing VARCHAR(400) NOT NULL DEFAULT ''"))
 
 
 @dataclass(frozen=True)
 class AtWork:
-    """A fit that is claimed, and what its driver last told of it: at a renewal, so up to a third of a lease ago.
+    """A fit that a driver has, and what it last told of it: at a renewal, so up to a third of a lease ago.
 
     Attributes:
         fit: its identity.
@@ -71,7 +72,7 @@ class AtWork:
 
 
 def at_work(engine: sa.Engine, study_id: int) -> list[AtWork]:
-    """Fits of a study that living drivers have. For whoever only looks: the table may be missing or old."""
+    """Fits of a study that living drivers have. A reader makes no table: it may be missing, or have fewer columns."""
     inspector = sa.inspect(engine)
     if not inspector.has_table(_table.name) or "doing" not in {c["name"] for c in inspector.get_columns(_table.name)}:
         return []
@@ -85,7 +86,7 @@ def at_work(engine: sa.Engine, study_id: int) -> list[AtWork]:
 
 
 def _at_work(fit: str, driver: str, doing: str) -> AtWork:
-    """A claim, without what it tells where that is nothing that this version tells."""
+    """A lease as it is stored; what it tells of its fit is left out where this version cannot read that."""
     try:
         told = AtWork(fit, driver, **json.loads(doing))
         ends = told.ends is None or (type(told.ends) in (int, float) and math.isfinite(told.ends))
@@ -100,7 +101,7 @@ class Patience:
     """Tries again while the database's server is away, so that its restart costs no fit.
 
     Args:
-        seconds: for how long, counted from its first silence; then the error is passed on.
+        seconds: for how long, from the first call that it did not answer; then the error is raised.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -108,11 +109,11 @@ class Patience:
         self._silent_since: float | None = None
 
     def __call__(self, call: Callable[[], T]) -> T:
-        """Calls something that may be called twice."""
+        """Calls a function, which may be called twice, until the server answers."""
         while True:
             try:
                 result = call()
-            except Exception as error:  # Optuna wraps the database's; all but those of a server away are passed on
+            except Exception as error:  # the database's, or Optuna's around it; raised unless the server is away
                 now = time.monotonic()
                 self._silent_since = self._silent_since or now
                 if not _is_away(error) or now - self._silent_since > self._seconds:
@@ -132,18 +133,18 @@ def _is_away(error: Exception) -> bool:
     return state is None or state[:2] == "08" or state[:3] == "57P"
 
 
-class Claims:
-    """The claims of one driver on the fits of one study.
+class Leases:
+    """The leases of one driver on the fits of one study.
 
     Args:
         engine: of the database.
         study_id: Optuna's.
         driver: name of this driver, unique.
-        lease_seconds: how long a claim outlives its driver; it is renewed three times as often.
+        lease_seconds: how long a lease outlives its driver; it is renewed three times as often.
 
     Attributes:
-        deaths: of the fits taken, how many drivers died with each, one after the other: who gives a fit back, done or
-            given up, ends the count.
+        deaths: of each fit that we took, how many drivers in a row died while they had it. A driver that gives a fit
+            back, done or given up, ends the count.
         patiently: calls something again while the database's server is away, for as long as a lease.
     """
 
@@ -182,8 +183,8 @@ class Claims:
         return bool(taken)
 
     def holds(self, fit_id: str) -> bool:
-        """Whether a claim is ours for half a lease more; False as after a pause longer than the lease."""
-        # mostly the renewals see to that, and a look costs less than one more write to the disk
+        """Whether a fit is ours for half a lease more; after a longer pause of ours, another driver may have it."""
+        # mostly the regular renewals keep it so, and a read costs less than another write
         look = (
             "SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND fit = :fit AND driver = :driver "
             f"AND expires >= {self._clock} + :lease * 0.5"
@@ -208,7 +209,7 @@ class Claims:
         )
 
     def release(self, fit_id: str) -> None:
-        """Gives a fit back; nothing happens to another driver's claim."""
+        """Gives a fit back; nothing happens to another driver's lease."""
         self._held.discard(fit_id)
         self._doing.pop(fit_id, None)
         self._untold.discard(fit_id)
@@ -226,14 +227,14 @@ class Claims:
             )
         )
 
-    def bury(self) -> None:
-        """Ends all claims of other drivers, who are known to be dead; whoever takes one counts a death."""
+    def expire_others(self) -> None:
+        """Ends the leases of all other drivers, which are known to be dead; who takes such a fit counts a death."""
         self._rows(
             "UPDATE ddstudy_claims SET expires = 0 WHERE study_id = :study AND driver <> :driver RETURNING fit, deaths"
         )
 
     def orphans(self) -> set[str]:
-        """Fits that drivers died with, and nobody has taken since."""
+        """Fits whose driver died and that nobody has taken since."""
         return set(
             self._patient_rows(
                 f"SELECT fit, deaths FROM ddstudy_claims WHERE study_id = :study AND expires < {self._clock}"

@@ -1,12 +1,12 @@
-"""All that stands on private parts of Optuna; above all its tables, written and read by ourselves.
+"""Everything that relies on private parts of Optuna, above all its tables, which are written and read here.
 
 A trial has some fifty rows. Optuna writes them one by one and counts all earlier trials for each new one; one row that
 it cannot read, after an edit by hand or on a bad disk, ends whatever reads the study. `TrialStorage` writes the same
 rows with one statement a table, and reads every trial for itself: one that cannot be read is left out, with the reason.
 Whether a trial is a result of ours, `ddstudy.store.records` says.
 
-No other module imports or touches a private name of Optuna (tests/test_architecture.py). What is used of them has its
-reason where it is used, and tests/test_canaries.py says by name what another version no longer has.
+No other module imports or touches a private name of Optuna (tests/test_architecture.py). Each use gives its reason, and
+tests/test_canaries.py says by name what another version no longer has.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TrialStorage(RDBStorage):
     """Optuna's storage, which writes what is known of a trial at once and reads what can be read.
 
     Attributes:
-        judges: of studies that are driven: whether Optuna and its samplers may see a trial.
+        judges: id of a study that is open for writing -> whether Optuna and its samplers may see a trial of it.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -86,7 +86,7 @@ class TrialStorage(RDBStorage):
         sa.event.listen(self.engine, "handle_error", _name_damage)
 
     def read_studies(self) -> tuple[list[FrozenStudy], dict[str, str]]:
-        """The studies that can be read, in the order of their ids, and of each other its name and why it cannot."""
+        """The studies that can be read, in the order of their ids; and name -> why, of those that cannot."""
         found, damaged = _read(self.engine, _STUDIES, "", _study)
         return found, {f"{row[1]}": why for row, why in damaged.values()}
 
@@ -107,7 +107,7 @@ class TrialStorage(RDBStorage):
             among: or with one of these.
 
         Returns:
-            The trials, in the order of their ids, and of each other its number and why it cannot be read.
+            The trials that can be read, in the order of their ids; and number -> why, of those that cannot.
         """
         which = f"study_id = {int(study_id)}"
         if after >= 0:
@@ -181,7 +181,7 @@ class TrialStorage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None,
     ) -> None:
-        # one that is given is taken without a look
+        # Optuna takes the previous distribution that it is given, without looking one up
         super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, distribution)
 
     # writing
@@ -189,7 +189,8 @@ class TrialStorage(RDBStorage):
     def make_table(self) -> None:
         """Makes the table that keeps a setting from having two results, beside Optuna's, where it is missing."""
         _MEASURED.create(self.engine, checkfirst=True)
-        with self.engine.begin() as connection:  # what it replaces: a mark that named a study, also in copies of it
+        # of earlier versions: it was over a mark of trials, which in a copied study still named the original
+        with self.engine.begin() as connection:
             connection.execute(sa.text("DROP INDEX IF EXISTS ddstudy_results"))
 
     def add_result(self, study_id: int, trial: FrozenTrial, setting: Setting) -> bool:
@@ -207,7 +208,7 @@ class TrialStorage(RDBStorage):
         May be called again: a trial that is the result is left as it is.
 
         Returns:
-            True if the trial only has to be told, None if it is closed, False if the setting has another result.
+            True if the trial only needs Optuna's `tell`, None if it is closed, False if the setting has another result.
         """
         trial, step = models.TrialModel, models.TrialIntermediateValueModel
         with self.engine.begin() as connection:
@@ -227,13 +228,13 @@ class TrialStorage(RDBStorage):
         return True
 
     def noted_results(self, study_id: int) -> dict[str, int]:
-        """Settings of a study that must not get a result, and the trials they have it of, but for RUNNING ones."""
+        """Settings that are noted to have a result -> the trial that is it; RUNNING trials are left out."""
         with self.engine.connect() as connection:
             rows = connection.execute(_NOTED, {"study": study_id}).all()
         return {row.setting: row.trial_id for row in rows if row.state != "RUNNING"}
 
     def note_results(self, study_id: int, wrong: Mapping[str, int], missing: Mapping[str, int]) -> None:
-        """Corrects which trials are results: after copies, in a store of an earlier version, after edits by hand."""
+        """Corrects the notes of a study that was copied, edited by hand, or made by an earlier version."""
         with self.engine.begin() as connection:
             for statement, those in ((_FORGET, wrong), (_NOTE, missing)):
                 if those:
@@ -295,16 +296,16 @@ _TAKE = sa.text(
 
 
 def _take(connection: sa.Connection, study_id: int, setting: Setting, trial_id: int) -> bool:
-    """Makes a trial the result of a setting, under the lock on the study: without it a look would miss others."""
+    """Notes a trial as the result of a setting, if it has none; under the lock on the study, which others wait for."""
     row = {"study": study_id, "setting": setting.id, "trial": trial_id}
     return connection.execute(_TAKE, row).first() is not None
 
 
 def _add(connection: sa.Connection, study_id: int, trial: FrozenTrial) -> int:
-    """Writes a trial that is finished already; its id."""
+    """Writes a finished trial and returns its id."""
     times = {"datetime_start": _utc(trial.datetime_start), "datetime_complete": _utc(trial.datetime_complete)}
     row: dict[str, Any] = {"study_id": study_id, "state": trial.state, **times}
-    connection.execute(_LOCK, {"study": study_id})  # as Optuna has it: the latest trial is that of any driver
+    connection.execute(_LOCK, {"study": study_id})  # as Optuna does it: no other driver takes the same number meanwhile
     latest = connection.scalar(_LATEST, {"study": study_id})
     made = connection.execute(_NEW, {**row, "number": 0 if latest is None else latest + 1})
     trial_id = int(made.inserted_primary_key[0])  # type: ignore[index]  # there is one
@@ -380,7 +381,7 @@ def _with_id(trial_id: int, tables: Mapping[type[Any], list[dict[str, Any]]]) ->
             yield _INSERTS[model], [{"trial_id": trial_id, **row} for row in rows]
 
 
-# what is read: a table, its columns, and of each row's own tables the columns that follow the order
+# what is read: a table, its columns, and the tables that say more of a row: the column they are ordered by, then others
 _STUDIES = (
     "studies",
     "study_id, study_name",
@@ -403,15 +404,15 @@ _TRIALS = (
 )
 _Described = tuple[str, str, Mapping[str, str]]
 _Row = Sequence[Any]
-_FEW = 500  # rows whose ids are listed in a statement
+_FEW = 500  # from so many rows on, a statement has a range of ids instead of a list
 
 
 def _read(
     engine: sa.Engine, described: _Described, which: str, make: Callable[[_Row, Mapping[str, list[_Row]]], T]
 ) -> tuple[list[T], dict[int, tuple[_Row, str]]]:
-    """What is made of rows, and of those that nothing can be made of the row and why, by id.
+    """What the rows describe; and id -> row and why, of the rows that are damaged.
 
-    Rows come as the database has them: whatever SQLAlchemy or the driver would convert might fail for all at once.
+    Values are taken as the database has them: a conversion by SQLAlchemy that fails would end the reading of all.
     """
     table, columns, _ = described
     key = columns.partition(",")[0]
@@ -419,7 +420,7 @@ def _read(
     damaged: dict[int, tuple[_Row, str]] = {}
     try:
         rows = list(_fetch(engine, described, which))
-    except Exception as error:  # any that a driver has for bytes that are no text, no time, no page of a database
+    except Exception as error:  # drivers raise many for bytes that are no text, no time, no page of a database
         if not _is_damage(error):
             raise
         rows = []
@@ -462,7 +463,7 @@ def _fetch(engine: sa.Engine, described: _Described, which: str) -> Iterator[tup
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an error tells of what is stored; else it tells of the way to the database."""
+    """Whether an error is about what is stored; else it is about the connection."""
     if not isinstance(error, sa.exc.DBAPIError):
         return isinstance(error, OverflowError | TypeError | ValueError)  # Python's, about bytes, numbers and times
     if isinstance(error.orig, sqlite3.Error):
@@ -471,7 +472,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _name_damage(context: sa.ExceptionContext) -> None:
-    """Makes an error of the database of one that Python has with what a damaged file gave it."""
+    """Turns Python's error about the bytes of a damaged file into an error of the database."""
     if isinstance(context.original_exception, UnicodeError):
         cause = sqlite3.DatabaseError("a text in it is not UTF-8")
         context.chained_exception = sa.exc.DatabaseError(context.statement, None, cause)
@@ -539,7 +540,7 @@ def _trial(row: _Row, parts: Mapping[str, list[_Row]]) -> FrozenTrial:
 
 
 def _check(trial: FrozenTrial) -> None:
-    """That a trial is what all of Optuna and its dashboard take it for.
+    """Checks what Optuna and its dashboard take for granted of a trial.
 
     Raises:
         DamagedError: it is not.
@@ -601,7 +602,7 @@ def _attributes(rows: list[_Row]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _distribution(stored: Any) -> BaseDistribution:
     distribution = json_to_distribution(stored)
-    hash(distribution)  # as Optuna will, which choices of any JSON do not allow
+    hash(distribution)  # as Optuna will: lists and tables among the choices cannot be hashed
     return distribution
 
 
@@ -619,7 +620,7 @@ def _param(name: object, distribution: BaseDistribution, value: Any) -> Any:
         raise DamagedError(f"its parameter '{name}' is {value!r}")
     try:
         shown = distribution.to_external_repr(value)
-        distribution.to_internal_repr(shown)  # as whoever shows or samples it will
+        distribution.to_internal_repr(shown)  # as samplers and dashboards will
         return shown
     except (OverflowError, ValueError):
         raise DamagedError(f"its parameter '{name}' is {value!r}") from None
@@ -641,7 +642,7 @@ def _step(step: Any) -> int:
 
 
 def _local(stored: Any) -> datetime | None:
-    """A time as Optuna has it, local and naive, of one as it is stored: naive, in UTC."""
+    """A stored time, naive and in UTC, as Optuna has it: naive and local."""
     if stored is None:
         return None
     try:
@@ -746,7 +747,7 @@ class ListedGP(GPSampler):
 
     Attributes:
         candidates: the parameters of each, name -> value.
-        looks: of more candidates than these, as many are drawn at random.
+        looks: most candidates that are judged; of more, so many are drawn at random.
     """
 
     candidates: Sequence[dict[str, Any]] = ()
@@ -756,7 +757,7 @@ class ListedGP(GPSampler):
     # values, what it finds is listed by chance only
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
         listed = list(self.candidates)
-        if len(listed) > self.looks:  # the sampler's own numbers: a study must stay what its seed says
+        if len(listed) > self.looks:  # by the sampler's generator, so that the seed of the study decides
             listed = [listed[i] for i in self._rng.rng.choice(len(listed), self.looks, replace=False)]
         points = acqf.search_space.get_normalized_params(listed, listed)
         return points[np.argmax(acqf.eval_acqf_no_grad(points))]

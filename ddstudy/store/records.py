@@ -45,13 +45,13 @@ class Record:
         trial_id: Optuna's, in its store.
         state: COMPLETE, PRUNED or FAIL.
         setting: what was to be measured.
-        attrs: every measurement and judgement under its plain name, without `curve` and `log`.
+        attrs: everything measured and judged under its plain name, without `curve` and `log`.
         value: of the first objective, None where there is none.
         constraints: name -> how far it is beyond its limit.
         curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`; empty where none is kept.
         log: all that is known of a failure.
         images: system attribute -> what it says of the image, see `ddstudy.store.optuna_rows.artifact_of`.
-        started: when, naive local time; in a trial of the first version the local time of who ran it.
+        started: when, naive local time; in a trial of the first version, of the machine that ran it.
         finished: the same of its end.
     """
 
@@ -82,8 +82,8 @@ def records_of(trials: Sequence[FrozenTrial], spec: StudySpec) -> tuple[list[Rec
         spec: the study.
 
     Returns:
-        The records in the order of the trials, and of each trial that is finished and no record its number and why.
-        A FAIL without all parameters is neither: its driver died before it had asked for them.
+        The records in the order of the trials; and number -> why, of the finished trials that are not ours. A FAIL
+        without all parameters is neither: its driver died before it had asked for them.
     """
     records: dict[int, Record] = {}
     refused: dict[str, str] = {}
@@ -164,7 +164,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What others have added to a trial may be any JSON; tables hold numbers, texts and flags."""
+    """A number, text or flag for a table; any other JSON, which others may have added to a trial, as text."""
     return value if value is None or isinstance(value, str | bool) or is_number(value) else json.dumps(value)
 
 
@@ -195,7 +195,7 @@ def _as_stored(time: datetime) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Outcome:
     """What a run must know of a setting that has a result.
 
     Attributes:
@@ -211,8 +211,8 @@ class Result:
     images_lost: str = ""
 
 
-class Results:
-    """The results of one study, ours and those of other drivers, each read once.
+class Outcomes:
+    """What came of the settings of one study, whichever driver measured them; each trial is read once.
 
     Args:
         storage: that holds it.
@@ -221,7 +221,7 @@ class Results:
 
     Attributes:
         given_up: trials that tell of settings which could not be measured.
-        trials: settings that have a result, by their identity, and the trials that were read to be it.
+        trials: identity of a setting that has a result -> id of the trial that is it.
     """
 
     def __init__(self, storage: TrialStorage, study_id: int, spec: StudySpec) -> None:
@@ -230,14 +230,14 @@ class Results:
         self._spec = spec
         self.given_up: dict[int, Setting] = {}
         self.trials: dict[str, int] = {}
-        self._known: dict[Setting, Result] = {}
+        self._known: dict[Setting, Outcome] = {}
         self._finished = -1  # every trial up to this id is finished and read
 
-    def add(self, setting: Setting, result: Result) -> None:
+    def add(self, setting: Setting, outcome: Outcome) -> None:
         """Notes what this driver has recorded itself."""
-        self._known.setdefault(setting, result)
+        self._known.setdefault(setting, outcome)
 
-    def read(self) -> dict[Setting, Result]:
+    def read(self) -> dict[Setting, Outcome]:
         """All that is recorded by now, in the order in which it became known; a live view that only ever grows.
 
         Drivers add and ask for trials under a lock on the study, so that trials appear in the order of their ids.
@@ -252,5 +252,5 @@ class Results:
                 self.given_up[record.trial_id] = record.setting
             if record.has_result:
                 self.trials.setdefault(record.setting.id, record.trial_id)
-                self.add(record.setting, Result(record.state, record.attrs.get("stable", False), record.value))
+                self.add(record.setting, Outcome(record.state, record.attrs.get("stable", False), record.value))
         return self._known

@@ -178,7 +178,7 @@ def facts_of(study: FrozenStudy, source: str) -> dict[str, str]:
 def trials_table(records: Sequence[Record], axes: Sequence[str]) -> pd.DataFrame:
     """Finished trials as a table, one row each, in the order of their numbers.
 
-    Columns: `number`, `state`, the setting, every measurement under its plain name, `stable`, `reason`, `fit_id`,
+    Columns: `number`, `state`, the setting, everything measured under its plain name, `stable`, `reason`, `fit_id`,
     `device`, `engine`, `shared`, `disturbed`, `version`, `commit`, `started`, `finished`. Numbers that a trial lacks
     are NaN.
     """

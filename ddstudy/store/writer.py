@@ -1,4 +1,4 @@
-"""A study as its driver sees it: what is measured, asking for more, and recording it.
+"""A study to write: which settings are measured, asking for more, recording results.
 
 A result is written in one transaction where it can be, and what is done is read from finished trials only. Images are
 files beside the database, written before the trial that names them.
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ddstudy.images.volumes import Target, Targets, error_png_bytes, png_bytes
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import Claims
+from ddstudy.store.leases import Leases
 from ddstudy.store.optuna_rows import (
     TrialStorage,
     count_marked,
@@ -33,17 +33,17 @@ from ddstudy.store.optuna_rows import (
     id_of,
     image_attribute,
 )
-from ddstudy.store.records import REUSED, VERSION, Result, Results
+from ddstudy.store.records import REUSED, VERSION, Outcome, Outcomes
 from ddstudy.store.study import StudyView
-from ddstudy.study.evaluate import Check, Measurement
-from ddstudy.study.stability import cv_percent, reason, violations
+from ddstudy.study.evaluate import Check, Result
+from ddstudy.study.stability import Limits, cv_percent, reason, violations
 
 _DIVERGED = "diverged"
-_JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # of a trial, added to what was measured
+_JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # attributes of a trial that are added to what was measured
 
 
-class Driven:
-    """A study, open for recording; `Store.drive` makes it.
+class StudyWriter:
+    """A study to write: asks its sampler for settings and records results; `Store.drive` makes it.
 
     Args:
         study: Optuna's, with its sampler.
@@ -51,7 +51,7 @@ class Driven:
         spec: its study file.
         target: its image, or images.
         files: folder for the images of trials.
-        claims: ours on its fits.
+        leases: ours on its fits.
         made_by: version and, where it is known, commit of this ddstudy, which trials carry.
         alone: no other driver can be at work on it.
     """
@@ -63,7 +63,7 @@ class Driven:
         spec: StudySpec,
         target: Target | Targets,
         files: Path,
-        claims: Claims,
+        leases: Leases,
         made_by: Mapping[str, str],
         *,
         alone: bool,
@@ -72,12 +72,12 @@ class Driven:
         self.spec = spec
         self.target = target
         self.space = spec.search_space
-        self.claims = claims
+        self.leases = leases
         self._storage = storage
         self._files = files
         self._alone = alone
         self._made_by = made_by
-        self._results = Results(storage, id_of(study), spec)
+        self._outcomes = Outcomes(storage, id_of(study), spec)
         self._target_images: dict[int, dict[str, str]] = {}
 
     def _target_image(self, setting: Setting) -> dict[str, str]:
@@ -91,41 +91,42 @@ class Driven:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, without copies: not to be changed."""
-        return self.claims.patiently(lambda: self.study.get_trials(deepcopy=False))
+        return self.leases.patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def running(self) -> list[FrozenTrial]:
         """Trials that were asked for, by any driver, and have no result yet."""
         # straight from the database: Optuna's cache would first read all the others
         study, states = id_of(self.study), (TrialState.RUNNING,)
-        return self.claims.patiently(lambda: self._storage.get_all_trials(study, deepcopy=False, states=states))
+        return self.leases.patiently(lambda: self._storage.get_all_trials(study, deepcopy=False, states=states))
 
-    def measured(self) -> dict[Setting, Result]:
+    def measured(self) -> dict[Setting, Outcome]:
         """The settings that have a result by now, whoever measured them: a live view that only grows, at its end."""
-        return self.claims.patiently(self._results.read)
+        return self.leases.patiently(self._outcomes.read)
 
     def given_up(self) -> dict[int, Setting]:
         """Trials that tell of settings which could not be measured, as far as `measured` has read."""
-        return self._results.given_up
+        return self._outcomes.given_up
 
     def settle(self) -> None:
-        """Lets exactly those settings be measured that have no result: copies and damaged trials told otherwise.
+        """Corrects which settings are noted to have a result: a copied, edited or damaged study may be wrong about it.
 
-        What is noted is read first, so that a result which another driver records meanwhile is among the results.
+        The notes are read first, so that a result which another driver records meanwhile is among the results.
         """
         noted = self._storage.noted_results(id_of(self.study))
         self.measured()
-        results = self._results.trials
+        results = self._outcomes.trials
         wrong = {setting: trial for setting, trial in noted.items() if results.get(setting) != trial}
         missing = {setting: trial for setting, trial in results.items() if noted.get(setting) != trial}
         if wrong or missing:
             self._storage.note_results(id_of(self.study), wrong, missing)
         if self.spec.search.sampler.startswith("nsga"):
-            self._storage.forget_parents(id_of(self.study), self.trials())  # of a copy, they are those of the original
+            # in a copied study, parents are trials of the original
+            self._storage.forget_parents(id_of(self.study), self.trials())
 
     @property
     def reused(self) -> int:
         """Results that were imported from other studies."""
-        return self.claims.patiently(lambda: count_marked(self._storage.engine, id_of(self.study), REUSED))
+        return self.leases.patiently(lambda: count_marked(self._storage.engine, id_of(self.study), REUSED))
 
     # importing
 
@@ -134,8 +135,8 @@ class Driven:
 
         They are judged anew by this study's limits, and carry where they come from as `reused_from`. Left out are
         settings outside of this space, those without a metric that is an objective here, fits that another rule
-        stopped early, and, where seconds are an objective, results of another device, or with
-        seconds that others had a part in.
+        stopped early, and, where seconds are an objective, results of another device, or of a fit that others ran
+        beside or disturbed.
 
         Args:
             other: what `Store.source` gave.
@@ -160,10 +161,10 @@ class Driven:
             if not wanted or (stopped and not same_rule) or (timed and not comparable):
                 continue
             values = {key: value for key, value in attrs.items() if key not in _JUDGED}
-            if VERSION not in values:  # the first one left none on a trial; who imports a result has not measured it
+            if VERSION not in values:  # left out by the first version; this one has not measured what it imports
                 values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
             curve = {key: list(rows) for key, rows in record.curve.items()}
-            result = Measurement(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
+            result = Result(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
             images = {key: json.dumps(meta) for key, meta in record.images.items()}
             self.record(
                 setting,
@@ -181,16 +182,16 @@ class Driven:
     def ask(self) -> tuple[optuna.Trial, Setting]:
         """A new trial from the study's sampler, RUNNING until it is recorded.
 
-        What was enqueued comes first; what of it is no setting of the study, or has a result, is closed and says so.
+        Enqueued trials come first; one that is no setting of the study, or has a result, is closed with the reason.
         """
-        self.claims.patiently(self._refuse_enqueued)
-        trial = self.claims.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
+        self.leases.patiently(self._refuse_enqueued)
+        trial = self.leases.patiently(lambda: self.study.ask(fixed_distributions=distributions(self.space)))
         setting = self.space.setting(trial.params)
         assert setting is not None
         return trial, setting
 
     def _refuse_enqueued(self) -> None:
-        """Closes what was enqueued and is not listed, which Optuna would take, or has a result."""
+        """Closes enqueued trials whose values are not listed, which Optuna would accept, or that have a result."""
         names = self.space.names
         for trial in self._storage.read_trials(id_of(self.study), (TrialState.WAITING,))[0]:
             fixed = enqueued(trial)
@@ -207,12 +208,12 @@ class Driven:
 
     def close_abandoned(self) -> None:
         """Closes RUNNING trials whose driver died as FAIL, with the reason; their settings are free again."""
-        claimed = self.claims.alive()
+        leased = self.leases.alive()
         for trial in self.running():
             setting, started = self.space.setting(trial.params), trial.datetime_start or datetime.min
-            # a trial is claimed right after it is asked for: without a claim it is abandoned only once it is older
-            young = not self._alone and datetime.now() - started < timedelta(seconds=self.claims.lease_seconds)
-            if young or (setting is not None and setting.fit.id in claimed):
+            # a lease is taken right after a trial is asked for: without one it is abandoned only once it is older
+            young = not self._alone and datetime.now() - started < timedelta(seconds=self.leases.lease_seconds)
+            if young or (setting is not None and setting.fit.id in leased):
                 continue
             self._fail(id_of(trial), "the driver of this trial died")
 
@@ -226,27 +227,27 @@ class Driven:
                 self._storage.set_trial_user_attr(trial_id, key, value)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-        # whoever thought this driver dead may have closed the trial meanwhile
+        # a driver that took this one for dead may have closed the trial meanwhile
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.claims.patiently(close)
+            self.leases.patiently(close)
 
     # recording
 
     def record(
         self,
         setting: Setting,
-        result: Measurement,
+        result: Result,
         *,
         shared: bool,
         started: datetime,
         trial: optuna.Trial | None = None,
         marks: Mapping[str, Any] | None = None,
         origin: str | None = None,
-    ) -> Result | None:
+    ) -> Outcome | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
-        A setting has one result, whoever records at the same time: the database refuses another. Images that cannot
-        be written are left out, and the trial says so in its attribute `images`.
+        A setting has one result: the database refuses a second, also from another driver. Images that cannot be
+        written are left out, and the trial says so in its attribute `images`.
 
         Args:
             setting: what was measured.
@@ -260,7 +261,8 @@ class Driven:
         Returns:
             What a run must know of it; None if the setting has a result already.
         """
-        limits, values = self.spec.stability, result.values
+        table, values = self.spec.stability, result.values
+        limits = Limits(table.cv_percent, table.min_psnr, table.max_vif)
         diverged = "psnr" not in values
         attrs: dict[str, Any] = {**(self._made_by if not origin else {}), **values}
         attrs |= {"fit_id": setting.fit.id, "shared": shared}
@@ -280,7 +282,7 @@ class Driven:
             if result.stopped:
                 # the rule looks at medians: the CV at the stop itself may happen to be below the limit
                 constraints["cv_percent"] = max(constraints["cv_percent"], 1e-9)
-        pruned = diverged or (limits.prune and not attrs["stable"])
+        pruned = diverged or (table.prune and not attrs["stable"])
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         objectives = None if diverged else [float(values[metric]) for metric in self.spec.objectives]
         steps = {}
@@ -318,7 +320,7 @@ class Driven:
         started: datetime,
         trial: optuna.Trial | None = None,
         marks: Mapping[str, Any] | None = None,
-    ) -> Result | None:
+    ) -> Outcome | None:
         """Records that the study's pruner stopped a fit before this setting was reached.
 
         Args:
@@ -352,7 +354,7 @@ class Driven:
         frozen.datetime_start = started
         return self._write(setting, frozen, trial)
 
-    def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Result | None:
+    def _write(self, setting: Setting, frozen: FrozenTrial, trial: optuna.Trial | None) -> Outcome | None:
         """Records a result once, whoever else records the same setting; None if another driver was faster."""
         study = id_of(self.study)
 
@@ -361,7 +363,7 @@ class Driven:
                 described = self._storage.describe_result(study, id_of(trial), frozen, setting)
                 if described is False:
                     return False
-                # whoever thinks this driver dead may close the trial between the two
+                # a driver that takes this one for dead may close the trial between the two
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     if described:
                         complete = frozen.state == TrialState.COMPLETE
@@ -369,12 +371,12 @@ class Driven:
                         return True
             return self._storage.add_result(study, frozen, setting)  # not by Optuna's study, which would keep a copy
 
-        if not self.claims.patiently(write):
+        if not self.leases.patiently(write):
             return None
         value, attrs = frozen.values[0] if frozen.values else None, frozen.user_attrs
-        recorded = Result(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
-        self._results.add(setting, recorded)
-        return recorded
+        outcome = Outcome(frozen.state, bool(attrs.get("stable")), value, attrs.get("images", ""))
+        self._outcomes.add(setting, outcome)
+        return outcome
 
     def record_failure(self, setting: Setting, why: str, log: str = "") -> None:
         """Adds a FAIL trial that is marked `given_up`: its fit could not be done, however often it was tried."""
@@ -385,7 +387,7 @@ class Driven:
             distributions=distributions(self.space),
             user_attrs={"fit_id": setting.fit.id, "reason": why, "stable": False, **marks},
         )
-        self.claims.patiently(lambda: self.study.add_trial(frozen))
+        self.leases.patiently(lambda: self.study.add_trial(frozen))
 
     def _images(self, setting: Setting, output: NDArray[np.float32]) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
@@ -401,7 +403,7 @@ class Driven:
         try:
             FileSystemArtifactStore(self._files).write(artifact, io.BytesIO(content))
         except OSError:
-            (self._files / artifact).unlink(missing_ok=True)  # half of an image is worth nothing, least on a full disk
+            (self._files / artifact).unlink(missing_ok=True)  # half an image is of no use, and the disk may be full
             raise
         return image_attribute(artifact, filename)
 

@@ -1,7 +1,7 @@
 """One fit -> the results of every setting that it serves.
 
 `evaluate` is a generator of events and a pure function of its job: no Optuna, no storage, picklable, the same
-numbers on every worker. Checks tell how the members are doing; a measurement is the result of one setting.
+numbers on every worker. A `Check` tells how the members are doing, a `Result` is what is recorded of one setting.
 `evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end.
 
 Here truth and measurement part ways. A solver is handed what `problem` makes of the measurement, `measured(job)`; the
@@ -11,6 +11,7 @@ they are PSNR against the measurement; outputs are fetched from the device when 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +30,8 @@ from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
-from ddstudy.spec.schema import StabilitySpec
 from ddstudy.study.load import DISTURBED_PERCENT, watched
-from ddstudy.study.stability import cv_percent, dead_members, stops_at
+from ddstudy.study.stability import StopRule, cv_percent, dead_members, stops_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Job:
         target: the image that quality is measured against, and of which the measurement is made.
         options: members, seed, learning rate, checks, device.
         noise: how input tensors are made.
-        stability: limits, and whether they stop the fit.
+        rule: stops the fit early, also when a member is dead; None: nothing does but a member that diverges.
         timed: its seconds are compared with others: nothing else is done meanwhile.
         every_member: results carry the output of every member, too.
     """
@@ -54,7 +54,7 @@ class Job:
     target: Target
     options: FitSpec
     noise: NoiseSpec
-    stability: StabilitySpec
+    rule: StopRule | None = None
     timed: bool = False
     every_member: bool = False
 
@@ -80,18 +80,18 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """The result of one setting.
+class Result:
+    """What is recorded of one setting.
 
     Attributes:
         budget: iterations of the setting.
-        values: every measurement under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without `psnr` when
-            a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member` that divided
-            by their number: members run side by side, so one alone takes longer.
+        values: everything that was measured under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without
+            `psnr` when a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member`
+            that divided by their number: members run side by side, so one alone takes longer.
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
-        shared: other fits ran on its device, so its seconds are not comparable; told by who ran it.
+        shared: other fits ran on its device, so its seconds are not comparable; the executor says so.
         members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
     """
 
@@ -138,7 +138,7 @@ def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise:
     for member in range(options.members):
         seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(2)
         noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds)
-        volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, noise)
+        volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, **noise.model_dump())
         inputs.append(split(volume, fit["tiling"]))
         weights.append(prior.initial_weights(weight_rng))
     tiles = split(measurement, fit["tiling"])
@@ -149,12 +149,10 @@ def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise:
     return Problem(prior, tiles, np.stack(inputs), np.stack(weights), pixels)
 
 
-def evaluate(
-    job: Job, *, device: str, threads: int, stop: threading.Event | None = None
-) -> Iterator[Check | Measurement]:
-    """Runs the fit; yields a check every `check_every` iterations and a measurement at each budget.
+def evaluate(job: Job, *, device: str, threads: int, stop: threading.Event | None = None) -> Iterator[Check | Result]:
+    """Runs the fit; yields a check every `check_every` iterations and a result at each budget.
 
-    With pruning on, a fit that the rule stops, or that has a dead member, ends with a measurement of where it stands,
+    Where the job has a rule, a fit that it stops or in which a member is dead ends with a result of where it stands,
     `stopped` set. A fit in which a member diverges ends so in any case: it cannot recover. Setting `stop` ends it
     without a result.
     """
@@ -164,7 +162,7 @@ def evaluate(
 
 def evaluate_together(
     jobs: Sequence[Job], *, device: str, threads: int, stops: Sequence[threading.Event]
-) -> Iterator[tuple[int, Check | Measurement | None]]:
+) -> Iterator[tuple[int, Check | Result | None]]:
     """Runs the fits of a pack; yields the index of a job and what `evaluate` would yield for it, None at its end.
 
     Args:
@@ -177,9 +175,9 @@ def evaluate_together(
     trackers = [_Tracker(job, device, method) for job in jobs]
     # metrics take a processor: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
-    pending: deque[tuple[int, Check | Future[list[Measurement]] | None]] = deque()
+    pending: deque[tuple[int, Check | Future[list[Result]] | None]] = deque()
 
-    def ready(wait: bool = False) -> Iterator[tuple[int, Check | Measurement | None]]:
+    def ready(wait: bool = False) -> Iterator[tuple[int, Check | Result | None]]:
         while pending and (wait or not isinstance(pending[0][1], Future) or pending[0][1].done()):
             index, event = pending.popleft()
             for one in event.result() if isinstance(event, Future) else [event]:
@@ -191,7 +189,8 @@ def evaluate_together(
     )
     busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
     running = set(range(len(jobs)))
-    with ThreadPoolExecutor(1) as metrics:
+    # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
+    with contextlib.closing(fitting), ThreadPoolExecutor(1) as metrics:  # type: ignore[type-var]  # it has close()
         try:
             for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
                 check, measure = trackers[index].observe(snapshot, waited)
@@ -201,8 +200,8 @@ def evaluate_together(
                     pending.append((index, metrics.submit(measure)))
                 elif measure is not None:
                     yield from ready(wait=True)
-                    for measurement in measure():
-                        yield index, measurement
+                    for result in measure():
+                        yield index, result
                 if trackers[index].over:
                     stops[index].set()
                 ended = {one for one in running if stops[one].is_set()}
@@ -210,7 +209,7 @@ def evaluate_together(
                 pending.extend((one, None) for one in ended)
                 yield from ready()
         except Exception:
-            yield from ready(wait=True)  # what the fit had reached is none the worse for it
+            yield from ready(wait=True)  # results that the fit had reached are still good
             raise
         pending.extend((one, None) for one in running)
         yield from ready(wait=True)
@@ -236,22 +235,22 @@ class _Tracker:
 
     def observe(
         self, snapshot: Snapshot, waited: float | None
-    ) -> tuple[Check | None, Callable[[], list[Measurement]] | None]:
-        """The check that a snapshot is, if no member diverged, and what makes measurements of it, if any are due.
+    ) -> tuple[Check | None, Callable[[], list[Result]] | None]:
+        """The check that a snapshot is, if no member diverged, and what makes results of it, if any are due.
 
         A check is made of losses and ranges, so that no outputs need leave their device for it.
 
         Args:
             snapshot: of the fit.
-            waited: percent of its time that it waited for others on its machine; None where nobody can tell.
+            waited: percent of its time that it waited for others on its machine; None where it is not known.
         """
         finite = bool(np.isfinite(snapshot.losses).all())
         scores = tuple(psnr_of(float(loss)) for loss in snapshot.losses) if finite else ()
         check = Check(snapshot.iteration, snapshot.seconds, scores)
         if finite:
             self.checks.append(check)
-        dead = int(dead_members(snapshot.ranges).sum())
-        hopeless = self.job.stability.prune and check.iteration < self.last and (dead > 0 or self._unstable())
+        dead, rule = int(dead_members(snapshot.ranges).sum()), self.job.rule
+        hopeless = rule is not None and check.iteration < self.last and (dead > 0 or self._is_unstable(rule))
         stopped = not finite or hopeless
         self.over = stopped or check.iteration == self.last
         measure = None
@@ -259,13 +258,13 @@ class _Tracker:
             measure = partial(self._measure, check, dead, stopped, waited, snapshot.outputs, _curve(self.checks))
         return check if finite else None, measure
 
-    def _unstable(self) -> bool:
+    def _is_unstable(self, rule: StopRule) -> bool:
         """Whether to stop: judged at regular checks only, so that it does not depend on the budgets asked for."""
         regular = [check for check in self.checks if check.iteration % self.job.options.check_every == 0]
         if not regular or regular[-1] is not self.checks[-1]:
             return False
         iterations, scores = [c.iteration for c in regular], [c.psnr_members for c in regular]
-        return stops_at(iterations, scores, self.job.stability) is not None
+        return stops_at(iterations, scores, rule) is not None
 
     def _measure(
         self,
@@ -275,7 +274,7 @@ class _Tracker:
         waited: float | None,
         outputs: NDArray[np.float32],
         curve: dict[str, list[object]],
-    ) -> list[Measurement]:
+    ) -> list[Result]:
         _, height, width = self.job.target.image.shape
         members = np.clip(join(outputs, self.job.fit["tiling"], height, width), 0, 1)
         values: dict[str, float | int | str] = {
@@ -297,7 +296,7 @@ class _Tracker:
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = stopped and (budget > check.iteration or not check.psnr_members)
                 each = members if self.job.every_member else None
-                made.append(Measurement(budget, values, ensemble, curve, late, members=each))
+                made.append(Result(budget, values, ensemble, curve, late, members=each))
         return made
 
 

@@ -16,10 +16,10 @@ from ddstudy.execution.executors import Executor, Failed, Finished, Started
 from ddstudy.images.volumes import Target, Targets
 from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.schema import StudySpec
-from ddstudy.store.leases import AtWork, Claims
+from ddstudy.store.leases import AtWork, Leases
 from ddstudy.store.study import StudyView
-from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Measurement
+from ddstudy.store.writer import StudyWriter
+from ddstudy.study.evaluate import Check, Result
 from ddstudy.study.planner import Plan, cost, job
 
 CALIBRATION_SECONDS = 5.0
@@ -30,7 +30,7 @@ _FORECAST = "ddstudy:forecast"  # attribute of a study
 
 @dataclass(frozen=True)
 class Work:
-    """What is to do, or done: operations and iterations of all members, and results; sums of fits' are exact."""
+    """Work to do, or done: operations and iterations of all members, and results; whole numbers, so sums are exact."""
 
     operations: int = 0
     iterations: int = 0
@@ -102,18 +102,18 @@ class Forecast:
 
 
 def calibrate(
-    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, claims: Claims | None = None
+    spec: StudySpec, target: Target | Targets, fits: list[Fit], executor: Executor, leases: Leases | None = None
 ) -> Forecast:
     """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
 
-    It takes `CALIBRATION_SECONDS`, and whatever an iteration that is under way then, or compilation, takes beyond.
+    It takes `CALIBRATION_SECONDS`, besides compilation and the iterations that are under way at the end.
 
     Args:
         spec: the study.
         target: its image.
         fits: that are to do.
         executor: where.
-        claims: ours, of a study that is stored: a driver may die of what is tried here, too.
+        leases: ours, of a study that is stored: a fit that is tried here may end the driver, too.
 
     Returns:
         A forecast that knows nothing if there was no time for a single iteration.
@@ -123,15 +123,14 @@ def calibrate(
     """
     order = sorted(fits, key=lambda fit: cost(spec, fit, target))
     chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
-    if claims is not None:
-        elsewhere = claims.orphans() | claims.alive()
+    if leases is not None:
+        elsewhere = leases.orphans() | leases.alive()
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
-    stability = spec.stability.model_copy(update={"prune": False})
     last = 25 * CALIBRATION_CHECKS  # which none reaches: its metrics would take time
     for name, fit in chosen.items():
         trial = job(spec, target, fit, (1, last))
         options = trial.options.model_copy(update={"check_every": CALIBRATION_CHECKS})
-        executor.submit(name, replace(trial, options=options, stability=stability))
+        executor.submit(name, replace(trial, options=options, rule=None))
     started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
     besides: list[float] = []
     end = time.monotonic() + CALIBRATION_SECONDS
@@ -139,15 +138,15 @@ def calibrate(
         now = time.monotonic()
         if isinstance(event, Started):
             started[ticket] = now
-            if claims is not None:
-                claims.take(ticket)
-        elif isinstance(event, Finished | Failed) and claims is not None:
-            claims.release(ticket)
+            if leases is not None:
+                leases.take(ticket)
+        elif isinstance(event, Finished | Failed) and leases is not None:
+            leases.release(ticket)
         if isinstance(event, Check):
             if ticket not in checks:
                 end += now - started[ticket]  # kernels may have been compiled
             checks.setdefault(ticket, []).append(event)
-        elif isinstance(event, Measurement) and event.budget == 1:
+        elif isinstance(event, Result) and event.budget == 1:
             besides.append(now - started[ticket] - float(event.values["seconds"]))
         elif isinstance(event, Failed):
             failures.append(f"{ticket}: {event.why}")
@@ -170,7 +169,7 @@ def calibrate(
     return forecast
 
 
-def kept_forecast(study: Driven, where: str) -> Forecast | None:
+def kept_forecast(study: StudyWriter, where: str) -> Forecast | None:
     """What earlier runs of a study learnt on devices like ours."""
     with contextlib.suppress(ValueError, TypeError):  # edited by hand, or by a later version
         kept = Forecast(**json.loads(study.study.user_attrs.get(_FORECAST, "{}")))
@@ -180,9 +179,9 @@ def kept_forecast(study: Driven, where: str) -> Forecast | None:
     return None
 
 
-def keep_forecast(study: Driven, forecast: Forecast) -> None:
+def keep_forecast(study: StudyWriter, forecast: Forecast) -> None:
     """Stores what was learnt for the runs that go on with a study."""
-    study.claims.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
+    study.leases.patiently(lambda: study.study.set_user_attr(_FORECAST, json.dumps(vars(forecast))))
 
 
 def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:
@@ -194,7 +193,7 @@ def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Wor
     """The work of a plan without any early stop; for a search, of average settings."""
     if spec.search.sampler == "grid":
         return sum((work_of(spec, fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
-    # a search asks for whole fits, whose every budget is a result, or where time counts for any budget of theirs
+    # a search asks for whole fits, whose budgets are all results; with time an objective, for fits up to any budget
     asked = [
         work_of(spec, fit, budgets[:count], target)
         for fit, budgets in budgets_by_fit(spec.search_space).items()
@@ -217,7 +216,7 @@ class Outlook:
     """How a study comes along, as anyone can see from its store.
 
     Attributes:
-        per_minute: settings that got their result, of late.
+        per_minute: settings that got their result, over the last ten minutes.
         eta_seconds: time that is left; None while nothing is known, or nobody works on it.
     """
 
@@ -232,6 +231,6 @@ def outlook(view: StudyView, at_work: Sequence[AtWork], now: datetime) -> Outloo
     late = results[results["finished"] >= since]
     seconds = max((now - max(since, late["started"].min())).total_seconds(), 1e-3) if len(late) else 1.0
     per_minute = 60 * len(late) / seconds
-    # whoever works on it has a forecast, and knows how far its fits are; of several, whoever saw most of it is soonest
+    # each driver has told when it expects the end; of several, the one that saw most of the work done has the earliest
     ends = [each.ends for each in at_work if each.ends is not None]
     return Outlook(per_minute, max(0.0, min(ends) - time.time()) if ends else None)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-DISTURBED_PERCENT = 10.0  # of a fit's time that its threads waited for a core: beyond, its seconds are not its own
+DISTURBED_PERCENT = 10.0  # of a fit's time that its threads waited for a core; above, others have changed its seconds
 
 _TASKS = "/proc/self/task"
 T = TypeVar("T")
@@ -22,7 +22,7 @@ def watched(fit: Iterator[T], threads: int, *, on_processor: bool) -> Iterator[t
     """What a fit yields, with the share of the time in which its threads could compute that they waited for a core.
 
     Args:
-        fit: computes between what it yields; the time of whoever consumes it does not count.
+        fit: computes between what it yields; the time of its consumer does not count.
         threads: of the fit, that would be busy all the time.
         on_processor: whether it computes on the processor.
 
@@ -46,7 +46,7 @@ def watched(fit: Iterator[T], threads: int, *, on_processor: bool) -> Iterator[t
 
 
 def _queues() -> tuple[float, float] | None:
-    """Seconds that the threads of this process have run, and have waited for a core; None where nobody counts them."""
+    """Seconds that the threads of this process have run, and have waited for a core; None if unknown."""
     ran, waited, found = 0, 0, False
     with contextlib.suppress(OSError):
         for task in os.listdir(_TASKS):  # before and after every stretch of a fit: pathlib takes five times as long

@@ -12,6 +12,7 @@ from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import tiles
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Job, job_prior
+from ddstudy.study.stability import StopRule
 
 
 @dataclass(frozen=True)
@@ -88,5 +89,6 @@ def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str 
 
 def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:
     """The job of one fit."""
-    at = spec.at(fit)
-    return Job(fit, budgets, target.of(fit), at.fit, at.noise, spec.stability, timed="seconds" in spec.objectives)
+    at, table = spec.at(fit), spec.stability
+    rule = StopRule(table.cv_percent, table.stop, table.warmup, table.window, table.patience) if table.prune else None
+    return Job(fit, budgets, target.of(fit), at.fit, at.noise, rule, timed="seconds" in spec.objectives)

@@ -1,4 +1,4 @@
-"""The loop: plan, claim, submit, receive, record.
+"""The loop: plan, lease, submit, receive, record.
 
 One loop serves grids and searches, in this process and on Ray, SQLite and PostgreSQL. It is a generator of
 `Progress`; bars and log lines are consumers of it. The driver owns the storage, fits are pure functions on
@@ -21,18 +21,18 @@ from optuna.trial import TrialState
 
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.spec.axes import Fit, Setting
-from ddstudy.store.writer import Driven
-from ddstudy.study.evaluate import Check, Job, Measurement
+from ddstudy.store.writer import StudyWriter
+from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead
 from ddstudy.study.planner import cost, job, plan
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
-LOSSES = 5  # of nodes under a fit, before it is given up: it may be what they die of
-PACE_SECONDS = 600.0  # that the time left looks back
-TRUST_SECONDS = 10.0  # of work that a forecast stands for, before what was seen outweighs it
-KEEP_SECONDS = 30.0  # between looks of other runs at what this one learnt
+LOSSES = 5  # of the nodes that a fit runs on, before it is given up: it may be the cause
+PACE_SECONDS = 600.0  # of the past, whose pace tells the time left
+TRUST_SECONDS = 10.0  # the forecast counts as much as so much observed work
+KEEP_SECONDS = 30.0  # between writes of the forecast to the store
 POLL_SECONDS = 2.0  # between looks at fits that other drivers hold, when nothing else is left
 
 
@@ -106,7 +106,7 @@ class _Pack:
 class _Run:
     """The state of one run; see `run`."""
 
-    def __init__(self, study: Driven, executor: Executor, forecast: Forecast) -> None:
+    def __init__(self, study: StudyWriter, executor: Executor, forecast: Forecast) -> None:
         self.study = study
         self.executor = executor
         self.forecast = forecast
@@ -124,14 +124,14 @@ class _Run:
         self.best: tuple[Setting, float] | None = None
         self.todo: dict[Fit, tuple[int, ...]] = {}
         self.costs: dict[Fit, int] = {}
-        self.ahead = self.behind = self.average = Work()  # to do by anyone and not in flight; done since we began
-        self.way = deque([(self.began, self.behind)])  # of what was done, of late
+        self.ahead = self.behind = self.average = Work()  # not begun; done since we began, by anyone; per result
+        self.history = deque([(self.began, self.behind)])  # what was done by when, of late
         self.left: float | None = None
         self.kept = self.began
         self._count()
         self.plan = plan(study.spec, study.target, set(self.results), study.reused)
-        orphans = study.claims.orphans()
-        # what drivers died with comes last, the longest at the end: it may be what they die of
+        orphans = study.leases.orphans()
+        # fits whose drivers died come last, the longest at the very end: they may be the cause
         order = [fit for fit in self.plan.todo if fit.id not in orphans]
         for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in orphans)]:
             self._put_back(fit, self.plan.todo[fit])
@@ -172,7 +172,7 @@ class _Run:
         self.executor.expect(self._waiting())
 
     def _taken(self) -> int:
-        """Slots in use: of a search one by each fit, so that it asks for none earlier than it must."""
+        """Slots in use; in a search each fit counts, also in a pack, so that no setting is asked for too early."""
         if self.study.spec.search.sampler != "grid":
             return len(self.in_flight)
         return len({flight.pack for flight in self.in_flight.values()})
@@ -187,7 +187,7 @@ class _Run:
         return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
 
     def _next_of_grid(self, kind: object = None) -> bool:
-        """Claims and submits the next fit, of a kind if one is given."""
+        """Takes a lease on the next fit, of a kind if one is given, and submits it."""
         taken: set[Fit] = set()  # by others
         while True:
             free = (fit for fit in self.todo if not (fit in self.failures or fit.id in self.in_flight or fit in taken))
@@ -195,14 +195,14 @@ class _Run:
                 free = (fit for fit in free if self._kind(fit) == kind)
             if (fit := next(free, None)) is None:
                 return False
-            if not self.study.claims.take(fit.id):
+            if not self.study.leases.take(fit.id):
                 taken.add(fit)
                 continue
-            # the claim is ours: what another driver recorded before it gave the fit back is visible now
+            # the lease is ours: what another driver recorded before it gave the fit back is visible now
             self._refresh()
             budgets = tuple(b for b in self._take_out(fit) if fit.at(b) not in self.results)
             if self._is_given_up(fit, budgets) or not budgets:
-                self.study.claims.release(fit.id)
+                self.study.leases.release(fit.id)
                 continue
             self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
             return True
@@ -231,7 +231,7 @@ class _Run:
         if len(self.results) + coming >= self.plan.settings:
             return False
         # also busy: fits whose last budget is on its way, fits of other drivers, and fits that fail
-        busy = {*self.in_flight, *self.study.claims.alive(), *(fit.id for fit in self.failures)}
+        busy = {*self.in_flight, *self.study.leases.alive(), *(fit.id for fit in self.failures)}
         if next(unseen(self.study.space, self.results, busy | running_fits(self.study.space, running)), None) is None:
             return False
         sampler = self.study.study.sampler
@@ -243,16 +243,16 @@ class _Run:
             self.study.fail(none.trial, "another driver took the last settings")
             self._refresh()
             return False
-        if not self.study.claims.take(setting.fit.id):
+        if not self.study.leases.take(setting.fit.id):
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
         self._refresh()
         if self._is_given_up(setting.fit, (setting["iterations"],), trial):
-            self.study.claims.release(setting.fit.id)
+            self.study.leases.release(setting.fit.id)
             return True
         if setting in self.results:  # it was enqueued, or another driver was faster
             self.study.fail(trial, "its setting has a result already")
-            self.study.claims.release(setting.fit.id)
+            self.study.leases.release(setting.fit.id)
             return True
         # budgets that the fit passes on its way are results too, for free
         passed = [b for b in self.study.space["iterations"] if b <= setting["iterations"]]
@@ -261,8 +261,8 @@ class _Run:
         return True
 
     def _is_given_up(self, fit: Fit, budgets: tuple[int, ...], trial: optuna.Trial | None = None) -> bool:
-        """Whether a fit that was just claimed is not to be tried: another driver gave it up, or drivers die of it."""
-        deaths = self.study.claims.deaths[fit.id]
+        """Whether a fit that we just took is not to be tried: another driver gave it up, or several died with it."""
+        deaths = self.study.leases.deaths[fit.id]
         if fit in self.failures:
             if trial is not None:
                 self.study.fail(trial, "another driver gave this fit up")
@@ -271,10 +271,10 @@ class _Run:
         return fit in self.failures
 
     def _submit(self, flight: _InFlight) -> None:
-        """Into a pack that is being filled, or one of its own; a fit that drivers died of has nothing beside it."""
+        """Puts a fit into a pack that is being filled or a new one; a fit that a driver died with runs alone."""
         self.in_flight[flight.fit.id] = flight
         work = job(self.study.spec, self.study.target, flight.fit, flight.budgets)
-        suspect = self.study.claims.deaths[flight.fit.id] > 0
+        suspect = self.study.leases.deaths[flight.fit.id] > 0
         pack = next((pack for pack in self.packs if pack.has_room and pack.kind == work.kind and not suspect), None)
         if pack is None:
             pack = _Pack(next(self.numbers), work.kind, 1 if suspect else self._room(work))
@@ -306,19 +306,19 @@ class _Run:
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
             flight.reached, flight.fitted = event.iteration, event.seconds
-            self.study.claims.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
+            self.study.leases.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
             self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
-        elif isinstance(event, Measurement):
+        elif isinstance(event, Result):
             return self._record(flight, event)
         elif isinstance(event, Started):
             flight.worker, flight.device, flight.started = event.worker, event.device, datetime.now()
             flight.begun, flight.fitted, flight.recorded = time.monotonic(), 0.0, 0
-            self.study.claims.tell(ticket, flight.worker, 0, max(flight.budgets), self.left)
+            self.study.leases.tell(ticket, flight.worker, 0, max(flight.budgets), self.left)
         elif isinstance(event, Failed):
             return self._failed(flight, event)
         elif isinstance(event, Finished):
-            if flight.recorded and not flight.packed:  # of a pack it is mostly the others' fitting
+            if flight.recorded and not flight.packed:  # in a pack it is mostly the fitting of the others
                 besides = time.monotonic() - flight.begun - flight.fitted
                 self.forecast.learn_besides(max(0.0, besides), flight.recorded)
             self._forget(flight)
@@ -330,7 +330,7 @@ class _Run:
         if self.study.spec.search.pruner is None or flight.trial is None or check.iteration >= last:
             return ""
         flight.trial.report(mean, check.iteration)
-        flight.steps.setdefault(check.iteration, mean)  # as Optuna: what a fit that began again reports counts no more
+        flight.steps.setdefault(check.iteration, mean)  # as in Optuna, the first report of a step counts
         with warnings.catch_warnings():  # of Wilcoxon, about a best trial with fewer checks
             warnings.simplefilter("ignore")
             if not flight.trial.should_prune():
@@ -346,15 +346,15 @@ class _Run:
 
     def _marks(self) -> dict[str, object]:
         if not self.study.spec.search.sampler.startswith("nsga"):
-            return {}  # others need none, and all trials are many
+            return {}  # others need none, and reading all trials takes long
         sampler = self.study.study.sampler
         return sampler.marks(self.study.trials()) if isinstance(sampler, Unseen) else {}
 
-    def _record(self, flight: _InFlight, event: Measurement) -> str:
+    def _record(self, flight: _InFlight, event: Result) -> str:
         setting = flight.fit.at(event.budget)
         if setting in self.results:
-            return ""  # a fit that failed on its way and was done again
-        if not self.study.claims.holds(flight.fit.id):
+            return ""  # recorded before its fit failed and was done again
+        if not self.study.leases.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
         marks = self._marks() if trial is None else {}
@@ -428,22 +428,22 @@ class _Run:
                 self.study.record_failure(setting, why, log)
 
     def _forget(self, flight: _InFlight) -> None:
-        if flight.trial is not None:  # not recorded, since the claim was lost
-            self.study.fail(flight.trial, "the claim on this fit was lost")
-        self.study.claims.release(flight.fit.id)
+        if flight.trial is not None:  # not recorded, since the lease was lost
+            self.study.fail(flight.trial, "the lease on this fit was lost")
+        self.study.leases.release(flight.fit.id)
         del self.in_flight[flight.fit.id]
         if flight.fit not in self.failures:
             self.behind += self._work(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
         if lost and flight.setting is None and flight.fit not in self.failures:
-            self._put_back(flight.fit, lost)  # whoever took the claim will measure these, or die and leave them to us
+            self._put_back(flight.fit, lost)  # the driver that took the lease measures these, or we do if it dies
 
     def abandon(self) -> None:
         """Closes what is in flight, when the run is stopped."""
         for flight in self.in_flight.values():
             if flight.trial is not None:
                 self.study.fail(flight.trial, "its run was stopped")
-            self.study.claims.release(flight.fit.id)
+            self.study.leases.release(flight.fit.id)
 
     # telling
 
@@ -484,7 +484,7 @@ class _Run:
         self.behind += done
 
     def _time_left(self) -> float | None:
-        """What is ahead at the pace of late, which knows of stopped fits, other drivers and workers that went."""
+        """Seconds for what is ahead at the recent pace, which stopped fits, other drivers and lost workers change."""
         ahead, flying = self.ahead, [(self._work(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
         if self.study.spec.search.sampler != "grid":
             coming = sum(len(flight.budgets) - flight.recorded for flight in self.in_flight.values())
@@ -492,13 +492,13 @@ class _Run:
         if not self.forecast.known or not (ahead.iterations or flying):
             return None
         now, done = time.monotonic(), sum((work.times(share) for work, share in flying), self.behind)
-        if now - self.way[-1][0] >= 1:
-            self.way.append((now, done))
-            while self.way[0][0] < now - PACE_SECONDS:
-                self.way.popleft()
-        since, before = self.way[0]
+        if now - self.history[-1][0] >= 1:
+            self.history.append((now, done))
+            while self.history[0][0] < now - PACE_SECONDS:
+                self.history.popleft()
+        since, before = self.history[0]
         slots = max(1, self.executor.slots)  # of a cluster, all may be gone for a moment
-        # until something is done, as many fits as there are slots go on as the forecast has them
+        # until something is done, every slot is taken to work as fast as the forecast says
         spent = max(0.0, self.forecast.seconds(done - before)) + slots * TRUST_SECONDS
         pace = spent / (now - since + TRUST_SECONDS)
         left = [self.forecast.seconds(work) * (1 - share) for work, share in flying]
@@ -516,17 +516,17 @@ class _Run:
 
     @property
     def waiting_for_others(self) -> bool:
-        """Whether all that is left is claimed by other drivers."""
+        """Whether other drivers have leases on all that is left."""
         if self.study.spec.search.sampler == "grid":
             return any(fit not in self.failures for fit in self.todo)
-        return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.claims.alive())
+        return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.leases.alive())
 
 
-def run(study: Driven, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
+def run(study: StudyWriter, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
     """Runs a study to its end.
 
     Args:
-        study: the study, driven by us.
+        study: the study, open for recording.
         executor: where fits run.
         forecast: of this executor; grows with every result.
 

@@ -67,7 +67,7 @@ def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
 
 
 class _AnyPruner(optuna.pruners.BasePruner):
-    """Another pruner, unrecognised: under Hyperband's own class, samplers would see the trials of one bracket only."""
+    """Hides the class of a pruner: samplers that recognise Hyperband see the trials of one bracket only."""
 
     def __init__(self, inner: optuna.pruners.BasePruner) -> None:
         self._inner = inner

@@ -15,7 +15,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddstudy.spec.schema import StabilitySpec
+
+@dataclass(frozen=True)
+class Limits:
+    """The filter of sec. 4.3: what a stable result keeps to.
+
+    Attributes:
+        cv_percent: highest coefficient of variation of the members' PSNR, percent.
+        min_psnr: lowest PSNR, dB.
+        max_vif: highest VIF.
+    """
+
+    cv_percent: float
+    min_psnr: float
+    max_vif: float
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When an unstable fit is stopped early, see `stops_at`.
+
+    Attributes:
+        cv_percent: highest coefficient of variation of a stable fit, percent.
+        stop: multiple of `cv_percent` above which a run of unstable checks begins.
+        warmup: iterations before a fit may be stopped.
+        window: checks in the median that hides passing spikes.
+        patience: unstable checks in a row that stop a fit.
+    """
+
+    cv_percent: float
+    stop: float
+    warmup: int
+    window: int
+    patience: int
 
 
 def cv_percent(psnr: ArrayLike) -> float:
@@ -24,14 +56,14 @@ def cv_percent(psnr: ArrayLike) -> float:
     return float(100 * values.std() / values.mean())
 
 
-def violations(cv: float, psnr: float, vif: float | None, limits: StabilitySpec) -> dict[str, float]:
+def violations(cv: float, psnr: float, vif: float | None, limits: Limits) -> dict[str, float]:
     """How far a result is beyond each limit of the filter of sec. 4.3; stable means that none is above 0.
 
     Args:
         cv: coefficient of variation, percent.
         psnr: of the ensemble output, dB.
         vif: of the ensemble output; None where the slice is too small for it.
-        limits: the thresholds.
+        limits: of the study.
 
     Returns:
         `cv_percent`, `psnr` and, where it is known, `vif`: value minus limit, positive where it is broken.
@@ -42,7 +74,7 @@ def violations(cv: float, psnr: float, vif: float | None, limits: StabilitySpec)
     return beyond
 
 
-def reason(cv: float, psnr: float, vif: float | None, limits: StabilitySpec) -> str:
+def reason(cv: float, psnr: float, vif: float | None, limits: Limits) -> str:
     """Why a result is unstable, in words; empty if it is stable."""
     beyond = violations(cv, psnr, vif, limits)
     words = {
@@ -61,28 +93,28 @@ def dead_members(ranges: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     return np.asarray((ranges < 1e-4).all(axis=1))
 
 
-def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], limits: StabilitySpec) -> int | None:
+def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], rule: StopRule) -> int | None:
     """The iteration at which the rule stops a fit; None while it does not.
 
     From `warmup` on, each check judges the CV of the members' windowed medians: the median of a member's PSNR over the
     last `window` checks, which a spike shorter than half of the window does not move. A check above `stop` times
     `cv_percent` begins a run of unstable checks; one at or below `cv_percent` ends it. The fit stops when the run has
-    `patience` checks: members that are merely behind are still coming.
+    `patience` checks: members that are merely slow have time to catch up.
 
     Args:
         iterations: of the checks, ascending.
         psnr: of every member at each check, dB.
-        limits: threshold, stop, warm-up, window, patience.
+        rule: of the study.
     """
     curves = np.asarray(psnr, dtype=np.float64)
     run = 0
     for index, iteration in enumerate(iterations):
-        if iteration < limits.warmup:
+        if iteration < rule.warmup:
             continue
-        cv = cv_percent(np.median(curves[max(0, index + 1 - limits.window) : index + 1], axis=0))
-        calm = limits.cv_percent * (1 if run else limits.stop)
+        cv = cv_percent(np.median(curves[max(0, index + 1 - rule.window) : index + 1], axis=0))
+        calm = rule.cv_percent * (1 if run else rule.stop)
         run = run + 1 if cv > calm else 0
-        if run >= limits.patience:
+        if run >= rule.patience:
             return iteration
     return None
 
@@ -124,14 +156,14 @@ class Audit:
     best_lost: float
 
 
-def audit(fits: Sequence[Recorded], limits: StabilitySpec) -> Audit:
+def audit(fits: Sequence[Recorded], rule: StopRule) -> Audit:
     """Replays the rule on fits that ran without it."""
     ran = kept = unstable = caught = stable = wronged = 0
     best, reached = -math.inf, -math.inf
     for fit in fits:
         end = max(fit.results)
         judged = [index for index, iteration in enumerate(fit.iterations) if iteration < end]
-        stop = stops_at([fit.iterations[i] for i in judged], [fit.psnr[i] for i in judged], limits)
+        stop = stops_at([fit.iterations[i] for i in judged], [fit.psnr[i] for i in judged], rule)
         ran, kept = ran + end, kept + (stop or end)
         if fit.results[end][1]:
             stable, wronged = stable + 1, wronged + (stop is not None)
