@@ -25,10 +25,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from ddstudy.report.findings import FINDINGS
 from ddstudy.report.intervals import LEVEL, Mean, holm, mean_of
 from ddstudy.spec.files import parse_spec
 from ddstudy.store.study import StudyView
+from ddstudy.thesis.findings import FINDINGS
 
 COUNTS = (6, 8, 10, 12, 20, 27, 50, 100)
 EFFECTS = (0.2, 0.5, 1.0, 2.0)  # standard deviations

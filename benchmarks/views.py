@@ -25,6 +25,7 @@ from browser import chromium, errors
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
 from ddstudy import dashboard
 from ddstudy.report.page import render
 from ddstudy.report.panels import read_panels

@@ -18,7 +18,8 @@ Data flows one way: a module imports only from those above it, and a library has
                  to look at, as tables), writer (one to record: ask, tell, import), database (opens it, gives a study
                  of either kind)
     execution/   where fits run: executors (here, one or several at a time, or packed), ray_pool (on a Ray cluster)
-    report/      study -> tables, intervals, findings, figures -> page
+    report/      study -> tables, intervals, figures, panels -> page
+    thesis/      a plug-in, the thesis beside a study: published numbers, findings re-tested, panels of both
     image_fit    one setting fitted to one image, without a study: arrays in, arrays out
     results      a study to look at: tables, figures, findings, images
     api          runs a study in one call: what Python and the command line share

@@ -244,6 +244,7 @@ def report(
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Write one self-contained HTML page about one or more studies."""
+    import ddstudy.thesis.panels  # adds its kinds
     from ddstudy.report.panels import read_panels
     from ddstudy.store.database import Store
 
@@ -286,9 +287,9 @@ def findings(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
-    from ddstudy.report.findings import FINDINGS, ask, retest
     from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
+    from ddstudy.thesis.findings import FINDINGS, ask, retest
 
     by_name = {finding.name: finding for finding in FINDINGS}
     if trials is not None and trials not in by_name:

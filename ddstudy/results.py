@@ -31,7 +31,7 @@ from ddstudy.study.evaluate import Check
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ddstudy.report import thesis
+    from ddstudy.thesis.published import Number
 
 
 def open_study(name: str | Path | None = None, store: str | None = None, artifacts: str | Path | None = None) -> Study:
@@ -181,6 +181,7 @@ class Study:
         Raises:
             UserError: there is no such kind or field, the kind is a table, or the study has no data for it.
         """
+        import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
         from ddstudy.report import panels
 
         panel = panels.parse_panel({"title": kind, **fields, "kind": kind}, f"figure {kind!r}")
@@ -192,11 +193,11 @@ class Study:
         Args:
             *others: studies of other slices, for the finding on slices away from the middle.
         """
-        from ddstudy.report import findings
+        from ddstudy.thesis import findings
 
         return findings.as_table(findings.retest(self.view, [other.view for other in others]))
 
-    def published(self, number: thesis.Number) -> pd.DataFrame:
+    def published(self, number: Number) -> pd.DataFrame:
         """A table of the thesis beside ours: "3.1", "4.1" to "4.5", or "text" for the numbers of its text.
 
         Title, source and what differs are in the table's `attrs`.
@@ -204,9 +205,9 @@ class Study:
         Raises:
             UserError: there is no such table.
         """
-        from ddstudy.report import thesis
+        from ddstudy.thesis.published import beside
 
-        ours = thesis.beside(self.view, number)
+        ours = beside(self.view, number)
         ours.table.attrs.update(title=ours.title, source=ours.source, ours=ours.ours, differences=ours.differences)
         return ours.table
 
@@ -314,6 +315,7 @@ class Study:
         Raises:
             UserError: the file of panels is not valid, or the page cannot be written.
         """
+        import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
         from ddstudy.report import page, panels
 
         shown = panels.read_panels(Path(dashboard) if dashboard else panels.OVERVIEW)

@@ -16,14 +16,14 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from ddstudy.errors import counted, duration
-from ddstudy.report.findings import TOGETHER, Answer
-from ddstudy.report.thesis import differences
 from ddstudy.report.words import text_of
 from ddstudy.results import Study
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
+from ddstudy.thesis.findings import TOGETHER, Answer
+from ddstudy.thesis.published import differences
 
 NARROW = 100  # columns of a terminal
 

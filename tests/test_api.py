@@ -17,11 +17,12 @@ import ddstudy
 from ddstudy import cli
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import load_target
-from ddstudy.report import findings, page, panels, thesis
+from ddstudy.report import page, panels
 from ddstudy.store.database import Store
 from ddstudy.study.evaluate import Result
 from ddstudy.study.samplers import sampler
 from ddstudy.terminal import print_answers
+from ddstudy.thesis import findings, published
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 STORE = "sqlite:///ddstudy.db"
@@ -111,9 +112,9 @@ def test_a_figure_that_is_not_there_is_refused_in_words(store, kind, fields, sai
 def test_findings_and_published_tables(store):
     study = ddstudy.open_study(store=store)
     pd.testing.assert_frame_equal(study.findings(), findings.as_table(findings.retest(study.view)))
-    for number in thesis.NUMBERS:
+    for number in published.NUMBERS:
         table = study.published(number)
-        pd.testing.assert_frame_equal(table, thesis.beside(study.view, number).table)
+        pd.testing.assert_frame_equal(table, published.beside(study.view, number).table)
         assert table.attrs["source"]
         assert "picture.npy" in table.attrs["differences"]["image"]
 

@@ -13,8 +13,8 @@ import ddstudy
 
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 PANELS = [
-    "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "thesis", "ranks",
-    "transfer", "slices",
+    "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "ranks", "transfer",
+    "slices",
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
@@ -27,15 +27,16 @@ ORDER = [
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
-    "report", "report.words", "report.tables", "report.anova", "report.thesis", "report.intervals", "report.findings",
-    "report.comparison", "report.images", "report.figures", "report.panels",
-    *(f"report.panels.{name}" for name in PANELS), "report.page", "report.writing", "image_fit", "results", "api",
+    "report", "report.words", "report.tables", "report.anova", "report.intervals", "report.comparison",
+    "report.images", "report.figures", "report.panels", *(f"report.panels.{name}" for name in PANELS), "report.page",
+    "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = ("images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.load")
+SURFACE = {"results", "api", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
-        *("spec.options", "spec.schema", "spec.files", "report.panels"),
+        *("spec.options", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
         *(f"report.panels.{name}" for name in PANELS),
     },
     "nibabel": {"images.files", "images.volumes"},
@@ -114,6 +115,12 @@ def test_mathematics_takes_no_tables_of_a_study_file() -> None:
         if name.startswith(MATHEMATICS):
             tables = {target for target in imports(path) if re.match(r"ddstudy\.spec\..*(Spec|schema)", target)}
             assert not tables, f"{name} imports {tables}"
+
+
+def test_only_what_users_call_knows_the_thesis() -> None:
+    """Its room is a plug-in: a package without it works but for what is of the thesis."""
+    knowing = {name for name, path in modules().items() if any(it.startswith("ddstudy.thesis") for it in imports(path))}
+    assert {name for name in knowing if not name.startswith("thesis.")} <= SURFACE
 
 
 def test_libraries_have_one_home() -> None:

@@ -13,13 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ddstudy.report import comparison, findings
+import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
+from ddstudy.report import comparison
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.options import NOISES, THESIS, TILINGS
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
+from ddstudy.thesis import findings
 
 THESIS_LIKE = {
     "k": [8, 64, 96, 128],

@@ -43,11 +43,17 @@ import sys
 from pathlib import Path
 import ddstudy
 from ddstudy import cli
-from ddstudy.report import thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, read_panels
+from ddstudy.thesis import published
+from ddstudy.results import Study
+from ddstudy.errors import UserError
 assert Path(ddstudy.__file__).is_relative_to(sys.argv[1])
-assert read_panels() and read_panels(COMPARE) and thesis._thesis()
+assert read_panels() and read_panels(COMPARE) and published.seconds_by_blocks()
+try:
+    Study(None).figure("published", table="9.9")
+except UserError as error:  # the table is unknown, not the kind
+    assert '"4.3"' in str(error), error
 assert "The store holds no study." in render([], ())
 sys.argv[1:] = ["validate", str(Path(cli.__file__).parent / "data" / "quick.toml")]
 cli.main()

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from test_findings import THESIS_LIKE, study, troubled
 
+import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
 from ddstudy.errors import UserError
-from ddstudy.report import findings, thesis
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel, read_panels
 from ddstudy.spec.files import read_spec
@@ -22,10 +22,11 @@ from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
 from ddstudy.terminal import print_answers
+from ddstudy.thesis import findings, published
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "dashboards" / "thesis.toml"
-PUBLISHED = thesis._thesis()
+PUBLISHED = published._thesis()
 FOUR = ("k", "s", "l", "iterations")
 
 
@@ -168,18 +169,18 @@ def test_times_of_pairs_are_means_over_matched_settings(axis):
         at[tuple(row[name] for name in AXES if name != axis)][row[axis]] = row["seconds"]
     sets = [found for found in at.values() if len(found) == len(values)]
     means = {value: np.mean([one[value] for one in sets]) for value in values}
-    table = thesis.beside(view, "4.1").table.set_index("mean over").loc[list(values)]
+    table = published.beside(view, "4.1").table.set_index("mean over").loc[list(values)]
     assert table["ours (s)"].to_dict() == pytest.approx(means)
     assert set(table["settings"]) == {len(sets)}
     assert table["ours / first"].to_dict() == pytest.approx({v: m / means[values[0]] for v, m in means.items()})
-    published = PUBLISHED["tables"]["4.1"]["seconds"][axis]
-    assert table["thesis (s)"].to_dict() == published
-    assert table["thesis / first"].iloc[-1] == pytest.approx(published[values[-1]] / published[values[0]])
+    known = PUBLISHED["tables"]["4.1"]["seconds"][axis]
+    assert table["thesis (s)"].to_dict() == known
+    assert table["thesis / first"].iloc[-1] == pytest.approx(known[values[-1]] / known[values[0]])
 
 
 def test_times_of_blocks_are_those_of_the_thesis_setting_where_it_was_measured():
     view = study(seconds=lambda x, r: r.uniform(1, 9))
-    ours = thesis.beside(view, "4.2")
+    ours = published.beside(view, "4.2")
     rows = view.trials.query("k == 8 and iterations == 2000 and noise == 'uniform' and tiling == '4x5'")
     measured = ours.table.dropna(subset=["ours (s)"]).set_index(["l", "s"])["ours (s)"]
     assert measured.to_dict() == rows.set_index(["l", "s"])["seconds"].to_dict()
@@ -192,7 +193,7 @@ def test_times_of_blocks_are_those_of_the_thesis_setting_where_it_was_measured()
 def test_times_of_blocks_elsewhere_are_the_nearest_and_say_so():
     space = THESIS_LIKE | {"k": [32, 64], "iterations": [250, 500], "tiling": ["1x1", "3x3"], "s": [4]}
     view = study(space=space, seconds=lambda x, r: float(x.l * 10 + x.k))
-    ours = thesis.beside(view, "4.2")
+    ours = published.beside(view, "4.2")
     assert ours.ours.startswith("Ours at k 32, iterations 250, noise uniform, tiling 3x3; the thesis has k 8, iter")
     assert ours.table.dropna(subset=["ours (s)"])["ours (s)"].tolist() == [72, 92]
     assert ours.table[ours.table["s"] == 4]["thesis (s)"].isna().all()
@@ -202,7 +203,7 @@ def test_times_of_blocks_elsewhere_are_the_nearest_and_say_so():
 def test_best_settings_stand_beside_the_published_ones(number, metric):
     view = troubled()
     stable = view.trials[view.trials["stable"].eq(True)]
-    table = thesis.beside(view, number).table
+    table = published.beside(view, number).table
     assert len(table) == 12
     for row, known in zip(table.to_dict("records"), PUBLISHED["tables"][number]["rows"], strict=True):
         pair = stable[(stable["tiling"] == row["tiling"]) & (stable["noise"] == row["noise"])]
@@ -218,7 +219,7 @@ def test_best_settings_stand_beside_the_published_ones(number, metric):
 
 def test_our_result_at_the_published_setting_is_shown_where_there_is_one():
     view = study(space=THESIS_LIKE | {"k": [64, 96], "s": [8, 16], "iterations": [5000, 7000]})
-    table = thesis.beside(view, "4.3").table
+    table = published.beside(view, "4.3").table
     there = view.trials.set_index(list(AXES))["psnr"]
     for row, known in zip(table.to_dict("records"), PUBLISHED["tables"]["4.3"]["rows"], strict=True):
         key = (*known[2:6], known[1], known[0])
@@ -229,7 +230,7 @@ def test_our_result_at_the_published_setting_is_shown_where_there_is_one():
 def test_options_are_those_that_were_measured():
     view = study()
     some = dataclasses.replace(view, trials=view.trials.query("k < 100"))
-    table = thesis.beside(some, "3.1").table.set_index("axis")
+    table = published.beside(some, "3.1").table.set_index("axis")
     assert table.loc["k"].tolist() == ["8, 16, 32, 64, 96, 128, 192", "8, 64, 96"]
     assert table.loc["noise", "ours"] == "uniform, blur3, simplex"
 
@@ -242,7 +243,7 @@ def test_numbers_of_the_text():
         stable=lambda x, r: x.k < 96,
         psnr=lambda x, r: 30 + x.k + x.l,
     )
-    table = thesis.beside(view, "text").table
+    table = published.beside(view, "text").table
     ours = dict(zip(table["number"], table["ours"], strict=True))
     assert ours["settings per pair"] == "32"
     assert ours["pairs of noise and tiling"] == "12"
@@ -260,7 +261,7 @@ def test_numbers_of_the_text():
 def test_a_study_like_the_thesis_differs_in_image_and_device_only():
     space = {axis: PUBLISHED["study"][axis] for axis in AXES}
     view = study(space=space, tree={"fit": {"keep": "last"}}, facts={"target shape": "1x256x320"})
-    assert list(thesis.differences(view).values()) == [
+    assert list(published.differences(view).values()) == [
         "The image is MNI152 T1 axial 94, 256x320; the thesis has a T1 brain mid slice, 256x320.",
         "Times are of a processor; the thesis names no device.",
     ]
@@ -273,7 +274,7 @@ def test_every_difference_is_named():
         facts={"target shape": "1x64x80"},
         iterations_done=250.0,
     )
-    words = " ".join(thesis.differences(dataclasses.replace(view, trials=view.trials.iloc[1:])).values())
+    words = " ".join(published.differences(dataclasses.replace(view, trials=view.trials.iloc[1:])).values())
     for part in (
         "64x80; the thesis has a T1 brain mid slice, 256x320",
         "same s makes an input tensor of another size",
@@ -308,14 +309,14 @@ def test_thin_inputs_are_those_that_the_decoder_would_get():
 
 def test_the_thesis_dashboard_has_every_table_and_the_findings():
     panels = read_panels(DASHBOARD)
-    assert {panel.table for panel in panels if panel.kind == "published"} == set(thesis.NUMBERS)
+    assert {panel.table for panel in panels if panel.kind == "published"} == set(published.NUMBERS)
     assert "findings" in [panel.kind for panel in panels]
 
 
-@pytest.mark.parametrize("number", thesis.NUMBERS)
+@pytest.mark.parametrize("number", published.NUMBERS)
 def test_a_published_table_is_shown_with_its_words(number):
     view = troubled()
-    ours = thesis.beside(view, number)
+    ours = published.beside(view, number)
     page = render([view], (parse_panel({"kind": "published", "title": "T", "table": number}, "test"),))
     panel = re.search(r"<h2>T</h2>(.*?)</article>", page, flags=re.DOTALL)[1]
     assert ours.source in panel
@@ -329,7 +330,7 @@ def test_a_published_table_is_shown_with_its_words(number):
 
 def test_an_empty_study_says_what_is_missing():
     page = render([dataclasses.replace(study(), trials=trials_table([], AXES))], read_panels(DASHBOARD))
-    assert page.count("No data yet. Filled by measured trials.") == len(thesis.NUMBERS)
+    assert page.count("No data yet. Filled by measured trials.") == len(published.NUMBERS)
     assert page.count("not enough data") == 20
 
 
@@ -337,7 +338,7 @@ def test_a_table_that_is_not_there_is_refused():
     with pytest.raises(UserError, match=r'panel 1: table: .*\n.*"3.1", "4.1"'):
         parse_panel({"kind": "published", "title": "T", "table": "5.1"}, "panel 1")
     with pytest.raises(UserError, match=r"no table '5.1' of the thesis\nValid: 3.1, 4.1"):
-        thesis.beside(study(), "5.1")
+        published.beside(study(), "5.1")
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -349,4 +350,4 @@ def test_the_differences_break_between_words_on_a_terminal(width):
     *_, footer = re.split("\n\n|\u2518\n", console.file.getvalue())
     assert max(map(len, footer.splitlines())) <= width
     assert len(footer.splitlines()) > 1
-    assert footer.split() == f"{findings.TOGETHER} {' '.join(thesis.differences(view).values())}".split()
+    assert footer.split() == f"{findings.TOGETHER} {' '.join(published.differences(view).values())}".split()

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import synthetic
 
+import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
 from ddstudy.report import comparison, figures, images, tables

@@ -99,7 +99,7 @@ def slices(views: Sequence[StudyView], trials: Callable[[pd.DataFrame], pd.DataF
 
     That slice is the middle one (`slice = "mid"`), else the first study's. Studies of other volumes or planes than this
     one's are left out. Slices are compared over the same settings, since the best of a larger search is better by that
-    alone; a fit counts once, as in `ddstudy.report.findings`.
+    alone; the budgets of a fit depend on each other, so a fit counts once.
 
     Returns:
         One row per study, by slice: `study`, `slice`, `distance` from the chosen one, `n` settings that are comparable

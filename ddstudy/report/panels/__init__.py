@@ -1,6 +1,7 @@
 """Which panels a report shows, and in which order: a TOML file, a list of `[[panel]]`.
 
-A kind of panel is one class in one of the modules here, its options and its content together; `KINDS` lists them.
+A kind of panel is one class, its options and its content together. `KINDS` has those of the modules here and those that
+others `register`.
 `OVERVIEW` is the list used where nobody names another, `COMPARE` goes before it where several studies are shown.
 """
 
@@ -9,12 +10,12 @@ from __future__ import annotations
 import difflib
 import functools
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from ddstudy.errors import UserError
-from ddstudy.report.panels.base import Filter, Filtered, Panel, Picture, Shown, Table
+from ddstudy.report.panels.base import KINDS, Filter, Filtered, Panel, Picture, Shown, Table, register
 from ddstudy.report.panels.best import Best
 from ddstudy.report.panels.by_axis import Heatmap, Means, Quartiles
 from ddstudy.report.panels.importance import Importance
@@ -25,7 +26,6 @@ from ddstudy.report.panels.parallel import Parallel
 from ddstudy.report.panels.plane import Fronts, Pareto
 from ddstudy.report.panels.ranks import Ranks
 from ddstudy.report.panels.slices import Slices
-from ddstudy.report.panels.thesis import Findings, Published
 from ddstudy.report.panels.transfer import Transfer
 from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
 
@@ -40,34 +40,30 @@ __all__ = [
     "Table",
     "parse_panel",
     "read_panels",
+    "register",
 ]
 
 OVERVIEW = Path(__file__).parents[2] / "data" / "overview.toml"
 COMPARE = OVERVIEW.with_name("compare.toml")
-KINDS: dict[str, type[Panel]] = {
-    get_args(kind.model_fields["kind"].annotation)[0]: kind
-    for kind in (
-        Pareto,
-        Parallel,
-        Importance,
-        Quartiles,
-        Means,
-        Heatmap,
-        Convergence,
-        Unstable,
-        Ensemble,
-        Best,
-        Outputs,
-        NoisePreview,
-        Tilings,
-        Published,
-        Findings,
-        Fronts,
-        Ranks,
-        Transfer,
-        Slices,
-    )
-}
+register(
+    Pareto,
+    Parallel,
+    Importance,
+    Quartiles,
+    Means,
+    Heatmap,
+    Convergence,
+    Unstable,
+    Ensemble,
+    Best,
+    Outputs,
+    NoisePreview,
+    Tilings,
+    Fronts,
+    Ranks,
+    Transfer,
+    Slices,
+)
 
 
 def read_panels(path: Path = OVERVIEW) -> tuple[Panel, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pandas as pd
 from pydantic import BaseModel, Field, create_model, field_validator, model_validator
@@ -162,6 +162,18 @@ class Panel(BaseModel):
             what = "images" if shown.pictures else "a table"
             raise UserError(f"study {names}: no figure of '{self.kind}'", shown.missing or f"This kind is {what}.")
         return shown.figure
+
+
+KINDS: dict[str, type[Panel]] = {}  # the registered ones, by name
+
+
+def register(*kinds: type[Panel]) -> None:
+    """Makes kinds of panels known, so that files of panels and `Study.figure` can name them.
+
+    Args:
+        *kinds: each with `kind: Literal[NAME]`.
+    """
+    KINDS.update({get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in kinds})
 
 
 class Comparison(Panel):

@@ -34,9 +34,9 @@ import pandas as pd
 
 from ddstudy.report.intervals import LEVEL, Mean, at_least, at_most, holm, mean_of, rarer, share
 from ddstudy.report.tables import PAIR, comparable, disturbed, finished, paired, thin_inputs, timed, widened
-from ddstudy.report.thesis import seconds_by_blocks
 from ddstudy.report.words import axes_of
 from ddstudy.spec.options import OPTIONS, THESIS, TILINGS
+from ddstudy.thesis.published import seconds_by_blocks
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView

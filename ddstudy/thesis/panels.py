@@ -1,4 +1,4 @@
-"""The thesis beside ours: published numbers and re-tested findings."""
+"""Panels of the thesis beside ours: published numbers and re-tested findings."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pandas as pd
 from pydantic import Field
 
-from ddstudy.report import findings, tables, thesis
-from ddstudy.report.panels.base import Panel, Shown, Table
-from ddstudy.report.thesis import Number
+from ddstudy.report import tables
+from ddstudy.report.panels.base import Panel, Shown, Table, register
+from ddstudy.thesis import findings, published
+from ddstudy.thesis.published import Number
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -23,7 +24,7 @@ class Published(Panel):
     table: Number = Field(..., description="table of the thesis, or the numbers of its text")
 
     def _of_study(self, view: StudyView) -> Shown:
-        ours = thesis.beside(view, self.table)
+        ours = published.beside(view, self.table)
         if tables.finished(view.trials).empty:
             return Shown(f"{ours.source}.", missing="Filled by measured trials.")
         columns = {name: name for name in ours.table.columns}
@@ -54,5 +55,10 @@ class Findings(Panel):
         ]
         columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
         return Shown(
-            sentence, table=Table(pd.DataFrame(rows), columns, folded="compared"), differences=thesis.differences(view)
+            sentence,
+            table=Table(pd.DataFrame(rows), columns, folded="compared"),
+            differences=published.differences(view),
         )
+
+
+register(Published, Findings)

@@ -1,6 +1,6 @@
 """The thesis' tables from a study's own trials, what was published beside each number of ours.
 
-The published numbers are in `ddstudy/data/thesis.toml`. Ours follow the rules of `ddstudy.report.tables`, and means are
+The published numbers are in `published.toml`. Ours follow the rules of `ddstudy.report.tables`, and means are
 over matched settings only: those measured for every value that a table compares.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
 NUMBERS: tuple[Number, ...] = get_args(Number)
-_FILE = Path(__file__).parents[1] / "data" / "thesis.toml"
+_FILE = Path(__file__).with_suffix(".toml")
 
 
 @dataclass(frozen=True)
