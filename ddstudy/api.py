@@ -331,6 +331,8 @@ def announce(
     done = f", {the_plan.done:,} done" if the_plan.done else ""
     fits = f"{counted(the_plan.fits, 'fit')} of {counted(spec.fit.members, 'member')}"
     tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
+    if spec.fit.members > 1:
+        tell(f"PSNR is told of the mean of {spec.fit.members} outputs ({spec.fit.members}DD) or as mean of one (1DD)")
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         tell("Nothing left to do.")
         return None

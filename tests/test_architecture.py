@@ -28,7 +28,7 @@ ORDER = [
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
     "report", "report.words", "report.tables", "report.anova", "report.thesis", "report.intervals", "report.findings",
-    "report.comparison", "report.images", "report.figures", "report.panels",
+    "report.facts", "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page", "report.writing", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
