@@ -156,16 +156,15 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
-    from ddstudy.images.metrics import METRICS
     from ddstudy.report.writing import check_stem
-    from ddstudy.terminal import teller, terminal
+    from ddstudy.terminal import print_fit, teller, terminal
 
     check_stem(out)
     console = terminal()
 
     def show(check: Check) -> None:
         scores = check.psnr_members
-        console.print(f"  {check.iteration}: {sum(scores) / len(scores):.2f} dB, {check.seconds:.1f} s")
+        console.print(f"  {check.iteration}: 1DD {sum(scores) / len(scores):.2f} dB, {check.seconds:.1f} s")
 
     cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
     cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
@@ -174,9 +173,7 @@ def fit(
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),
     )  # fmt: skip
-    for name in (*METRICS, "psnr_1dd"):
-        if name in found.values:
-            console.print(f"{name:16s} {found.values[name]:.4g}")
+    print_fit(console, found)
     for path in found.save(out):
         console.print(f"Wrote {path}")
 
@@ -234,11 +231,11 @@ def logs(study: StudyArgument = None, store: StoreOption = DEFAULT_STORE) -> Non
     _say_left_out(left_out)
 
 
-@app.command(epilog="Example: ddstudy report quick --out report.html")
+@app.command(epilog="Example: ddstudy report quick --out page.html")
 def report(
     studies: Annotated[list[str] | None, typer.Argument(help="Names of studies [the latest].")] = None,
     dashboard: Annotated[Path | None, typer.Option(help="Panels to show (TOML) [the packaged overview].")] = None,
-    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
+    out: Annotated[Path | None, typer.Option(help="Page to write [report-STUDY.html].")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it anew as trials arrive; the page reloads.")] = False,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
@@ -246,25 +243,33 @@ def report(
     """Write one self-contained HTML page about one or more studies."""
     import ddstudy.thesis.panels  # adds its kinds
     from ddstudy.report.panels import read_panels
+    from ddstudy.results import page_name
     from ddstudy.store.database import Store
 
     if dashboard is not None:
         read_panels(dashboard)  # or is refused before a study is looked at
     with Store(store, artifacts, read_only=True) as opened:
         damaged = [] if studies else opened.complaints
-        names = list(dict.fromkeys(studies or [opened.view().name]))
+        names, all_names = list(dict.fromkeys(studies or [opened.view().name])), opened.names()
+        page = out or page_name(names)
 
         def write(*, live: bool) -> bool:
             """Writes the page; whether results are missing that may come."""
             first, *others = found = [ddstudy.Study(opened.view(name)) for name in names]
-            size = first.report(out, *others, dashboard=dashboard, reload_seconds=_RELOAD_SECONDS if live else 0)
+            size = first.report(page, *others, dashboard=dashboard, reload_seconds=_RELOAD_SECONDS if live else 0)
             trials = sum(len(study.trials) for study in found)
             typer.echo(
-                f"Wrote {out} ({size / 1e6:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
-                err=not out.is_file(),
+                f"Wrote {page} ({size / 1e6:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
+                err=not page.is_file(),
             )
             return not all(study.view.is_over for study in found)
 
+        if not studies and len(all_names) > 1:
+            others = ", ".join(name for name in all_names if name not in names)
+            shown = f"{names[0]} is the latest of {len(all_names)} studies"
+            typer.echo(
+                f"{shown}; `ddstudy report NAME...` shows others: {others}", err=page.exists() and not page.is_file()
+            )
         if watch:
             _follow(
                 lambda: [opened.finished(name) for name in names],

@@ -666,8 +666,9 @@ def _note(study: FrozenStudy) -> str:
     except UserError as error:
         description = str(error)
     return (
-        f"{description}\n\nUnstable trials are shown as infeasible. This dashboard is read-only. More views, with "
-        f"images: `ddstudy report {study.study_name}`.\n"
+        f"{description}\n\nQuality (`psnr`, `ssim`, ...) is that of the ensemble, the mean of the members' outputs; "
+        "`psnr_1dd` and so on are means over single members. Unstable trials are shown as infeasible. This dashboard "
+        f"is read-only. More views, with images: `ddstudy report {study.study_name}`.\n"
     )
 
 

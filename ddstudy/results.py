@@ -296,7 +296,7 @@ class Study:
 
     def report(
         self,
-        out: str | Path = "report.html",
+        out: str | Path | None = None,
         *others: Study,
         dashboard: str | Path | None = None,
         reload_seconds: int = 0,
@@ -304,7 +304,7 @@ class Study:
         """Writes one self-contained HTML page about this study and others.
 
         Args:
-            out: the page.
+            out: the page; by default `report-NAME.html` in the current folder.
             *others: further studies; several are set side by side first.
             dashboard: which panels are shown, a TOML file as in `dashboards/`; by default an overview.
             reload_seconds: the page loads itself again so often, for a file that is written anew; 0 is never.
@@ -322,7 +322,7 @@ class Study:
         if dashboard is None and others:
             shown = panels.read_panels(panels.COMPARE) + shown
         content = page.render([study.view for study in (self, *others)], shown, reload_seconds).encode()
-        write_file(Path(out), content)
+        write_file(page_name([self.name, *(other.name for other in others)]) if out is None else Path(out), content)
         return len(content)
 
     def export(self, stem: str | Path | None = None) -> list[Path]:
@@ -342,6 +342,13 @@ class Study:
         table, curves = (rows.to_csv(index=False).encode() for rows in (self.trials, self.checks))
         files = {".csv": table, ".parquet": parquet.getvalue(), "-checks.csv": curves}
         return write_files(Path(stem or f"export-{self.name}"), files)
+
+
+def page_name(names: Sequence[str]) -> Path:
+    """The page about some studies where no other is named: `report-quick.html`, `report-one-and-2-more.html`."""
+    first, *others = names
+    more = f"-{others[0]}" if len(others) == 1 else f"-and-{len(others)}-more" * bool(others)
+    return Path(f"report-{first}{more}.html")
 
 
 def tree_of(spec: StudySpec) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,7 +17,10 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from ddstudy.errors import counted, duration
-from ddstudy.report.words import text_of
+from ddstudy.images.metrics import METRICS
+from ddstudy.report import tables
+from ddstudy.report.facts import facts
+from ddstudy.report.words import ensemble_of, text_of, with_whose
 from ddstudy.results import Study
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
@@ -24,6 +28,9 @@ from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
 from ddstudy.thesis.findings import TOGETHER, Answer
 from ddstudy.thesis.published import differences
+
+if TYPE_CHECKING:
+    from ddstudy.image_fit import ImageFit
 
 NARROW = 100  # columns of a terminal
 
@@ -66,7 +73,7 @@ def _describe(progress: Progress) -> str:
     if progress.eta_seconds is not None:
         parts.append(f"{duration(progress.eta_seconds)} left")
     if progress.best:
-        parts.append(f"best {progress.best[1]:.2f}")
+        parts.append(f"best {progress.objective} {progress.best[1]:.2f}")
     parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
     if progress.best:
         parts.append(progress.best[0].id)
@@ -89,7 +96,8 @@ def print_studies(console: Console, studies: Sequence[Study]) -> None:
         metric, best = next(iter(study.spec.objectives)), ""
         if metric in study.best.index:
             row = study.best.loc[metric]
-            best = f"{metric} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
+            whose = with_whose(metric, ensemble_of(study.spec))
+            best = f"{whose} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
         if lost := study.view.lost_images:
             notes.append(f"{study.name}: {lost}; the numbers are complete")
         pruned, failed = int(study.trials["state"].eq("PRUNED").sum()), study.failed
@@ -108,22 +116,53 @@ def print_studies(console: Console, studies: Sequence[Study]) -> None:
 
 
 def print_summary(console: Console, study: Study, shown_url: str, option: str) -> None:
-    """Best settings, and the next command to type, with the option that it needs to find the store."""
+    """What was run, its best settings, and the next command to type, with the option by which it finds the store."""
     results = study.trials[study.trials["state"].isin(["COMPLETE", "PRUNED"])]
     table = Table(title=f"Best settings of {study.name}, stable ones only")
     axes = study.view.axes
     for column in ("metric", "value", *axes):
         table.add_column(column)
+    ensemble = ensemble_of(study.spec)
     for metric, (_, row) in zip(study.best.index, study.best.iterrows(), strict=True):
-        table.add_row(metric, f"{row[metric]:.4g}", *(text_of(row[axis]) for axis in axes))
+        table.add_row(with_whose(metric, ensemble), f"{row[metric]:.4g}", *(text_of(row[axis]) for axis in axes))
     console.print(table)
+    if len(study.spec.objectives) > 1:
+        console.print(_front(study, ensemble))
+    about = Table.grid("", "", padding=(0, 2))
+    for name, text in facts(study.view).items():
+        about.add_row(name, text)
+    console.print(about)
     unstable = int(results["stable"].eq(False).sum())
     share = 100 * unstable / max(1, len(results))
     pruned = int((results["state"] == "PRUNED").sum())
     console.print(f"{counted(len(results), 'setting')} measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
-    if rough := int(results["disturbed"].eq(True).sum()):
-        console.print(f"The seconds of {rough} were disturbed by other programs on their machine.")
     console.print(f"Results are in {shown_url}. Next: ddstudy report {study.name}{option}", soft_wrap=True)
+
+
+def _front(study: Study, ensemble: str) -> Table:
+    """The stable trials that no other one is better than in every objective."""
+    objectives, axes = study.spec.objectives, study.view.axes
+    first, way = next(iter(objectives.items()))
+    front = study.trials[tables.pareto_front(study.trials, objectives)]
+    table = Table(title=f"Pareto front of {study.name}, stable settings only: {counted(len(front), 'trial')}")
+    for column in ("trial", *(with_whose(metric, ensemble) for metric in objectives), *axes):
+        table.add_column(column)
+    for row in front.sort_values(first, ascending=way == "minimize", kind="stable").to_dict("records"):
+        scores = (f"{row[metric]:.4g}" for metric in objectives)
+        table.add_row(str(row["number"]), *scores, *(text_of(row[axis]) for axis in axes))
+    return table
+
+
+def print_fit(console: Console, fit: ImageFit) -> None:
+    """The measurements of one fit, those of the ensemble and of single members under names of their own."""
+    members = len(fit.members)
+    told = {with_whose(name, f"{members}DD"): fit.values[name] for name in METRICS if name in fit.values}
+    if "psnr_1dd" in fit.values:
+        told["psnr 1DD"] = fit.values["psnr_1dd"]
+    for name, value in told.items():
+        console.print(f"{name:20s} {value:.4g}")
+    if members > 1:
+        console.print(f"{members}DD is the mean of the members' outputs, 1DD the mean of their own numbers.")
 
 
 def follow(console: Console, opened: Store, name: str | None) -> StudyView:

@@ -27,8 +27,9 @@ ORDER = [
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
-    "report", "report.words", "report.tables", "report.anova", "report.intervals", "report.comparison",
-    "report.images", "report.figures", "report.panels", *(f"report.panels.{name}" for name in PANELS), "report.page",
+    "report", "report.words", "report.tables", "report.anova", "report.intervals", "report.facts",
+    "report.comparison", "report.images", "report.figures", "report.panels",
+    *(f"report.panels.{name}" for name in PANELS), "report.page",
     "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
 ]  # fmt: skip

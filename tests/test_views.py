@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,12 +21,13 @@ import synthetic
 import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
+from ddstudy.images.volumes import SIDES, error_png_bytes, load_target
 from ddstudy.report import comparison, figures, images, tables
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
 from ddstudy.report.panels.base import Faceted
 from ddstudy.report.words import FACETS
-from ddstudy.spec.options import NOISES, TILINGS
+from ddstudy.spec.options import NOISES, TILINGS, TargetSpec
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView
@@ -78,7 +80,7 @@ def stable(view: StudyView) -> pd.DataFrame:
 
 def everything(view: StudyView, views: list[StudyView]) -> dict[str, object]:
     """A panel of every kind with all that it needs."""
-    fields = {"x": "k", "y": "psnr", "group": "l", "table": "4.3"}
+    fields = {"x": "k", "y": "psnr", "group": "s", "table": "4.3"}
     own = {"pareto": {"x": "seconds"}, "fronts": {"x": "seconds"}, "noise": {"x": "noise"}, "convergence": {"y": "mse"}}
     return {
         kind: panel(
@@ -129,14 +131,16 @@ RATE = "fit.learning_rate"
 
 
 @pytest.fixture
-def wider(views: list[StudyView], monkeypatch: pytest.MonkeyPatch) -> list[StudyView]:
+def wider(views: list[StudyView]) -> list[StudyView]:
     """The same studies with one axis more, which does not apply to every third setting."""
-    monkeypatch.setattr("ddstudy.report.words.AXES", (*AXES, RATE))
     rates = [0.003, 0.01, math.nan]
-    return [
-        dataclasses.replace(view, trials=view.trials.assign(**{RATE: [rates[n % 3] for n in view.trials["number"]]}))
-        for view in views
-    ]
+    found = []
+    for view in views:
+        spec = synthetic.spec_of(view.name, SPACE | {RATE: rates[:2]}, fit={"members": 3})
+        trials = view.trials.assign(**{RATE: [rates[n % 3] for n in view.trials["number"]]})
+        found.append(dataclasses.replace(view, spec=spec, trials=trials))
+        found[-1].__dict__["images"] = view.images
+    return found
 
 
 @pytest.mark.parametrize("facets", [["noise", "tiling"], [RATE], ["k"], ["noise", RATE, "s"]])
@@ -170,6 +174,8 @@ def test_every_kind_takes_any_axis(wider, facets):
         if kind == "outputs":
             captions = [picture.caption for line in shown.pictures for picture in line]
             assert sum("not measured" not in caption for caption in captions) == len(shown.table.frame)
+            best = good.loc[good.groupby(facets, dropna=False)["psnr"].idxmax()]
+            assert set(shown.table.frame["number"]) == set(best["number"])
 
 
 def test_points_name_the_axes_that_apply(wider):
@@ -231,21 +237,21 @@ def test_members_that_are_all_dead_are_not_those_that_agree_best(view):
     assert "k8-s4-l4-uniform-1x1" not in set(tables.convergence(view, trials)["fit_id"])
 
 
-def test_a_gallery_is_the_best_setting_that_most_pairs_have(view):
-    rows = tables.gallery(view.trials)
-    best = view.trials.groupby(["k", "s", "l", "iterations"])["psnr"].mean().idxmax()
-    assert set(rows[["k", "s", "l", "iterations"]].itertuples(index=False, name=None)) == {best}
+def test_of_each_group_the_best_stable_trial_is_shown(view):
+    """It was the one setting that most pairs had, whose output may be far from the best."""
+    pair = view.trials["noise"].eq("blur3") & view.trials["tiling"].eq("2x2")
+    trials = view.trials.assign(stable=view.trials["stable"] & ~pair)
+    rows = tables.best_of_groups(trials, "psnr")
     assert list(rows[["noise", "tiling"]].itertuples(index=False, name=None)) == list(
         itertools.product(NOISES, TILINGS)
     )
-    missing_a_pair = view.trials[
-        (
-            view.trials[["k", "s", "l", "iterations"]]
-            != pd.Series(dict(zip(["k", "s", "l", "iterations"], best, strict=True)))
-        ).any(axis=1)
-        | (view.trials["tiling"] != "4x5")
-    ]
-    assert tables.gallery(missing_a_pair)[["k", "s", "l", "iterations"]].iloc[0].tolist() != list(best)
+    for row in rows.itertuples():
+        among = trials[trials["noise"].eq(row.noise) & trials["tiling"].eq(row.tiling)]
+        unstable = (row.noise, row.tiling) == ("blur3", "2x2")
+        assert row.stable != unstable
+        assert row.psnr == (among if unstable else among[among["stable"]])["psnr"].max()
+    (best,) = tables.best_of_groups(trials, "psnr", ()).itertuples()
+    assert best.number == trials[trials["stable"]].set_index("number")["psnr"].idxmax()
 
 
 # --- images
@@ -257,20 +263,96 @@ def decoded(uri: str) -> np.ndarray:
 
 def test_outputs_are_the_images_that_were_kept(view):
     shown = panel("outputs").show([view])
-    rows = tables.gallery(view.trials)
+    best = stable(view).sort_values("psnr").iloc[-1]
+    assert shown.large.caption.startswith(f"Trial {best['number']}, ensemble PSNR {best['psnr']:.2f} dB: ")
+    assert (shown.large.sides, len(shown.large.faces)) == ("RL", 3)
+    for (uri, words), name in zip(shown.large.faces, ("target.png", "output.png", "error.png"), strict=True):
+        kept = cv2.imread(str(view.images[best["number"]][name]))
+        assert (decoded(uri) == kept).all()
+        assert words.endswith("the best setting")
+    rows = tables.best_of_groups(view.trials, "psnr")
     assert [len(line) for line in shown.pictures] == [4, 4, 4]
     for picture, row in zip(itertools.chain(*shown.pictures), rows.itertuples(), strict=True):
-        assert picture.caption.startswith(f"{row.noise}, {row.tiling}: {row.psnr:.2f} dB")
-        assert picture.caption.endswith("unstable") == (not row.stable)
+        unstable = "" if row.stable else ", unstable"
+        assert picture.caption.startswith(f"{row.noise}, {row.tiling}: {row.psnr:.2f} dB{unstable}: k {row.k}, ")
+        assert picture.sides == "RL"
         for (uri, words), name in zip(picture.faces, ("output.png", "error.png"), strict=True):
             kept = cv2.imread(str(view.images[row.number][name]))
             assert np.abs(decoded(uri).astype(int) - kept).mean() < 8  # WebP loses a little
             assert row.tiling in words
 
 
+def test_colour_bars_are_the_colours_of_the_images(view):
+    grey, output, error = panel("outputs").show([view]).large.scales
+    assert grey == output
+    levels = np.linspace(0, 1, 256, dtype=np.float32)[None, None]
+    assert (decoded(grey[0])[0, :, 0] == np.arange(256)).all()
+    drawn = error_png_bytes(0.2 * levels, 0 * levels)
+    assert (decoded(error[0]) == cv2.imdecode(np.frombuffer(drawn, np.uint8), cv2.IMREAD_COLOR)).all()
+    assert (grey[1:], error[1:]) == (("0", "1"), ("0", "0.2 and more"))
+    colour = dataclasses.replace(view, facts=view.facts | {"target shape": "3x48x60"})
+    colour.__dict__["images"] = view.images
+    assert [scale is None for scale in panel("outputs").show([colour]).large.scales] == [True, True, False]
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_marks_stand_where_the_patient_is(view, tmp_path, plane):
+    """Bright where the mark says it is: right, or anterior; as stored from left to right, and the other way round."""
+    volume = np.zeros((12, 14, 16), dtype=np.float32)
+    toward = {"R": np.s_[6:], "A": np.s_[:, 7:]}
+    for flip in (1, -1):
+        left, right = SIDES[plane]
+        for letter, bright in ((left, 0), (right, -1)):
+            stored = volume.copy()
+            opposite = {"L": ("R", -1), "P": ("A", -1)}.get(letter, (letter, 1))
+            stored[toward[opposite[0]]] = opposite[1]
+            stored += np.linspace(0, 0.1, 16, dtype=np.float32)
+            nibabel.save(nibabel.Nifti1Image(stored[::flip], np.diag([flip, 1.0, 1.0, 1.0])), tmp_path / "v.nii")
+            target = load_target(TargetSpec(file=str(tmp_path / "v.nii"), plane=plane))
+            means = target.image[0].mean(axis=0)
+            assert means[bright] > means[-1 - bright] + 0.5
+        of_plane = dataclasses.replace(
+            view, facts={"target": target.name}, spec=view.spec.model_copy(update={"target": TargetSpec(plane=plane)})
+        )
+        assert images.sides(of_plane, {}) == SIDES[plane]
+        assert images.sides(of_plane, {"target.plane": "sagittal"}) == "AP"
+
+
+@pytest.mark.parametrize("name", ["photo.png", "an axial 9.png", "slice.npy"])
+def test_pictures_have_no_marks(view, name):
+    assert images.sides(dataclasses.replace(view, facts={"target": name}), {}) == ""
+
+
+def test_a_blank_panel_of_images_says_why(view):
+    """A filter that nothing passes was said to be images that were not kept."""
+
+    def said(changed: StudyView, **fields: object) -> str:
+        shown = panel("outputs", **fields).show([changed])
+        assert not shown.pictures
+        return ("" if shown.never else "No data yet. ") + shown.missing
+
+    assert said(view, filter={"k": [192]}) == "No trial passes the filter: k is 8, 64 in this study."
+    assert said(view, filter={RATE: [0.1]}) == f"The filter names {RATE}, which the study does not search."
+    some = dataclasses.replace(view, trials=view.trials[view.trials["k"].eq(8)])
+    assert (
+        said(some, filter={"k": [64]})
+        == f"No data yet. None of the {len(some.trials)} trials so far passes the filter."
+    )
+    off = dataclasses.replace(view, spec=view.spec.model_copy(update={"images": False}))
+    assert said(off) == "The study keeps no images (images = false in the study file)."
+    none = dataclasses.replace(view, trials=view.trials.iloc[:0])
+    assert said(none) == "No data yet. Filled by measured trials."
+    lost = dataclasses.replace(view)
+    lost.__dict__["images"] = {number: {"output.png": Path("away/output.png")} for number in view.trials["number"]}
+    assert said(lost) == "No data yet. Filled by the images themselves, which are gone from away or damaged."
+    never = dataclasses.replace(view)
+    never.__dict__["images"] = {}
+    assert "were not" in said(never)
+
+
 def test_a_lost_image_leaves_its_words(view, tmp_path):
     broken = tmp_path / "half.png"
-    number = int(tables.gallery(view.trials)["number"].iloc[0])
+    number = int(tables.best_of_groups(view.trials, "psnr")["number"].iloc[0])
     broken.write_bytes(view.images[number]["output.png"].read_bytes()[:40])
     changed = dataclasses.replace(view)
     changed.__dict__["images"] = {**view.images, number: {**view.images[number], "output.png": broken}}
@@ -386,7 +468,8 @@ def test_each_slice_shows_what_the_chosen_setting_makes_of_it(views):
         index = STUDIES[view.name][0]
         [trial] = view.trials[(view.trials[list(AXES)] == chosen[list(AXES)]).all(axis=1)].to_dict("records")
         score = f"{trial['psnr']:.2f}" + ("" if trial["stable"] else ", unstable")
-        assert picture.caption == f"slice {index} ({view.name}): PSNR (dB) {score}"
+        assert picture.caption == f"slice {index} ({view.name}): ensemble PSNR (dB) {score}"
+        assert picture.sides == "RL"
         for (uri, words), name in zip(picture.faces, ("target", "output", "error"), strict=True):
             assert uri == images.picture(view.images[trial["number"]][f"{name}.png"])
             assert words.endswith(f": slice {index}")
@@ -407,7 +490,7 @@ def test_a_slice_where_the_chosen_setting_is_missing_says_so(views):
     other = (views[1].trials[list(AXES)] != chosen[list(AXES)]).any(axis=1)
     fewer = dataclasses.replace(views[1], trials=views[1].trials[other])
     captions = [picture.caption for picture in panel("slices", y="psnr").show([views[0], fewer]).pictures[0]]
-    assert captions[1] == "slice 114 (up): PSNR (dB) not measured"
+    assert captions[1] == "slice 114 (up): ensemble PSNR (dB) not measured"
 
 
 def test_slices_of_another_volume_are_left_out(views):
@@ -427,20 +510,17 @@ def test_fronts_are_the_fronts_of_each_study(views):
         assert list(zip(line.x, line.y, strict=True)) == list(front.itertuples(index=False, name=None))
 
 
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [(None, "a second study"), (["mid", "gone"], "naming the studies on the command line: gone")],
-)
-def test_a_comparison_says_what_it_lacks(views, data, said):
-    fields = {"data": data} if data else {}
-    assert said in render(views[:1], (panel("ranks", y="psnr", **fields),))
+def test_a_comparison_is_left_out_of_a_page_about_one_study(views):
+    assert 'id="compared' not in render(views[:1], (panel("ranks", y="psnr"), panel("best", y="psnr")))
+    lacking = render(views[:2], (panel("ranks", y="psnr", data=["mid", "gone"]),))
+    assert "naming the studies on the command line: gone" in lacking
 
 
 def test_a_panel_is_about_the_studies_it_names(views):
     page = render(
         views, (panel("best", y="psnr", data=["up"]), panel("fronts", x="seconds", y="psnr", data=["mid", "up"]))
     )
-    assert re.findall(r'<article class="panel\b[^"]*" id="([^"]+)"', page) == ["compared-panel-2", "study-2-panel-1"]
+    assert re.findall(r'<article class="panel\b[^"]*" id="([^"]+)"', page) == ["compared-panel-1", "study-2-panel-1"]
     drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
     assert [line["name"] for line in drawn["data"]] == ["mid", "up"]
 
@@ -456,14 +536,11 @@ def test_the_thesis_dashboard_has_its_figures_and_tables(view, views):
     }
     assert numbers == figures_of | {f"Table {number}" for number in ("3.1", "4.1", "4.2", "4.3", "4.4", "4.5")}
     page = render([view], panels)
-    # Figure 5.1 takes another slice: it comes after the study, and says so
-    assert re.findall(r"No data yet[^<]*", page) == [
-        "No data yet. Filled by a second study: name two or more on the command line."
-    ]
-    assert page.index('id="study-1"') < page.index('id="compared"') < page.index("No data yet")
+    assert "No data yet" not in page
+    assert "Figure 5.1" not in page  # it takes another slice
     both = render(views, panels)
     assert both.index('id="compared"') < both.index('id="study-1"')
-    assert "Filled by a second study" not in both
+    assert "Figure 5.1" in both
 
 
 # --- in a browser
@@ -599,7 +676,7 @@ def test_watching_a_study_until_it_is_done(tmp_path):
         ) as process:
             try:
                 assert "3 trials" in process.stdout.readline()
-                page = (tmp_path / "report.html").read_text()
+                page = (tmp_path / "report-live.html").read_text()
                 assert 'data-reload="10"' in page
                 assert f"3 of {len(settings)} settings" in page
                 synthetic.record(study, settings[3:])
@@ -608,7 +685,7 @@ def test_watching_a_study_until_it_is_done(tmp_path):
                 process.kill()
     assert (process.returncode, errors) == (0, "")
     assert f"{len(settings)} trials" in lines.splitlines()[-1]
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report-live.html").read_text()
     assert "data-reload=" not in page
     assert f"{len(settings)} of {len(settings)} settings" in page
 
@@ -624,8 +701,8 @@ def test_ctrl_c_ends_watching_with_a_page_that_stays(store, tmp_path):
         finally:
             process.kill()
     assert (process.returncode, errors) == (0, "")
-    assert lines.startswith("Stopped following.\nWrote report.html")
-    assert "data-reload=" not in (tmp_path / "report.html").read_text()
+    assert lines.startswith("Stopped following.\nWrote report-down.html")
+    assert "data-reload=" not in (tmp_path / "report-down.html").read_text()
 
 
 @pytest.mark.slow

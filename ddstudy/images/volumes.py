@@ -45,6 +45,8 @@ SIDE = (8, 4096)  # pixels, the same as `target.size` allows
 _FORMATS = "NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), PNG, JPEG, TIFF or .npy"
 _AXES = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}  # rows, columns, normal among R, A, S
 _NORMALS = {"axial": "inferior to superior", "coronal": "posterior to anterior", "sagittal": "left to right"}
+# letters of the directions in which the left and the right of a displayed slice lie: right, left, anterior, posterior
+SIDES = {"axial": "RL", "coronal": "RL", "sagittal": "AP"}
 _SHAPES = "an array (H, W), (C, H, W) or (H, W, C) with 1 or 3 channels"
 _NOT_NUMBERS = {"c": "complex numbers", "V": "structured values such as RGB", "U": "text", "S": "text"}
 

@@ -232,7 +232,11 @@ def heatmap(table: pd.DataFrame, x: str, y: str, group: str) -> go.Figure:
         hoverongaps=False,
         xgap=2,
         ygap=2,
-        colorbar={"title": {"text": title_of(y), "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={
+            "title": {"text": title_of(y), "side": "right", "font": {"size": 13}},
+            "thickness": 12,
+            "outlinewidth": 0,
+        },
     )
     return figure.update_xaxes(type="category", showgrid=False).update_yaxes(type="category", showgrid=False)
 
@@ -265,7 +269,8 @@ def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
             text=title, x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False
         )
         scale = {"type": "log", "tickvals": _ONE_TWO_FIVE, "tickformat": ".0e"} if y == "mse" else {}
-        title_of_axis = {"title": {"text": title_of(y), "standoff": 8}}
+        quantity = f"{METRICS['psnr'].title}, one member" if y == "psnr" else title_of(y)
+        title_of_axis = {"title": {"text": quantity, "standoff": 8}}
         figure.update_layout({f"yaxis{axis}": _AXIS | {"domain": [top - 0.8 / len(fits), top]} | title_of_axis | scale})
     if len(fits) > 1:
         figure.update_xaxes(anchor="y2")
@@ -304,7 +309,7 @@ def ensemble(table: pd.DataFrame, members: int, facets: Sequence[str] = FACETS) 
         facets: of the table.
     """
     group, across = _split(facets)
-    figure = _figure(_titles(facets), title_of("psnr"), {"barmode": "group"})
+    figure = _figure(_titles(facets), METRICS["psnr"].title, {"barmode": "group"})
     if not group:
         figure.update_xaxes(**_categories(table, across))
     for column, name, (colour, pattern) in zip(("psnr_1dd", "psnr"), ("1DD", f"{members}DD"), _BARS, strict=False):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -19,12 +21,14 @@ from numpy.typing import NDArray
 
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
-from ddstudy.images.volumes import png_bytes
+from ddstudy.images.volumes import SIDES, error_png_bytes, png_bytes
 from ddstudy.spec.options import rows_and_columns
 from ddstudy.store.study import StudyView, is_whole
 
 _THUMBNAIL = 80  # pixels of the longer side
-_PICTURE = 320
+_PICTURE = 512
+_LARGE = 1024
+_LOSSLESS = 101  # of WebP's qualities, as OpenCV has it
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,37 @@ def sheet(files: dict[int, Path]) -> Sheet | None:
     return Sheet(_webp(canvas, 50), tuple(thumbnails), columns, width, height)
 
 
-def picture(file: Path) -> str | None:
-    """An image of a trial as a data URI, at most 320 pixels wide and high; None where the file is gone or damaged."""
+def picture(file: Path, *, large: bool = False) -> str | None:
+    """An image of a trial as a data URI; None where the file is gone or damaged.
+
+    Args:
+        file: its path.
+        large: at most 1024 pixels wide and high and without loss, instead of 512 with a little.
+    """
     image = _read(file)
-    return None if image is None else _webp(_shrunk(image, _PICTURE), 80)
+    if image is None:
+        return None
+    return _webp(_shrunk(image, _LARGE), _LOSSLESS) if large else _webp(_shrunk(image, _PICTURE), 80)
+
+
+def scale(kind: Literal["grey", "error"]) -> str:
+    """What the grey of targets and outputs, or the colours of error maps, stand for: a strip from low to high."""
+    ramp = np.linspace(0, 1, 256, dtype=np.float32)[None, None]
+    if kind == "grey":
+        return drawn(ramp)
+    return _uri("png", error_png_bytes(0.2 * ramp, np.zeros_like(ramp)))
+
+
+def sides(view: StudyView, setting: Mapping[Any, Any]) -> str:
+    """Letters of the directions in which the left and the right of a study's images lie, `RL`; empty for pictures.
+
+    Args:
+        view: the study.
+        setting: of the image.
+    """
+    if not re.search(r" (axial|coronal|sagittal) \d+( volume \d+)?( and \d+ more)?$", view.facts.get("target", "")):
+        return ""
+    return SIDES[setting.get("target.plane", view.spec.target.plane)]
 
 
 def read_grey(file: Path) -> NDArray[np.float32] | None:

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
+from ddstudy.report.facts import facts
 from ddstudy.report.panels import Filtered, Panel, Shown, Table
 from ddstudy.report.words import digits_of, text_of, title_of
 
@@ -99,10 +100,8 @@ def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds
     views = list(views)
     names = ", ".join(view.name for view in views)
     sections = [_study(view, panels, f"study-{place}") for place, view in enumerate(views, 1)]
-    compared = _compared(views, panels)
-    if views and compared:
-        place = 0 if len(views) > 1 else 1  # of one study these panels can only say what they lack
-        sections.insert(place, _Section("compared", "Side by side", names, compared))
+    if len(views) > 1 and (compared := _compared(views, panels)):
+        sections.insert(0, _Section("compared", "Side by side", names, compared))
     return _TEMPLATES.get_template("page.html").render(
         title=names or "no study", sections=sections, reload_seconds=reload_seconds, plotly=get_plotlyjs()
     )
@@ -130,25 +129,12 @@ def _thumbnails(view: StudyView) -> images.Sheet | None:
 
 
 def _facts(view: StudyView, thumbnails: images.Sheet | None) -> _Facts:
-    trials = view.trials
-    measured = tables.finished(trials)
-    states = ", ".join(f"{count:,} {state}" for state, count in trials["state"].value_counts().items())
-    unstable = int((~measured["stable"]).sum())
-    share = (
-        f"{unstable / len(measured):.1%} ({unstable:,} of {len(measured):,} measured trials)" if len(measured) else ""
-    )
-    facts = view.facts | {
-        "objectives": ", ".join(f"{direction} {metric}" for metric, direction in view.spec.objectives.items()),
-        "sampler": view.spec.search.sampler,
-        "trials by state": states or "none yet",
-        "measured": f"{len(measured.drop_duplicates(list(view.axes))):,} of {len(view.spec.search_space):,} settings",
-        "unstable": share or "no trial is measured yet",
-    }
-    best = tables.best_by_metric(trials, view.axes)
-    reasons = tables.reasons(trials)
-    shown = Table(reasons.head(_MOST_REASONS), {"state": "state", "reason": "reason", "trials": "n"})
+    best = tables.best_by_metric(view.trials, view.axes)
+    reasons = tables.reasons(view.trials)
+    columns = {"state": "state", "reason": "reason", "trials": "n", "of which": "sizes"}
+    shown = Table(reasons.head(_MOST_REASONS), columns)
     return _Facts(
-        values=facts,
+        values=facts(view),
         best=_best(best, view.axes) if len(best) else None,
         reasons=_grid(shown) if len(reasons) else None,
         more_reasons=f"{len(reasons) - _MOST_REASONS:,}" if len(reasons) > _MOST_REASONS else "",
@@ -182,7 +168,7 @@ def _content(panel: Panel, views: Sequence[StudyView]) -> Shown:
     if absent:
         return Shown("", missing=f"Filled by naming the studies on the command line: {', '.join(absent)}.")
     if len(among) < 2:
-        return Shown("", missing="Filled by a second study: name two or more on the command line.")
+        return Shown("", missing="Filled by a second one of the studies that the panel names.")
     return panel.show(among)
 
 

@@ -31,6 +31,17 @@ if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
 PAIR = ("tiling", "noise")
+_CV = r"CV ([\d.]+) % > ([\d.]+) %"
+# what of a reason differs from trial to trial -> what it says
+_ALIKE = (
+    (_CV, r"CV above \2 %"),
+    (r"PSNR [\d.-]+ dB < ([\d.-]+) dB", r"PSNR below \1 dB"),
+    (r"VIF [\d.]+ > ([\d.]+)", r"VIF above \1"),
+    (r"stopped at \d+ by the (\w+) pruner.*", r"stopped by the \1 pruner"),
+    (r"stopped at \d+: ", "stopped early: "),
+    (r"\d+ dead members", "dead members"),
+    (r"diverged by iteration \d+", "diverged"),
+)
 _ORDERS = {path: option.words for path, option in OPTIONS.items() if option.kind is str}  # not the alphabet's
 
 
@@ -177,6 +188,24 @@ def best_settings(
     return rows[[*by, *others, "number", metric]].reset_index(drop=True)
 
 
+def best_of_groups(trials: pd.DataFrame, metric: str, facets: Sequence[str] = FACETS) -> pd.DataFrame:
+    """The best measured trial of each combination of the facets' values, an unstable one only where none is stable.
+
+    Args:
+        trials: the table of trials.
+        metric: of image quality, that is best.
+        facets: axes by which trials are grouped; without any, all are one group.
+
+    Returns:
+        Rows of `trials`, in the order of the facets' values. Of equal trials the one with the lowest number.
+    """
+    rows = finished(trials).dropna(subset=[metric])
+    ranked = rows.sort_values(
+        ["stable", metric, "number"], ascending=[False, METRICS[metric].minimized, True], kind="stable"
+    )
+    return _sorted(ranked.drop_duplicates(list(facets)), facets) if len(facets) else ranked.head(1)
+
+
 def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.DataFrame:
     """The best stable trial for each metric: `metric`, `value`, `number` and its setting."""
     best = [(metric, _best_first(trials, metric).head(1)) for metric in METRICS if metric in trials]
@@ -264,20 +293,6 @@ def parallel(
     return rows[["number", *axes, *(f"{axis}_at" for axis in axes), metric, f"{metric}_at", "best"]]
 
 
-def gallery(trials: pd.DataFrame, facets: Sequence[str] = FACETS, axes: Sequence[str] = THESIS) -> pd.DataFrame:
-    """The measured trials that are equal on all axes but the facets, in the facets' order (thesis Fig. 4.1).
-
-    Of several such sets the largest, and of those the one with the highest mean PSNR.
-    """
-    others, rows = [axis for axis in axes if axis not in facets], finished(trials)
-    if rows.empty:
-        return rows
-    one_set = rows.groupby(others, dropna=False).ngroup() if others else pd.Series(0, index=rows.index)
-    sets = rows.groupby(one_set)["psnr"]
-    ranked = pd.DataFrame({"n": sets.size(), "psnr": sets.mean()}).sort_values(["n", "psnr"])
-    return _sorted(rows[one_set == ranked.index[-1]], facets)
-
-
 def widened(view: StudyView, axes: Sequence[str]) -> StudyView:
     """A study whose table of trials has a column for every axis, with its own value where it does not search one."""
     base = view.spec.search_space.base
@@ -316,10 +331,37 @@ def paired(
 
 
 def reasons(trials: pd.DataFrame) -> pd.DataFrame:
-    """Why trials failed or are unstable: `state`, `reason` and `n` trials, the commonest first."""
+    """Why trials failed or are unstable, without the numbers of each.
+
+    Returns:
+        One row per state and reason, the commonest first: `state`, `reason`, `n` trials, and in `sizes` how many of
+        them have a CV up to 1.5 times, up to twice, and above twice its limit, in words; empty where no CV is told.
+    """
     rows = trials[~trials["stable"].eq(True)]
-    counts = rows.fillna({"reason": ""}).groupby(["state", "reason"], observed=True).size()
-    return counts.rename("n").reset_index().sort_values("n", ascending=False, kind="stable", ignore_index=True)
+    told = rows["reason"].fillna("").astype(str)
+    kinds = told
+    for pattern, words in _ALIKE:
+        kinds = kinds.str.replace(pattern, words, regex=True)
+    found = told.str.extract(_CV).astype(float).set_axis(["cv", "limit"], axis=1)
+    rows = found.assign(state=rows["state"], reason=kinds)
+    groups = rows.groupby(["state", "reason"], observed=True)
+    counts = [(*group, len(alike), _sizes(alike)) for group, alike in groups]
+    table = pd.DataFrame(counts, columns=["state", "reason", "n", "sizes"])
+    return table.sort_values("n", ascending=False, kind="stable", ignore_index=True)
+
+
+def _sizes(found: pd.DataFrame) -> str:
+    """How many of some CVs are how far above their limit."""
+    if found["cv"].isna().all():
+        return ""
+    limit, cv = found["limit"].iloc[0], found["cv"].dropna()
+    near, far = 1.5 * limit, 2 * limit
+    counts = {
+        f"up to {near:g} %": (cv <= near).sum(),
+        f"up to {far:g} %": ((cv > near) & (cv <= far)).sum(),
+        f"above {far:g} %": (cv > far).sum(),
+    }
+    return ", ".join(f"{count} {words}" for words, count in counts.items() if count)
 
 
 def _best_first(trials: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from ddstudy.images.metrics import METRICS
 from ddstudy.spec.options import OPTIONS
 
 if TYPE_CHECKING:
+    from ddstudy.spec.schema import StudySpec
     from ddstudy.store.study import StudyView
 
 FACETS = ("noise", "tiling")  # the thesis' pairs: by these, settings are grouped unless a panel names other axes
@@ -26,11 +27,30 @@ _TITLES = {
 def title_of(name: str) -> str:
     """An axis or a metric with its unit, as it stands beside an axis of a figure."""
     if name in METRICS:
-        return METRICS[name].title
+        metric = METRICS[name]
+        # single members have one of their own, so it is said whose this is
+        return f"ensemble {metric.title}" if "members" in metric.inputs else metric.title
     if name in _TITLES or name not in OPTIONS:
         return _TITLES.get(name, name)
     option = OPTIONS[name]
     return f"{option.label} ({option.unit})" if option.unit else option.label
+
+
+def values_in(spec: StudySpec, path: str) -> tuple[Any, ...]:
+    """All values that an option has in a study: those searched, or its own."""
+    space = spec.search_space
+    return tuple(space[path]) if path in space.names else (space.base[path],)
+
+
+def ensemble_of(spec: StudySpec) -> str:
+    """The name of a study's ensemble, as the thesis has it: `5DD`; `nDD` where the number of members is searched."""
+    members = values_in(spec, "fit.members")
+    return f"{members[0]}DD" if len(members) == 1 else "nDD"
+
+
+def with_whose(metric: str, ensemble: str) -> str:
+    """A metric as it is named in study files, with the ensemble where single members have one of their own."""
+    return f"{metric} {ensemble}" if "members" in METRICS[metric].inputs else metric
 
 
 def digits_of(column: str) -> int | None:

@@ -246,6 +246,8 @@ class StudyWriter:
     ) -> Outcome | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
+        A fit in which a member diverged has no quality, and is PRUNED whether the study prunes or not.
+
         A setting has one result: the database refuses a second, also from another driver. Images that cannot be
         written are left out, and the trial says so in its attribute `images`.
 
@@ -340,7 +342,7 @@ class StudyWriter:
             "psnr_1dd": float(np.mean(scores)),
             "cv_percent": cv_percent(scores),
             "pruner": name,
-            "reason": f"stopped at {check.iteration} by the {name} pruner: {np.mean(scores):.1f} dB",
+            "reason": f"stopped at {check.iteration} by the {name} pruner: 1DD {np.mean(scores):.1f} dB",
         }
         frozen = create_trial(
             state=TrialState.PRUNED,

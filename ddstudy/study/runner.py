@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import TrialState
 
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
+from ddstudy.images.metrics import METRICS
 from ddstudy.spec.axes import Fit, Setting
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study.evaluate import Check, Job, Result
@@ -50,6 +51,8 @@ class Progress:
         eta_seconds: time that is left, None while nothing is known.
         message: a line worth keeping in a log, empty between such lines.
         images_lost: why images of trials could not be kept, empty if they were.
+        objective: the first one, of which `best` has the value; with the ensemble where single members have one of
+            their own: `psnr 5DD`.
     """
 
     done: int
@@ -61,6 +64,7 @@ class Progress:
     eta_seconds: float | None
     message: str = ""
     images_lost: str = ""
+    objective: str = ""
 
 
 @dataclass
@@ -307,7 +311,7 @@ class _Run:
             mean = float(np.mean(event.psnr_members))
             flight.reached, flight.fitted = event.iteration, event.seconds
             self.study.leases.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
-            self.current = f"{ticket} at {event.iteration}: {mean:.2f} dB{spread}"
+            self.current = f"{ticket} at {event.iteration}: 1DD {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
         elif isinstance(event, Result):
             return self._record(flight, event)
@@ -342,7 +346,7 @@ class _Run:
             marks = self._marks() if asked is None else {}
             self.study.record_pruned(setting, check, steps, started=flight.started, trial=asked, marks=marks)
         self._count()
-        return f"{flight.fit.id}: PRUNED at {check.iteration} by {self.study.spec.search.pruner}, {mean:.2f} dB"
+        return f"{flight.fit.id}: PRUNED at {check.iteration} by {self.study.spec.search.pruner}, 1DD {mean:.2f} dB"
 
     def _marks(self) -> dict[str, object]:
         if not self.study.spec.search.sampler.startswith("nsga"):
@@ -377,7 +381,8 @@ class _Run:
         if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
             self.kept = time.monotonic()
             keep_forecast(self.study, self.forecast)
-        shown = f"{event.values['psnr']:.2f} dB" if "psnr" in event.values else "diverged"
+        members = self.study.spec.at(setting).fit.members
+        shown = f"{members}DD {event.values['psnr']:.2f} dB" if "psnr" in event.values else "diverged"
         cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
         rough = " (disturbed by other programs)" if event.values.get("disturbed") else ""
         return f"{setting.id}: {done.state.name} {shown}{cv}, {seconds:.1f} s{rough}"
@@ -510,9 +515,11 @@ class _Run:
         self.left = self._time_left()
         total = max(self.plan.settings, len(self.results))
         failed = sum(setting not in self.results for setting in self.failed)  # these are few, results are many
-        return Progress(
-            len(self.results), total, self.pruned, failed, self.best, self.current, self.left, message, self.images_lost
-        )
+        counts = len(self.results), total, self.pruned, failed
+        spec, objective = self.study.spec, next(iter(self.study.spec.objectives))
+        if self.best and "members" in METRICS[objective].inputs:
+            objective += f" {spec.at(self.best[0]).fit.members}DD"
+        return Progress(*counts, self.best, self.current, self.left, message, self.images_lost, objective)
 
     @property
     def waiting_for_others(self) -> bool:

@@ -57,10 +57,15 @@ class Picture:
         faces: images beside or below each other, each with what it shows, for those who do not see it. The address is
             empty where there is no image.
         caption: one line below them.
+        sides: letters of the directions in which the left and the right of every image lie; empty where nobody knows.
+        scales: below each image what its colours stand for: the address of a strip, and the values at its two ends;
+            none, or as many as there are images.
     """
 
     faces: tuple[tuple[str, str], ...]
     caption: str
+    sides: str = ""
+    scales: tuple[tuple[str, str, str] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,10 @@ class Shown:
         sentence: what it says, and which trials it is about.
         figure: drawn from the numbers of `table`.
         table: numbers.
+        large: a picture before all others, as wide as the panel.
         pictures: rows of images, as they stand beside each other.
-        missing: what would fill the panel; then it holds nothing else.
+        missing: what would fill the panel, or why nothing will; then it holds nothing else.
+        never: no further trial of the study would fill it.
         differences: where image, device or budgets are not the thesis', topic -> sentence.
         thumbnails: the figure's points carry the numbers of trials whose outputs can be shown.
     """
@@ -80,8 +87,10 @@ class Shown:
     sentence: str
     figure: go.Figure | None = None
     table: Table | None = None
+    large: Picture | None = None
     pictures: list[list[Picture]] = field(default_factory=list)
     missing: str = ""
+    never: bool = False
     differences: dict[str, str] = field(default_factory=dict)
     thumbnails: bool = False
 
@@ -102,6 +111,20 @@ class _Filter(BaseModel):
         for axis, values in self.model_dump(exclude_none=True).items():
             trials = trials[trials[axis].isin(values)] if axis in trials else trials.iloc[:0]
         return trials
+
+    def why_empty(self, view: StudyView) -> Shown | None:
+        """What a panel shows where no trial passes: why, which is not that too few were measured."""
+        if view.trials.empty or len(self(view.trials)):
+            return None
+        space = view.spec.search_space
+        for axis, values in self.model_dump(exclude_none=True).items():
+            if axis not in space.names:
+                return Shown("", missing=f"The filter names {axis}, which the study does not search.", never=True)
+            if not set(values) & set(space[axis]):
+                has = ", ".join(map(text_of, space[axis]))
+                missing = f"No trial passes the filter: {axis} is {has} in this study."
+                return Shown("", missing=missing, never=True)
+        return Shown("", missing=f"None of the {len(view.trials):,} trials so far passes the filter.")
 
     def __str__(self) -> str:
         named = self.model_dump(exclude_none=True).items()
@@ -145,6 +168,9 @@ class Panel(BaseModel):
 
     def show(self, views: Sequence[StudyView]) -> Shown:
         """What it shows of studies: of the first one, unless it compares several."""
+        return self._of_studies(views)
+
+    def _of_studies(self, views: Sequence[StudyView]) -> Shown:
         return self._of_study(views[0])
 
     def _of_study(self, view: StudyView) -> Shown:
@@ -159,7 +185,7 @@ class Panel(BaseModel):
         shown = self.show(views)
         if shown.figure is None:
             names = ", ".join(view.name for view in views)
-            what = "images" if shown.pictures else "a table"
+            what = "images" if shown.pictures or shown.large else "a table"
             raise UserError(f"study {names}: no figure of '{self.kind}'", shown.missing or f"This kind is {what}.")
         return shown.figure
 
@@ -181,18 +207,17 @@ class Comparison(Panel):
 
     compares: ClassVar[bool] = True
 
-    def show(self, views: Sequence[StudyView]) -> Shown:
-        """What it shows of studies."""
-        return self._of_studies(views)
-
-    def _of_studies(self, views: Sequence[StudyView]) -> Shown:
-        raise NotImplementedError
-
 
 class Filtered(Panel):
     """A panel that may show only some of the trials."""
 
     filter: Filter = Field(Filter(), description="a table of axis = [values]: the trials shown")
+
+    def show(self, views: Sequence[StudyView]) -> Shown:
+        """What it shows of studies."""
+        reasons = [self.filter.why_empty(view) for view in (views if self.compares else views[:1])]
+        empty = [shown for shown in reasons if shown is not None]
+        return empty[0] if empty and len(empty) == len(reasons) else super().show(views)
 
 
 class Faceted(Filtered):
@@ -210,15 +235,20 @@ class Faceted(Filtered):
         return value
 
     def split(self, view: StudyView) -> tuple[list[str], list[str]]:
-        """The study's axes that are facets, as they are listed, and the others."""
-        axes = axes_of(view)
-        facets: list[str] = [axis for axis in self.facets if axis in axes]
+        """The study's axes that are facets, as they are listed, and the others: of one value is a facet only alone."""
+        axes, space = axes_of(view), view.spec.search_space
+        listed: list[str] = [axis for axis in self.facets if axis in axes]
+        facets = [axis for axis in listed if len(space[axis]) > 1] or listed[:1]
         return facets, [axis for axis in axes if axis not in facets]
 
-    @property
-    def group(self) -> str:
-        """What each of the groups is called."""
-        return "pair" if tuple(self.facets) == FACETS else " and ".join(self.facets)
+    def has_groups(self, view: StudyView) -> bool:
+        """Whether there is more than one group in a study."""
+        space = view.spec.search_space
+        return any(axis in space.names and len(space[axis]) > 1 for axis in self.facets)
+
+    def group(self, facets: Sequence[str]) -> str:
+        """What each of the groups by some facets is called."""
+        return "pair" if tuple(facets) == FACETS else " and ".join(facets)
 
 
 class Plane(Filtered):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 import pandas as pd
 from pydantic import Field
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import tables
-from ddstudy.report.panels.base import Faceted, Shown, Table
+from ddstudy.report.panels.base import Faceted, Panel, Shown, Table
 from ddstudy.report.words import MISSING, in_braces, text_of, title_of
 from ddstudy.spec.schema import MetricName
 
@@ -23,12 +24,18 @@ class Best(Faceted):
     kind: Literal["best"]
     y: MetricName = Field(..., description="metric that is best")
 
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where all trials are one group: its best stands among the study's facts."""
+        return [self] if self.has_groups(view) else []
+
     def _of_study(self, view: StudyView) -> Shown:
         facets, others = self.split(view)
         best = tables.best_settings(self.filter(view.trials), self.y, facets, [*facets, *others])
         word = "Lowest" if METRICS[self.y].minimized else "Highest"
         names = f"{{{', '.join(others)}}}"
-        sentence = f"{word} {title_of(self.y)} among stable trials of each {self.group}, and its setting {names}."
+        sentence = (
+            f"{word} {title_of(self.y)} among stable trials of each {self.group(facets)}, and its setting {names}."
+        )
         if best.empty:
             return Shown(sentence, missing=f"Filled by stable trials with {title_of(self.y)}.")
         # the first of several facets has a column per value, the others have rows

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ddstudy.report import figures, tables
 from ddstudy.report.panels.base import Axis, Filtered, Panel, Shown, Table, roughness, settings_of, whose
-from ddstudy.report.words import title_of
+from ddstudy.report.words import named, title_of
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import MetricName
 
@@ -48,7 +48,7 @@ class _ByAxis(Filtered):
     def show(self, views: Sequence[StudyView]) -> Shown:
         """What it shows of a study."""
         if missing := [axis for axis in self.axes if axis not in views[0].axes]:
-            return Shown("", missing=f"Filled by a study that searches {' and '.join(missing)}.")
+            return Shown("", missing=f"Filled by a study that searches {' and '.join(missing)}.", never=True)
         return super().show(views)
 
 
@@ -105,6 +105,10 @@ class Heatmap(_ByAxis):
         sentence = f"Median {title_of(y)} over {who}; an empty cell has none.{roughness([view], self, self.y)}"
         if not table[f"{y}_n"].sum():
             return Shown(sentence, missing=f"Filled by {needed}.")
+        for axis in self.axes:
+            if len(values := tables.values_of(table, axis)) == 1:
+                so_far = f"so far all have {named(axis, values[0])}"
+                return Shown(sentence, missing=f"Filled by trials of a second value of {axis}; {so_far}.")
         columns = {group: group, x: x, "measured": "n", "unstable": "unstable_share", "counted": f"{y}_n"}
         columns |= {"median": f"{y}_median"}
         return Shown(sentence, figures.heatmap(table, x, y, group), Table(settings_of(table, [group, x]), columns))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
-from ddstudy.report.panels.base import Faceted, Filtered, Shown, Table, settings_of
+from ddstudy.report.panels.base import Faceted, Filtered, Panel, Shown, Table, settings_of
 from ddstudy.report.words import title_of
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class Convergence(Filtered):
 
     def _of_study(self, view: StudyView) -> Shown:
         curves = tables.convergence(view, self.filter(view.trials))
-        what = f"{title_of(self.y)} of each member over the iterations"
+        quantity = METRICS["psnr"].title if self.y == "psnr" else title_of(self.y)
+        what = f"{quantity} of each member over the iterations"
         if curves.empty:
             return Shown(
                 f"{what}.", missing="Filled by trials whose members were checked on the way (fit.check_every)."
@@ -37,7 +40,9 @@ class Convergence(Filtered):
         ends = ends.assign(member=ends["member"] + 1)
         columns = {"fit": "fit_id", "CV (%)": "cv_percent", "member": "member", "iterations": "iteration"}
         return Shown(
-            sentence, figures.convergence(curves, self.y), Table(ends, columns | {"PSNR (dB)": "psnr", "MSE": "mse"})
+            sentence,
+            figures.convergence(curves, self.y),
+            Table(ends, columns | {"PSNR of the member (dB)": "psnr", "MSE": "mse"}),
         )
 
 
@@ -45,6 +50,10 @@ class Unstable(Faceted):
     """Share of settings whose members disagree, per group of trials (thesis Fig. 4.4)."""
 
     kind: Literal["unstable"]
+
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where all trials are one group, which would be one bar."""
+        return [self] if self.has_groups(view) else []
 
     def _of_study(self, view: StudyView) -> Shown:
         threshold, (facets, _) = view.spec.stability.cv_percent, self.split(view)

@@ -3,48 +3,76 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ddstudy.images.metrics import METRICS, QUALITY
 from ddstudy.report import images, tables
 from ddstudy.report.panels.base import Faceted, Picture, Shown, Table, settings_of
-from ddstudy.report.words import in_words, text_of
+from ddstudy.report.words import in_words, text_of, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
+_FACES = {"target": "target", "output": "output", "error": "absolute error"}
+_DIRECTIONS = {"R": "the patient's right", "L": "the left", "A": "anterior", "P": "posterior"}
+Row = Mapping[Hashable, Any]
+
 
 class Outputs(Faceted):
-    """Outputs of one setting and their error maps, per group of trials (thesis Fig. 4.1)."""
+    """The best setting's target, output and error map, large; then the best outputs per group (thesis Fig. 4.1)."""
 
     wide: ClassVar[bool] = True
     kind: Literal["outputs"]
 
     def _of_study(self, view: StudyView) -> Shown:
         facets, others = self.split(view)
-        sentence = f"Output of the ensemble and its absolute error (black 0 to bright 0.2) for each {self.group}"
-        rows = tables.gallery(self.filter(view.trials), facets, [*facets, *others])
-        kept = {
-            tuple(text_of(row[axis]) for axis in facets): row
-            for row in rows.to_dict("records")
-            if "output.png" in view.images.get(row["number"], {})
-        }
-        uris = {
-            (place, name): images.picture(view.images[row["number"]][f"{name}.png"])
-            for place, row in kept.items()
-            for name in ("output", "error")
-        }
-        if not any(uris.values()):
-            wanted = "Filled by measured trials whose images were kept (images = true in the study file)"
-            return Shown(f"{sentence}, one setting.", missing=f"{wanted} and are still in the folder of images.")
-        sentence += f" at {in_words(next(iter(kept.values())), others)}."
+        metric = next((name for name in view.spec.objectives if name in QUALITY), "psnr")
+        trials = self.filter(view.trials)
+        first = tables.best_of_groups(trials, metric, ())
+        grouped = self.has_groups(view)
+        rows = tables.best_of_groups(trials, metric, facets) if grouped else first
+        sentence = f"The output of the ensemble whose {title_of(metric)} is best among stable trials"
+        if missing := _why_empty(view, rows["number"].tolist()):
+            return Shown(f"{sentence}.", missing=missing, never=not view.spec.images)
+        (best,) = first.to_dict("records")
+        if not best["stable"]:
+            sentence = f"No trial is stable. The output of the ensemble whose {title_of(metric)} is best all the same"
+        sentence += ", and its absolute error. Grey and colours are on the same scales in all images."
+        if sides := images.sides(view, best):
+            sentence += f" {sides[0]} and {sides[1]}: where {_DIRECTIONS[sides[0]]} and {_DIRECTIONS[sides[1]]} are."
+        if grouped:
+            sentence += f" Below, the best of each {self.group(facets)}, unstable only where none is stable."
+
+        def caption(row: Row, axes: list[str]) -> str:
+            unstable = ", unstable" * (not row["stable"])
+            return f"{row[metric]:,{METRICS[metric].format}} {METRICS[metric].unit}".strip() + (
+                f"{unstable}: {in_words(row, axes)}" if axes else unstable
+            )
+
+        large = Picture(
+            _faces(view, best, list(_FACES), "the best setting", large=True),
+            f"Trial {best['number']}, ensemble {METRICS[metric].label} {caption(best, [*facets, *others])}",
+            sides,
+            _scales(view),
+        )
+        columns = {axis: axis for axis in [*facets, *others]} | {"trial": "number"}
+        columns |= {title_of(name): name for name in ("psnr", "ssim", "vif")} | {"CV (%)": "cv_percent"}
+        table = Table(settings_of(rows, [*facets, *others]), columns)
+        if not grouped:
+            return Shown(sentence, large=large, table=table)
+
+        files = {_file(view, row, "target") for row in rows.to_dict("records")}
+        names = [*(["target"] if len(files) > 1 else []), "output", "error"]  # one target stands above
+        kept = {tuple(text_of(row[axis]) for axis in facets): row for row in rows.to_dict("records")}
 
         def picture(place: tuple[str, ...]) -> Picture:
-            row = kept.get(place)
-            score = "not measured" if row is None else f"{row['psnr']:.2f} dB" + ", unstable" * (not row["stable"])
-            names = {"output": "output", "error": "absolute error"}
-            group = ", ".join(place)
-            faces = [(uris.get((place, name)) or "", f"{word}: {group}") for name, word in names.items()]
-            return Picture(tuple(faces), f"{group}: {score}")
+            row, group = kept.get(place), ", ".join(place)
+            if row is None:
+                return Picture((("", f"output: {group}"),), f"{group}: not measured")
+            faces = _faces(view, row, names, group)
+            return Picture(faces, f"{group}: {caption(row, others)}", images.sides(view, row))
 
         # the first of several facets has a row per value, the others stand side by side
         width = len(facets[1:] or facets)
@@ -53,6 +81,38 @@ class Outputs(Faceted):
         across = [right for right in ordered if right in rights]
         down = dict.fromkeys(place[:-width] for place in kept)
         pictures = [[picture((*left, *right)) for right in across] for left in down]
-        columns = {axis: axis for axis in facets} | {"trial": "number", "PSNR (dB)": "psnr", "SSIM": "ssim"}
-        columns |= {"VIF": "vif", "CV (%)": "cv_percent"}
-        return Shown(sentence, table=Table(settings_of(rows, facets), columns), pictures=pictures)
+        return Shown(sentence, large=large, table=table, pictures=pictures)
+
+
+def _file(view: StudyView, row: Row, name: str) -> Path | None:
+    return view.images.get(row["number"], {}).get(f"{name}.png")
+
+
+def _faces(
+    view: StudyView, row: Row, names: list[str], whose: str, *, large: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """Images of a trial with what they show; without an address where the file is gone or damaged."""
+    files = {name: _file(view, row, name) for name in names}
+    uris = {name: images.picture(file, large=large) if file else None for name, file in files.items()}
+    return tuple((uris[name] or "", f"{_FACES[name]}: {whose}") for name in names)
+
+
+def _scales(view: StudyView) -> tuple[tuple[str, str, str] | None, ...]:
+    """Of target, output and error. Colours of a picture are its own."""
+    is_grey = not view.facts.get("target shape", "1x").startswith("3x")
+    grey = (images.scale("grey"), "0", "1") if is_grey else None
+    return grey, grey, (images.scale("error"), "0", "0.2 and more")
+
+
+def _why_empty(view: StudyView, numbers: list[int]) -> str:
+    """Why there is no image to show; empty where there is one."""
+    if not numbers:
+        return "Filled by measured trials."
+    if not view.spec.images:
+        return "The study keeps no images (images = false in the study file)."
+    outputs = [file for number in numbers if (file := view.images.get(number, {}).get("output.png"))]
+    if not outputs:
+        return "Filled by trials whose images are kept; of those that would stand here they were not."
+    if not any(images.picture(file) for file in outputs):
+        return f"Filled by the images themselves, which are gone from {outputs[0].parent.name} or damaged."
+    return ""

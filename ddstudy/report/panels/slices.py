@@ -45,7 +45,7 @@ class Slices(Comparison, Filtered):
         pictures = _slice_pictures(views, table, y)
         if pictures:
             sentence += " Images, by slice: target, output of the ensemble, absolute error (black 0 to bright 0.2)."
-        return Shown(sentence, figures.slices(table, y), Table(table, columns, METRICS[y].digits), pictures)
+        return Shown(sentence, figures.slices(table, y), Table(table, columns, METRICS[y].digits), pictures=pictures)
 
 
 def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str) -> list[list[Picture]]:
@@ -69,7 +69,8 @@ def _slice_pictures(views: Sequence[StudyView], table: pd.DataFrame, metric: str
             uris = {name: images.picture(files[f"{name}.png"]) for name in names if f"{name}.png" in files}
             faces = [(uris.get(name) or "", f"{words}: slice {row.slice}") for name, words in names.items()]
             score = f"{trial[metric]:,{METRICS[metric].format}}" + ", unstable" * (not trial["stable"])
-        pictures.append(Picture(tuple(faces), f"slice {row.slice} ({row.study}): {title_of(metric)} {score}"))
+        caption = f"slice {row.slice} ({row.study}): {title_of(metric)} {score}"
+        pictures.append(Picture(tuple(faces), caption, images.sides(view, dict(setting))))
     if not any(uri for picture in pictures for uri, _ in picture.faces):
         return []
     return [pictures[first : first + 4] for first in range(0, len(pictures), 4)]

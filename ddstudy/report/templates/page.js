@@ -24,6 +24,24 @@ for (const sheet of document.querySelectorAll(".thumbnail")) {
     plot.on("plotly_unhover", () => { sheet.hidden = true; });
   }
 }
+// An image at full size, with its marks and its scale, in a dialog: Escape, a click or a key closes it, and the focus
+// returns to the image.
+for (const button of document.querySelectorAll("button.image")) {
+  button.addEventListener("click", () => {
+    const face = button.closest(".face").cloneNode(true), image = button.querySelector("img");
+    const dialog = document.createElement("dialog"), words = document.createElement("p");
+    words.textContent = `${image.alt}. ${button.closest("figure").querySelector("figcaption").textContent}`;
+    dialog.className = "full";
+    dialog.ariaLabel = image.alt;
+    dialog.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+    dialog.append(face, words);
+    face.querySelector("button").ariaLabel = "close";
+    dialog.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
 if (matchMedia("(width < 600px)").matches)
   for (const fold of document.querySelectorAll(".fold")) fold.open = false;
 addEventListener("beforeprint", () => {
