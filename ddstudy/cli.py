@@ -259,7 +259,8 @@ def report(
             size = first.report(page, *others, dashboard=dashboard, reload_seconds=_RELOAD_SECONDS if live else 0)
             trials = sum(len(study.trials) for study in found)
             typer.echo(
-                f"Wrote {page} ({size / 1e6:.1f} MB, {trials:,} trials)" + "; open it in a browser" * (not live),
+                f"Wrote {page} ({size / 1e6:.1f} MB, {counted(trials, 'trial')})"
+                + "; open it in a browser" * (not live),
                 err=not page.is_file(),
             )
             return not all(study.view.is_over for study in found)

@@ -280,7 +280,7 @@ def test_fit_has_the_numbers_of_the_command(command: Command) -> None:
     del numbers["seconds"]
     assert len(numbers) >= 6
     assert {name: f"{fit.values[name]:.4g}" for name in numbers} == numbers
-    assert f"  20: {fit.checks.query('iteration == 20')['psnr'].mean():.2f} dB" in out
+    assert f"  20: 1DD {fit.checks.query('iteration == 20')['psnr'].mean():.2f} dB" in out
     assert fit.checks["iteration"].tolist() == [10, 10, 20, 20]
     assert fit.values["psnr_1dd"] == pytest.approx(fit.checks.query("iteration == 20")["psnr"].mean(), abs=1e-3)
     # in the units of the image, its range is that of PSNR
@@ -391,6 +391,11 @@ def test_the_page_about_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     out = capsys.readouterr().out
     assert "6 trials, 3 fits of 5 members" in out
     assert "ddstudy fit: fit.membres: unknown key\nDid you mean 'members'?" in out
+<<<<<<< HEAD
     assert {path.name for path in Path().iterdir()} >= {"small.html", "small.csv", "small.parquet", "one.png"}
     keys = tomllib.loads((ROOT / "ddstudy" / "data" / "quick.toml").read_text())
+=======
+    assert {path.name for path in Path().iterdir()} >= {"report-small.html", "small.csv", "small.parquet", "one.png"}
+    keys = tomllib.loads((ROOT / "studies" / "quick.toml").read_text())
+>>>>>>> views
     assert set(space["asked"]) - {"name"} <= set(keys)  # tables that files have, too

@@ -28,6 +28,7 @@ from points import setting_of
 from rich.console import Console
 
 from ddstudy import cli
+from ddstudy.report.facts import facts
 from ddstudy.store.database import Store
 from ddstudy.study.forecasting import Forecast, outlook
 from ddstudy.study.runner import Progress
@@ -137,11 +138,12 @@ def test_progress_keeps_its_count_and_time_on_a_narrow_terminal() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     best = setting_of(192, 16, 5, 7000, "simplex", "4x5")
     with live(console) as show:
-        show(Progress(12, 48, 3, 1, (best, 31.17), f"{best.fit.id} at 4200: 30.91 dB, CV 2.1 %", 5025.0))
+        current = f"{best.fit.id} at 4200: 1DD 30.91 dB, CV 2.1 %"
+        show(Progress(12, 48, 3, 1, (best, 31.17), current, 5025.0, objective="psnr 5DD"))
     assert isinstance(console.file, io.StringIO)
     *_, last = (line for line in re.split(r"[\r\n]", console.file.getvalue()) if "12/48" in line)
     assert "0:00:00" in last
-    assert "left | best 31.17" in last
+    assert "left | best psnr 5DD 31.17" in last
     assert "\u2026" in last
     assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)) <= 80
 
@@ -172,7 +174,7 @@ def test_from_run_to_report_and_export(ddstudy: Cli, folder: Path) -> None:
     assert (code, err) == (0, "")
     assert "4 trials, 2 fits of 2 members" in out
     assert re.search(r"Forecast: about .* of fitting", out)
-    assert len(re.findall(r"COMPLETE \d+\.\d+ dB, CV \d", out)) == 4
+    assert len(re.findall(r"COMPLETE 2DD \d+\.\d+ dB, CV \d", out)) == 4
     assert "Best settings of tiny" in out
     assert "4 settings measured, 0 unstable (0 %)" in out
     assert "Next: ddstudy report tiny" in out
@@ -438,7 +440,7 @@ def test_names_and_terminals_of_other_alphabets(folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=100)
         assert (done.returncode, done.stderr) == (0, b"")
         assert said in done.stdout
-    assert "caf\N{REPLACEMENT CHARACTER}.npy" in (folder / "report.html").read_text()
+    assert "caf\N{REPLACEMENT CHARACTER}.npy" in (folder / "report-named.html").read_text()
 
 
 def test_fit_writes_png_and_nifti_in_place(ddstudy: Cli) -> None:
@@ -688,3 +690,72 @@ def test_too_little_memory_is_told_in_words(ddstudy: Cli, monkeypatch: pytest.Mo
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith("ddstudy: there is too little memory: ")
         assert said in err
+
+
+def test_a_report_names_its_study_and_says_how_to_choose(ddstudy: Cli, folder: Path) -> None:
+    """Of several studies the latest was taken without a word, and all pages had one name."""
+    assert ddstudy("run", "tiny.toml", "--trials", 1)[0] == 0
+    code, out, err = ddstudy("report")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"Wrote report-tiny\.html \(\d\.\d MB, 1 trial\); open it in a browser\n", out)
+    for name in ("second", "third"):
+        assert ddstudy("run", "tiny.toml", "--trials", 1, "--name", name)[0] == 0
+    code, out, err = ddstudy("report")
+    choice, wrote = out.splitlines()
+    assert (code, err, wrote.partition(" (")[0]) == (0, "", "Wrote report-third.html")
+    assert choice == "third is the latest of 3 studies; `ddstudy report NAME...` shows others: second, tiny"
+    for names, page in (
+        (["tiny"], "report-tiny.html"),
+        (["tiny", "second"], "report-tiny-second.html"),
+        (["third", "tiny", "second"], "report-third-and-2-more.html"),
+        (["third", "--out", "page.html"], "page.html"),
+    ):
+        code, out, err = ddstudy("report", *names)
+        assert (code, err, out.partition(" (")[0], out.count("\n")) == (0, "", f"Wrote {page}", 1)
+        assert (folder / page).is_file()
+
+
+def test_a_summary_says_what_was_run_and_lists_the_front(ddstudy: Cli) -> None:
+    code, out, _ = ddstudy("run", "tiny.toml", "--pareto", "--trials", 4)
+    assert code == 0
+    with Store("sqlite:///ddstudy.db", read_only=True) as store:
+        view = store.view("tiny-pareto")
+    told = facts(view)
+    for name in ("members", "seed", "learning rate", "iterate that counts", "stable means", "device", "engine"):
+        assert re.search(rf"^{name} +{re.escape(told[name])}$", re.sub(" +$", "", out, flags=re.M), flags=re.M), name
+    names = [name for line in out.splitlines() if (name := line.split("  ")[0]) in told]
+    assert {"duration", "load"} < set(names)
+    assert names[-1] == "versions"
+    table = out.partition("Pareto front of tiny-pareto")[2].partition("\u2514")[0]
+    rows = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in table.splitlines() if "\u2502" in line]
+    scores = view.trials.set_index("number")[["psnr", "seconds"]]
+    front = [
+        number
+        for number, (psnr, seconds) in scores.iterrows()
+        if not any(
+            (other.psnr >= psnr and other.seconds <= seconds) and (other.psnr > psnr or other.seconds < seconds)
+            for other in scores.itertuples()
+        )
+    ]
+    ranked = scores.loc[front].sort_values("psnr", ascending=False)
+    assert [row[:3] for row in rows] == [
+        [str(number), f"{row.psnr:.4g}", f"{row.seconds:.4g}"]
+        for number, row in zip(ranked.index, ranked.itertuples(), strict=True)
+    ]
+    assert re.search(r"trial +\S+ psnr 2DD +\S+ seconds", table)
+
+
+def test_no_psnr_is_printed_without_whose_it_is(ddstudy: Cli) -> None:
+    """The mean of single members, on the way, and the ensemble's at the end were both called PSNR."""
+    code, out, _ = ddstudy("run", "tiny.toml")
+    assert code == 0
+    assert len(re.findall(r"\d+\.\d+ dB, CV", out)) == len(re.findall(r"COMPLETE 2DD \d+\.\d+ dB, CV", out)) == 4
+    assert "mean of 2 outputs (2DD)" in out
+    assert re.search(r"psnr 2DD +\S +\d", out)
+    assert re.search(r"psnr 2DD \d+\.\d+ at k", ddstudy("status")[1])
+    fit = ddstudy("fit", "--size", 24, 20, "--k", 4, "--s", 4, "--l", 2, "--iterations", 100, "--members", 3)[1]
+    assert re.search(r"^  100: 1DD \d+\.\d+ dB, ", fit, flags=re.M)
+    values = dict(re.findall(r"^(psnr \dDD) +(\S+)$", fit, flags=re.M))
+    assert set(values) == {"psnr 3DD", "psnr 1DD"}
+    assert float(values["psnr 3DD"]) > float(values["psnr 1DD"])  # of a convex error
+    assert re.search(r"^  100: 1DD (\d+\.\d+)", fit, flags=re.M)[1][:4] == values["psnr 1DD"][:4]  # type: ignore[index]

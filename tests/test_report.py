@@ -15,6 +15,7 @@ from synthetic import THESIS
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import anova, figures, tables
+from ddstudy.report.facts import facts
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, read_panels
 from ddstudy.spec.files import parse_spec
@@ -228,6 +229,126 @@ def test_gain_of_ensemble_is_the_mean_over_stable_trials(view):
             (len(pair), pair["psnr"].mean(), pair["psnr_1dd"].mean())
         )
         assert row.gain == pytest.approx((pair["psnr"] - pair["psnr_1dd"]).mean())
+
+
+def test_reasons_are_grouped_without_their_numbers(view):
+    """There was a line for every CV."""
+    told = {
+        "CV 5.2 % > 5 %": 1, "CV 7.5 % > 5 %": 2, "CV 9.1 % > 5 %": 3, "CV 10.1 % > 5 %": 4,
+        "CV 6.0 % > 5 %, PSNR 12.3 dB < 15 dB": 1, "CV 60.0 % > 5 %, PSNR -1.5 dB < 15 dB": 1,
+        "stopped at 300: CV 11.0 % > 5 %": 2, "stopped at 500: unstable for too long": 1,
+        "stopped at 40 by the median pruner: 20.1 dB": 1, "stopped at 60 by the median pruner: 1DD 21.0 dB": 1,
+        "a member diverged by iteration 250": 1, "VIF 1.20 > 1, 2 dead members": 1,
+    }  # fmt: skip
+    reasons = [text for text, n in told.items() for _ in range(n)]
+    trials = view.trials.head(len(reasons) + 2).assign(state="PRUNED", stable=False, reason=[*reasons, "", "lost"])
+    trials.loc[trials.index[-2], "stable"] = True  # is in no group
+    trials.loc[trials.index[-1], "state"] = "FAIL"
+    table = tables.reasons(trials)
+    assert dict(zip(zip(table["state"], table["reason"], strict=True), table["n"], strict=True)) == {
+        ("PRUNED", "CV above 5 %"): 10,
+        ("PRUNED", "CV above 5 %, PSNR below 15 dB"): 2,
+        ("PRUNED", "stopped early: CV above 5 %"): 2,
+        ("PRUNED", "stopped early: unstable for too long"): 1,
+        ("PRUNED", "stopped by the median pruner"): 2,
+        ("PRUNED", "a member diverged"): 1,
+        ("PRUNED", "VIF above 1, dead members"): 1,
+        ("FAIL", "lost"): 1,
+    }
+    assert table["n"].is_monotonic_decreasing
+    sizes = table.set_index("reason")["sizes"]
+    assert sizes["CV above 5 %"] == "3 up to 7.5 %, 3 up to 10 %, 4 above 10 %"
+    assert sizes["CV above 5 %, PSNR below 15 dB"] == "1 up to 7.5 %, 1 above 10 %"
+    assert sizes["a member diverged"] == sizes["lost"] == ""
+
+
+def test_what_was_run_stands_before_its_numbers():
+    view = view_of(
+        fit={"members": 3, "seed": 7, "learning_rate": 0.003, "keep": "last"},
+        stability={"cv_percent": 4, "min_psnr": 12, "prune": False},
+    )
+    stored = {"torch": "2.1", "target": "A axial 9", "target shape": "1x8x9", "commit": ""}
+    numbers = view.trials["number"]
+    trials = view.trials.assign(
+        device=["A100" if n < 5 else "H100" for n in numbers], disturbed=numbers.lt(4), stable=numbers.ge(18)
+    )
+    trials["seconds"] = [100.0 if budget == 5000 else 40.0 for budget in trials["iterations"]]
+    view = dataclasses.replace(view, facts=stored, trials=trials)
+    told = facts(view)
+    assert told == {
+        "target": "A axial 9, 8x9",
+        "objectives": "maximize psnr",
+        "sampler": "grid",
+        "members": "3; 3DD is the mean of their outputs, 1DD the mean of their own numbers",
+        "seed": "7",
+        "learning rate": "0.003",
+        "iterate that counts": "the last one",
+        "stable means": "CV of the members' PSNR <= 4 %, ensemble PSNR >= 12 dB, VIF <= 1; no fit is stopped for it",
+        "trials by state": "144 COMPLETE",
+        "measured": "144 of 144 settings",
+        "unstable": "12.5% (18 of 144 measured trials)",
+        "device": "H100 (139 trials), A100 (5 trials)",
+        "engine": "fused float32",
+        "duration": "2.0 h of fitting, between 2026-01-01 12:00 and 2026-01-01 12:59",  # 72 fits, to 5,000 iterations
+        "load": "the seconds of 4 of 144 trials were disturbed by other programs on their machine",
+        "versions": "torch 2.1",
+    }
+    assert [*told][-1] == "versions"
+    page = render([view], ())
+    assert all(f'<th scope="row">{name}</th>' in page for name in told)
+    searched = view_of(space=SPACE | {"fit.members": [1, 5], "fit.keep": ["last", "best"]})
+    told = facts(dataclasses.replace(searched, trials=searched.trials.assign(reused_from="other:1")))
+    assert told["members"].startswith("searched: 1, 5; nDD is")
+    assert told["iterate that counts"] == "searched: the last one, the one with the least loss so far"
+    assert "duration" not in told  # all was imported
+
+
+def test_no_quality_is_named_without_whose_it_is(view):
+    """The mean of single members and the ensemble's were both called PSNR."""
+    page = render([view], read_panels())
+    plots = [json.loads(text)["layout"] for text in re.findall(r'type="application/json">(.*?)</script>', page)]
+    titles = [axis["title"]["text"] for layout in plots for name, axis in layout.items() if name[1:5] == "axis"]
+    assert {title for title in titles if "PSNR" in title} == {"ensemble PSNR (dB)", "PSNR (dB)"}
+    assert titles.count("PSNR (dB)") == 1  # of bars of both, side by side, which say it
+    headings = set(re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page))
+    assert {heading for heading in headings if "PSNR" in heading} == {"ensemble PSNR (dB)"}
+    assert {"1DD (dB)", "5DD (dB)"} <= headings
+
+
+def test_axes_of_one_value_have_no_panels(tmp_path):
+    kinds = (
+        "kind='heatmap'\nx='k'\ny='psnr'\ngroup='l'",
+        "kind='heatmap'\nx='k'\ny='psnr'\ngroup='s'",
+        "kind='importance'\ny='psnr'",
+        "kind='unstable'",
+        "kind='best'\ny='psnr'",
+        "kind='unstable'\nfacets=['k', 'l']",
+    )
+    text = "".join(f"[[panel]]\ntitle='{number}'\n{kind}\n" for number, kind in enumerate(kinds))
+    panels = panels_of(tmp_path, text)
+
+    def titles(**space):
+        view = view_of(space={"k": [8, 64], "s": [8, 16], "l": [4], "iterations": [100], **space})
+        return [each.title for panel in panels for each in panel.of(view, panels)]
+
+    assert titles() == ["1", "2", "5"]
+    assert titles(s=[8]) == ["5"]
+    assert titles(s=[8], tiling=["1x1", "2x2"]) == ["2", "3", "4", "5"]
+    # a facet of one value is none: it has no column, and stands among the other axes
+    view = view_of(space={"k": [8, 64], "s": [8], "l": [4], "iterations": [100], "tiling": ["1x1", "2x2"]})
+    assert list(panels[3].show([view]).table.columns) == ["tiling", "settings", "CV > 5 %", "share"]
+    assert panels[4].split(view) == (["tiling"], ["k", "s", "l", "iterations", "noise"])
+
+
+def test_a_row_of_a_heat_map_is_none(tmp_path):
+    (panel,) = panels_of(tmp_path, "[[panel]]\ntitle='a'\nkind='heatmap'\nx='k'\ny='psnr'\ngroup='l'")
+    view = view_of()
+    begun = dataclasses.replace(view, trials=view.trials[view.trials["l"].eq(4)])
+    assert panel.show([begun]).missing == "Filled by trials of a second value of l; so far all have l 4."
+    (panel,) = panels_of(tmp_path, "[[panel]]\ntitle='a'\nkind='importance'\ny='psnr'")
+    view = view_of(space=SPACE | {"k": list(range(8, 20))})
+    one = view.trials.drop_duplicates("k")
+    assert "so far they differ in k alone" in panel.show([dataclasses.replace(view, trials=one)]).missing
 
 
 def test_tables_leave_the_trials_as_they_were(view):

@@ -98,6 +98,11 @@ class Heatmap(_ByAxis):
     kind: Literal["heatmap"]
     group: Axis = Field(..., description="axis of the setting upwards")
 
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where it would be one row or one column."""
+        space = view.spec.search_space
+        return [self] if all(axis not in space.names or len(space[axis]) > 1 for axis in self.axes) else []
+
     def _of_study(self, view: StudyView) -> Shown:
         x, y, group = self.x, self.y, self.group
         table = tables.by_axis(self.filter(view.trials), group, x, metrics=(y,))
