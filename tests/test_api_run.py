@@ -391,11 +391,6 @@ def test_the_page_about_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     out = capsys.readouterr().out
     assert "6 trials, 3 fits of 5 members" in out
     assert "ddstudy fit: fit.membres: unknown key\nDid you mean 'members'?" in out
-<<<<<<< HEAD
-    assert {path.name for path in Path().iterdir()} >= {"small.html", "small.csv", "small.parquet", "one.png"}
-    keys = tomllib.loads((ROOT / "ddstudy" / "data" / "quick.toml").read_text())
-=======
     assert {path.name for path in Path().iterdir()} >= {"report-small.html", "small.csv", "small.parquet", "one.png"}
-    keys = tomllib.loads((ROOT / "studies" / "quick.toml").read_text())
->>>>>>> views
+    keys = tomllib.loads((ROOT / "ddstudy" / "data" / "quick.toml").read_text())
     assert set(space["asked"]) - {"name"} <= set(keys)  # tables that files have, too
