@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
 NUMBERS: tuple[Number, ...] = get_args(Number)
-_NOISES_OF_CHANNELS = {"uniform", "blur3"}  # simplex noise is one volume, whatever the option
 _FILE = Path(__file__).with_suffix(".toml")
 
 
@@ -93,7 +92,7 @@ def beside(view: StudyView, number: Number) -> Beside:
 def _beside_thesis(view: StudyView) -> dict[str, Value]:
     """Of every axis that the thesis did not search, the value of the trials that stand beside it.
 
-    That is the default; but of the iterates the last, where it was measured.
+    That is the default; but of the iterates the last, where it is searched.
     """
     last = _thesis()["study"]["options"]["fit.keep"]
     is_kept = "fit.keep" in view.axes and last in view.spec.search_space["fit.keep"]
@@ -160,7 +159,8 @@ def differences(view: StudyView) -> dict[str, str]:
         what = f"{axis} is searched, too: {_listed(list(space[axis]))}"
         found[axis] = f"{what}; beside the thesis stand the trials with {value}."
     channels = chosen.get("noise.channels", view.spec.noise.channels)
-    if channels != thesis["options"]["noise.channels"] and set(space["noise"]) & _NOISES_OF_CHANNELS:
+    has_channels = any(space.applies(OPTIONS["noise.channels"], {"noise": noise}) for noise in space["noise"])
+    if has_channels and channels != thesis["options"]["noise.channels"]:
         found["channels"] = (
             "The noise of each channel is drawn by itself; in the thesis, read literally, all lie between two images "
             "(sec. 3.2), which is noise.channels = 'interpolated' and costs some 20 dB (k 64, s 4, l 4, 1,000 "
