@@ -107,6 +107,7 @@ def of_studies(studies: int, say: Callable[[str], None]) -> None:
             psnr = column(30, 1)
             trials = base.assign(
                 psnr=psnr,
+                psnr_tiles=psnr,
                 psnr_1dd=psnr - column(2.5, 0.5),
                 psnr_foreground=column(25, 1),
                 ssim=column(0.8, 0.05),

@@ -67,6 +67,9 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
     trials = pd.DataFrame(rows)
     if "psnr_1dd" not in trials:
         trials["psnr_1dd"] = trials["psnr"] - 2.5
+    for metric in ("psnr", "ssim", "vif"):
+        if f"{metric}_tiles" not in trials:
+            trials[f"{metric}_tiles"] = trials[metric]
     return StudyView(name, spec, {"target": "MNI152 T1 axial 94", **(facts or {})}, trials)
 
 

@@ -131,6 +131,12 @@ def test_the_readme_says_what_the_recorded_grid_says():
     ]  # fmt: skip
     assert f"p = {answers['blur'].p_corrected:.2f} among all" in text
     assert "whole slice +0.65 dB" in answers["slices"].tested
+    assert "9.8 dB higher with 3x3 and 13.5 dB with 4x5" in text
+    assert "another best setting in 5 of 9 pairs" in text
+    assert "rises by 1.1 dB" in text
+    assert "read as means over tiles -1.08 dB" in answers["tiles-psnr"].tested
+    told = published.readings(views[0], "psnr")
+    assert all(part in told for part in ("+9.76 with 3x3", "+13.54 with 4x5", "the best in 5 of 9 pairs"))
 
 
 def test_what_the_findings_say_of_the_thesis_own_tables():
@@ -201,30 +207,93 @@ def test_times_of_blocks_elsewhere_are_the_nearest_and_say_so():
 
 @pytest.mark.parametrize(("number", "metric"), [("4.3", "psnr"), ("4.4", "ssim"), ("4.5", "vif")])
 def test_best_settings_stand_beside_the_published_ones(number, metric):
-    view = troubled()
+    view, random = troubled(), np.random.default_rng(2)
+    is_whole = view.trials["tiling"] == "1x1"
+    tiles = view.trials[metric].where(is_whole, random.uniform(0, 1, len(view.trials)))
+    view = dataclasses.replace(view, trials=view.trials.assign(**{f"{metric}_tiles": tiles}))
     stable = view.trials[view.trials["stable"].eq(True)]
     table = published.beside(view, number).table
     assert len(table) == 12
+    unit, others = " (dB)" if metric == "psnr" else "", 0
     for row, known in zip(table.to_dict("records"), PUBLISHED["tables"][number]["rows"], strict=True):
         pair = stable[(stable["tiling"] == row["tiling"]) & (stable["noise"] == row["noise"])]
-        best = pair.loc[pair[metric].idxmax()]
-        unit = " (dB)" if metric == "psnr" else ""
-        assert row[f"ours{unit}"] == best[metric]
         assert row[f"thesis{unit}"] == known[6]
-        assert row["ours - thesis"] == pytest.approx(best[metric] - known[6])
-        assert row["trial"] == str(best["number"])
-        assert row["ours at"] == "{" + ", ".join(str(best[axis]) for axis in FOUR) + "}"
         assert row["thesis at"] == "{" + ", ".join(map(str, known[2:6])) + "}"
+        for reading, column in (("joined", metric), ("tiles", f"{metric}_tiles")):
+            if (row["tiling"], reading) == ("1x1", "tiles"):  # of one tile there is one reading
+                assert np.isnan(row[f"tiles{unit}"])
+                assert row["tiles at"] == row["tiles trial"] == ""
+                continue
+            best = pair.loc[pair[column].idxmax()]
+            assert row[f"{reading}{unit}"] == best[column]
+            assert row[f"{reading} trial"] == str(best["number"])
+            assert row[f"{reading} at"] == "{" + ", ".join(str(best[axis]) for axis in FOUR) + "}"
+        others += row["tiling"] != "1x1" and row["joined trial"] != row["tiles trial"]
+    assert others > 0
+    assert f"another setting is the best in {others} of 9 pairs" in published.beside(view, number).ours
 
 
 def test_our_result_at_the_published_setting_is_shown_where_there_is_one():
     view = study(space=THESIS_LIKE | {"k": [64, 96], "s": [8, 16], "iterations": [5000, 7000]})
     table = published.beside(view, "4.3").table
-    there = view.trials.set_index(list(AXES))["psnr"]
+    there = view.trials.set_index(list(AXES))
     for row, known in zip(table.to_dict("records"), PUBLISHED["tables"]["4.3"]["rows"], strict=True):
         key = (*known[2:6], known[1], known[0])
-        assert row["ours at theirs"] == pytest.approx(there.get(key, np.nan), nan_ok=True)
-    assert table["ours at theirs"].notna().sum() == 8  # the others have l = 5
+        assert row["joined at theirs"] == pytest.approx(there["psnr"].get(key, np.nan), nan_ok=True)
+        tiles = there["psnr_tiles"].get(key, np.nan) if known[0] != "1x1" else np.nan
+        assert row["tiles at theirs"] == pytest.approx(tiles, nan_ok=True)
+    assert table["joined at theirs"].notna().sum() == 8  # the others have l = 5
+    assert table["tiles at theirs"].notna().sum() == 5
+
+
+# of each tiling, by how much the mean over tiles is higher: two values, of 4 and of 6 blocks
+ABOVE = {"1x1": (0, 0), "2x2": (0.25, -0.25), "3x3": (12.0, 8.0), "4x5": (14.0, 13.5)}
+
+
+def two_readings(**tables):
+    """Of the joined slice 6 blocks are better by 1 dB; of means over tiles 4 blocks are where they gain more by it."""
+    view = study(
+        space=THESIS_LIKE | {"k": [8, 64]},
+        psnr=lambda x, r: 20 + x.k / 100 + (x.l == 6),
+        psnr_tiles=lambda x, r: 20 + x.k / 100 + (x.l == 6) + ABOVE[x.tiling][x.l == 6],
+        tree=tables,
+    )
+    broken = view.trials.iloc[[0]].assign(number=10**6, stable=False, tiling="3x3", psnr_tiles=99.0)
+    return dataclasses.replace(view, trials=pd.concat([view.trials, broken], ignore_index=True))
+
+
+def test_both_readings_of_metrics_are_told():
+    view = two_readings()
+    sentence = (
+        "Over the stable trials PSNR (dB) as the mean over tiles, less that of the joined slice, is +0.00 with 2x2, "
+        "+10.00 with 3x3, +13.75 with 4x5; by the former another setting is the best in 3 of 9 pairs with several "
+        "tiles."
+    )
+    assert published.readings(view, "psnr") == sentence
+    told = published.differences(view)["metrics"]
+    assert told == f"Metrics are of the joined slice; the thesis' may be means over tiles. {sentence}"
+    assert published.beside(view, "4.3").ours.endswith(sentence)
+    text = published.beside(view, "text").table.set_index("number").loc["l of the settings with the best PSNR"]
+    assert text[["ours", "by tiles"]].tolist() == ["6", "4, 6"]
+    (found,) = [one for one in findings.retest(view) if one.finding.name == "tiles-psnr"]
+    assert (found.effect, "read as means over tiles -13.75 dB" in found.tested) == (0, True)
+
+
+def test_of_one_tile_there_is_one_reading():
+    view = study(space=THESIS_LIKE | {"tiling": ["1x1"]})
+    assert published.readings(view, "psnr") == ""
+    assert "metrics" not in published.differences(view)
+    assert set(published.beside(view, "text").table["by tiles"]) == {""}
+    assert published.beside(view, "4.3").ours.endswith("{k, s, l, iterations}.")
+
+
+def test_where_tiles_have_no_metric_their_columns_are_empty():
+    """VIF of tiles that are too small for it; of a store that is older than the reading."""
+    view = study(vif_tiles=math.nan)
+    table = published.beside(view, "4.5").table
+    assert table["joined"].notna().all()
+    assert table["tiles"].isna().all()
+    assert published.readings(view, "vif") == ""
 
 
 def test_options_are_those_that_were_measured():
@@ -245,6 +314,7 @@ def test_numbers_of_the_text():
     )
     table = published.beside(view, "text").table
     ours = dict(zip(table["number"], table["ours"], strict=True))
+    assert table["by tiles"].tolist() == [""] * 7 + table["ours"].tolist()[7:]
     assert ours["settings per pair"] == "32"
     assert ours["pairs of noise and tiling"] == "12"
     assert ours["parameters with k = 64, l = 5"] == "21,184"
@@ -258,13 +328,36 @@ def test_numbers_of_the_text():
 # --- in words
 
 
-def test_a_study_like_the_thesis_differs_in_image_and_device_only():
+def test_a_study_like_the_thesis_differs_in_image_device_and_what_is_open():
     space = {axis: PUBLISHED["study"][axis] for axis in AXES}
     view = study(space=space, tree={"fit": {"keep": "last"}}, facts={"target shape": "1x256x320"})
-    assert list(published.differences(view).values()) == [
-        "The image is MNI152 T1 axial 94, 256x320; the thesis has a T1 brain mid slice, 256x320.",
-        "Times are of a processor; the thesis names no device.",
-    ]
+    found = published.differences(view)
+    assert list(found) == ["image", "metrics", "device", "channels"]
+    assert found["image"] == "The image is MNI152 T1 axial 94, 256x320; the thesis has a T1 brain mid slice, 256x320."
+    assert found["device"] == "Times are of a processor; the thesis names no device."
+    assert "all lie between two images (sec. 3.2), which is noise.channels = 'interpolated'" in found["channels"]
+
+
+def test_channels_differ_where_they_are_drawn_each_by_itself():
+    literal = study(tree={"noise": {"channels": "interpolated"}})
+    simplex = study(space=THESIS_LIKE | {"noise": ["simplex"]})  # one volume, whatever the option
+    assert "channels" in published.differences(study())
+    assert "channels" not in published.differences(literal) | published.differences(simplex)
+
+
+def test_beside_the_thesis_stand_its_own_iterate_and_defaults():
+    space = THESIS_LIKE | {"k": [8, 64], "fit.keep": ["best", "last"], "fit.learning_rate": [0.01, 0.02]}
+    view = study(space=space, psnr=lambda x, r: 30 + r.uniform())
+    rows = view.trials[view.trials["fit.keep"].eq("last") & view.trials["fit.learning_rate"].eq(0.01)]
+    best = rows.groupby(["tiling", "noise"])["psnr"].max()
+    table = published.beside(view, "4.3").table.set_index(["tiling", "noise"])
+    assert table["joined (dB)"].to_dict() == best.to_dict()
+    found = published.differences(view)
+    assert "iterate" not in found
+    assert found["fit.keep"] == "fit.keep is searched, too: best, last; beside the thesis stand the trials with last."
+    assert found["fit.learning_rate"].endswith("0.01, 0.02; beside the thesis stand the trials with 0.01.")
+    without = study(space=space | {"fit.keep": ["best", "average"]})
+    assert published.differences(without)["iterate"].startswith("The iterate that counts is the best; in the thesis")
 
 
 def test_every_difference_is_named():
@@ -321,7 +414,7 @@ def test_a_published_table_is_shown_with_its_words(number):
     panel = re.search(r"<h2>T</h2>(.*?)</article>", page, flags=re.DOTALL)[1]
     assert ours.source in panel
     assert panel.count("<tr>") == len(ours.table) + 1
-    assert "Not as in the thesis: image, device, size of the input, k, s" in panel
+    assert "Not as in the thesis: image, metrics, device, size of the input, k, s" in panel
     for name, kind in ours.table.dtypes.items():
         if pd.api.types.is_float_dtype(kind):
             value = ours.table[name].dropna().iloc[-1]

@@ -36,7 +36,7 @@ from ddstudy.report.intervals import LEVEL, Mean, at_least, at_most, holm, mean_
 from ddstudy.report.tables import PAIR, comparable, disturbed, finished, paired, thin_inputs, timed, widened
 from ddstudy.report.words import axes_of
 from ddstudy.spec.options import OPTIONS, THESIS, TILINGS
-from ddstudy.thesis.published import seconds_by_blocks
+from ddstudy.thesis.published import by_tiles, seconds_by_blocks
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -442,6 +442,11 @@ def _quality_of_tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
         f"{tiling} {value:.2f} dB" for tiling, value in best.items()
     )
     words += " (thesis: 1x1 33.39, 2x2 32.85, 3x3 32.65, 4x5 31.61)"
+    of_tiles = _fewest_and_most(comparable(by_tiles(view.trials, "psnr"), "psnr"), axes, "psnr")
+    if len(of_tiles):
+        effects = of_tiles["few", "psnr"] - of_tiles["many", "psnr"]
+        of_fits = effects.groupby(_of_a_fit([str(name) for name in effects.index.names])).mean()
+        words += f"; read as means over tiles {of_fits.mean():+.2f} dB"
     behind = _rows_of(rows, ends[[("few", "number"), ("many", "number")]])
     return _found(ends["few", "psnr"] - ends["many", "psnr"], behind, axes, "psnr", "dB", words)
 

@@ -2,6 +2,10 @@
 
 The published numbers are in `published.toml`. Ours follow the rules of `ddstudy.report.tables`, and means are
 over matched settings only: those measured for every value that a table compares.
+
+Of a slice in tiles a metric has two readings. A study's own is of the joined slice, edges between tiles included, and
+by this one settings are chosen, and stable. The other is the mean over tiles, which the thesis may have: "image
+patches" were too small for its MS-SSIM (sec. 3.4.2). They choose other settings, so the tables of metrics have both.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pandas as pd
 
 from ddstudy.errors import UserError
-from ddstudy.images.metrics import METRICS
+from ddstudy.images.metrics import COLUMNS, METRICS
 from ddstudy.report.tables import (
     PAIR,
     best_settings,
@@ -27,7 +31,7 @@ from ddstudy.report.tables import (
     thin_inputs,
     timed,
 )
-from ddstudy.spec.options import OPTIONS, THESIS
+from ddstudy.spec.options import OPTIONS, THESIS, TILINGS, Value
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -81,16 +85,53 @@ def beside(view: StudyView, number: Number) -> Beside:
         "4.2": _time_by_blocks,
         "text": _text,
     }
-    table, ours = make.get(number, _best)(_at_defaults(view), known)
+    table, ours = make.get(number, _best)(_like_thesis(view), known)
     return Beside(known["title"], known["source"], table, ours, differences(view))
 
 
-def _at_defaults(view: StudyView) -> StudyView:
-    """A study with those trials only that have the default of every option which the thesis did not search."""
+def _beside_thesis(view: StudyView) -> dict[str, Value]:
+    """Of every axis that the thesis did not search, the value of the trials that stand beside it.
+
+    That is the default; but of the iterates the last, where it is searched.
+    """
+    last = _thesis()["study"]["options"]["fit.keep"]
+    is_kept = "fit.keep" in view.axes and last in view.spec.search_space["fit.keep"]
+    return {axis: OPTIONS[axis].default for axis in view.axes[len(THESIS) :]} | ({"fit.keep": last} if is_kept else {})
+
+
+def _like_thesis(view: StudyView) -> StudyView:
+    """A study with those trials only that stand beside the thesis."""
     trials = view.trials
-    for axis in view.axes[len(THESIS) :]:
-        trials = trials[trials[axis].isna() | trials[axis].eq(OPTIONS[axis].default)]
+    for axis, value in _beside_thesis(view).items():
+        trials = trials[trials[axis].isna() | trials[axis].eq(value)]
     return replace(view, trials=trials)
+
+
+def by_tiles(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The same trials with the mean over tiles as their metric; of one tile it is the slice's."""
+    return trials.assign(**{metric: trials[COLUMNS["tiles"][metric]]})
+
+
+def readings(view: StudyView, metric: str) -> str:
+    """How much the mean over tiles is above a metric of the joined slice, and whether it chooses another setting.
+
+    Returns:
+        One sentence; empty where no stable trial of several tiles has both.
+    """
+    tiles = COLUMNS["tiles"][metric]
+    rows = comparable(_like_thesis(view).trials, metric).dropna(subset=[tiles])
+    rows = rows[rows["tiling"] != "1x1"]
+    if rows.empty:
+        return ""
+    above = (rows[tiles] - rows[metric]).groupby(rows["tiling"]).mean()
+    shown = f"+{METRICS[metric].format}"
+    each = _listed([f"{above[tiling]:{shown}} with {tiling}" for tiling in TILINGS if tiling in above])
+    best = [best_settings(some, metric).set_index(list(PAIR))["number"] for some in (rows, by_tiles(rows, metric))]
+    others = int((best[0] != best[1]).sum())
+    return (
+        f"Over the stable trials {METRICS[metric].title} as the mean over tiles, less that of the joined slice, is "
+        f"{each}; by the former another setting is the best in {others} of {len(best[0])} pairs with several tiles."
+    )
 
 
 def differences(view: StudyView) -> dict[str, str]:
@@ -102,22 +143,33 @@ def differences(view: StudyView) -> dict[str, str]:
     image = f"{view.facts.get('target', 'another image')}, {shape or 'of unknown size'}"
     found = {"image": f"The image is {image}; the thesis has {thesis['image']}, {theirs}."}
     devices = ", ".join(sorted(set(measured["device"].dropna())))
+    if by_reading := readings(view, "psnr"):
+        found["metrics"] = f"Metrics are of the joined slice; the thesis' may be means over tiles. {by_reading}"
     found["device"] = f"Times are of {devices or 'an unknown device'}; the thesis names no device."
     if shape != theirs:
         found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
     if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in thin_inputs(view)):
-        found["flat tiles"] = f"With {flat} a tile's input has one row or column: such tiles are flat and left out."
+        found["flat tiles"] = f"With {flat} a tile's input has one row or column: findings leave out such flat tiles."
     for axis in THESIS:
         ours = list(space[axis])
         if set(ours) != set(thesis[axis]):
             found[axis] = f"{axis} is {_listed(ours)}; in the thesis {_listed(thesis[axis])}."
-    for axis in view.axes[len(THESIS) :]:
+    chosen = _beside_thesis(view)
+    for axis, value in chosen.items():
         what = f"{axis} is searched, too: {_listed(list(space[axis]))}"
-        found[axis] = f"{what}; beside the thesis stand the trials with its default, {OPTIONS[axis].default}."
+        found[axis] = f"{what}; beside the thesis stand the trials with {value}."
+    channels = chosen.get("noise.channels", view.spec.noise.channels)
+    has_channels = any(space.applies(OPTIONS["noise.channels"], {"noise": noise}) for noise in space["noise"])
+    if has_channels and channels != thesis["options"]["noise.channels"]:
+        found["channels"] = (
+            "The noise of each channel is drawn by itself; in the thesis, read literally, all lie between two images "
+            "(sec. 3.2), which is noise.channels = 'interpolated' and costs some 20 dB (k 64, s 4, l 4, 1,000 "
+            "iterations, 64x80 pixels)."
+        )
     if view.spec.fit.members != thesis["members"]:
         found["members"] = f"Ensembles have {view.spec.fit.members} members; in the thesis {thesis['members']}."
-    if view.spec.fit.keep != "last":
-        found["iterate"] = f"The iterate that counts is the {view.spec.fit.keep}; in the thesis the last."
+    if (kept := chosen.get("fit.keep", view.spec.fit.keep)) != thesis["options"]["fit.keep"]:
+        found["iterate"] = f"The iterate that counts is the {kept}; in the thesis the last."
     if (limits.cv_percent, limits.min_psnr, limits.max_vif) != (5, 15, 1):
         found["filter"] = (
             f"Stable means CV <= {limits.cv_percent:g} %, PSNR >= {limits.min_psnr:g} dB, VIF <= {limits.max_vif:g}; "
@@ -177,27 +229,32 @@ def _best(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     metric, four = known["metric"], ["k", "s", "l", "iterations"]
     unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     theirs = pd.DataFrame(known["rows"], columns=[*PAIR, *four, "value"])
-    ours = {(row["tiling"], row["noise"]): row for row in best_settings(view.trials, metric).to_dict("records")}
-    there = comparable(view.trials, metric).drop_duplicates(list(THESIS)).set_index(list(THESIS))[metric]
+    several = view.trials[view.trials["tiling"] != "1x1"]
+    sides = {
+        name: (
+            {(row["tiling"], row["noise"]): row for row in best_settings(trials, metric).to_dict("records")},
+            comparable(trials, metric).drop_duplicates(list(THESIS)).set_index(list(THESIS))[metric],
+        )
+        for name, trials in (("joined", view.trials), ("tiles", by_tiles(several, metric)))
+    }
     rows = []
     for row in theirs.to_dict("records"):
-        best = ours.get((row["tiling"], row["noise"]))
-        value = best[metric] if best else float("nan")
-        rows.append(
-            {
-                "tiling": row["tiling"],
-                "noise": row["noise"],
-                f"thesis{unit}": row["value"],
-                "thesis at": _setting(row),
-                f"ours{unit}": value,
-                "ours at": _setting(best) if best else "",
-                "ours - thesis": value - row["value"],
-                "ours at theirs": there.get(tuple(row[axis] for axis in THESIS), float("nan")),
-                "trial": str(best["number"]) if best else "",
+        line = {axis: row[axis] for axis in PAIR} | {f"thesis{unit}": row["value"], "thesis at": _setting(row)}
+        for name, (ours, at) in sides.items():
+            best = ours.get((row["tiling"], row["noise"]))
+            line |= {
+                f"{name}{unit}": best[metric] if best else float("nan"),
+                f"{name} at": _setting(best) if best else "",
+                f"{name} at theirs": at.get(tuple(row[axis] for axis in THESIS), float("nan")),
+                f"{name} trial": str(best["number"]) if best else "",
             }
-        )
-    words = f"Ours is the best stable trial of each pair by {metric.upper()}; settings are {{k, s, l, iterations}}."
-    return pd.DataFrame(rows), words
+        rows.append(line)
+    words = (
+        f"Ours is the best stable trial of each pair by {METRICS[metric].label}: of the joined slice, and by the mean "
+        f"over tiles where there are several, large enough for it. Settings are {{k, s, l, iterations}}. "
+        f"{readings(view, metric)}"
+    )
+    return pd.DataFrame(rows), words.rstrip()
 
 
 def _text(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
@@ -207,7 +264,6 @@ def _text(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     stable_k = set(trials[trials["stable"]]["k"])
     gains = gain_of_ensemble(view.trials)["gain"]
     known_k = trials[(trials["k"] == 64) & (trials["l"] == 5)]["parameters"]
-    best = best_settings(view.trials, "psnr")
     ours = {
         "settings": ("settings per pair", str(len(space) // pairs)),
         "pairs": ("pairs of noise and tiling", str(pairs)),
@@ -216,12 +272,18 @@ def _text(view: StudyView, known: dict[str, Any]) -> tuple[pd.DataFrame, str]:
         "high_cv": ("k of settings with CV > 5 %", _listed(sorted(set(high["k"]))) or "none"),
         "discarded": ("k discarded whole by the filter", _listed(sorted(set(trials["k"]) - stable_k)) or "none"),
         "gain": ("gain of the ensemble, dB, lowest and highest mean of a pair", _range(gains)),
-    } | {
-        f"best_{axis}": (f"{axis} of the settings with the best PSNR", _listed(sorted(set(best[axis]))))
-        for axis in ("k", "s", "l", "iterations")
     }
-    rows = [(words, known["published"][key], value or "not measured") for key, (words, value) in ours.items()]
-    return pd.DataFrame(rows, columns=["number", "thesis", "ours"]), "Ours are of all measured settings."
+    rows = [(words, known["published"][key], value or "not measured", "") for key, (words, value) in ours.items()]
+    joined, tiles = (best_settings(some, "psnr") for some in (view.trials, by_tiles(view.trials, "psnr")))
+    has_tiles = set(space["tiling"]) != {"1x1"}
+    for axis in ("k", "s", "l", "iterations"):
+        of_joined, of_tiles = (_listed(sorted(set(best[axis]))) or "not measured" for best in (joined, tiles))
+        words = f"{axis} of the settings with the best PSNR"
+        rows.append((words, known["published"][f"best_{axis}"], of_joined, of_tiles if has_tiles else ""))
+    words = (
+        f"Ours are of all measured settings, PSNR of the joined slice or the mean over tiles. {readings(view, 'psnr')}"
+    )
+    return pd.DataFrame(rows, columns=["number", "thesis", "ours", "by tiles"]), words.rstrip()
 
 
 def _setting(row: Mapping[Any, Any]) -> str:
