@@ -592,12 +592,7 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         assert browser.switch_to.active_element.text == "Skip to the results"
 
         # the best setting's images take at least half of the page; a key or a click shows one at full size
-        panel_ = next(
-            one
-            for one in browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")
-            if "large" in one.get_attribute("innerHTML")
-        )
-        large = outputs.find_element(By.CSS_SELECTOR, ".large")
+        large = browser.find_element(By.CSS_SELECTOR, "#study-1 .large")
         assert large.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
         assert [name.text for name in large.find_elements(By.CSS_SELECTOR, ".name")] == [
             "target",
@@ -606,7 +601,7 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         ]
         for button, how in (
             (large.find_elements(By.CSS_SELECTOR, "button.image")[2], "key"),
-            (outputs.find_elements(By.CSS_SELECTOR, ".pictures button.image")[0], "click"),
+            (browser.find_element(By.CSS_SELECTOR, "#study-1 .large ~ .pictures button.image"), "click"),
         ):
             before = button.rect["width"]
             if how == "key":
