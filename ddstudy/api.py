@@ -334,7 +334,7 @@ def announce(
     fits = f"{counted(the_plan.fits, 'fit')} of {members}"
     tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
     if spec.fit.members > 1:
-        tell(f"PSNR is told of the mean of {spec.fit.members} outputs ({spec.fit.members}DD) or as mean of one (1DD)")
+        tell(f"{spec.fit.members}DD: PSNR of the mean of {spec.fit.members} outputs; 1DD: mean PSNR of single members")
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         tell("Nothing left to do.")
         return None

@@ -274,7 +274,8 @@ def test_outputs_are_the_images_that_were_kept(view):
     assert [len(line) for line in shown.pictures] == [4, 4, 4]
     for picture, row in zip(itertools.chain(*shown.pictures), rows.itertuples(), strict=True):
         unstable = "" if row.stable else ", unstable"
-        assert picture.caption.startswith(f"{row.noise}, {row.tiling}: {row.psnr:.2f} dB{unstable}: k {row.k}, ")
+        assert picture.caption.startswith(f"{row.noise}, {row.tiling}: ensemble PSNR {row.psnr:.2f} dB{unstable}: ")
+        assert f": k {row.k}, s {row.s}, " in picture.caption
         assert picture.sides == "RL"
         for (uri, words), name in zip(picture.faces, ("output.png", "error.png"), strict=True):
             kept = cv2.imread(str(view.images[row.number][name]))
@@ -590,6 +591,34 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         # the keyboard: the first stop leads to the results
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
         assert browser.switch_to.active_element.text == "Skip to the results"
+
+        # the best setting's images take at least half of the page; a key or a click shows one at full size
+        large = browser.find_element(By.CSS_SELECTOR, "#study-1 .large")
+        assert large.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
+        assert [name.text for name in large.find_elements(By.CSS_SELECTOR, ".name")] == [
+            "target",
+            "output",
+            "absolute error",
+        ]
+        for button, how in (
+            (large.find_elements(By.CSS_SELECTOR, "button.image")[2], "key"),
+            (browser.find_element(By.CSS_SELECTOR, "#study-1 .large ~ .pictures button.image"), "click"),
+        ):
+            before = button.rect["width"]
+            if how == "key":
+                button.send_keys(Keys.ENTER)
+            else:
+                browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+                button.click()
+            full = browser.find_element(By.CSS_SELECTOR, "dialog.full[open]")
+            assert full.find_element(By.CSS_SELECTOR, ".image").rect["width"] > before
+            assert [full.find_element(By.CSS_SELECTOR, side).text for side in (".left", ".right")] == ["R", "L"]
+            assert "ensemble PSNR" in full.text
+            assert len(full.find_elements(By.CSS_SELECTOR, ".scale")) == (how == "key")
+            assert full.rect["height"] <= browser.execute_script("return innerHeight")
+            browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+            assert browser.find_elements(By.CSS_SELECTOR, "dialog") == []
+            assert browser.switch_to.active_element == button
 
         # a pointer on a trial brings its thumbnail
         plot = browser.find_element(By.CSS_SELECTOR, "#study-1 .plot")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
 _FACES = {"target": "target", "output": "output", "error": "absolute error"}
-_DIRECTIONS = {"R": "the patient's right", "L": "the left", "A": "anterior", "P": "posterior"}
+_DIRECTIONS = {"RL": "the patient's right and left", "AP": "anterior and posterior"}
 Row = Mapping[Hashable, Any]
 
 
@@ -33,27 +33,28 @@ class Outputs(Faceted):
         first = tables.best_of_groups(trials, metric, ())
         grouped = self.has_groups(view)
         rows = tables.best_of_groups(trials, metric, facets) if grouped else first
-        sentence = f"The output of the ensemble whose {title_of(metric)} is best among stable trials"
+        sentence = f"The output whose {title_of(metric)} is best among stable trials"
         if missing := _why_empty(view, rows["number"].tolist()):
             return Shown(f"{sentence}.", missing=missing, never=not view.spec.images)
         (best,) = first.to_dict("records")
         if not best["stable"]:
-            sentence = f"No trial is stable. The output of the ensemble whose {title_of(metric)} is best all the same"
+            sentence = f"No trial is stable. The output whose {title_of(metric)} is best all the same"
         sentence += ", and its absolute error. Grey and colours are on the same scales in all images."
         if sides := images.sides(view, best):
-            sentence += f" {sides[0]} and {sides[1]}: where {_DIRECTIONS[sides[0]]} and {_DIRECTIONS[sides[1]]} are."
+            sentence += f" {sides[0]} and {sides[1]} mark {_DIRECTIONS[sides]}."
         if grouped:
             sentence += f" Below, the best of each {self.group(facets)}, unstable only where none is stable."
 
         def caption(row: Row, axes: list[str]) -> str:
-            unstable = ", unstable" * (not row["stable"])
-            return f"{row[metric]:,{METRICS[metric].format}} {METRICS[metric].unit}".strip() + (
-                f"{unstable}: {in_words(row, axes)}" if axes else unstable
+            of = METRICS[metric]
+            score = f"ensemble {of.label} {row[metric]:,{of.format}} {of.unit}".strip() + ", unstable" * (
+                not row["stable"]
             )
+            return f"{score}: {in_words(row, axes)}" if axes else score
 
         large = Picture(
             _faces(view, best, list(_FACES), "the best setting", large=True),
-            f"Trial {best['number']}, ensemble {METRICS[metric].label} {caption(best, [*facets, *others])}",
+            f"Trial {best['number']}, {caption(best, [*facets, *others])}",
             sides,
             _scales(view),
         )
