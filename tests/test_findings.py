@@ -54,6 +54,7 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
         "parameters": 1.0,
         "iterations_done": lambda x, r: float(x.iterations),
         "device": "a processor",
+        "engine": "fused float32",
     } | columns
     rows = [
         dict(setting)
