@@ -54,6 +54,9 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
         "parameters": 1.0,
         "iterations_done": lambda x, r: float(x.iterations),
         "device": "a processor",
+        "engine": "fused float32",
+        "started": pd.Timestamp(2026, 1, 1, 12, 0),
+        "finished": pd.Timestamp(2026, 1, 1, 12, 1),
     } | columns
     rows = [
         dict(setting)
