@@ -133,7 +133,7 @@ def test_an_option_that_does_not_apply_has_no_effect_there():
         (trials(lambda row: row.k).head(9), "Measured settings: 9;"),
         (pd.concat([trials(lambda row: row.k).head(1)] * 12), "Measured settings: 1;"),
         (trials(lambda row: 30.0), "same value"),
-        (trials_table([]), "Measured settings: 0;"),
+        (trials_table([], THESIS), "Measured settings: 0;"),
     ],
 )
 def test_too_little_says_so(table, reason):
