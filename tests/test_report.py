@@ -646,7 +646,8 @@ def test_the_page_in_a_browser(view, tmp_path):
                 "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.main-svg').length)"
             )
             tables_only = {"best", "outputs", "convergence"}  # nothing was kept of the images and curves of this study
-            assert len(drawn) == sum(panel.kind not in tables_only for panel in read_panels())
+            shown = [each for panel in read_panels() for each in panel.of(view, read_panels())]
+            assert len(drawn) == sum(panel.kind not in tables_only for panel in shown)
             assert all(drawn)
             fills = browser.execute_script(
                 "return [...document.querySelectorAll('.plot .xtick text')].map(t => getComputedStyle(t).fill)"
