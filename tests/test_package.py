@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ddstudy"
 
 def files(folder: Path) -> set[str]:
     """Of the package below a folder."""
-    found = (path for path in (folder / "ddstudy").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    found = (path for path in (folder / "ddstudy").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(folder).as_posix() for path in found}
 
 
