@@ -238,13 +238,15 @@ class Store:
         theirs, _ = self._stored_fingerprint(study)
         ours = spec.fingerprint()
         tables = ("target.", "noise.", "fit.")
+        both = ours.keys() & theirs.keys()
         differences = [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
             for key in sorted(ours.keys() | theirs.keys())
             if key.startswith(tables)
             and theirs.get(key) != ours.get(key)
-            # an axis of one study may be a default of the other: identities say which settings are the same
-            and (key not in OPTIONS or OPTIONS[key].default != theirs.get(key, ours.get(key)))
+            # an axis of one study, which its fingerprint leaves out, may have its default in the other: identities say
+            # which settings are the same
+            and (key in both or key not in OPTIONS or OPTIONS[key].default != theirs.get(key, ours.get(key)))
         ]
         if theirs["numerics"] != ours["numerics"]:
             differences.append(_OTHER_NUMERICS.format(theirs["numerics"], ours["numerics"]))
