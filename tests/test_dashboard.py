@@ -633,7 +633,7 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
     graphs = {graph["id"]: json.loads(graph["graph_object"]) for graph in shown["plotly_graph_objects"]}
     assert sum(len(graph["graph_object"]) for graph in shown["plotly_graph_objects"]) < 200_000
     titles = {graph["layout"]["title"]["text"] for graph in graphs.values()}
-    assert len(graphs) == len(titles) == 8
+    assert len(graphs) == len(titles) == 7
     titled = [panel.title for panel in read_panels()]
     shown_titles = [re.match("<b>(.*?)</b>", graph["layout"]["title"]["text"])[1] for graph in graphs.values()]
     assert shown_titles == [title for title in titled if title in shown_titles]  # in the order of the panels
@@ -643,6 +643,7 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
         assert bars["y"] == pytest.approx([means[column][pair] for pair in zip(*bars["x"], strict=True)])
     assert {attr["key"]: attr["value"] for attr in shown["user_attrs"]}["target"] == "MNI152 T1 axial 94"
     assert "Made up for a test" in shown["note"]["body"]
+    assert "`psnr_1dd` and so on are means over single members" in shown["note"]["body"]
     assert not [key for attr in shown["union_user_attrs"] if "curve" in (key := attr["key"])]
     assert not shown["has_intermediate_values"]  # the study page would draw each trial as a curve of one point
     sortable = {attr["key"] for attr in shown["union_user_attrs"] if attr["sortable"]}
@@ -672,7 +673,7 @@ def test_warmed_up_the_first_page_finds_its_answer_and_its_figures(ours, monkeyp
         server.warm_up()
         assert written == [48, 48]  # before and after the figures
         answer = json.loads(call(server.get_app(), "GET", "/api/studies/1", QUERY_STRING="after=0")[2])
-        assert len(answer["plotly_graph_objects"]) == 8
+        assert len(answer["plotly_graph_objects"]) == 7
         assert len(written) == 2
 
 
