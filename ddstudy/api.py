@@ -333,8 +333,9 @@ def announce(
     members = counted(fewest, "member") if fewest == most_members else f"{fewest} to {most_members} members"
     fits = f"{counted(the_plan.fits, 'fit')} of {members}"
     tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
-    if spec.fit.members > 1:
-        tell(f"{spec.fit.members}DD: PSNR of the mean of {spec.fit.members} outputs; 1DD: mean PSNR of single members")
+    if most_members > 1:
+        n, outputs = (str(fewest), f"{fewest} outputs") if fewest == most_members else ("n", "n outputs")
+        tell(f"{n}DD: PSNR of the mean of {outputs}; 1DD: mean PSNR of single members")
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         tell("Nothing left to do.")
         return None

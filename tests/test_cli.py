@@ -750,7 +750,7 @@ def test_no_psnr_is_printed_without_whose_it_is(ddstudy: Cli) -> None:
     code, out, _ = ddstudy("run", "tiny.toml")
     assert code == 0
     assert len(re.findall(r"\d+\.\d+ dB, CV", out)) == len(re.findall(r"COMPLETE 2DD \d+\.\d+ dB, CV", out)) == 4
-    assert "mean of 2 outputs (2DD)" in out
+    assert "2DD: PSNR of the mean of 2 outputs; 1DD: mean PSNR of single members" in out
     assert re.search(r"psnr 2DD +\S +\d", out)
     assert re.search(r"psnr 2DD \d+\.\d+ at k", ddstudy("status")[1])
     fit = ddstudy("fit", "--size", 24, 20, "--k", 4, "--s", 4, "--l", 2, "--iterations", 100, "--members", 3)[1]
