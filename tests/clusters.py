@@ -23,6 +23,7 @@ from ddstudy.spec.schema import ExecutorSpec
 from ddstudy.study.evaluate import Check, Job, Result
 
 if TYPE_CHECKING:
+    import pytest
     from ray.cluster_utils import Cluster
 
 # workers find this module, whose stub fits they run
@@ -181,8 +182,7 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def wait_until_none_runs() -> None:
-    """Ray's `auto` takes any cluster of this machine: one that a test before this one left may be on its way out."""
-    from ray._private.services import _find_address_from_flag  # find_gcs_addresses keeps what it once found for ever
-
-    until(lambda: not _find_address_from_flag("--gcs-address"), seconds=100)
+def hide_all(folder: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
+    """Lets programs that are started now find no cluster of Ray among the processes, as if none ran here."""
+    (folder / "sitecustomize.py").write_text("import psutil\n\npsutil.process_iter = lambda *_: iter(())\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
