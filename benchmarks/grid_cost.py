@@ -77,7 +77,7 @@ def main() -> None:
     if set(options.k) == {8, 16, 32, 64, 96, 128, 192}:
         study = read_spec(Path(__file__).parent.parent / "studies" / "thesis.toml")
         total = {"thesis_s": 0.0, "ddstudy_s": 0.0}
-        for what, wanted in budgets_by_fit(study.space.search_space).items():
+        for what, wanted in budgets_by_fit(study.search_space).items():
             row = next(row for row in rows if row["k"] == what["k"])
             scale = operations(what, target) / operations(
                 Fit({"k": what["k"], "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}), target

@@ -40,7 +40,7 @@ import sqlalchemy as sa
 
 from ddstudy.execution.executors import Event, Finished
 from ddstudy.images.volumes import Target
-from ddstudy.spec.axes import Fit
+from ddstudy.spec.axes import Fit, budgets_by_fit
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec
 from ddstudy.spec.schema import StudySpec
@@ -262,7 +262,7 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
         done = set(driven.measured())
         order = [
             f.at(b)
-            for f, budgets in reversed(runner.budgets_by_fit(s for s in spec.search_space if s not in done).items())
+            for f, budgets in reversed(budgets_by_fit(s for s in spec.search_space if s not in done).items())
             for b in budgets
         ]
         engine = store.storage.engine
@@ -277,7 +277,7 @@ def fill_study(url: str, images: str, spec: StudySpec, trials: int) -> None:
                 connection.execute(
                     sa.text("UPDATE trial_params SET param_value = :value WHERE trial_id = :id AND param_name = :name"),
                     [
-                        {"id": trial, "name": name, "value": axis.to_internal_repr(getattr(setting, name))}
+                        {"id": trial, "name": name, "value": axis.to_internal_repr(setting[name])}
                         for trial, setting in filled
                     ],
                 )
