@@ -20,6 +20,7 @@ from ddstudy.execution.executors import Executor, InProcess, Threads, is_stopped
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
 from ddstudy.images.volumes import Target, Targets, load_target, load_targets
+from ddstudy.report.words import ensemble_of
 from ddstudy.results import Study, images_folder, store_url, tree_of, warn
 from ddstudy.spec.axes import Setting, budgets_by_fit
 from ddstudy.spec.files import parse_spec, read_spec, read_study, target_of
@@ -334,8 +335,8 @@ def announce(
     fits = f"{counted(the_plan.fits, 'fit')} of {members}"
     tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
     if most_members > 1:
-        n, outputs = (str(fewest), f"{fewest} outputs") if fewest == most_members else ("n", "n outputs")
-        tell(f"{n}DD: PSNR of the mean of {outputs}; 1DD: mean PSNR of single members")
+        n = ensemble_of(spec).removesuffix("DD")
+        tell(f"{n}DD: PSNR of the mean of {n} outputs; 1DD: mean PSNR of single members")
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         tell("Nothing left to do.")
         return None

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ddstudy.errors import duration
 from ddstudy.report import tables
-from ddstudy.report.words import ensemble_of, text_of, values_in
+from ddstudy.report.words import ensemble_of, text_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -49,12 +49,12 @@ def facts(view: StudyView) -> dict[str, str]:
 
 
 def _values(view: StudyView, path: str, words: dict[str, str] | None = None) -> str:
-    found = [(words or {}).get(str(value), text_of(value)) for value in values_in(view.spec, path)]
+    found = [(words or {}).get(str(value), text_of(value)) for value in view.spec.values_of(path)]
     return found[0] if len(found) == 1 else f"searched: {', '.join(found)}"
 
 
 def _members(view: StudyView) -> str:
-    if values_in(view.spec, "fit.members") == (1,):
+    if view.spec.values_of("fit.members") == (1,):
         return "1, so there is no ensemble"
     name = ensemble_of(view.spec)
     return f"{_values(view, 'fit.members')}; {name} is the mean of their outputs, 1DD the mean of their own numbers"

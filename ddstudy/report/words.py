@@ -17,9 +17,6 @@ FACETS = ("noise", "tiling")  # the thesis' pairs: by these, settings are groupe
 MISSING = "\u2013"  # of an option that does not apply, and of what was not measured
 _STATISTICS = ("1dd", "mean", "min", "q25", "median", "q75", "max")  # of a metric, as columns of tables have them
 _TITLES = {
-    "k": "channels k",
-    "s": "scale factor s",
-    "l": "blocks l",
     "mse": "mean squared error",
 }
 
@@ -36,15 +33,9 @@ def title_of(name: str) -> str:
     return f"{option.label} ({option.unit})" if option.unit else option.label
 
 
-def values_in(spec: StudySpec, path: str) -> tuple[Any, ...]:
-    """All values that an option has in a study: those searched, or its own."""
-    space = spec.search_space
-    return tuple(space[path]) if path in space.names else (space.base[path],)
-
-
 def ensemble_of(spec: StudySpec) -> str:
     """The name of a study's ensemble, as the thesis has it: `5DD`; `nDD` where the number of members is searched."""
-    members = values_in(spec, "fit.members")
+    members = spec.values_of("fit.members")
     return f"{members[0]}DD" if len(members) == 1 else "nDD"
 
 

@@ -60,9 +60,11 @@ class ThesisOptions(BaseModel):
 
     model_config = MODEL
 
-    k: Annotated[int, Field(ge=1, le=1024)] = option(..., "channels", label="k", short="k{}", log=True)
-    s: Annotated[int, Field(ge=1, le=1024)] = option(..., "scale factors", label="s", short="s{}", log=True)
-    l: Annotated[int, Field(ge=1, le=16)] = option(..., "blocks", label="l", short="l{}")
+    k: Annotated[int, Field(ge=1, le=1024)] = option(..., "channels", label="channels k", short="k{}", log=True)
+    s: Annotated[int, Field(ge=1, le=1024)] = option(
+        ..., "scale factors", label="scale factor s", short="s{}", log=True
+    )
+    l: Annotated[int, Field(ge=1, le=16)] = option(..., "blocks", label="blocks l", short="l{}")
     iterations: Annotated[int, Field(ge=1, le=1_000_000)] = option(
         ..., "budgets of iterations", label="iterations", short="i{}", log=True
     )
