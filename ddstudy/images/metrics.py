@@ -285,9 +285,11 @@ METRICS = {
         Metric("vif", "maximize", "VIF", "", 3, _EVERY, _vif, side=VIF_SIDE),
         Metric("psnr_foreground", "maximize", "PSNR in the foreground", "dB", 2, function=_psnr_foreground),
         Metric("nmse", "minimize", "NMSE", "", 4, function=_nmse, logarithmic=True),
+        Metric("judge", "maximize", "judge's score", "dB", 2, ("ensemble", "members")),
         Metric("seconds", "minimize", "seconds", "", 2, ("fit",), logarithmic=True),
         Metric("parameters", "minimize", "parameters", "", 0, ("fit",), logarithmic=True),
         Metric("cv_percent", "minimize", "CV", "%", 2, ("fit",)),
+        Metric("spread_percent", "minimize", "spread of members", "%", 2, ("fit",)),
     )
 }
 QUALITY = tuple(name for name, metric in METRICS.items() if metric.function is not None)

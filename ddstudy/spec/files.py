@@ -22,6 +22,7 @@ from ddstudy.spec.options import OPTIONS, TargetSpec
 from ddstudy.spec.schema import SCHEMA, StudySpec
 
 _MOST_BYTES = 2**20  # of a file that a person writes
+FILES = (("target", "file"), ("task", "mask"), ("task", "maps"), ("judge", "file"))  # table and key of what is read
 MOST_MISTAKES = 20  # named at a time
 
 
@@ -39,16 +40,17 @@ def read_spec(path: Path, name: str | None = None) -> StudySpec:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """What a study file says, unchecked, with its name, and the target's file relative to the study that names it."""
+    """What a study file says, unchecked, with its name, and files that it names relative to itself."""
     packaged = Path(__file__).parents[1] / "data" / "quick.toml"
     tree = read_toml(path, "study file", f"{packaged} is an example.")
     tree.setdefault("name", path.stem)
-    target = tree.get("target")
-    if isinstance(target, dict) and isinstance(target.get("file"), str):
-        try:
-            target["file"] = str((path.parent / target["file"]).resolve())
-        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
-            raise UserError(f"{path}: target.file: {error}", "Valid: the path of an image or volume.") from None
+    for table, key in FILES:
+        named = tree.get(table)
+        if isinstance(named, dict) and isinstance(named.get(key), str):
+            try:
+                named[key] = str((path.parent / named[key]).resolve())
+            except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
+                raise UserError(f"{path}: {table}.{key}: {error}", "Valid: the path of a file.") from None
     return tree
 
 

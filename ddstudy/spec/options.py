@@ -1,7 +1,7 @@
 """Options: everything of a study file that decides what is fitted, and how; each can be searched.
 
-The six of the thesis are always searched. Any other number or choice of the tables `target`, `noise` and `fit` is
-searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is said
+The six of the thesis are always searched. Any other number or choice of the tables `target`, `task`, `noise` and `fit`
+is searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is said
 once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have an
 order, and which value of another option it needs to mean anything.
 """
@@ -111,6 +111,134 @@ class TargetSpec(BaseModel):
         return value
 
 
+def _where(*kinds: str) -> tuple[str, tuple[Value, ...]]:
+    """What options need that mean something for some kinds of task only."""
+    return "task.kind", kinds
+
+
+class TaskSpec(BaseModel):
+    """`[task]`: how a measurement y = A x + e comes from the image x; solvers see y only.
+
+    `represent` is A = 1 without noise, as in the thesis. A measurement is the same for all settings of a study that
+    say the same of the task: noise and masks derive from `seed` alone.
+    """
+
+    model_config = MODEL
+
+    kind: Literal["represent", "denoise", "inpaint", "super_resolve", "mri"] = option(
+        "represent", "represent, denoise, inpaint, super_resolve or mri", label="task"
+    )
+    source: Literal["simulated", "file"] = Field(
+        "simulated",
+        description="of the measurement: simulated from the target, or the target's file is the measurement",
+    )
+    noise: Literal["gaussian", "clipped", "rician", "poisson"] = option(
+        "gaussian",
+        "of images: gaussian; clipped to [0, 1] as in the literature; rician as in magnitude images; poisson",
+        label="measurement noise",
+        needs=_where("denoise", "inpaint", "super_resolve"),
+    )
+    sigma: Annotated[float, Field(ge=0, le=10)] = option(
+        0.0,
+        "noise relative to the target's range: its standard deviation, of 'poisson' at the brightest, of 'mri' of the "
+        "real and of the imaginary part in k-space; of a measured file what is known of it, 0 where nothing is",
+        label="noise level",
+        short="sigma{}",
+        needs=_where("denoise", "inpaint", "super_resolve", "mri"),
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = option(
+        0.5, "of pixels that are measured, at random", label="measured share", short="share{}", needs=_where("inpaint")
+    )
+    mask: str | None = Field(
+        None, description="image or .npy file of the target's size for 'inpaint': measured where it is not 0"
+    )
+    factor: Annotated[int, Field(ge=2, le=16)] = option(
+        4, "downsampling", label="factor", short="x{}", needs=_where("super_resolve")
+    )
+    filter: Literal["bicubic", "bilinear", "gaussian", "lanczos"] = option(
+        "bicubic", "antialiasing filter of the measurement", label="filter", needs=_where("super_resolve")
+    )
+    loss_filter: Literal["same", "bicubic", "bilinear", "gaussian", "lanczos"] = option(
+        "same",
+        "that of the loss, where the literature takes another",
+        label="filter of the loss",
+        short="loss-{}",
+        needs=_where("super_resolve"),
+    )
+    sampling: Literal["random", "equispaced", "gaussian"] = option(
+        "random", "columns of k-space beside the centre", label="sampling", needs=_where("mri")
+    )
+    acceleration: Annotated[float, Field(ge=1, le=64)] = option(
+        4.0, "columns of k-space / measured ones", label="acceleration", short="{}fold", needs=_where("mri")
+    )
+    center_fraction: Annotated[float, Field(ge=0, le=1)] = option(
+        0.08,
+        "of columns, in the middle of k-space, that are all measured",
+        label="centre fraction",
+        short="centre{}",
+        needs=_where("mri"),
+    )
+    coils: Annotated[int, Field(ge=1, le=64)] = option(
+        1, "that a simulation measures with", label="coils", short="coils{}", needs=_where("mri")
+    )
+    sensitivities: Literal["birdcage", "estimated"] = option(
+        "birdcage",
+        "of several coils, as the solver knows them: simulated ones as they are, or estimated from the centre (ESPIRiT)",
+        label="sensitivities",
+        needs=_where("mri"),
+    )
+    maps: str | None = Field(None, description=".npy file of coil sensitivities, complex (coils, rows, columns)")
+    phase: Annotated[float, Field(ge=0, le=4)] = option(
+        1.0,
+        "largest angle of a simulated image's smooth phase, radians",
+        label="phase",
+        short="phase{}",
+        needs=_where("mri"),
+    )
+    consistency: Literal["none", "hard"] = option(
+        "none",
+        "after the fit: hard puts measured k-space in place of the fitted",
+        label="data consistency",
+        short="consistency-{}",
+        needs=_where("mri"),
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = option(
+        0,
+        "of the measurement's noise and mask",
+        label="measurement seed",
+        short="y{}",
+        needs=_where("denoise", "inpaint", "super_resolve", "mri"),
+    )
+
+    @field_serializer("mask", "maps", when_used="json")
+    def _in_utf8(self, value: str | None) -> str | None:
+        return value and os.fsencode(value).decode(errors="backslashreplace")
+
+
+class JudgeSpec(BaseModel):
+    """`[judge]`: what reconstructions are judged against; no solver sees it.
+
+    `truth` is the target of a simulated task. `repeat` is a second measurement of the same slice, whose noise is
+    independent: errors against it rank settings without bias. `held_out` are samples of the measurement that no loss
+    sees, and that a good reconstruction predicts.
+    """
+
+    model_config = MODEL
+
+    against: Literal["truth", "repeat", "held_out"] = Field(
+        "truth", description="truth, repeat (another measurement) or held_out (samples that the loss does not see)"
+    )
+    file: str | None = Field(None, description="of the repeat; empty: the target's")
+    volume: Annotated[int, Field(ge=0)] | None = Field(None, description="of the repeat, in its 4-D series")
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="of the samples, for judge 'held_out' and fit.stop 'held_out'"
+    )
+
+    @field_serializer("file", when_used="json")
+    def _in_utf8(self, value: str | None) -> str | None:
+        return value and os.fsencode(value).decode(errors="backslashreplace")
+
+
 class NoiseSpec(BaseModel):
     """`[noise]`: how the input tensors are made (thesis sec. 3.1)."""
 
@@ -170,6 +298,36 @@ class FitSpec(BaseModel):
     )
     keep: Literal["last", "best", "average"] = option(
         "best", "which iterate counts: the last, the best (least loss so far) or a running average", label="iterate"
+    )
+    average: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0,
+        "weight of the past in an exponential average of outputs over iterations, as 0.99; 0: none",
+        label="average of outputs",
+        short="average{}",
+    )
+    jitter: Annotated[float, Field(ge=0, le=10)] = option(
+        0.0,
+        "standard deviation of noise that is added to the input tensor anew in each iteration",
+        label="jitter",
+        short="jitter{}",
+    )
+    jitter_decay: Annotated[float, Field(gt=0, le=1)] = option(
+        1.0, "what jitter is multiplied with every 500 iterations", label="decay of jitter", short="decay{}"
+    )
+    stop: Literal["budget", "wmv", "emv", "discrepancy", "held_out"] = option(
+        "budget",
+        "which iterate of those up to the budget is the answer: the last, or that of a rule which sees no truth",
+        label="stopping rule",
+        short="stop-{}",
+    )
+    patience: Annotated[int, Field(ge=1)] = option(
+        1000,
+        "iterations without a new minimum after which a stopping rule ends the fit",
+        label="patience",
+        short="patience{}",
+        unit="iterations",
+        log=True,
+        needs=("fit.stop", ("wmv", "emv", "held_out")),
     )
     check_every: Annotated[int, Field(ge=1)] = option(
         100, "iterations between stability checks", label="check every", short="check{}", unit="iterations", log=True
@@ -251,6 +409,7 @@ def _options() -> dict[str, Option]:
     tables: tuple[tuple[str, type[BaseModel]], ...] = (
         ("", ThesisOptions),
         ("target.", TargetSpec),
+        ("task.", TaskSpec),
         ("noise.", NoiseSpec),
         ("fit.", FitSpec),
     )

@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from ddstudy.images.metrics import METRICS, Direction
+from ddstudy.images.metrics import METRICS, QUALITY, Direction
 from ddstudy.spec.axes import Axis, Space
-from ddstudy.spec.options import MODEL, OPTIONS, FitSpec, NoiseSpec, Option, TargetSpec, Value
+from ddstudy.spec.options import MODEL, OPTIONS, FitSpec, JudgeSpec, NoiseSpec, Option, TargetSpec, TaskSpec, Value
 
 Sampler = Literal["grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc"]
 Pruner = Literal["median", "hyperband", "wilcoxon"]
@@ -86,6 +86,11 @@ class StabilitySpec(BaseModel):
     cv_percent: Annotated[float, Field(gt=0)] = Field(5.0, description="stable means CV of the members' PSNR <= this")
     min_psnr: float = Field(15.0, description="stable means PSNR >= this, in dB")
     max_vif: Annotated[float, Field(gt=0)] = Field(1.0, description="stable means VIF <= this")
+    spread_percent: Annotated[float, Field(gt=0)] = Field(
+        20.0,
+        description="where the truth is not known, stable means that the members' outputs differ by less, root mean square"
+        " relative to their mean",
+    )
     stop: Annotated[float, Field(ge=1)] = Field(
         1.5, description="unstable checks begin above this multiple of cv_percent, and end at cv_percent"
     )
@@ -138,18 +143,36 @@ class StudySpec(BaseModel):
     description: str = Field("", description="one sentence for people")
     images: bool = Field(True, description="keep target, output and error map of every trial")
     target: TargetSpec = TargetSpec()
+    task: TaskSpec = TaskSpec()
+    judge: JudgeSpec = JudgeSpec()
     space: SpaceSpec
     noise: NoiseSpec = NoiseSpec()
     fit: FitSpec = FitSpec()
     objectives: dict[MetricName, Direction] = Field(
-        {"psnr": "maximize"}, min_length=1, description="metric = direction"
+        {"psnr": "maximize"}, min_length=1, description="metric = direction [judge where the truth is not the judge]"
     )
     stability: StabilitySpec = StabilitySpec()
     search: SearchSpec = SearchSpec()
     executor: ExecutorSpec = ExecutorSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_of_judge(cls, tree: Any) -> Any:
+        """What a study is about where its judge is not the truth and its file does not say."""
+        judge = tree.get("judge") if isinstance(tree, dict) else None
+        against = judge.get("against") if isinstance(judge, dict) else getattr(judge, "against", None)
+        if against in ("repeat", "held_out") and "objectives" not in tree:
+            return {**tree, "objectives": {"judge": "maximize"}}
+        return tree
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether the image that is looked for is known, as in simulations."""
+        return self.task.source == "simulated"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_task()
         if "cv_percent" in self.objectives and 1 in self.values_of("fit.members"):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
         for axis in self.search_space.axes:
@@ -158,8 +181,10 @@ class StudySpec(BaseModel):
                 raise ValueError(f"space.{axis.name} is for {parent} = {' or '.join(map(repr, wanted))} only")
         if self.search.pruner and self.search.sampler == "grid":
             raise ValueError("search.pruner needs a search, since a grid measures every setting")
-        if self.search.pruner and self.objectives != {"psnr": "maximize"}:
-            raise ValueError("search.pruner needs psnr = 'maximize' as the only objective, since it compares PSNR")
+        if self.search.pruner and self.objectives not in ({"psnr": "maximize"}, {"judge": "maximize"}):
+            raise ValueError("search.pruner needs psnr or judge = 'maximize' as the only objective, which it compares")
+        if self.search.pruner and "psnr" in self.objectives and self.judge.against != "truth":
+            raise ValueError("search.pruner compares what the judge says: objectives must be judge = 'maximize'")
         if "seconds" in self.objectives and self.executor.gpus_per_fit < 1:
             raise ValueError("executor.gpus_per_fit must be 1 where seconds are an objective: fits on a GPU share time")
         if "seconds" in self.objectives and self.executor.mix:
@@ -169,6 +194,41 @@ class StudySpec(BaseModel):
         if self.executor.fallback != "none" and "bfloat16" in self.values_of("fit.precision"):
             raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16, which is for CUDA GPUs")
         return self
+
+    def _check_task(self) -> None:
+        task, kinds, against = self.task, set(self.values_of("task.kind")), self.judge.against
+        measures = kinds - {"represent"}
+        if against != "truth" and "represent" in kinds:
+            raise ValueError(f"judge.against = '{against}' needs a task other than 'represent'")
+        if task.source == "file":
+            if "represent" in kinds:
+                raise ValueError("task.source = 'file' needs a task other than 'represent'")
+            if against == "truth":
+                raise ValueError(
+                    "judge.against must be repeat or held_out where task.source is 'file': no truth is known"
+                )
+            if "inpaint" in kinds and task.mask is None:
+                raise ValueError("task.mask must say which pixels of the file were measured")
+            if len(kinds) > 1:
+                raise ValueError("task.kind can have one value where task.source is 'file'")
+        elif kinds == {"denoise"} and 0 in self.values_of("task.sigma"):
+            raise ValueError("task.sigma must be above 0 for 'denoise'")
+        if task.maps is not None and measures != {"mri"}:
+            raise ValueError("task.maps is for task.kind = 'mri' only")
+        if task.mask is not None and not measures & {"inpaint", "mri"}:
+            raise ValueError("task.mask is for task.kind = 'inpaint' or 'mri' only")
+        if against == "repeat" and self.judge.file is None and self.judge.volume is None:
+            raise ValueError("judge.against = 'repeat' needs judge.volume or judge.file")
+        if against == "repeat" and kinds != {"denoise"}:
+            raise ValueError("judge.against = 'repeat' is for task.kind = 'denoise', whose measurements are images")
+        unknown = [metric for metric in self.objectives if metric in QUALITY]
+        if not self.knows_truth and unknown:
+            raise ValueError(f"objectives.{unknown[0]} needs the truth, which is not known here; judge is measured")
+        rules = set(self.values_of("fit.stop"))
+        if "discrepancy" in rules and 0 in self.values_of("task.sigma"):
+            raise ValueError("fit.stop = 'discrepancy' needs task.sigma, the noise level, above 0")
+        if rules - {"budget"} and "represent" in kinds:
+            raise ValueError("fit.stop needs a task other than 'represent', where more iterations are never worse")
 
     @cached_property
     def search_space(self) -> Space:
@@ -220,11 +280,19 @@ class StudySpec(BaseModel):
 
         Left out: name, description, whether images are kept, the number of trials (a study can be continued), the
         device and the engine (both recorded per trial), the executor.
-        `target.file` is left out too, since the target's pixels are compared by their hash. Added is `numerics`.
+        Files are left out too, since what is in them is compared by its hash. Added is `numerics`.
         """
         tree = self.model_dump(
             mode="json",
-            exclude={"description": True, "name": True, "images": True, "executor": True, "target": {"file"}},
+            exclude={
+                "description": True,
+                "name": True,
+                "images": True,
+                "executor": True,
+                "target": {"file"},
+                "task": {"mask", "maps"},
+                "judge": {"file"},
+            },
         )
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
