@@ -20,7 +20,7 @@ ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
-    "solvers", "solvers.base", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
+    "solvers", "solvers.base", "solvers.fidelity", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
     "solvers.fused.groups",
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.evaluate",
