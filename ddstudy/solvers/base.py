@@ -147,7 +147,7 @@ class Snapshot:
 
     @cached_property
     def outputs(self) -> NDArray[np.float32]:
-        """(M, T, C, h, w), in [0, 1] but for a linear head; of a fit on a GPU, to be asked for before the fit goes on."""
+        """(M, T, C, h, w), in [0, 1] but for a linear head; of a fit on a GPU, only until the fit goes on."""
         return self.fetch()
 
     def fetched(self) -> Snapshot:

@@ -339,8 +339,8 @@ def _activate(logits, s0, constant, image, i0, grad_logits, p0, outputs, o0, sca
 
 
 @_compiled
-def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outputs, head, losses, dy_sums, mode, sigmoid,
-          ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
+def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outputs, head, losses, dy_sums, mode,
+          sigmoid, ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = z.shape
     C, H, W = grad_logits.shape[2:]
     K = head.shape[-1]
@@ -402,13 +402,15 @@ def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outpu
                         x = 0
                         while x + 16 <= n:
                             error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
-                                                     place + x, outputs, place + x, scale, mode, sigmoid, LANES_16)  # fmt: skip
+                                                    place + x, outputs, place + x, scale, mode, sigmoid,
+                                                    LANES_16)  # fmt: skip
                             losses[m] += error
                             sum_grad_logits[o] += grad
                             x += 16
                         while x < n:
                             error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
-                                                     place + x, outputs, place + x, scale, mode, sigmoid, LANES_1)  # fmt: skip
+                                                    place + x, outputs, place + x, scale, mode, sigmoid,
+                                                    LANES_1)  # fmt: skip
                             losses[m] += error
                             sum_grad_logits[o] += grad
                             x += 1
@@ -648,7 +650,8 @@ def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> Non
     rows, columns = step.axes[-1]
     _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.measured, step.grad_logits,
           step.outputs, step.head, step.losses, scratch.dy_sums, mode, step.prior.head == "sigmoid", rows.start,
-          rows.fraction, columns.start, columns.fraction, scratch.segment, scratch.logits, scratch.partial, scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
+          rows.fraction, columns.start, columns.fraction, scratch.segment, scratch.logits, scratch.partial,
+          scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
 
 
 def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> None:
