@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -58,8 +59,8 @@ class ImageFit:
 
     @property
     def psnr(self) -> float:
-        """PSNR of `output`, dB."""
-        return float(self.values["psnr"])
+        """PSNR of `output`, dB; NaN where the truth is not known."""
+        return float(self.values.get("psnr", math.nan))
 
     @property
     def cv_percent(self) -> float:
@@ -201,7 +202,7 @@ def fit_setting(
     if result is None:
         assert is_stopped(stop)
         raise StoppedError("the fit was stopped before its end")
-    if "psnr" not in result.values:
+    if "cv_percent" not in result.values:
         raise WorkError("the fit diverged; try fewer channels or another seed")
     return result, pd.DataFrame(rows, columns=["iteration", "seconds", "member", "psnr"])
 

@@ -227,6 +227,12 @@ class StudySpec(BaseModel):
         rules = set(self.values_of("fit.stop"))
         if "discrepancy" in rules and 0 in self.values_of("task.sigma"):
             raise ValueError("fit.stop = 'discrepancy' needs task.sigma, the noise level, above 0")
+        if "wmv" in rules and max(self.values_of("fit.check_every")) > 50:
+            raise ValueError(
+                "fit.stop = 'wmv' compares outputs of the last 100 iterations: fit.check_every must be <= 50"
+            )
+        if "judge" in self.objectives and "represent" in kinds:
+            raise ValueError("objectives.judge needs a task other than 'represent', where psnr is the judge's score")
         if rules - {"budget"} and "represent" in kinds:
             raise ValueError("fit.stop needs a task other than 'represent', where more iterations are never worse")
 
