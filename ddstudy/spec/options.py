@@ -1,9 +1,9 @@
 """Options: everything of a study file that decides what is fitted, and how; each can be searched.
 
 The six of the thesis are always searched. Any other number or choice of the tables `target`, `task`, `noise` and `fit`
-is searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is said
-once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have an
-order, and which value of another option it needs to mean anything.
+is searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is
+said once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have
+an order, and which value of another option it needs to mean anything.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class TaskSpec(BaseModel):
     )
     sensitivities: Literal["birdcage", "estimated"] = option(
         "birdcage",
-        "of several coils, as the solver knows them: simulated ones as they are, or estimated from the centre (ESPIRiT)",
+        "of several coils, as the solver knows them: as they were simulated, or estimated from the centre (ESPIRiT)",
         label="sensitivities",
         needs=_where("mri"),
     )

@@ -88,8 +88,8 @@ class StabilitySpec(BaseModel):
     max_vif: Annotated[float, Field(gt=0)] = Field(1.0, description="stable means VIF <= this")
     spread_percent: Annotated[float, Field(gt=0)] = Field(
         20.0,
-        description="where the truth is not known, stable means that the members' outputs differ by less, root mean square"
-        " relative to their mean",
+        description="where the judge is not the truth, stable means that the spread of the members' outputs <= this:"
+        " the root mean square of their standard deviation relative to that of their mean",
     )
     stop: Annotated[float, Field(ge=1)] = Field(
         1.5, description="unstable checks begin above this multiple of cv_percent, and end at cv_percent"

@@ -102,8 +102,8 @@ class Result:
     Attributes:
         budget: iterations of the setting.
         values: everything that was measured under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without
-            `cv_percent` when a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member`
-            that divided by their number: members run side by side, so one alone takes longer.
+            `cv_percent` when a member diverged. `seconds` is the wall time of the fit of all members,
+            `seconds_per_member` that divided by their number: members run side by side, so one alone takes longer.
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
