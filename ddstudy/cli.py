@@ -174,8 +174,8 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI."""
-    from ddstudy.spec.options import OPTIONS
     from ddstudy.report.writing import check_stem
+    from ddstudy.spec.options import OPTIONS
     from ddstudy.terminal import print_fit, teller, terminal
 
     check_stem(out)
