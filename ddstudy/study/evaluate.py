@@ -31,7 +31,7 @@ from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
-from ddstudy.study import load
+from ddstudy.study.load import DISTURBED_PERCENT, watched
 from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_percent, spread_stops_at, stops_at
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
@@ -214,7 +214,7 @@ def evaluate_together(
     # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
     with contextlib.closing(fitting), ThreadPoolExecutor(1) as metrics:  # type: ignore[type-var]  # it has close()
         try:
-            for (index, snapshot), waited in load.watched(fitting, busy, on_processor=device == "cpu"):
+            for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
                 check, measure = trackers[index].observe(snapshot, waited)
                 if check is not None:
                     pending.append((index, check))
@@ -292,17 +292,17 @@ class _Tracker:
             return Check(iteration, seconds, tuple(psnr_of(float(loss)) for loss in snapshot.losses))
         joined = self._joined(snapshot.outputs)
         mean = joined.mean(axis=0)
-        watched = {"spread": spread_percent(joined), "loss": float(snapshot.losses.mean())}
+        told = {"spread": spread_percent(joined), "loss": float(snapshot.losses.mean())}
         if job.case.measurement.held_out is not None:
-            watched["held_out"] = float(held_out_errors(mean[None], job.case.measurement)[0])
+            told["held_out"] = float(held_out_errors(mean[None], job.case.measurement)[0])
         if iteration % job.options.check_every == 0:  # the rule sees these only, so that budgets do not change it
-            watched |= self.watch.observe(iteration, mean)
-            if job.options.stop != "budget" and self.rule.observe(iteration, watched):
+            told |= self.watch.observe(iteration, mean)
+            if job.options.stop != "budget" and self.rule.observe(iteration, told):
                 self.chosen = iteration, snapshot.outputs
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
-        watched["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
-        return Check(iteration, seconds, self._scores(joined, np.stack(images)), watched)
+        told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
+        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told)
 
     def _joined(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (M, T, C, h, w) as whole images (M, C, H, W), measured k-space put back where that is asked for."""
@@ -342,7 +342,7 @@ class _Tracker:
             values |= self._of_task(state, mean, ensemble, joined, members)
         values["dead_members"] = state.dead
         if state.waited is not None:
-            values |= {"waited_percent": state.waited, "disturbed": state.waited > load.DISTURBED_PERCENT}
+            values |= {"waited_percent": state.waited, "disturbed": state.waited > DISTURBED_PERCENT}
         made, left = [], None if self.is_copy else residual(mean, self.job.case.measurement)
         for budget in sorted(self.budgets):
             if budget == check.iteration or (self.over and budget > check.iteration):
