@@ -166,10 +166,8 @@ def test_unstable_without_truth_is_by_spread(make_spec: MakeSpec, target: Target
         ({"judge": {"against": "held_out"}}, "judge.against = 'held_out' needs a task"),
         ({"task": {"kind": "denoise", "source": "file"}}, "judge.against must be repeat or held_out"),
         ({"task": {"kind": "mri"}, "judge": {"against": "repeat"}}, "is for task.kind = 'denoise'"),
-        (
-            {"task": {"kind": "denoise", "sigma": 0.1}, "judge": {"against": "repeat"}},
-            "needs judge.volume or judge.file",
-        ),
+        ({"task": {"kind": "denoise", "source": "file"}, "judge": {"against": "repeat"}}, "needs judge.volume or"),
+        ({"task": {"kind": "denoise", "sigma": 0.1}, "judge": {"against": "repeat", "volume": 1}}, "with new noise"),
         ({"fit": {"stop": "emv"}}, "fit.stop needs a task"),
         ({"task": {"kind": "inpaint"}, "fit": {"stop": "wmv"}}, "fit.check_every must be <= 50"),
         ({"task": {"kind": "inpaint"}, "fit": {"stop": "discrepancy"}}, "needs task.sigma"),

@@ -220,7 +220,7 @@ class StudySpec(BaseModel):
         named = self.judge.file is not None or self.judge.volume is not None
         if against == "repeat" and named == (task.source == "simulated"):
             raise ValueError(
-                "judge.file and judge.volume are for a repeat of a measured file: a simulated one is repeated with new noise"
+                "judge.file and judge.volume are of measured files: a simulated one is repeated with new noise"
                 if named
                 else "judge.against = 'repeat' needs judge.volume or judge.file"
             )
