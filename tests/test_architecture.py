@@ -18,7 +18,8 @@ PANELS = [
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
-    "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
+    "images", "images.tiling", "images.files", "images.volumes", "images.kspace", "images.inputs",
+    "tasks", "tasks.base", "tasks.operators", "tasks.measurements",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
     "solvers", "solvers.base", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
     "solvers.fused.groups",
@@ -43,6 +44,8 @@ HOMES = {
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},
+    "h5py": {"images.kspace"},
+    "sigpy": {"tasks.measurements"},
     "PIL": {"images.files"},
     "cv2": {"images.volumes", "images.inputs", "report.images"},
     "opensimplex": {"images.inputs"},

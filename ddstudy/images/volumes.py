@@ -28,6 +28,7 @@ from ddstudy.images.files import (
     Affine,
     Forms,
     Volume,
+    check_file,
     check_pixels,
     open_array,
     open_volume,
@@ -62,6 +63,8 @@ class Target:
             `nibabel.Nifti1Image(output[:, :, None], affine)` lies where the slice lay; None for pictures.
         scale: intensities in the file that 0 and 1 of `image` stand for.
         forms: the same as `affine` by each way in which the header of a NIfTI file says it, with its code.
+        kspace: complex64 (H, W) or (coils, H, W), where the file holds k-space: centred, exactly 0 where it was not
+            measured, in units in which `image`, the zero-filled magnitude, is at most 1. None for images.
     """
 
     image: NDArray[np.float32]
@@ -69,11 +72,15 @@ class Target:
     affine: Affine | None
     scale: tuple[float, float] = (0.0, 1.0)
     forms: Forms = field(default_factory=dict)
+    kspace: NDArray[np.complex64] | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shape and pixels, in hexadecimal, the same on every machine."""
-        return hashlib.sha256(repr(self.image.shape).encode() + self.image.astype("<f4").tobytes()).hexdigest()
+        """SHA-256 over shape and pixels, and k-space where there is one, in hexadecimal, the same on every machine."""
+        content = repr(self.image.shape).encode() + self.image.astype("<f4").tobytes()
+        if self.kspace is not None:
+            content += repr(self.kspace.shape).encode() + self.kspace.astype("<c8").tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def all(self) -> list[NDArray[np.float32]]:
@@ -218,6 +225,19 @@ def target_of(image: ArrayLike, spec: TargetSpec, where: str = "image") -> Targe
     return Target(_resample(unit, np.ones(2), spec.size, where)[0], where, None, scale)
 
 
+def load_mask(file: str) -> NDArray[np.bool_]:
+    """Reads a mask, (H, W): true where any channel of a picture, or a two-dimensional .npy file, is not 0.
+
+    Raises:
+        UserError: the file is missing, damaged, or no such image.
+    """
+    with _reading(file), ExitStack() as files:
+        pixels = _open(Path(file), 0, file, files)
+        if isinstance(pixels, Volume):
+            raise UserError(f"{file}: is a volume, no mask", "Valid: PNG, JPEG, TIFF or .npy (rows, columns).")
+        return np.asarray((_channels(pixels) != 0).any(axis=0))
+
+
 def _channels(pixels: NDArray[Any]) -> NDArray[Any]:
     """A picture (H, W) or (H, W, C) as (C, H, W); equal channels are grey."""
     channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
@@ -257,13 +277,7 @@ def _reading(where: str) -> Iterator[None]:
 def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
     """A volume, in its file, or the pixels of a picture, (H, W) or (H, W, 3)."""
     valid = f"Valid: a {_FORMATS} file."
-    if not path.exists():
-        raise UserError(f"{where}: no such file", valid)
-    if not path.is_file():
-        raise UserError(f"{where}: is {'a directory' if path.is_dir() else 'no regular file'}", valid)
-    if path.stat().st_size == 0:
-        raise UserError(f"{where}: is empty", valid)
-
+    check_file(path, where, valid)
     name = path.name.lower()
     source: Volume | NDArray[Any]
     if name.endswith(VOLUMES):
