@@ -6,7 +6,8 @@ Data flows one way: a module imports only from those above it, and a library has
     spec/        what is asked: options (what can be searched), axes (a point of a study, a fit, the grid), schema (the
                  study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
-                 target), kspace (measured k-space -> target), inputs (input tensors from a seed), metrics (one registry)
+                 target), kspace (measured k-space -> target), inputs (input tensors from a seed), metrics (one
+                 registry)
     tasks/       base (what a solver may see), operators (downsampling, MRI), measurements (simulated or taken from a
                  file; pictures of them, data consistency, held-out samples)
     priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch

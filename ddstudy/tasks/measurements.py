@@ -100,7 +100,7 @@ def picture(measurement: Measurement) -> Array:
 
 
 def to_images(outputs: NDArray[np.floating[Any]], measurement: Measurement) -> Array:
-    """Outputs of networks (..., C, H, W) as images, clipped to [0, 1]; of complex ones the magnitude, (..., 1, H, W)."""
+    """Outputs of networks (..., C, H, W) as images in [0, 1], clipped; of complex ones the magnitude (..., 1, H, W)."""
     images = np.asarray(outputs, dtype=np.float32)
     if measurement.head == "linear":
         images = np.hypot(images[..., :1, :, :], images[..., 1:, :, :])
