@@ -11,7 +11,6 @@ and those that are in it are not done again; `--replay` does none.
 import argparse
 import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,16 @@ from ddstudy.solvers import Config, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import problem
-from ddstudy.study.stopping import NAMES, Curve, MovingVariance, WindowedVariance, audit
+from ddstudy.study.stopping import NAMES, Curve, MovingVariance, WindowedVariance, audit, takes_patience
 
 RESULTS = Path(__file__).parent / "results" / "stopping.jsonl"
 ITERATIONS, EVERY = 3000, 10
 PATIENCES = (200, 500, 1000)
+SEEDS = {("best", 0.0): (0, 1, 2), ("best", 0.1): (0, 1, 2), ("last", 0.0): (0,)}  # of what is kept and held out
 CASES: list[dict[str, Any]] = [
     {"seed": seed, "keep": keep, "held_out": share, "sigma": sigma, "k": k}
-    for seed, (keep, share), sigma, k in itertools.product(
-        (0, 1, 2), (("best", 0.0), ("best", 0.1), ("last", 0.0)), (0.05, 0.1, 0.2), (16, 32, 64)
-    )
-    if keep == "best" or seed == 0
+    for (keep, share), seeds in SEEDS.items()
+    for seed, sigma, k in itertools.product(seeds, (0.05, 0.1, 0.2), (16, 32))
 ]
 
 
@@ -59,7 +57,9 @@ def recorded(case: dict[str, Any]) -> dict[str, list[float]]:
         curve["emv"].append(emv.observe(snapshot.iteration, output))
         if kept_back.any():
             curve["held_out"].append(float(((output - noisy)[kept_back] ** 2).mean()))
-    return {name: [int(it) if name == "iterations" else float(f"{it:.5g}") for it in rows] for name, rows in curve.items()}
+    return {
+        name: [int(it) if name == "iterations" else float(f"{it:.5g}") for it in rows] for name, rows in curve.items()
+    }
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--replay", action="store_true", help="only what is in the file")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
-    cases = [(fit["case"], fit["curve"]) for fit in done]
+    cases = [(line["case"], line["curve"]) for line in done]
     for case in CASES if not options.replay else []:
         if case in [known for known, _ in cases]:
             continue
@@ -77,32 +77,37 @@ def main() -> None:
             file.write(json.dumps({"case": case, "curve": curve}, separators=(",", ":")) + "\n")
         cases.append((case, curve))
         print(f"{case}: best {max(curve['score']):.2f} dB, last {curve['score'][-1]:.2f} dB", flush=True)
-    kinds = (("best", False), ("best", True), ("last", False))
-    for keep, holds_out in kinds:
+    for keep, share in SEEDS:
         fits = [
-            (case, Curve(**curve, sigma=case["sigma"]))
+            (case["sigma"], Curve(**curve, sigma=case["sigma"]))
             for case, curve in cases
-            if case["keep"] == keep and bool(case["held_out"]) == holds_out
+            if (case["keep"], case["held_out"]) == (keep, share)
         ]
-        print(f"\n{len(fits)} fits, keep = {keep}, {'a tenth' if holds_out else 'nothing'} held out; gaps in dB")
-        print(f"{'rule':12}{'patience':>9}{'mean gap':>10}{'worst':>8}{'saved':>8}{'never':>7}   mean gap at each sigma")
-        for name in NAMES:
-            for patience in PATIENCES if name in ("wmv", "emv", "held_out") else PATIENCES[-1:]:
-                found = audit([curve for _, curve in fits], name, patience)
-                if found.fits:
-                    levels = sorted({case["sigma"] for case, _ in fits})
-                    each = [audit([it for case, it in fits if case["sigma"] == at], name, patience) for at in levels]
-                    shown = f"{found.mean_gap:10.2f}{found.worst_gap:8.2f}{100 * found.saved:7.0f}%{found.never:7d}"
-                    says = f"{patience if name in ('wmv', 'emv', 'held_out') else '':>9}"
-                    print(f"{name:12}{says}{shown}   {'  '.join(f'{at:g}: {one.mean_gap:.2f}' for at, one in zip(levels, each, strict=True))}")
-    best = {json.dumps(case): max(curve["score"]) for case, curve in cases}
-    costs = [
-        best[json.dumps(case | {"held_out": 0.0})] - best[json.dumps(case)]
-        for case, _ in cases
-        if case["held_out"] and json.dumps(case | {"held_out": 0.0}) in best
+        print(f"\n{len(fits)} fits, keep = {keep}, {share:.0%} held out; gaps in dB")
+        say(fits)
+    best = {tuple(case.values()): max(curve["score"]) for case, curve in cases}
+    pairs = [
+        (tuple((case | {"held_out": 0.0}).values()), tuple(case.values())) for case, _ in cases if case["held_out"]
     ]
+    costs = [best[whole] - best[part] for whole, part in pairs if whole in best]
     if costs:
-        print(f"\nHolding out costs {np.mean(costs):.2f} dB of the best check, at most {max(costs):.2f} ({len(costs)} pairs).")
+        print(f"\nHolding out costs {np.mean(costs):.2f} dB of the best, at most {max(costs):.2f}; {len(costs)} pairs")
+
+
+def say(fits: list[tuple[float, Curve]]) -> None:
+    """Prints what every rule would have made of fits with some sigma."""
+    levels = sorted({sigma for sigma, _ in fits})
+    gaps = "".join(f"{f'at {sigma:g}':>9}" for sigma in levels)
+    print(f"{'rule':12}{'patience':>9}{'mean':>7}{'worst':>7}{'saved':>7}{'never':>7}{gaps}")
+    for name in NAMES:
+        for patience in PATIENCES if takes_patience(name) else PATIENCES[:1]:
+            found = audit([curve for _, curve in fits], name, patience)
+            if not found.fits:
+                break
+            each = (audit([curve for sigma, curve in fits if sigma == at], name, patience) for at in levels)
+            waits = patience if takes_patience(name) else ""
+            told = f"{found.mean_gap:7.2f}{found.worst_gap:7.2f}{found.saved:7.0%}{found.never:7d}"
+            print(f"{name:12}{waits:>9}{told}{''.join(f'{one.mean_gap:9.2f}' for one in each)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ ORDER = [
     "solvers", "solvers.base", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
     "solvers.fused.groups",
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
-    "study", "study.load", "study.stability", "study.evaluate",
+    "study", "study.load", "study.stability", "study.stopping", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
@@ -33,7 +33,10 @@ ORDER = [
     "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
-MATHEMATICS = ("images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.load")
+MATHEMATICS = (
+    "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
+    "study.load",
+)  # fmt: skip
 SURFACE = {"results", "api", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {

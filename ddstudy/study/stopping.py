@@ -170,6 +170,11 @@ def _if_reached(loss: float, sigma: float) -> float:
     return loss if loss <= sigma**2 else math.nan
 
 
+def takes_patience(name: Name) -> bool:
+    """Whether a rule waits for a new minimum."""
+    return name in ("wmv", "emv", "held_out")
+
+
 def needs_checks_every(name: Name) -> int | None:
     """The most iterations between checks that a rule can do with; None: any number."""
     return WINDOW // 2 if name == "wmv" else None
