@@ -28,7 +28,7 @@ from ddstudy.study.stopping import NAMES, Curve, MovingVariance, WindowedVarianc
 RESULTS = Path(__file__).parent / "results" / "stopping.jsonl"
 ITERATIONS, EVERY = 3000, 10
 PATIENCES = (200, 500, 1000)
-SEEDS = {("best", 0.0): (0, 1, 2), ("best", 0.1): (0, 1, 2), ("last", 0.0): (0,)}  # of what is kept and held out
+SEEDS = {("best", 0.0): (0, 1, 2), ("last", 0.0): (0,), ("best", 0.1): (0, 1, 2)}  # of what is kept and held out
 CASES: list[dict[str, Any]] = [
     {"seed": seed, "keep": keep, "held_out": share, "sigma": sigma, "k": k}
     for (keep, share), seeds in SEEDS.items()
