@@ -23,7 +23,8 @@ from ddstudy.solvers import Config, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import problem
-from ddstudy.study.stopping import NAMES, Curve, MovingVariance, WindowedVariance, audit, takes_patience
+from ddstudy.study.stopping import NAMES, Curve, Watch, audit, takes_patience
+from ddstudy.tasks.base import Measurement
 
 RESULTS = Path(__file__).parent / "results" / "stopping.jsonl"
 ITERATIONS, EVERY = 3000, 10
@@ -44,17 +45,19 @@ def recorded(case: dict[str, Any]) -> dict[str, list[float]]:
     kept_back = places.random(truth.shape) < case["held_out"]
     chosen = Fit({"k": case["k"], "s": 8, "l": 4, "noise": "uniform", "tiling": "1x1"})
     options = FitSpec(members=2, seed=case["seed"])
-    seen = problem(chosen, np.where(kept_back, np.float32(np.nan), noisy), options, NoiseSpec())
+    channels, height, width = truth.shape
+    measured = Measurement(np.where(kept_back, np.float32(np.nan), noisy), None, (channels, height, width))
+    seen = problem(chosen, measured, options, NoiseSpec())
     curve: dict[str, list[float]] = {name: [] for name in ("iterations", "loss", "held_out", "score", "wmv", "emv")}
-    wmv, emv = WindowedVariance(), MovingVariance()
+    watch = Watch()
     config = Config(options.learning_rate, case["keep"])
     for snapshot in fit(seen, config, range(EVERY, ITERATIONS + 1, EVERY)):
-        output = join(snapshot.outputs, "1x1", *truth.shape[1:]).mean(axis=0)
+        output = join(snapshot.outputs, "1x1", height, width).mean(axis=0)
         curve["iterations"].append(snapshot.iteration)
         curve["loss"].append(float(snapshot.losses.mean()))
         curve["score"].append(psnr_of(float(((output - truth) ** 2).mean())))
-        curve["wmv"].append(wmv.observe(snapshot.iteration, output))
-        curve["emv"].append(emv.observe(snapshot.iteration, output))
+        for name, criterion in watch.observe(snapshot.iteration, output).items():
+            curve[name].append(criterion)
         if kept_back.any():
             curve["held_out"].append(float(((output - noisy)[kept_back] ** 2).mean()))
     return {

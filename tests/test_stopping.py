@@ -24,10 +24,10 @@ from ddstudy.study.stopping import (
     Curve,
     MovingVariance,
     Name,
-    Observation,
+    Rule,
+    Watch,
     WindowedVariance,
     audit,
-    make,
     needs_checks_every,
     replay,
 )
@@ -156,29 +156,25 @@ def test_the_budget_is_the_last_check() -> None:
     assert replay("budget", Curve([10, 20, 30]), 1, budget=25) == Choice(20, None)
 
 
-def fit_of(seed: int, checks: int, every: int, sigma: float) -> list[Observation]:
-    """A made-up fit: errors fall, and the noise comes in."""
+Seen = tuple[int, dict[str, float]]
+
+
+def fit_of(seed: int, checks: int, every: int, sigma: float) -> list[Seen]:
+    """What rules see of a made-up fit: errors fall, and the noise comes in."""
     rng = np.random.default_rng(seed)
     image, noise, rate = rng.random((1, 6, 6)), sigma * rng.standard_normal((1, 6, 6)), rng.uniform(100, 600)
-    seen = []
+    watch, seen = Watch(), []
     for iteration in range(every, every * checks + 1, every):
         settled, wild = 1 - math.exp(-iteration / rate), (iteration / 6000) ** 2 * noise
         output = (settled * image + wild + 0.02 * rng.standard_normal(image.shape)).astype(np.float32)
         loss, held_out = (float(((output - image - it) ** 2).mean()) for it in (noise, sigma * rng.standard_normal(1)))
-        seen.append(Observation(iteration, output, loss, held_out))
+        seen.append((iteration, {"loss": loss, "held_out": held_out, **watch.observe(iteration, output)}))
     return seen
 
 
-def recorded(fit: list[Observation], sigma: float) -> Curve:
-    wmv, emv = WindowedVariance(), MovingVariance()
-    return Curve(
-        [seen.iteration for seen in fit],
-        loss=[seen.loss for seen in fit],
-        held_out=[seen.held_out for seen in fit],
-        wmv=[wmv.observe(seen.iteration, seen.output) for seen in fit],
-        emv=[emv.observe(seen.iteration, seen.output) for seen in fit],
-        sigma=sigma,
-    )
+def recorded(fit: list[Seen], sigma: float) -> Curve:
+    lists = {name: [watched[name] for _, watched in fit] for name in ("loss", "held_out", "wmv", "emv")}
+    return Curve([iteration for iteration, _ in fit], **lists, sigma=sigma)  # type: ignore[arg-type]
 
 
 @few
@@ -189,12 +185,12 @@ def test_a_choice_does_not_depend_on_what_comes_after(
     """At work, replayed, replayed with a smaller budget, and of a fit that is cut there: all the same."""
     fit, sigma = fit_of(seed, checks, every, 0.3), 0.3
     budget = min(cut, checks) * every
-    rule, answer, ended_at = make(name, patience, sigma), 0, None
-    for seen in fit[: min(cut, checks)]:
-        if rule.observe(seen):
-            answer = seen.iteration
+    rule, answer, ended_at = Rule(name, patience, sigma), 0, None
+    for iteration, watched in fit[: min(cut, checks)]:
+        if rule.observe(iteration, watched):
+            answer = iteration
         if rule.over:
-            ended_at = seen.iteration
+            ended_at = iteration
             break
     whole, part = recorded(fit, sigma), recorded(fit[: min(cut, checks)], sigma)
     if part.criterion(name) is None:  # nothing was judged so soon
@@ -205,11 +201,10 @@ def test_a_choice_does_not_depend_on_what_comes_after(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_over_stays_so(name: Name) -> None:
-    fit = fit_of(1, 60, 10, 0.3)
-    rule = make(name, 50, 0.5)
+    rule = Rule(name, 50, 0.5)
     answers, overs = [], []
-    for seen in [*fit, replace(fit[0], iteration=700, loss=0.0, held_out=0.0)]:
-        answers.append(rule.observe(seen))
+    for iteration, watched in [*fit_of(1, 60, 10, 0.3), (700, dict.fromkeys(("loss", "held_out", "wmv", "emv"), 0.0))]:
+        answers.append(rule.observe(iteration, watched))
         overs.append(rule.over)
     assert overs == sorted(overs)
     assert not any(new for new, over in zip(answers[1:], overs, strict=False) if over)

@@ -119,6 +119,11 @@ class Metric:
         """Whether less is better."""
         return self.better == "minimize"
 
+    @property
+    def is_of_output(self) -> bool:
+        """Whether it says how good a reconstruction is."""
+        return "ensemble" in self.inputs
+
     def measurable(self, height: int, width: int) -> bool:
         """Whether an image of this size is large enough."""
         return min(height, width) >= self.side
@@ -252,13 +257,13 @@ def _later(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Futur
 @functools.cache
 def _threads(process: int) -> ThreadPoolExecutor:
     """The threads of a process: a fork has none of its parent's."""
-    return ThreadPoolExecutor(thread_name_prefix="ddstudy-metrics", initializer=_take_one_core)
+    return ThreadPoolExecutor(thread_name_prefix="ddstudy-metrics", initializer=take_one_core)
 
 
 _taking = threading.Lock()
 
 
-def _take_one_core() -> None:
+def take_one_core() -> None:
     """Leaves this thread one of torch's threads.
 
     torch keeps that number for each of our threads, but also lets threads begin with the last one that was set

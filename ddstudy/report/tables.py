@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ddstudy.images.metrics import METRICS, QUALITY, Direction
+from ddstudy.images.metrics import METRICS, Direction
 from ddstudy.images.tiling import tile_shape
 from ddstudy.report.words import FACETS, text_of
 from ddstudy.spec.options import OPTIONS, THESIS
@@ -50,8 +50,9 @@ _ORDERS = {path: option.words for path, option in OPTIONS.items() if option.kind
 
 
 def finished(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials that were measured: COMPLETE or PRUNED, with a PSNR."""
-    rows = trials[trials["state"].isin(["COMPLETE", "PRUNED"]) & trials["psnr"].notna()]
+    """The trials that were measured: COMPLETE or PRUNED, with a PSNR or a judge's score."""
+    scores = trials[trials.columns.intersection(["psnr", "judge"])]
+    rows = trials[trials["state"].isin(["COMPLETE", "PRUNED"]) & scores.notna().any(axis=1)]
     return rows.assign(stable=rows["stable"].eq(True))
 
 
@@ -59,7 +60,7 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The measured trials among which `metric` may be compared: the rules at the top of this module."""
     rows = finished(trials)
     rows = rows[rows[metric].notna()]
-    if metric in QUALITY:
+    if metric in METRICS and METRICS[metric].is_of_output:
         return rows[rows["stable"]]
     if metric == "seconds":
         return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]

@@ -138,7 +138,7 @@ def fit_together(
         UserError: the device does not have the method.
     """
     if len({problem.kind for problem in problems}) != 1:
-        raise ValueError("problems that are fitted together have one prior and measurements of one shape")
+        raise ValueError("problems that are fitted together have one prior, one operator and arrays of one shape")
     method = choose(device, method.engine, method.precision) if method else choose(device)
     ended = ended or [threading.Event() for _ in problems]
     return solver_of(method)(problems, config, stops, device=device, threads=threads, ended=ended)

@@ -20,22 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.priors.base import Prior
+from ddstudy.tasks.base import Operator
 
 EMA_ITERATIONS = 100  # of the average of weights: the mean of the first so many, then exponential with this constant
+JITTER_ITERATIONS = 500  # with one standard deviation, before it decays
 FLAT_VARIANCE = 1e-12  # of its squared mean: a channel of less variance in a tile is constant there but for rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """All that a solver sees: a measurement y = A x + e, with A = 1, and the network whose output x is fitted to it.
+    """All that a solver sees: a measurement y = A x + e, and the network whose output x is fitted to it.
+
+    A sample of y that is NaN was not measured, or is held out: no loss has it.
 
     Attributes:
         prior: the network.
-        measurement: float32 (T, C, h, w), y cut into tiles.
+        measurement: float32, y. Without operator (T, C, h, w), cut into tiles; otherwise (*operator.shape). At least
+            one sample is not NaN.
         inputs: float32 (M, T, *prior.input_shape), the fixed input tensors of M members.
         weights: float32 (M, prior.parameters), the members' random starts.
-        pixels: int64 (C H W,), where the slice's pixels are among the numbers of `measurement`, in the slice's order:
-            padding is none of them. None where they are all numbers of `measurement` in their order.
+        pixels: int64 (C H W,), where the slice's pixels are among the T C h w numbers of a member's output, in the
+            slice's order: padding is none of them. None where they are all numbers in their order.
+        operator: A; None: A = 1.
+        shape: (C, H, W) of the slice that the operator takes; None: it is one tile.
+        jitter_seeds: uint64 (M,), of the streams that `Config.jitter` is drawn from; not needed without.
     """
 
     prior: Prior
@@ -43,37 +51,90 @@ class Problem:
     inputs: NDArray[np.float32]
     weights: NDArray[np.float32]
     pixels: NDArray[np.int64] | None = None
+    operator: Operator | None = None
+    shape: tuple[int, int, int] | None = None
+    jitter_seeds: NDArray[np.uint64] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.measured:
+            raise ValueError("the measurement has no sample but NaN")
+
+    @cached_property
+    def measured(self) -> int:
+        """Number of samples that are not NaN."""
+        return int(np.count_nonzero(~np.isnan(self.measurement)))
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What problems that are fitted together have in common."""
-        return self.prior, self.measurement.shape
+        return self.prior, self.inputs.shape[1:], self.measurement.shape, self.operator, self.shape
 
 
 @dataclass(frozen=True)
 class Config:
-    """How members are optimised, by Adam on the mean squared error of all tiles.
+    """How members are optimised, by Adam on the mean squared error of all samples that were measured.
 
     Attributes:
         learning_rate: of Adam.
         keep: which weights of a member a snapshot shows: the `last`; the `best`, those of the least loss of all whose
             loss the fit has seen; or the `average`, the mean of the first `EMA_ITERATIONS` and an exponential moving
             average (EMA) of that time constant from there on. Adam goes the same way in any case.
+        average: in [0, 1), weight of the past in an exponential average of outputs: the first output, and from then
+            on mean <- average mean + (1 - average) output in each iteration (Ulyanov et al., 2018, with 0.99). A
+            snapshot shows this mean, whatever `keep` says. Outputs are those whose losses the fit sees: of the current
+            weights, before an update changes them, and of the jittered input. 0: none.
+        jitter: standard deviation of normal noise that is added to the input tensor anew in each iteration. Snapshots
+            that show weights have their outputs for the input as it is. 0: none.
+        jitter_decay: what that is multiplied with every `JITTER_ITERATIONS` iterations.
     """
 
     learning_rate: float = 0.01
     keep: Literal["last", "best", "average"] = "last"
+    average: float = 0.0
+    jitter: float = 0.0
+    jitter_decay: float = 1.0
+
+
+class Jitter:
+    """The input of one member with new noise in each iteration, from a stream of its own.
+
+    Noise is drawn by numpy in single precision for every solver and device.
+
+    Args:
+        config: how strong it is.
+        problem: whose member it is.
+        member: its index in the problem.
+
+    Raises:
+        ValueError: the problem has no seeds.
+    """
+
+    def __init__(self, config: Config, problem: Problem, member: int) -> None:
+        if problem.jitter_seeds is None:
+            raise ValueError("Config.jitter needs Problem.jitter_seeds")
+        self._config, self._inputs = config, problem.inputs[member]
+        self._stream = np.random.default_rng(int(problem.jitter_seeds[member]))
+        self._iteration = 0
+
+    def inputs(self) -> NDArray[np.float32]:
+        """(T, *prior.input_shape) for the next iteration."""
+        noise = self._stream.standard_normal(self._inputs.shape, dtype=np.float32)
+        scale = self._config.jitter * self._config.jitter_decay ** (self._iteration // JITTER_ITERATIONS)
+        self._iteration += 1
+        noise *= np.float32(scale)
+        noise += self._inputs
+        return noise
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The state of a fit after some iterations, for the weights that `Config.keep` chooses.
+    """The state of a fit after some iterations, for the weights that `Config.keep` chooses, or the average of outputs.
 
     Attributes:
         iteration: updates done.
         seconds: time spent on them, without metrics, snapshots or compilation; of a pack the share of its members.
-        losses: float64 (M,), mean squared error of each member against the measurement, over `Problem.pixels` (Eq. 2.3
-            without its padding); NaN where a member diverged.
+        losses: float64 (M,), mean squared error of each member against the samples that were measured, without
+            operator those among `Problem.pixels` (Eq. 2.3 without its padding); NaN where a member diverged.
         ranges: float32 (M, T), largest minus smallest output of each tile.
         fetch: takes the outputs from the device.
     """
@@ -86,7 +147,7 @@ class Snapshot:
 
     @cached_property
     def outputs(self) -> NDArray[np.float32]:
-        """(M, T, C, h, w) in [0, 1]; of a fit on a GPU, to be asked for before the fit goes on."""
+        """(M, T, C, h, w), in [0, 1] but for a linear head; of a fit on a GPU, to be asked for before the fit goes on."""
         return self.fetch()
 
     def fetched(self) -> Snapshot:
@@ -183,10 +244,16 @@ def snapshots(
 def summary(
     outputs: NDArray[np.float32], measurement: NDArray[np.float32], pixels: NDArray[np.int64] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `Snapshot` has them; measurement (T, C, h, w)."""
+    """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `Snapshot` has them; measurement (T, C, h, w).
+
+    Without operator; with one, `ddstudy.solvers.fidelity.Fidelity.summary` has them.
+    """
     predicted, measured = outputs.reshape(len(outputs), -1), measurement.reshape(-1)
     if pixels is not None:
         predicted, measured = predicted[:, pixels], measured[pixels]
+    known = ~np.isnan(measured)
+    if not known.all():
+        predicted, measured = predicted[:, known], measured[known]
     errors = predicted.astype(np.float64) - measured
     return (errors**2).mean(axis=1), np.ptp(outputs, axis=(2, 3, 4))
 

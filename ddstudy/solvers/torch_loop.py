@@ -20,7 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddstudy.solvers.base import EMA_ITERATIONS, Config, Problem, Snapshot, State, set_on_exit, snapshots, summary
+from ddstudy.solvers.base import (
+    EMA_ITERATIONS,
+    Config,
+    Jitter,
+    Problem,
+    Snapshot,
+    State,
+    set_on_exit,
+    snapshots,
+    summary,
+)
+from ddstudy.solvers.fidelity import Fidelity
 
 
 def solve(
@@ -61,8 +72,8 @@ class _Ensemble:
         self.problems, self.device, self.pool, self.leaving = problems, device, pool, leaving
         self.members: dict[int, list[_Member]] = {}
         for index, problem in enumerate(problems):
-            measurement = torch.tensor(problem.measurement, device=device)
-            self.members[index] = [_Member(problem, config, m, measurement) for m in range(len(problem.weights))]
+            loss = _loss(problem, device)
+            self.members[index] = [_Member(problem, config, m, loss, device) for m in range(len(problem.weights))]
         # sets up kernels and memory: not part of the fit's time
         list(pool.map(_Member.backward, itertools.chain(*self.members.values())))
         self._synchronize()
@@ -80,8 +91,11 @@ class _Ensemble:
         for index in indices:
             outputs = np.stack(list(self.pool.map(_Member.output, self.members[index])))
             problem = self.problems[index]
-            losses, ranges = summary(outputs, problem.measurement, problem.pixels)
-            states[index] = State(losses, ranges, partial(np.copy, outputs))
+            if problem.operator is None:
+                found = summary(outputs, problem.measurement, problem.pixels)
+            else:
+                found = self.pool.submit(Fidelity(problem, "cpu").summary, torch.from_numpy(outputs)).result()
+            states[index] = State(*found, partial(np.copy, outputs))
         return states
 
     def drop(self, indices: Collection[int]) -> None:
@@ -95,32 +109,51 @@ class _Ensemble:
             torch.mps.synchronize()
 
 
+def _loss(problem: Problem, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Of one member's outputs (T, C, h, w), over the samples that were measured."""
+    if problem.operator is not None:
+        return Fidelity(problem, device).loss
+    measurement = torch.tensor(problem.measurement, device=device)
+    if problem.measured == problem.measurement.size:
+        return partial(nn.functional.mse_loss, target=measurement)
+    known = ~measurement.isnan()
+    return lambda outputs: torch.where(known, outputs - measurement, 0.0).square().sum() / problem.measured
+
+
 class _Member:
     """One network and its optimiser."""
 
-    def __init__(self, problem: Problem, config: Config, index: int, measurement: torch.Tensor) -> None:
-        self.measurement = measurement
-        device = measurement.device
-        self.input = torch.tensor(problem.inputs[index], device=device)
+    def __init__(
+        self, problem: Problem, config: Config, index: int, loss: Callable[[torch.Tensor], torch.Tensor], device: str
+    ) -> None:
+        self.loss_of, self.device = loss, device
+        self.input = self.current_input = torch.tensor(problem.inputs[index], device=device)
         self.net = problem.prior.build()
         nn.utils.vector_to_parameters(torch.tensor(problem.weights[index]), self.net.parameters())
         self.net.to(device)
+        self.jitter = Jitter(config, problem, index) if config.jitter else None
+        self.average, self.mean = config.average, torch.empty(0)
         self.keep, self.best_loss, self.averaged = config.keep, torch.tensor(torch.inf, device=device), 0
         self.kept = self.net if self.keep == "last" else copy.deepcopy(self.net)
         # fused: one call for all parameters instead of a dozen small ones for each
-        self.adam = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate, fused=device.type != "mps")
+        self.adam = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate, fused=device != "mps")
 
     def backward(self) -> None:
         self.adam.zero_grad(set_to_none=True)
-        loss = nn.functional.mse_loss(self.net(self.input), self.measurement)
+        outputs = self.net(self.current_input)
+        loss = self.loss_of(outputs)
         loss.backward()
-        self.loss = loss.detach()
+        self.loss, self.outputs = loss.detach(), outputs.detach()
 
     def advance(self, iterations: int, ended: Callable[[], bool]) -> None:
         for _ in range(iterations):
             if ended():
                 return
+            if self.jitter is not None:
+                self.current_input = torch.from_numpy(self.jitter.inputs()).to(self.device)
             self.backward()
+            if self.average:
+                self.mean = self.mean.lerp(self.outputs, 1 - self.average) if len(self.mean) else self.outputs
             self.update_kept()
             self.adam.step()
 
@@ -137,5 +170,6 @@ class _Member:
 
     @torch.no_grad()
     def output(self) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = self.kept(self.input).cpu().numpy()
+        shown = self.mean if self.average else self.kept(self.input)
+        output: NDArray[np.float32] = shown.cpu().numpy()
         return output

@@ -28,13 +28,17 @@ NUMBERS = (
     "iterations_done",
     "dead_members",
     "waited_percent",
+    "chosen_iteration",
+    "oracle_iteration",
+    "oracle_psnr",
+    "oracle_gap",
 )
-_TEXTS = ("fit_id", "reason", "device", "engine", "pruner", "images", "log", REUSED, VERSION, "commit")
+_TEXTS = ("fit_id", "reason", "device", "engine", "pruner", "images", "log", "ended_by", REUSED, VERSION, "commit")
 _FLAGS = ("stable", "shared", "disturbed", "given_up")
 _OF_ALL_RESULTS = ("fit_id", "iterations_done", "seconds")
 _OF_WHOLE_RESULTS = ("stable", "shared", "device", "curve")  # that no pruner stopped
 _RESULTS = (TrialState.COMPLETE, TrialState.PRUNED)
-_OF_CHECKS = ("loss", "held_out", "score", "wmv", "emv")  # what the curve of a task has besides, see `study.stopping`
+_OF_CHECKS = ("spread", "loss", "held_out", "score", "wmv", "emv")  # what the curve of a task has besides
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,9 @@ def _record(trial: FrozenTrial, setting: Setting | None, spec: StudySpec, *, add
     if has_result and attrs["fit_id"] != setting.fit.id:
         raise DamagedError("its attribute 'fit_id' is of another fit")
     if trial.state == TrialState.COMPLETE:
-        if "psnr" not in attrs or "pruner" in attrs:
-            raise DamagedError("it is COMPLETE and no result of ddstudy: it has no attribute 'psnr'")
+        score = "psnr" if spec.judge.against == "truth" else "judge"
+        if score not in attrs or "pruner" in attrs:
+            raise DamagedError(f"it is COMPLETE and no result of ddstudy: it has no attribute '{score}'")
         if len(trial.values) != len(spec.objectives):
             raise DamagedError(f"it has {len(trial.values)} values, the study {len(spec.objectives)} objectives")
     if trial.datetime_start is None or trial.datetime_complete is None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -34,23 +34,6 @@ Name = Literal["budget", "wmv", "emv", "discrepancy", "held_out"]
 NAMES: tuple[Name, ...] = get_args(Name)
 WINDOW = 100  # iterations that `wmv` looks back, and before which neither variance is judged
 WEIGHT = 0.1  # of an iteration in the averages of `emv`
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """What a rule sees of a fit at a check.
-
-    Attributes:
-        iteration: updates done, ascending from check to check, evenly spaced.
-        output: float32 (C, H, W), mean of the members' outputs, as the network makes it.
-        loss: mean of the members' losses: mean squared error against the measured samples.
-        held_out: mean squared error of the ensemble on the held-out samples; NaN where none are.
-    """
-
-    iteration: int
-    output: NDArray[np.float32]
-    loss: float
-    held_out: float = math.nan
 
 
 class WindowedVariance:
@@ -119,30 +102,22 @@ class _Lowest:
         return is_chosen
 
 
+class Watch:
+    """What is recorded of a fit's outputs at its checks, for the rules that look at them: `wmv` and `emv`."""
+
+    def __init__(self) -> None:
+        self._windowed, self._moving = WindowedVariance(), MovingVariance()
+
+    def observe(self, iteration: int, output: NDArray[np.float32]) -> dict[str, float]:
+        """Takes in the ensemble's output (C, H, W), the mean of its members', at a check; criterion by rule."""
+        return {
+            "wmv": self._windowed.observe(iteration, output),
+            "emv": self._moving.observe(iteration, output),
+        }
+
+
 class Rule:
-    """A stopping rule at work on one fit, see `make`.
-
-    Attributes:
-        criterion: at the latest check; NaN where it is not judged.
-    """
-
-    def __init__(self, criterion: Callable[[Observation], float], patience: int) -> None:
-        self._criterion, self._lowest = criterion, _Lowest(patience)
-        self.criterion = math.nan
-
-    def observe(self, seen: Observation) -> bool:
-        """Takes in a check; True: it is the new answer, until another is."""
-        self.criterion = self._criterion(seen)
-        return self._lowest.take(seen.iteration, self.criterion)
-
-    @property
-    def over(self) -> bool:
-        """The fit may end: no later check will be the answer."""
-        return self._lowest.over
-
-
-def make(name: Name, patience: int, sigma: float) -> Rule:
-    """A rule for one fit.
+    """A stopping rule at work on one fit.
 
     Args:
         name: of the rule, `fit.stop`.
@@ -150,19 +125,33 @@ def make(name: Name, patience: int, sigma: float) -> Rule:
         sigma: for `discrepancy`, standard deviation of the noise in the samples that the loss sees, in their unit: of
             the real and of the imaginary part each where they are complex. Noise that was clipped has less.
     """
-    match name:
-        case "wmv":
-            windowed = WindowedVariance()
-            return Rule(lambda seen: windowed.observe(seen.iteration, seen.output), patience)
-        case "emv":
-            moving = MovingVariance()
-            return Rule(lambda seen: moving.observe(seen.iteration, seen.output), patience)
-        case "held_out":
-            return Rule(lambda seen: seen.held_out, patience)
-        case "discrepancy":
-            return Rule(lambda seen: _if_reached(seen.loss, sigma), 0)
-        case "budget":
-            return Rule(lambda seen: math.nan, patience)
+
+    def __init__(self, name: Name, patience: int, sigma: float) -> None:
+        self._name, self._sigma = name, sigma
+        self._lowest = _Lowest(0 if name == "discrepancy" else patience)
+
+    def observe(self, iteration: int, watched: Mapping[str, float]) -> bool:
+        """Takes in a check; True: it is the new answer, until another is.
+
+        Args:
+            iteration: updates done, ascending from check to check, evenly spaced.
+            watched: `loss`, the mean of the members' losses; `held_out`, mean squared error of the ensemble on the
+                held-out samples; `wmv` and `emv` of `Watch`. A rule needs its own only.
+        """
+        return self._lowest.take(iteration, _criterion(self._name, watched, self._sigma))
+
+    @property
+    def over(self) -> bool:
+        """The fit may end: no later check will be the answer."""
+        return self._lowest.over
+
+
+def _criterion(name: Name, watched: Mapping[str, float], sigma: float) -> float:
+    if name == "budget":
+        return math.nan
+    if name == "discrepancy":
+        return _if_reached(watched["loss"], sigma)
+    return watched[name]
 
 
 def _if_reached(loss: float, sigma: float) -> float:
@@ -191,7 +180,7 @@ class Curve:
         score: of the ensemble, dB, by the truth or by what judges in its place.
         wmv: criterion of the rule.
         emv: criterion of the rule.
-        sigma: of the noise, see `make`; 0 where it is not known.
+        sigma: of the noise, see `Rule`; 0 where it is not known.
     """
 
     iterations: Sequence[int]
@@ -231,11 +220,11 @@ def replay(name: Name, curve: Curve, patience: int, budget: int | None = None) -
     Args:
         name: of the rule.
         curve: of a fit that ran on for long enough.
-        patience: see `make`.
+        patience: see `Rule`.
         budget: iterations that it would have had; None: all.
 
     Returns:
-        The choice that `make` leads to; None where the curve lacks what the rule looks at.
+        What `Rule` chooses; None where the curve lacks what the rule looks at.
     """
     criteria = curve.criterion(name)
     if criteria is None:
@@ -282,7 +271,7 @@ def audit(curves: Sequence[Curve], name: Name, patience: int, budget: int | None
     Args:
         curves: of the fits; those that lack what the rule looks at are passed over.
         name: of the rule.
-        patience: see `make`.
+        patience: see `Rule`.
         budget: iterations of a fit; None: all that it ran.
     """
     gaps, saved, never = [], [], 0

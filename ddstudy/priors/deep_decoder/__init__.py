@@ -1,7 +1,7 @@
 """The Deep Decoder (thesis sec. 2.2): its geometry, size, cost and random start; `network` has it in torch.
 
 A decoder is l blocks of 1x1 convolution, bilinear upsampling, ReLU and instance normalisation (Eq. 2.1), then a 1x1
-convolution to the image's channels and a sigmoid (Eq. 2.2). Sizes grow geometrically from the input's to the
+convolution to the image's channels and a sigmoid (Eq. 2.2), or nothing where images are not in [0, 1]. Sizes grow geometrically from the input's to the
 tile's, so that any scale factor s and any number of blocks l fit together.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,15 @@ class DeepDecoder:
 
     Attributes:
         k: channels of every block.
-        channels: channels of the output, 1 grey or 3 RGB.
+        channels: channels of the output: 1 grey, 2 complex (real and imaginary part), 3 RGB.
         sizes: (rows, columns) of the input and after each block, l + 1 entries; the last is the tile's.
+        head: what follows the last convolution: `sigmoid`, or nothing, `linear`.
     """
 
     k: int
     channels: int
     sizes: tuple[tuple[int, int], ...]
+    head: Literal["sigmoid", "linear"] = "sigmoid"
 
     @property
     def blocks(self) -> int:
@@ -77,20 +79,22 @@ class DeepDecoder:
         return np.concatenate(parts).astype(np.float32)
 
     def build(self) -> Network:
-        """The network in torch, (tiles, k, h0, w0) -> (tiles, channels, h, w) in [0, 1], with torch's own weights."""
+        """The network in torch, (tiles, k, h0, w0) -> (tiles, channels, h, w), with torch's own weights."""
         from ddstudy.priors.deep_decoder.network import Network  # torch is heavy, and most callers want shapes only
 
         return Network(self)
 
 
-def deep_decoder(k: int, s: int, l: int, height: int, width: int, channels: int = 1) -> DeepDecoder:
+def deep_decoder(
+    k: int, s: int, l: int, height: int, width: int, channels: int = 1, head: Literal["sigmoid", "linear"] = "sigmoid"
+) -> DeepDecoder:
     """The decoder for a tile of (height, width).
 
     The input is max(1, round(height / s)) rows (halves up), likewise columns; block i of l ends at
     ceil(h0 (height / h0)^(i / l)) rows, the last at the tile's size exactly.
     """
     rows, columns = _progression(height, s, l), _progression(width, s, l)
-    return DeepDecoder(k, channels, tuple(zip(rows, columns, strict=True)))
+    return DeepDecoder(k, channels, tuple(zip(rows, columns, strict=True)), head)
 
 
 def _progression(size: int, s: int, l: int) -> list[int]:

@@ -26,13 +26,15 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Input (tiles, k, h0, w0) -> output (tiles, channels, h, w) in [0, 1]."""
+    """Input (tiles, k, h0, w0) -> output (tiles, channels, h, w), in [0, 1] but for a linear head."""
 
     def __init__(self, prior: DeepDecoder) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(Block(prior.k, size) for size in prior.sizes[1:]))
         self.head = nn.Conv2d(prior.k, prior.channels, 1, bias=False)
+        self.linear = prior.head == "linear"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """All blocks and the head (Eq. 2.2)."""
-        return torch.sigmoid(self.head(self.blocks(x)))
+        logits: torch.Tensor = self.head(self.blocks(x))
+        return logits if self.linear else torch.sigmoid(logits)

@@ -14,15 +14,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import DeepDecoder
-from ddstudy.solvers.base import Config, Problem, State, set_on_exit
+from ddstudy.solvers.base import Config, Jitter, Problem, State, set_on_exit
 from ddstudy.solvers.fused.kernels import Array, Kernels
 from ddstudy.solvers.fused.step import Step
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddstudy.solvers.fidelity import Fidelity
 
 _log = logging.getLogger("ddstudy")
 
@@ -44,7 +49,8 @@ def ensemble(
         raise TypeError(f"the fused solver is for Deep Decoders, not for {prior}")
     leaving = threading.Event()
     count = 1 if kernels.BATCHED else min(threads, sum(len(problem.weights) for problem in problems))
-    with ThreadPoolExecutor(count, initializer=kernels.begin_thread) as pool:
+    begin = kernels.begin_thread if problems[0].operator is None else partial(_begin_with_torch, kernels)
+    with ThreadPoolExecutor(count, initializer=begin) as pool:
         made = _Ensemble(problems, prior, config, kernels, precision, pool, count, leaving)
         try:
             with set_on_exit(leaving):  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
@@ -52,6 +58,14 @@ def ensemble(
                 yield made
         finally:
             pool.submit(made.close).result()
+
+
+def _begin_with_torch(kernels: Kernels) -> None:
+    """Operators are computed by torch, which would split sums over threads, and take the cores of other members."""
+    from ddstudy.images.metrics import take_one_core
+
+    kernels.begin_thread()
+    take_one_core()
 
 
 class _Ensemble:
@@ -72,6 +86,14 @@ class _Ensemble:
         self.prior, self.config, self.kernels, self.precision = prior, config, kernels, precision
         self.pool, self.threads, self.leaving = pool, threads, leaving
         self.measurements: dict[int, _Measurement] = {}
+        self.fidelities: dict[int, Fidelity] = {}
+        self.jitters: dict[tuple[int, int], Jitter] = {}
+        if config.jitter:
+            self.jitters = {
+                (index, m): Jitter(config, problem, m)
+                for index, problem in self.problems.items()
+                for m in range(len(problem.weights))
+            }
         self.groups: list[_Group] = []
         self.steps: list[Step] = []
         self.advances = 0  # and closings: outputs on the device are those of the latest
@@ -80,12 +102,18 @@ class _Ensemble:
         """Makes groups and steps. Compiles and touches everything: that is not part of the fit's time."""
         everyone = [(index, m) for index, problem in self.problems.items() for m in range(len(problem.weights))]
         parts = [everyone] if self.kernels.BATCHED else [[member] for member in everyone]
-        measurement = self.problems[everyone[0][0]].measurement
+        some = self.problems[everyone[0][0]]
+        tiles = some.measurement
+        if some.operator is not None:
+            tiles = np.zeros((some.inputs.shape[1], self.prior.channels, *self.prior.sizes[-1]), np.float32)
         with self.kernels.device_lock(), _telling_of_compilation():
             self.steps = [
-                Step(self.prior, measurement, len(parts[0]), self.kernels, self.precision) for _ in range(self.threads)
+                Step(self.prior, tiles, len(parts[0]), self.kernels, self.precision) for _ in range(self.threads)
             ]
-            self.measurements = _measurements(self.problems, self.kernels)
+            if some.operator is None:
+                self.measurements = _measurements(self.problems, self.kernels)
+            else:
+                self.fidelities = _fidelities(self.problems, self.kernels.tensor(self.steps[0].outputs).device)
             for step in self.steps:
                 first = self._group(parts[0], step)
                 first.iterate(step)
@@ -96,7 +124,7 @@ class _Ensemble:
             self.kernels.synchronize()
 
     def _group(self, members: Sequence[tuple[int, int]], step: Step) -> _Group:
-        return _Group(self.problems, self.measurements, self.config, members, step)
+        return _Group(self, members, step)
 
     def close(self) -> None:
         """Gives back what the device has of this ensemble; its snapshots' outputs are gone with it."""
@@ -104,7 +132,7 @@ class _Ensemble:
             self.kernels.synchronize()
             for group in self.groups:
                 group.close()
-            self.measurements, self.groups, self.steps = {}, [], []
+            self.measurements, self.fidelities, self.groups, self.steps = {}, {}, [], []
             self.advances += 1
 
     def advance(self, iterations: int, ended: Callable[[int], bool]) -> None:
@@ -128,14 +156,16 @@ class _Ensemble:
         def states_of(group: _Group) -> dict[int, State]:
             step = idle.get()  # there are as many as threads
             with self.kernels.device_lock():
-                group.captured_forward(step)
-                on_device = step.outputs
+                on_device = group.shown(step)
                 if not self.kernels.BATCHED:
                     on_device = self.kernels.to_numpy(on_device)  # before the next group takes the step
                 states = {}
                 for index in group.rows.keys() & set(indices):
                     outputs = on_device[group.rows[index]]
-                    losses, ranges = self.kernels.summary(outputs, *self.measurements[index])
+                    if index in self.fidelities:
+                        losses, ranges = self.fidelities[index].summary(self.kernels.tensor(outputs))
+                    else:
+                        losses, ranges = self.kernels.summary(outputs, *self.measurements[index])
                     fetch = partial(self._fetch, outputs, self.advances) if self.kernels.BATCHED else outputs.copy
                     states[index] = State(losses, ranges, fetch)
             idle.put(step)
@@ -188,6 +218,12 @@ def _measurements(problems: Mapping[int, Problem], kernels: Kernels) -> dict[int
     return made
 
 
+def _fidelities(problems: Mapping[int, Problem], device: torch.device) -> dict[int, Fidelity]:
+    from ddstudy.solvers.fidelity import Fidelity  # torch is heavy, and not needed without operator
+
+    return {index: Fidelity(problem, device) for index, problem in problems.items()}
+
+
 def _joined(states: list[State]) -> State:
     """Of members that are in several groups."""
     if len(states) == 1:
@@ -203,9 +239,7 @@ class _Group:
     """Members that are computed together, and their optimiser.
 
     Args:
-        problems: whose members they are.
-        measurements: of the problems.
-        config: of the optimiser, and which weights are kept.
+        ensemble: whose they are.
         members: index of the problem and of the member in it, for each; those of a problem follow each other.
         step: where they are computed.
 
@@ -217,36 +251,70 @@ class _Group:
     captured_iterate: Callable[[Step], None]
     captured_forward: Callable[[Step], None]
 
-    def __init__(
-        self,
-        problems: Mapping[int, Problem],
-        measurements: Mapping[int, _Measurement],
-        config: Config,
-        members: Sequence[tuple[int, int]],
-        step: Step,
-    ) -> None:
+    def __init__(self, ensemble: _Ensemble, members: Sequence[tuple[int, int]], step: Step) -> None:
+        problems, config, self.kernels = ensemble.problems, ensemble.config, step.kernels
         owners = [index for index, _ in members]
         self.rows = {index: slice(owners.index(index), owners.index(index) + owners.count(index)) for index in owners}
-        self.inputs = step.pad(np.stack([problems[index].inputs[m] for index, m in members]))
+        self.inputs = self.current_inputs = step.pad(np.stack([problems[index].inputs[m] for index, m in members]))
+        self.jitters = [ensemble.jitters[member] for member in members] if ensemble.jitters else []
+        if self.jitters:
+            self.current_inputs = step.pad(np.stack([problems[index].inputs[m] for index, m in members]))
         starts = np.stack([problems[index].weights[m] for index, m in members])
-        self.kernels = step.kernels
         self.weights = self.kernels.from_numpy(starts, step.dtype)
         self.gradients = self.kernels.from_numpy(np.zeros_like(starts), step.dtype)
         self.adam = self.kernels.Adam(self.weights, config.learning_rate)
-        self.kept = self.kernels.Iterate(self.weights, config.keep)
-        self.measurement = measurements[owners[0]].tiles
-        if any(measurements[index].tiles is not self.measurement for index in self.rows):
+        self.kept = self.kernels.Iterate(self.weights, "last" if config.average else config.keep)
+        self.average = self.kernels.Average(step.outputs, config.average) if config.average else None
+        self.measured = self.kernels.from_numpy(np.array([problems[index].measured for index in owners]), "int64")
+        self.fidelities = [
+            (ensemble.fidelities[index], rows) for index, rows in self.rows.items() if ensemble.fidelities
+        ]
+        if self.fidelities:
+            self.losses = self.kernels.zeros((len(members),), "float64")
+            # dL/d outputs, in the measurement's place; what is no pixel stays zero
+            self.measurement = self.kernels.zeros(tuple(step.outputs.shape), step.dtype)
+            return
+        self.measurement = ensemble.measurements[owners[0]].tiles
+        if any(ensemble.measurements[index].tiles is not self.measurement for index in self.rows):
             each = np.stack([problems[index].measurement for index in owners])
             self.measurement = self.kernels.from_numpy(each, step.dtype)
 
+    def advance(self, step: Step) -> None:
+        """One iteration, once it is captured."""
+        if self.jitters:
+            with self.kernels.device_lock():
+                step.write_inputs(self.current_inputs, np.stack([jitter.inputs() for jitter in self.jitters]))
+        self.captured_iterate(step)
+
     def iterate(self, step: Step) -> None:
-        step.measurement = self.measurement
-        losses = step.mse(self.inputs, self.weights, self.gradients)
+        step.measurement, step.measured = self.measurement, self.measured
+        if self.fidelities:
+            losses = self._fit_samples(step)
+        else:
+            losses = step.mse(self.current_inputs, self.weights, self.gradients)
+        if self.average is not None:
+            self.average.update(step.outputs)
         self.kept.update(losses, self.weights)
         self.adam.update(self.gradients)
 
+    def _fit_samples(self, step: Step) -> Array:
+        """Losses of A x, and their gradient."""
+        outputs = self.kernels.tensor(step.forward(self.current_inputs, self.weights))
+        losses, grad_outputs = self.kernels.tensor(self.losses), self.kernels.tensor(self.measurement)
+        for fidelity, rows in self.fidelities:
+            fidelity.gradient(outputs[rows], losses[rows], grad_outputs[rows])
+        step.backward(self.current_inputs, self.weights, self.measurement, self.gradients)
+        return self.losses
+
     def forward(self, step: Step) -> None:
         step.forward(self.inputs, self.kept.weights)
+
+    def shown(self, step: Step) -> Array:
+        """The outputs (M, T, C, h, w) of a snapshot."""
+        if self.average is not None:
+            return self.average.mean
+        self.captured_forward(step)
+        return step.outputs
 
     def capture(self, step: Step) -> None:
         """Once everything that `iterate` and `forward` launch was launched before."""
@@ -256,7 +324,9 @@ class _Group:
     def take_over(self, old: _Group) -> None:
         """Goes on where some members stood in a larger group."""
         members = [m for index in self.rows for m in range(len(old.weights))[old.rows[index]]]
-        for ours, theirs in [(self.adam, old.adam), (self.kept, old.kept)]:
+        for ours, theirs in [(self.adam, old.adam), (self.kept, old.kept), (self.average, old.average)]:
+            if theirs is None:
+                continue
             for name, value in vars(theirs).items():
                 into = getattr(ours, name)
                 if hasattr(value, "shape"):  # of fewer members, where there is a number for each
@@ -309,4 +379,4 @@ class _Queue:
             if self._ended(mine[2]):
                 mine = None
             else:
-                mine[2].captured_iterate(step)
+                mine[2].advance(step)

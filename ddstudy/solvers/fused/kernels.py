@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import torch
+
     from ddstudy.solvers.fused.step import Step
 
 Array: TypeAlias = Any  # where the kernels compute: a numpy array, or a tensor on a GPU
@@ -39,6 +41,19 @@ class Iterate(Protocol):
         """Takes in weights (M, parameters) and their losses (M,), before the optimiser changes them."""
 
 
+class Average(Protocol):
+    """The exponential average of outputs, by `ddstudy.solvers.base.Config.average`; made of outputs and that number.
+
+    Attributes:
+        mean: (M, T, C, h, w); after the first update the outputs themselves.
+    """
+
+    mean: Array
+
+    def update(self, outputs: Array, /) -> None:
+        """Takes in outputs (M, T, C, h, w)."""
+
+
 class Kernels(Protocol):
     """The arithmetic of a `Step` on one kind of device; arrays are of the `dtype` names float32, float64 and int64."""
 
@@ -58,11 +73,11 @@ class Kernels(Protocol):
 
     @property
     def MSE(self) -> int:  # noqa: N802
-        """What `head` does: outputs, mean squared errors and their gradient."""
+        """What `head` does: outputs, mean squared errors over what was measured, and their gradient."""
 
     @property
     def GRADIENT(self) -> int:  # noqa: N802
-        """What `head` does: a given gradient by the outputs, back to the last block."""
+        """What `head` does after `OUTPUT`: a given gradient by the outputs, back to the last block."""
 
     def padded(self, k: int, /) -> int:
         """Channels that are computed for k; those beyond are zero."""
@@ -83,6 +98,12 @@ class Kernels(Protocol):
 
     def to_numpy(self, values: Array, /) -> NDArray[Any]:
         """A copy in numpy."""
+
+    def write(self, into: Array, values: NDArray[Any], /) -> None:
+        """Overwrites an array with one of numpy, once what was asked for so far has read it."""
+
+    def tensor(self, values: Array, /) -> torch.Tensor:
+        """The same memory as a tensor of torch."""
 
     def to_planes(self, values: NDArray[Any], /) -> NDArray[Any]:
         """Feature maps (..., channels, rows, columns) in the order of `plane`."""
@@ -113,6 +134,10 @@ class Kernels(Protocol):
     def Iterate(self) -> Callable[[Array, str], Iterate]:  # noqa: N802
         """Makes the iterate that a snapshot shows of the first weights and `Config.keep`."""
 
+    @property
+    def Average(self) -> Callable[[Array, float], Average]:  # noqa: N802
+        """Makes the average of outputs like the first ones, and `Config.average`."""
+
     def forward(self, step: Step, i: int, inputs: Array, weights: Array, /) -> None:
         """Block i: products, upsampling, ReLU, and what the normalisation that follows needs.
 
@@ -124,14 +149,15 @@ class Kernels(Protocol):
         """
 
     def head(self, step: Step, weights: Array, gradients: Array, image: Array, mode: int, /) -> None:
-        """Convolution to the image and sigmoid: writes `step.outputs`.
+        """Convolution to the image, and sigmoid where the head has it: writes `step.outputs`.
 
         Args:
             step: whose blocks went forward.
             weights: (M, parameters).
             gradients: (M, parameters), written but for `OUTPUT`: those of the head.
-            image: with `MSE`, the measurement (1 or M, T, C, h, w), and `step.losses` are written, too; with
-                `GRADIENT`, the loss' gradient by the outputs (M, T, C, h, w); not read with `OUTPUT`.
+            image: with `MSE`, the measurement (1 or M, T, C, h, w), NaN where nothing was measured, of which each
+                member has `step.measured`; `step.losses` are written, too. With `GRADIENT`, the loss' gradient by the
+                outputs (M, T, C, h, w), and `step.outputs` are read. Of no meaning with `OUTPUT`.
             mode: `OUTPUT`, `MSE` or `GRADIENT`.
         """
 
@@ -146,5 +172,5 @@ class Kernels(Protocol):
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Losses (M,) and ranges (M, T) of one problem's outputs (M, T, C, h, w), as `ddstudy.solvers.base.summary`.
 
-        The measurement is (1, T, C, h, w).
+        The measurement is (1, T, C, h, w); there is no operator.
         """

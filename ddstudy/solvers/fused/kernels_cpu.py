@@ -40,10 +40,13 @@ from ddstudy.solvers.fused.simd import (
     splat,
     store,
     total,
+    where_number,
     where_positive,
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from ddstudy.solvers.fused.step import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
@@ -111,6 +114,18 @@ def to_numpy(values: NDArray[Any]) -> NDArray[Any]:
 def summary(outputs: NDArray[Any], measurement: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
     """See `ddstudy.solvers.base.summary`."""
     return summary_of(outputs, measurement[0], pixels)
+
+
+def tensor(values: NDArray[Any]) -> torch.Tensor:
+    """The same memory as a tensor of torch, which is not imported before."""
+    import torch
+
+    return torch.from_numpy(values)
+
+
+def write(into: NDArray[Any], values: NDArray[Any]) -> None:
+    """Overwrites an array."""
+    into[...] = values
 
 
 def begin_thread() -> None:
@@ -299,23 +314,32 @@ def _forward(x, weights, at, before, after, z, r, keep, ys, yf, xs, xf, transpos
 
 
 @_compiled
-def _activate(logits, s0, constant, image, i0, grad_logits, p0, outputs, o0, scale, mode, lanes):
-    """The sigmoid of one vector of logits, which their gradients replace; sums of squared errors and of gradients."""
+def _activate(logits, s0, constant, image, i0, grad_logits, p0, outputs, o0, scale, mode, sigmoid, lanes):
+    """The outputs of one vector of logits, which their gradients replace; sums of squared errors and of gradients.
+
+    With `GRADIENT`, outputs are there already. What is NaN in a measurement has no error.
+    """
     one = same(1.0, logits, lanes)
-    output = one / (one + exp(same(0.0, logits, lanes) - (load(logits, s0, lanes) + same(constant, logits, lanes))))
-    store(outputs, o0, output)
-    grad = load(image, i0, lanes)
-    error = output - grad
-    if mode == MSE:
+    given = load(image, i0, lanes)
+    if mode == GRADIENT:
+        output = load(outputs, o0, lanes)
+        error, grad = same(0.0, logits, lanes), given
+    else:
+        output = load(logits, s0, lanes) + same(constant, logits, lanes)
+        if sigmoid:
+            output = one / (one + exp(same(0.0, logits, lanes) - output))
+        store(outputs, o0, output)
+        error = where_number(given, output - given)
         grad = same(scale, logits, lanes) * error
-    grad = grad * output * (one - output)
+    if sigmoid:
+        grad = grad * output * (one - output)
     store(grad_logits, p0, grad)
     store(logits, s0, grad)
     return total(error * error), total(grad)
 
 
 @_compiled
-def _head(z, weights, gradients, at, affine, image, grad_logits, outputs, head, losses, dy_sums, mode,
+def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outputs, head, losses, dy_sums, mode, sigmoid,
           ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = z.shape
     C, H, W = grad_logits.shape[2:]
@@ -323,9 +347,9 @@ def _head(z, weights, gradients, at, affine, image, grad_logits, outputs, head, 
     lane = len(lanes)
     room = logits.shape[1]
     span = room - lane  # the last pixels are computed by vectors that reach beyond
-    scale = 2 / (T * C * H * W)
     for unit in range(M * T):
         m, t = unit // T, unit % T
+        scale = 2 / measured[m]
         if t == 0:
             losses[m] = 0
             if mode != OUTPUT:
@@ -367,9 +391,10 @@ def _head(z, weights, gradients, at, affine, image, grad_logits, outputs, head, 
                                 store(segment, c * room + (y * n + x - x0) * lane, value)
                         tl, fall_left = tr, fall_right
                 for o in range(C):
-                    for p in range(0, rows * n, lane):
-                        dot = dots(segment, (p * lane, room * lane), head, v0 + o * K, K // lane, lanes)
-                        store(logits, o * room + p, dot)
+                    if mode != GRADIENT:
+                        for p in range(0, rows * n, lane):
+                            dot = dots(segment, (p * lane, room * lane), head, v0 + o * K, K // lane, lanes)
+                            store(logits, o * room + p, dot)
                     for y in range(rows):
                         place = ((unit * C + o) * H + ys[i] + y) * W + x0
                         there = image_start + (o * H + ys[i] + y) * W + x0
@@ -377,13 +402,13 @@ def _head(z, weights, gradients, at, affine, image, grad_logits, outputs, head, 
                         x = 0
                         while x + 16 <= n:
                             error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
-                                                     place + x, outputs, place + x, scale, mode, LANES_16)  # fmt: skip
+                                                     place + x, outputs, place + x, scale, mode, sigmoid, LANES_16)  # fmt: skip
                             losses[m] += error
                             sum_grad_logits[o] += grad
                             x += 16
                         while x < n:
                             error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
-                                                     place + x, outputs, place + x, scale, mode, LANES_1)  # fmt: skip
+                                                     place + x, outputs, place + x, scale, mode, sigmoid, LANES_1)  # fmt: skip
                             losses[m] += error
                             sum_grad_logits[o] += grad
                             x += 1
@@ -419,7 +444,7 @@ def _head(z, weights, gradients, at, affine, image, grad_logits, outputs, head, 
                 dy_sums[m, t, 0, c] += weight * sum_grad_logits[o]
                 dy_sums[m, t, 1, c] += weight * sums[o, c]
     for m in range(M):
-        losses[m] /= T * C * H * W
+        losses[m] /= measured[m]
 
 
 @_compiled
@@ -618,12 +643,12 @@ def forward(step: Step, i: int, inputs: Any, weights: Any) -> None:
 
 
 def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> None:
-    """Convolution to the image and sigmoid."""
+    """Convolution to the image, and sigmoid where the head has it."""
     scratch: Scratch = step.scratch
     rows, columns = step.axes[-1]
-    _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.grad_logits, step.outputs,
-          step.head, step.losses, scratch.dy_sums, mode, rows.start, rows.fraction, columns.start, columns.fraction,
-          scratch.segment, scratch.logits, scratch.partial, scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
+    _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.measured, step.grad_logits,
+          step.outputs, step.head, step.losses, scratch.dy_sums, mode, step.prior.head == "sigmoid", rows.start,
+          rows.fraction, columns.start, columns.fraction, scratch.segment, scratch.logits, scratch.partial, scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
 
 
 def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> None:
@@ -676,3 +701,16 @@ class Iterate:
         elif self.keep == "average":
             self.averaged += 1
             _average(self.weights, weights, weights.dtype.type(1 / min(self.averaged, EMA_ITERATIONS)))
+
+
+class Average:
+    """The exponential average of outputs; see `ddstudy.solvers.base.Config.average`."""
+
+    def __init__(self, outputs: NDArray[Any], past: float) -> None:
+        self.mean, self.share, self.later = zeros(outputs.shape, outputs.dtype.name), 1.0, 1 - past
+
+    def update(self, outputs: NDArray[Any]) -> None:
+        """Takes in outputs (M, T, C, h, w)."""
+        members = len(outputs)
+        _average(self.mean.reshape(members, -1), outputs.reshape(members, -1), outputs.dtype.type(self.share))
+        self.share = self.later

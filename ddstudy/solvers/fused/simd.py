@@ -195,6 +195,17 @@ def where_positive(typing: Any, a: Any, b: Any) -> Any:
 
 
 @_intrinsic
+def where_number(typing: Any, a: Any, b: Any) -> Any:
+    """b where a is a number, 0 where it is NaN; where b is NaN it stays so."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered("ord", args[0], zero), args[1], zero)
+
+    return a(a, b), code
+
+
+@_intrinsic
 def total(typing: Any, a: Any) -> Any:
     """The sum of all lanes, by halves."""
 

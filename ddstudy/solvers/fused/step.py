@@ -61,7 +61,7 @@ class Step:
 
     Args:
         prior: the decoder.
-        measurement: (T, C, h, w), what `mse` compares outputs with.
+        measurement: (T, C, h, w), what `mse` compares outputs with; NaN where nothing was measured.
         members: decoders that are computed together.
         kernels: of a device.
         precision: of the factors of matrix products, "float32" or, on CUDA GPUs, "bfloat16"; sums are float32.
@@ -80,6 +80,7 @@ class Step:
         grad_logits: (M, T, C, h, w), dL/d what the sigmoid is taken of.
         outputs: (M, T, C, h, w), written by `forward`.
         losses: float64 (M,), mean squared errors, written by `mse`.
+        measured: int64 (M,), numbers of the measurement that are not NaN.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Step:
             (axis(h, H, dtype), axis(w, W, dtype)) for (h, w), (H, W) in zip(prior.sizes, prior.sizes[1:], strict=False)
         ]
         self.measurement = kernels.from_numpy(measurement[None], dtype)
+        self.measured = kernels.from_numpy(np.full(M, np.count_nonzero(~np.isnan(measurement))), "int64")
         self.r = [kernels.zeros((M, T, *kernels.plane(*size, K)), dtype) for size in prior.sizes[1:-1]]
         self.z = [
             kernels.zeros((M, T, *kernels.plane(kernels.rows_kept(h, i == l - 1), w, K)), dtype)
@@ -131,9 +133,15 @@ class Step:
 
     def pad(self, inputs: NDArray[Any]) -> Array:
         """Input tensors (M, T, k, h0, w0) as the step takes them."""
+        return self.kernels.from_numpy(self._planes(inputs), self.dtype)
+
+    def write_inputs(self, into: Array, inputs: NDArray[Any]) -> None:
+        """Overwrites what `pad` made."""
+        self.kernels.write(into, self._planes(inputs))
+
+    def _planes(self, inputs: NDArray[Any]) -> NDArray[Any]:
         missing = self.width - inputs.shape[2]
-        padded = np.pad(inputs, [(0, 0), (0, 0), (0, missing), (0, 0), (0, 0)])
-        return self.kernels.from_numpy(self.kernels.to_planes(padded), self.dtype)
+        return self.kernels.to_planes(np.pad(inputs, [(0, 0), (0, 0), (0, missing), (0, 0), (0, 0)]))
 
     def mse(self, inputs: Array, weights: Array, gradients: Array) -> Array:
         """Loss (M,) of the members, and its gradient (M, parameters) in the order of `prior.build().parameters()`."""
@@ -151,7 +159,7 @@ class Step:
     def backward(self, inputs: Array, weights: Array, grad_outputs: Array, gradients: Array) -> None:
         """Where any other loss enters: dL/d outputs (M, T, C, h, w) to dL/d weights (M, parameters).
 
-        Once after each `forward`, whose work arrays it uses up.
+        Once after each `forward`, whose outputs it reads and whose work arrays it uses up.
         """
         self.kernels.head(self, weights, gradients, grad_outputs, self.kernels.GRADIENT)
         self._back(inputs, weights, gradients)
