@@ -18,9 +18,11 @@ PANELS = [
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
-    "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
+    "images", "images.tiling", "images.files", "images.volumes", "images.kspace", "images.targets",
+    "images.inputs",
+    "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
-    "solvers", "solvers.base", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
+    "solvers", "solvers.base", "solvers.fidelity", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
     "solvers.fused.groups",
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.stopping", "study.evaluate",
@@ -46,6 +48,8 @@ HOMES = {
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},
+    "h5py": {"images.kspace"},
+    "sigpy": {"tasks.measurements"},
     "PIL": {"images.files"},
     "cv2": {"images.volumes", "images.inputs", "report.images"},
     "opensimplex": {"images.inputs"},

@@ -17,7 +17,8 @@ from points import fit_of
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import psnr
-from ddstudy.images.volumes import Target, load_targets
+from ddstudy.images.targets import load_targets
+from ddstudy.images.volumes import Target
 from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
