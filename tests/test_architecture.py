@@ -36,15 +36,9 @@ ORDER = [
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
-    "images.tiling",
-    "images.inputs",
-    "images.metrics",
-    "priors",
-    "solvers",
-    "study.stability",
-    "study.stopping",
+    "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
     "study.load",
-)
+)  # fmt: skip
 SURFACE = {"results", "api", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
