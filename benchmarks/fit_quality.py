@@ -22,7 +22,8 @@ from ddstudy.images.volumes import load_target
 from ddstudy.solvers import Method, choose, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
-from ddstudy.study.evaluate import Job, measured, problem
+from ddstudy.study.evaluate import Job, problem
+from ddstudy.tasks.cases import Case
 
 SETTINGS = [(16, 8, 4), (32, 16, 4), (64, 16, 5)]
 
@@ -45,7 +46,7 @@ def main() -> None:
         job = Job(
             Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": "1x1"}),
             (1,),
-            target,
+            Case.of(target),
             FitSpec(members=options.seeds),
             NoiseSpec(),
         )
@@ -83,7 +84,7 @@ def run(job: Job, method: Method, iterations: int) -> tuple[NDArray[np.float64],
     stops = range(min(100, iterations), iterations + 1, 100)
     losses, seconds = [], math.nan
     for snapshot in fit(
-        problem(job.fit, measured(job), job.options, job.noise),
+        problem(job.fit, job.case.measurement, job.options, job.noise),
         job.config,
         stops,
         threads=usable_cores(),

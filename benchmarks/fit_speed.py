@@ -38,6 +38,7 @@ from ddstudy.solvers import Config, Problem, Snapshot, choose, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import device_name, problem
+from ddstudy.tasks.base import Measurement
 
 STRETCHES = 5
 # floating-point operations per channel and pixel: bilinear blend 2, ReLU 1, sums 3
@@ -77,7 +78,7 @@ def main() -> None:
         if options.others:
             work = problem(
                 Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
-                target.image,
+                Measurement.of(target.image),
                 FitSpec(),
                 NoiseSpec(),
             )
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def compare(target: Target, what: Fit, device: str, threads: int, precision: str, rates: "Rates") -> dict[str, object]:
-    work, config = problem(what, target.image, FitSpec(), NoiseSpec()), Config()
+    work, config = problem(what, Measurement.of(target.image), FitSpec(), NoiseSpec()), Config()
     # about two seconds of the reference engine to a stretch, four iterations at least
     (one,) = fit(work, config, [1], device=device, threads=threads, method=choose(device, "reference"))
     length = max(4, min(60, round(2.0 / max(one.seconds, 1e-3))))

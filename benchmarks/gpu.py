@@ -47,6 +47,8 @@ from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import device_name, problem
 from ddstudy.study.planner import operations
+from ddstudy.tasks.base import Measurement
+from ddstudy.tasks.cases import Case
 
 KS = (8, 16, 32, 64, 96, 128, 192)
 DEVICE = "cuda"
@@ -92,7 +94,7 @@ def whole_slice() -> Target:
 def work_of(target: Target, k: int, s: int, l: int, tiling: str = "1x1", seed: int = 0) -> Problem:
     return problem(
         Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}),
-        target.image,
+        Measurement.of(target.image),
         FitSpec(seed=seed),
         NoiseSpec(),
     )
@@ -193,7 +195,7 @@ def run(target: Target) -> dict[str, float]:
     fitting = sum(float(t["seconds"]) for t in ends.values())
     each = {}  # seconds of 7,000 iterations per operation of one, by channels and tiling
     for (k, _, tiling), trial in ends.items():
-        cost = operations(Fit({"k": int(k), "s": 16, "l": 5, "noise": "uniform", "tiling": tiling}), target)
+        cost = operations(Fit({"k": int(k), "s": 16, "l": 5, "noise": "uniform", "tiling": tiling}), Case.of(target))
         each.setdefault((int(k), tiling), []).append(7 * float(trial["seconds"]) / cost)
     thesis = read_spec(Path(__file__).parents[1] / "studies/thesis.toml").search_space
     grid = 0.0
@@ -202,7 +204,7 @@ def run(target: Target) -> dict[str, float]:
         grid += (
             len(thesis["noise"])
             * per
-            * operations(Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}), target)
+            * operations(Fit({"k": k, "s": s, "l": l, "noise": "uniform", "tiling": tiling}), Case.of(target))
         )
     print(f"run of {len(ends)} fits: {wall:.1f} s, fits {fitting:.1f} s; the thesis' grid {grid / 60:.0f} minutes")
     return {"fits": len(ends), "wall": wall, "fitting": fitting, "grid_minutes": grid / 60}

@@ -32,6 +32,8 @@ from ddstudy.spec.files import read_spec
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import device_name, problem
 from ddstudy.study.planner import operations
+from ddstudy.tasks.base import Measurement
+from ddstudy.tasks.cases import Case
 
 
 def main() -> None:
@@ -49,7 +51,10 @@ def main() -> None:
     rows = []
     for k in options.k:
         work = problem(
-            Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}), target.image, FitSpec(), NoiseSpec()
+            Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}),
+            Measurement.of(target.image),
+            FitSpec(),
+            NoiseSpec(),
         )
 
         def score(outputs: NDArray[np.float32]) -> float:
@@ -79,8 +84,8 @@ def main() -> None:
         total = {"thesis_s": 0.0, "ddstudy_s": 0.0}
         for what, wanted in budgets_by_fit(study.search_space).items():
             row = next(row for row in rows if row["k"] == what["k"])
-            scale = operations(what, target) / operations(
-                Fit({"k": what["k"], "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}), target
+            scale = operations(what, Case.of(target)) / operations(
+                Fit({"k": what["k"], "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}), Case.of(target)
             )
             total["thesis_s"] += float(row["thesis_s"]) / sum(budgets) * sum(wanted) * scale  # type: ignore[arg-type]
             total["ddstudy_s"] += float(row["ddstudy_s"]) / max(budgets) * max(wanted) * scale  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, Noise, NoiseSpec, TargetSpec, Tiling
 from ddstudy.study.evaluate import Job, Result, evaluate
 from ddstudy.study.stability import Limits, violations
+from ddstudy.tasks.cases import Case
 
 BUDGETS = (500, 1000, 2000)
 KEEPS: tuple[Literal["last", "best", "average"], ...] = ("last", "best", "average")
@@ -38,14 +39,14 @@ def main() -> None:
         job = Job(
             Fit({"k": k, "s": 8, "l": 4, "noise": noise, "tiling": tiling}),
             BUDGETS,
-            target,
+            Case.of(target),
             FitSpec(keep=keep),
             NoiseSpec(),
         )
         for event in evaluate(job, device="cpu", threads=usable_cores()):
             if isinstance(event, Result):
                 values = {name: float(event.values[name]) for name in ("psnr", "psnr_1dd", "cv_percent", "vif")}
-                beyond = violations(values["cv_percent"], values["psnr"], values["vif"], limits)
+                beyond = violations({name: values[name] for name in ("cv_percent", "psnr", "vif")}, limits)
                 stable = max(beyond.values()) <= 0
                 setting = {"k": k, "noise": noise, "tiling": tiling, "iterations": event.budget, "keep": keep}
                 rows.append({**setting, **values, "stable": stable})

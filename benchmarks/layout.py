@@ -17,6 +17,7 @@ from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, TargetSpec
 from ddstudy.study.evaluate import Job
+from ddstudy.tasks.cases import Case
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def make_jobs(target: Target, k: int, iterations: int, count: int) -> Iterator[J
         yield Job(
             Fit({"k": k, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"}),
             (iterations,),
-            target,
+            Case.of(target),
             FitSpec(seed=seed),
             NoiseSpec(),
         )

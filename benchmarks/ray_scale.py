@@ -41,6 +41,7 @@ from ddstudy.store.database import Store
 from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, evaluate
 from ddstudy.study.samplers import sampler
+from ddstudy.tasks.cases import Case
 
 HERE = Path(__file__).parent
 ONE = FitSpec(members=1, device="cpu")  # one thread each
@@ -119,7 +120,7 @@ def feed(executor: Ray, jobs: Iterator[Job], beside: int) -> int:
 def stub_jobs(count: int) -> Iterator[Job]:
     target = Target(np.zeros((1, 256, 320), np.float32), "zeros", None)
     fit = Fit({"k": 8, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"})
-    return iter([Job(fit, (1,), target, ONE, NoiseSpec())] * count)
+    return iter([Job(fit, (1,), Case.of(target), ONE, NoiseSpec())] * count)
 
 
 def stubs(workers: int, count: int) -> dict[str, float]:
@@ -166,7 +167,7 @@ def fit_jobs(count: int, first: int = 0) -> list[Job]:
     target = load_target(TargetSpec(size=(128, 160)))
     fit = Fit({"k": 32, "s": 16, "l": 5, "noise": "uniform", "tiling": "1x1"})
     options = [FitSpec(members=1, device="cpu", seed=first + seed) for seed in range(count)]
-    return [Job(fit, (1000,), target, each, NoiseSpec()) for each in options]
+    return [Job(fit, (1000,), Case.of(target), each, NoiseSpec()) for each in options]
 
 
 def plain(pipe: Connection) -> None:

@@ -23,6 +23,7 @@ from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import parse_spec
 from ddstudy.study.evaluate import Job, Result, evaluate
+from ddstudy.tasks.cases import Case
 
 OUT = Path(__file__).parent / "results" / "simplex.csv"
 KINDS = ["uniform", "blur3", "1.0", "1.1", "1.3", "1.6", "2.0", "3.0"]
@@ -93,7 +94,7 @@ def quality(kind: str) -> dict[str, float]:
     spec, found = parse_spec(study(kind), "benchmark"), {}
     target = load_target(spec.target)
     for fit, budgets in budgets_by_fit(spec.search_space).items():
-        job = Job(fit, budgets, target, spec.fit, spec.noise)
+        job = Job(fit, budgets, Case.of(target), spec.fit, spec.noise)
         for event in evaluate(job, device="cpu", threads=usable_cores()):
             if isinstance(event, Result):
                 scores = np.array([float(event.values[f"psnr_member_{member}"]) for member in range(SEEDS)])

@@ -50,6 +50,7 @@ from ddstudy.store.urls import parse_url
 from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, Result, evaluate
 from ddstudy.study.samplers import sampler
+from ddstudy.tasks.cases import Case
 
 BUDGETS = [2000, 5000, 7000]
 MARGIN = 99  # trials that are really run at either end
@@ -142,7 +143,7 @@ class Stub:
         work = Job(
             Fit({"k": 2, "s": 8, "l": 2, "noise": "uniform", "tiling": "1x1"}),
             (70,),
-            TARGET,
+            Case.of(TARGET),
             options,
             NoiseSpec(),
         )

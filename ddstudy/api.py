@@ -19,7 +19,8 @@ from ddstudy.errors import StoppedError, UserError, counted, duration
 from ddstudy.execution.executors import Executor, InProcess, Threads, is_stopped, layout, resolve_device
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
-from ddstudy.images.volumes import Target, Targets, load_target, load_targets
+from ddstudy.images.targets import load_targets
+from ddstudy.images.volumes import Target, Targets, load_target
 from ddstudy.report.words import ensemble_of
 from ddstudy.results import Study, images_folder, store_url, tree_of, warn
 from ddstudy.spec.axes import Setting, budgets_by_fit

@@ -132,6 +132,10 @@ def run(
     _say_left_out(done.view.complaints, *done.troubles)
 
 
+# files that are no options of a search: what they are for
+_TASKS_OF = {"mask": ("task.kind", ("inpaint",)), "maps": ("task.kind", ("mri",))}
+
+
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
 def fit(
     target: Annotated[Path | None, typer.Argument(help="Image or volume [the packaged MNI152 slice].")] = None,
@@ -141,6 +145,20 @@ def fit(
     iterations: Annotated[int, typer.Option(min=1, help="Iterations.")] = 2000,
     noise: Annotated[str, typer.Option(help="uniform, blur3 or simplex.")] = "uniform",
     tiling: Annotated[str, typer.Option(help="1x1, 2x2, 3x3 or 4x5.")] = "1x1",
+    task: Annotated[str, typer.Option(help="represent, denoise, inpaint, super_resolve or mri.")] = "represent",
+    measured: Annotated[
+        bool, typer.Option("--measured", help="The image is the measurement itself; else one is simulated from it.")
+    ] = False,
+    sigma: Annotated[float | None, typer.Option(min=0, help="Noise level, relative to the image's range.")] = None,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of pixels measured, to inpaint.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Image or .npy, not 0 where measured, to inpaint.")] = None,
+    factor: Annotated[int | None, typer.Option(min=2, max=16, help="Of super-resolution.")] = None,
+    acceleration: Annotated[float | None, typer.Option(min=1, max=64, help="Of undersampled MR.")] = None,
+    coils: Annotated[int | None, typer.Option(min=1, max=64, help="Of simulated MR.")] = None,
+    maps: Annotated[Path | None, typer.Option(help=".npy of coil sensitivities, for MR.")] = None,
+    consistency: Annotated[str | None, typer.Option(help="Of MR, after the fit: none or hard.")] = None,
+    stop: Annotated[str, typer.Option(help="budget, wmv, emv or discrepancy: which iterate is the answer.")] = "budget",
+    check_every: Annotated[int, typer.Option(min=1, help="Iterations between checks.")] = 100,
     members: Annotated[int, typer.Option(min=1, max=100, help="Members of the ensemble.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
@@ -155,8 +173,9 @@ def fit(
     ] = None,
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
-    """Fit one setting to one image; writes the reconstruction as PNG and, for volumes, as NIfTI."""
+    """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI."""
     from ddstudy.report.writing import check_stem
+    from ddstudy.spec.options import OPTIONS
     from ddstudy.terminal import print_fit, teller, terminal
 
     check_stem(out)
@@ -168,8 +187,19 @@ def fit(
 
     cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
     cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
+    given: dict[str, Any] = {
+        "sigma": sigma, "share": share, "mask": mask, "factor": factor, "acceleration": acceleration, "coils": coils,
+        "maps": maps, "consistency": consistency,
+    }  # fmt: skip
+    given = {key: value for key, value in given.items() if value is not None}
+    table: dict[str, Any] = {"kind": task, **given} | ({"source": "file"} if measured else {})
+    for key in given:
+        _, kinds = _TASKS_OF.get(key) or OPTIONS[f"task.{key}"].needs or ("", ())
+        if task not in kinds:
+            raise UserError(f"--{key} means nothing for --task {task}", f"It is for {' or '.join(map(str, kinds))}.")
     found = ddstudy.fit(
-        target, k=k, s=s, l=l, iterations=iterations, noise=noise, tiling=tiling, target=cut, threads=threads,
+        target, task=table, stop=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
+        tiling=tiling, target=cut, threads=threads,
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),
     )  # fmt: skip
@@ -375,6 +405,63 @@ def prune_audit(
         "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
         "stable."
     )
+    _say_left_out(left_out)
+
+
+@app.command(name="stop-audit", epilog="Example: ddstudy stop-audit denoise --patience 200 --patience 1000")
+def stop_audit(
+    studies: Annotated[
+        list[str] | None, typer.Argument(help="Studies of a task with fit.stop = 'budget' [the latest].")
+    ] = None,
+    patience: Annotated[list[int] | None, typer.Option(min=1, help="Patiences in iterations [200, 500, 1000].")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Replay the stopping rules on finished studies: how far from the oracle's their answers are, what they save."""
+    from rich.table import Table
+
+    from ddstudy.report.tables import curves_of_tasks
+    from ddstudy.results import look
+    from ddstudy.study.stopping import NAMES, audit, takes_patience
+    from ddstudy.terminal import terminal
+
+    found_studies, left_out = look(store, studies)
+    curves = [curve for study in found_studies for curve in curves_of_tasks(study.view.records, study.spec)]
+    names = ", ".join(study.name for study in found_studies)
+    if not curves:
+        raise UserError(
+            f"{names}: no fit ran to its end that tells what stopping rules look at",
+            "Valid: a study with a [task] other than 'represent', with fit.stop = 'budget'.",
+        )
+    shown = Table(title=f"Stopping rules on {counted(len(curves), 'fit')} of {names} that ran to their end")
+    for column in ("rule", "patience", "fits", "mean gap", "worst gap", "saved", "never"):
+        shown.add_column(column, justify="left" if column == "rule" else "right")
+    unknown, scored = [], False
+    for name in NAMES:
+        for waits in (patience or [200, 500, 1000]) if takes_patience(name) else [1]:
+            found = audit(curves, name, waits)
+            if not found.fits:
+                unknown.append(name)
+                break
+            scored = scored or found.scored > 0
+            shown.add_row(
+                name,
+                str(waits) if takes_patience(name) else "",
+                str(found.fits),
+                *(f"{gap:.2f} dB" if found.scored else "not known" for gap in (found.mean_gap, found.worst_gap)),
+                f"{100 * found.saved:.0f} %",
+                f"{found.never} of {found.fits}",
+            )
+    terminal().print(shown)
+    typer.echo(
+        "gap: between the best check of a fit, the oracle's, and the rule's; saved: share of iterations; never: "
+        "fits that it did not end early."
+    )
+    if not scored:
+        typer.echo(
+            "The gap cannot be told: no score of the outputs at the checks is known, as where there is no truth."
+        )
+    if unknown:
+        typer.echo(f"Not recorded here: what {', '.join(unknown)} would look at.")
     _say_left_out(left_out)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,13 +19,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.execution.executors import Ending, careful, is_stopped, layout, resolve_device
-from ddstudy.images.volumes import Target, Targets, load_target, nifti_bytes, png_bytes, target_of
+from ddstudy.images.targets import load_targets
+from ddstudy.images.volumes import Target, Targets, nifti_bytes, png_bytes, target_of
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import planner
-from ddstudy.study.evaluate import Check, Result
+from ddstudy.study.evaluate import Check, Job, Result
+from ddstudy.tasks.cases import Case
+from ddstudy.tasks.judges import Judge
+from ddstudy.tasks.measurements import measure, picture
 
 MOST_CORES = 1024  # that workers or threads could fill
 
@@ -58,8 +63,8 @@ class ImageFit:
 
     @property
     def psnr(self) -> float:
-        """PSNR of `output`, dB."""
-        return float(self.values["psnr"])
+        """PSNR of `output`, dB; NaN where the truth is not known."""
+        return float(self.values.get("psnr", math.nan))
 
     @property
     def cv_percent(self) -> float:
@@ -99,6 +104,7 @@ def fit(
     noise: str = "uniform",
     tiling: str = "1x1",
     target: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
     threads: int | None = None,
     progress: Callable[[Check], object] | None = None,
     tell: Callable[[str], object] | None = None,
@@ -118,6 +124,8 @@ def fit(
         noise: kind of the input tensor, "uniform", "blur3" or "simplex".
         tiling: "1x1", "2x2", "3x3" or "4x5".
         target: what the `[target]` table of a study file may say besides `file`: plane, slice, size, ...
+        task: what the `[task]` table of a study file may say: kind, sigma, acceleration, ... With source = "file" the
+            image is the measurement itself, and what is written is its reconstruction.
         threads: of the fit; by default one per member, as cores allow.
         progress: is called with a `Check` every `check_every` iterations and at the end.
         tell: is called with a line about what is done, for example `print`.
@@ -134,22 +142,33 @@ def fit(
     table = plain(target or {})
     if isinstance(image, str | os.PathLike):
         table["file"], image = os.fspath(image), None
+    measured = plain(task or {})
+    from_file = measured.get("source") == "file"
     spec = parse_spec(
         {
             "name": "fit",
             "target": table,
+            "task": measured,
+            # one fit needs no judge; nothing is held out below
+            "judge": {"against": "held_out"} if from_file else {},
             "space": {axis: [plain(value)] for axis, value in space.items()},
             "fit": plain(options),
             "stability": {"prune": False},
         },
         "ddstudy fit",
     )
-    of = load_target(spec.target) if image is None else target_of(image, spec.target)
+    of = load_targets(spec) if image is None else target_of(image, spec.target)
+    assert isinstance(of, Target)  # since there is no axis
     (setting,) = spec.search_space
     if tell:
         tell(f"Fitting {setting.fit.id} to {of.name}, {spec.fit.members} members, {iterations} iterations")
-    found, checks = fit_setting(spec, of, setting, threads=threads, progress=progress, stop=stop)
+    job = planner.job(spec, of, setting.fit, (setting["iterations"],))
+    if from_file:
+        job = replace(job, case=_unjudged(of, spec))
+    found, checks = _fitted(job, threads=threads, progress=progress, stop=stop)
     assert found.members is not None
+    if from_file:
+        found.values.pop("judge", None)
     lower, upper = of.scale
     shape = None if image is None else np.shape(image)
     output, members = (
@@ -186,10 +205,21 @@ def fit_setting(
         StoppedError: `stop` was set before the fit ended.
         WorkError: the fit diverged, or there is too little memory for it.
     """
+    job = planner.job(spec, target, setting.fit, (setting["iterations"],))
+    return _fitted(job, threads=threads, progress=progress, stop=stop)
+
+
+def _fitted(
+    job: Job,
+    *,
+    threads: int | None,
+    progress: Callable[[Check], object] | None,
+    stop: threading.Event | None,
+) -> tuple[Result, pd.DataFrame]:
     check_cores("--threads", threads)
-    job = replace(planner.job(spec, target, setting.fit, (setting["iterations"],)), every_member=True)
-    device = resolve_device(spec.fit.device)
-    cores = layout(spec.fit, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
+    job = replace(job, every_member=True)
+    device = resolve_device(job.options.device)
+    cores = layout(job.options, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
     result, rows = None, list[tuple[int, float, int, float]]()
     for event in careful(job, device=device, threads=cores.threads, stop=Ending(stop)):
         if isinstance(event, Result):
@@ -201,9 +231,15 @@ def fit_setting(
     if result is None:
         assert is_stopped(stop)
         raise StoppedError("the fit was stopped before its end")
-    if "psnr" not in result.values:
+    if "cv_percent" not in result.values:
         raise WorkError("the fit diverged; try fewer channels or another seed")
     return result, pd.DataFrame(rows, columns=["iteration", "seconds", "member", "psnr"])
+
+
+def _unjudged(target: Target, spec: StudySpec) -> Case:
+    """A measured image, all of which is fitted: scores say how close outputs are to it, not how good they are."""
+    measurement = measure(target, spec.task, 0.0)
+    return Case(spec.task, measurement, Judge("repeat", None, picture(measurement)))
 
 
 def arranged(image: NDArray[np.float32], shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:

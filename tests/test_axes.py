@@ -15,6 +15,7 @@ from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import read_spec
 from ddstudy.store.database import Store
 from ddstudy.study.evaluate import Job, Result, evaluate
+from ddstudy.tasks.cases import Case
 
 STUDY = """
 {objectives}
@@ -77,7 +78,7 @@ def oracle(folder: Path, setting: Setting) -> float:
     )
     noise = spec.noise.model_copy(update={"feature_size": setting.get("noise.feature_size", 1.0)})
     target = load_target(spec.target.model_copy(update={"slice": setting["target.slice"]}))
-    job = Job(setting.fit, (setting["iterations"],), target, options, noise)
+    job = Job(setting.fit, (setting["iterations"],), Case.of(target), options, noise)
     (result,) = [event for event in evaluate(job, device="cpu", threads=1) if isinstance(event, Result)]
     return float(result.values["psnr"])
 

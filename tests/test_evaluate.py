@@ -21,8 +21,10 @@ from ddstudy.spec.options import NOISES, TILINGS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import evaluate as module
 from ddstudy.study import planner
-from ddstudy.study.evaluate import Check, Job, Result, evaluate, measured, problem
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, problem
 from ddstudy.study.stability import cv_percent
+from ddstudy.tasks.base import Measurement
+from ddstudy.tasks.judges import Judge
 
 MakeSpec = Callable[..., StudySpec]
 FIT = fit_of(4, 4, 2, "uniform", "1x1")
@@ -43,7 +45,7 @@ def run(job: Job) -> tuple[list[Check], list[Result]]:
 
 
 def problem_of(job: Job) -> Problem:
-    return problem(job.fit, measured(job), job.options, job.noise)
+    return problem(job.fit, job.case.measurement, job.options, job.noise)
 
 
 def comparable(measurement: Result) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def test_numbers_describe_the_output_and_the_members(make_job: Callable[..., Job
     checks, (_, result) = run(job)
     values = result.values
     members = [values[f"psnr_member_{index}"] for index in range(2)]
-    assert values["psnr"] == psnr(result.output, job.target.image)
+    assert values["psnr"] == psnr(result.output, job.case.judge.truth)
     assert values["psnr_1dd"] == pytest.approx(np.mean(members))
     assert values["cv_percent"] == cv_percent(members)
     assert values["sd_db"] == pytest.approx(np.std(members))
@@ -209,9 +211,11 @@ def test_no_solver_is_handed_the_reference(
     """Judged against another image, or one of NaN, a fit is the same to the bit."""
     job = make_job(fit_of(4, 4, 2, "uniform", tiling))
     job = replace(job, options=job.options.model_copy(update={"engine": engine, "keep": "best"}))
-    y = job.target.image[:, ::-1].copy()
-    monkeypatch.setattr(module, "measured", lambda _: y)
-    monkeypatch.setattr(module, "_values", lambda *_: {})  # metrics of NaN raise
+    truth = job.case.judge.truth
+    assert truth is not None
+    y = truth[:, ::-1].copy()
+    job = replace(job, case=replace(job.case, measurement=Measurement.of(y)))
+    monkeypatch.setattr(module._Tracker, "_quality", lambda *_: {})  # metrics of NaN raise
 
     def numbers(reference: NDArray[np.float32]) -> list[bytes]:
         """All that a solver was handed, all that it yielded, and all that was made of it."""
@@ -227,23 +231,25 @@ def test_no_solver_is_handed_the_reference(
                 yield index, snapshot
 
         monkeypatch.setattr(module, "fit_together", recorded)
-        checks, results = run(replace(job, target=replace(job.target, image=reference)))
+        checks, results = run(replace(job, case=replace(job.case, judge=Judge("truth", reference))))
         found += [np.array(check.psnr_members) for check in checks] + [result.output for result in results]
         return [array.tobytes() for array in found]
 
-    assert numbers(job.target.image) == numbers(np.zeros_like(y)) == numbers(np.full_like(y, np.nan))
+    assert numbers(truth) == numbers(np.zeros_like(y)) == numbers(np.full_like(y, np.nan))
 
 
 def test_quality_is_that_against_the_reference_and_checks_are_against_the_measurement(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    make_job: Callable[..., Job],
 ) -> None:
     job = make_job(fit_of(4, 4, 2, "uniform", "2x2"))
-    monkeypatch.setattr(module, "measured", lambda _: np.zeros_like(job.target.image))
+    truth = job.case.judge.truth
+    assert truth is not None
+    job = replace(job, case=replace(job.case, measurement=Measurement.of(np.zeros_like(truth))))
     checks, (_, result) = run(job)
-    assert result.values["psnr"] == psnr(result.output, job.target.image)
+    assert result.values["psnr"] == psnr(result.output, truth)
     assert [result.values[f"psnr_member_{m}"] for m in range(2)] == list(checks[-1].psnr_members)
     assert checks[-1].psnr_members[0] == pytest.approx(psnr(result.output, np.zeros_like(result.output)), abs=3)
-    tiles, outputs = split(job.target.image, "2x2"), split(result.output, "2x2")
+    tiles, outputs = split(truth, "2x2"), split(result.output, "2x2")
     of_tiles = np.mean([psnr(*pair) for pair in zip(outputs, tiles, strict=True)])
     assert result.values["psnr_tiles"] == pytest.approx(of_tiles, abs=0.5)  # but for what is padding
 

@@ -15,6 +15,7 @@ from ddstudy.solvers import fused
 from ddstudy.spec.options import rows_and_columns
 from ddstudy.study.forecasting import Forecast, Work
 from ddstudy.study.planner import operations
+from ddstudy.tasks.cases import Case
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_line_through_operations_forecasts_seconds(measured: dict[str, Any]) -
     ]
     forecast = Forecast()
     for fit, ms in fits:
-        forecast.learn(operations(fit, target), ms / 1e3)
-    ratios = [1e3 * forecast.fitting(Work(int(operations(fit, target)), 1)) / ms for fit, ms in fits]
+        forecast.learn(operations(fit, Case.of(target)), ms / 1e3)
+    ratios = [1e3 * forecast.fitting(Work(int(operations(fit, Case.of(target))), 1)) / ms for fit, ms in fits]
     assert 0.8 < np.median(ratios) < 1.2
     assert 0.5 < min(ratios) < max(ratios) < 1.5

@@ -30,6 +30,7 @@ from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.runner import Progress
 from ddstudy.study.samplers import sampler
+from ddstudy.tasks.cases import Case
 
 MakeSpec = Callable[..., StudySpec]
 
@@ -426,7 +427,7 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
     """They counted fitting only, which may be half of a run, and each command did so by a rule of its own."""
 
     def seconds(fit: Fit, budget: int) -> float:
-        return budget * (0.002 + 2e-6 * planner.operations(fit, tiny_target) / 1000)
+        return budget * (0.002 + 2e-6 * planner.operations(fit, Case.of(tiny_target)) / 1000)
 
     spec = make_spec(
         space={"k": [2, 4, 6, 8], "l": [2, 3], "s": [2, 4, 8], "iterations": [500, 1000]},
@@ -435,7 +436,7 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
     )
     known = forecasting.Forecast()
     for fit in (fit_of(2, 8, 2, "uniform", "1x1"), fit_of(8, 2, 3, "uniform", "1x1")):
-        known.learn(planner.operations(fit, tiny_target), seconds(fit, 1))
+        known.learn(planner.operations(fit, Case.of(tiny_target)), seconds(fit, 1))
         known.learn_besides(seconds(fit, 1000), 2)
     clock = Clockwork(monkeypatch, slots, seconds)
     with Store(f"sqlite:///{tmp_path}/a.db") as store:
@@ -552,7 +553,7 @@ def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
 
 def test_cost_grows_with_channels_blocks_and_smaller_scale(tiny_target: Target) -> None:
     def cost(k: int, s: int, l: int) -> float:
-        return planner.operations(fit_of(k, s, l, "uniform", "1x1"), tiny_target)
+        return planner.operations(fit_of(k, s, l, "uniform", "1x1"), Case.of(tiny_target))
 
     assert cost(8, 8, 2) < cost(16, 8, 2)
     assert cost(8, 8, 2) < cost(8, 8, 3)

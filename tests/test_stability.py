@@ -19,11 +19,13 @@ from ddstudy.study.stability import (
     cv_percent,
     dead_members,
     reason,
+    spread_percent,
+    spread_stops_at,
     stops_at,
     violations,
 )
 
-RULE = StopRule(cv_percent=5, stop=1, warmup=300, window=3, patience=2)
+RULE = StopRule(percent=5, stop=1, warmup=300, window=3, patience=2)
 
 
 def test_cv_is_eq_4_1_with_the_population_variance() -> None:
@@ -40,22 +42,39 @@ def test_cv_has_no_unit(values: list[float], factor: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cv", "psnr", "vif", "words"),
+    ("measured", "words"),
     [
-        (5.0, 15.0, 1.0, ""),  # the limits themselves are stable
-        (5.1, 30.0, 0.5, "CV 5.1 % > 5 %"),
-        (1.0, 14.9, 0.5, "PSNR 14.9 dB < 15 dB"),
-        (1.0, 30.0, 1.2, "VIF 1.20 > 1"),
-        (1.0, 30.0, None, ""),
-        (9.0, 10.0, None, "CV 9.0 % > 5 %, PSNR 10.0 dB < 15 dB"),
+        ({"cv_percent": 5.0, "psnr": 15.0, "vif": 1.0}, ""),  # the limits themselves are stable
+        ({"cv_percent": 5.1, "psnr": 30.0, "vif": 0.5}, "CV 5.1 % > 5 %"),
+        ({"cv_percent": 1.0, "psnr": 14.9, "vif": 0.5}, "PSNR 14.9 dB < 15 dB"),
+        ({"cv_percent": 1.0, "psnr": 30.0, "vif": 1.2}, "VIF 1.20 > 1"),
+        ({"cv_percent": 1.0, "psnr": 30.0}, ""),
+        ({"cv_percent": 9.0, "psnr": 10.0}, "CV 9.0 % > 5 %, PSNR 10.0 dB < 15 dB"),
+        ({"spread_percent": 20.0}, ""),
+        ({"spread_percent": 20.1}, "spread 20.1 % > 20 %"),
     ],
 )
-def test_filter_of_section_4_3(cv: float, psnr: float, vif: float | None, words: str) -> None:
-    limits = Limits(cv_percent=5, min_psnr=15, max_vif=1)
-    assert reason(cv, psnr, vif, limits) == words
-    beyond = violations(cv, psnr, vif, limits)
+def test_limits_of_a_stable_result(measured: dict[str, float], words: str) -> None:
+    limits = Limits(cv_percent=5, min_psnr=15, max_vif=1, spread_percent=20)
+    assert reason(measured, limits) == words
+    beyond = violations(measured, limits)
     assert (max(beyond.values()) > 0) == bool(words)
-    assert ("vif" in beyond) == (vif is not None)
+    assert beyond.keys() == measured.keys()
+
+
+def test_spread_is_that_of_pixels_and_needs_no_truth() -> None:
+    rng = np.random.default_rng(0)
+    mean, noise = rng.random((3, 50, 60)), rng.standard_normal((200, 3, 50, 60))
+    expected = 100 * 0.1 / np.sqrt(np.mean(mean**2))  # of members with independent errors of sd 0.1
+    assert spread_percent(mean + 0.1 * noise) == pytest.approx(expected, rel=0.01)
+    assert spread_percent(np.stack([mean, mean])) == 0
+    assert spread_percent(np.zeros((2, 1, 8, 8))) == np.inf
+
+
+def test_rule_on_spreads_is_the_rule_on_cvs() -> None:
+    values = [1, 1, 1, 9, 9, 9, 1, 9, 9, 9, 9, 9]
+    iterations = [100 * (i + 1) for i in range(len(values))]
+    assert spread_stops_at(iterations, values, RULE) == stops_at(*curve(*values), RULE) == 600
 
 
 def curve(*cvs: float) -> tuple[list[int], list[list[float]]]:

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.solvers import choose, fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
-from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together, job_prior
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together, prior_of
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     rows, columns = rows_and_columns(first.fit["tiling"])
     members = sum(job.options.members for job in jobs)
     kernels = fused.kernels_for(device) if on_gpu else None
-    prior = job_prior(first.fit, first.target)
+    prior = prior_of(first.fit, first.case.measurement)
     need = fused.memory(prior, rows * columns, members, threads, kernels)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
         raise NoMemoryError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
@@ -305,7 +305,7 @@ def room_on(device: str, job: Job, workers: int) -> int:
     free = _free_on_gpu(device)
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
     rows, columns = rows_and_columns(job.fit["tiling"])
-    prior, members = job_prior(job.fit, job.target), job.options.members
+    prior, members = prior_of(job.fit, job.case.measurement), job.options.members
     most = fused.capacity(prior, rows * columns, device, min(free, (free + held) / workers))
     return max(1, most // members)
 

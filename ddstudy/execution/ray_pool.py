@@ -45,10 +45,10 @@ from ddstudy.execution.executors import (
     usable_cores,
     work_events,
 )
-from ddstudy.images.volumes import Target
 from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec
 from ddstudy.study.evaluate import Check, Job, Result, device_name
+from ddstudy.tasks.cases import Case
 
 LOOK_SECONDS = 1.0  # between looks at the nodes of the cluster
 STOP_SECONDS = 0.2  # between looks whether the caller wants an end, while nothing comes
@@ -127,7 +127,7 @@ class Ray:
         self.device = ""
         self._jobs: set[str] = set()
         self._expected = 0
-        self._targets: dict[int, Target] = {}
+        self._cases: dict[int, Case] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (of the process, which outlives this function)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -165,10 +165,10 @@ class Ray:
 
     def submit(self, ticket: str, job: Job) -> None:
         """See `Executor`."""
-        key = id(job.target)
-        if key not in self._targets:
-            self._targets[key] = job.target  # kept, so that no other takes its place
-            self._send("target", key, job.target)
+        key = id(job.case)
+        if key not in self._cases:
+            self._cases[key] = job.case  # kept, so that no other takes its place
+            self._send("case", key, job.case)
         self._jobs.add(ticket)
         self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.rule, job.timed))
 
@@ -294,12 +294,12 @@ class _Worker:
         if ticket == self._ticket:
             self._stop.set()
 
-    def fit(self, ticket: str, target: Target, parts: tuple[Any, ...]) -> Iterator[list[Event | UserError]]:
+    def fit(self, ticket: str, case: Case, parts: tuple[Any, ...]) -> Iterator[list[Event | UserError]]:
         """The events of a job, those together that come together."""
         self._stop.clear()
         self._ticket = ticket
         fit, budgets, options, noise, rule, timed = parts
-        job = Job(fit, budgets, target, options, noise, rule, timed)
+        job = Job(fit, budgets, case, options, noise, rule, timed)
         # the processor is asked for where the GPU failed
         device = "cpu" if options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
@@ -337,7 +337,7 @@ class _Pool:
 
         self._ray: Any = ray
         self._pipe, self._wish = pipe, wish
-        self._targets: dict[int, Any] = {}
+        self._cases: dict[int, Any] = {}
         self._waiting: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
         self._running: dict[str, Any] = {}  # ticket -> worker
         self._cancelled: set[str] = set()
@@ -375,15 +375,15 @@ class _Pool:
             if not self._end.done():
                 self._end.set_exception(error)
 
-    def _on_target(self, key: int, target: Target) -> None:
+    def _on_case(self, key: int, case: Case) -> None:
         try:
-            self._targets[key] = self._ray.put(target)
+            self._cases[key] = self._ray.put(case)
         except self._ray.exceptions.RayError as error:
-            raise WorkError(f"the target does not fit into Ray's object store: {describe(error)}") from None
+            raise WorkError(f"the measurement does not fit into Ray's object store: {describe(error)}") from None
 
-    def _on_submit(self, ticket: str, target: int, parts: tuple[Any, ...]) -> None:
+    def _on_submit(self, ticket: str, case: int, parts: tuple[Any, ...]) -> None:
         self._cancelled.discard(ticket)
-        self._waiting.put_nowait((ticket, target, parts))
+        self._waiting.put_nowait((ticket, case, parts))
 
     def _on_cancel(self, ticket: str) -> None:
         if ticket in self._running:
@@ -563,7 +563,7 @@ class _Pool:
 
     async def _job(self, name: str, worker: Any, work: tuple[str, int, Any], place: Place) -> bool:
         """Does one job; False if the worker is lost."""
-        ticket, target, parts = work
+        ticket, case, parts = work
         if ticket in self._cancelled:
             self._cancelled.discard(ticket)
             self.tell(ticket, [Finished()])
@@ -572,7 +572,7 @@ class _Pool:
         self.tell(ticket, [Started(name, "cpu" if parts[2].device == "cpu" else place.device)])
         try:
             task = worker.fit.options(num_returns="streaming", name=parts[0].id)
-            async for reference in task.remote(ticket, self._targets[target], parts):
+            async for reference in task.remote(ticket, self._cases[case], parts):
                 events = await reference
                 if isinstance(events[-1], Finished | Failed | UserError):
                     del self._running[ticket]  # before the driver hears of it and uses the ticket again

@@ -119,6 +119,11 @@ class Metric:
         """Whether less is better."""
         return self.better == "minimize"
 
+    @property
+    def is_of_output(self) -> bool:
+        """Whether it says how good a reconstruction is."""
+        return "ensemble" in self.inputs
+
     def measurable(self, height: int, width: int) -> bool:
         """Whether an image of this size is large enough."""
         return min(height, width) >= self.side

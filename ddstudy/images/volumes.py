@@ -7,7 +7,6 @@ follows every flip, resampling and padding, so that a reconstruction is a NIfTI 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import traceback
@@ -28,6 +27,7 @@ from ddstudy.images.files import (
     Affine,
     Forms,
     Volume,
+    check_file,
     check_pixels,
     open_array,
     open_volume,
@@ -35,11 +35,11 @@ from ddstudy.images.files import (
     read_picture,
     volume_of,
 )
-from ddstudy.spec.axes import budgets_by_fit
+from ddstudy.spec.files import path_of
 from ddstudy.spec.options import TargetSpec, Value
-from ddstudy.spec.schema import StudySpec
 
 MNI152 = "MNI152 T1"
+_MNI152 = "package:nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 SIDE = (8, 4096)  # pixels, the same as `target.size` allows
 
 _FORMATS = "NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), PNG, JPEG, TIFF or .npy"
@@ -62,6 +62,11 @@ class Target:
             `nibabel.Nifti1Image(output[:, :, None], affine)` lies where the slice lay; None for pictures.
         scale: intensities in the file that 0 and 1 of `image` stand for.
         forms: the same as `affine` by each way in which the header of a NIfTI file says it, with its code.
+        repeat: float32 (C, H, W), another measurement of the same slice on the same scale, not clipped; None: there is
+            none, or none was asked for.
+        kspace: complex64 (H, W) or (coils, H, W), where the file holds k-space: centred, exactly 0 where it was not
+            measured, in units in which `image`, the zero-filled magnitude, is at most 1. None for images.
+        beside: what other files hold that its measurement depends on, hashed.
     """
 
     image: NDArray[np.float32]
@@ -69,11 +74,20 @@ class Target:
     affine: Affine | None
     scale: tuple[float, float] = (0.0, 1.0)
     forms: Forms = field(default_factory=dict)
+    repeat: NDArray[np.float32] | None = None
+    kspace: NDArray[np.complex64] | None = None
+    beside: bytes = b""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shape and pixels, in hexadecimal, the same on every machine."""
-        return hashlib.sha256(repr(self.image.shape).encode() + self.image.astype("<f4").tobytes()).hexdigest()
+        """SHA-256 over shape, pixels and what belongs to them, in hexadecimal, the same on every machine."""
+        hashed = hashlib.sha256(repr(self.image.shape).encode() + self.image.astype("<f4").tobytes())
+        if self.repeat is not None:
+            hashed.update(self.repeat.astype("<f4").tobytes())
+        if self.kspace is not None:
+            hashed.update(repr(self.kspace.shape).encode() + self.kspace.astype("<c8").tobytes())
+        hashed.update(self.beside)
+        return hashed.hexdigest()
 
     @property
     def all(self) -> list[NDArray[np.float32]]:
@@ -130,20 +144,7 @@ def short_digest(target: Target | Targets) -> str:
     return text[:16]
 
 
-def load_targets(spec: StudySpec) -> Target | Targets:
-    """The image of a study, or its images where it searches options of `[target]`.
-
-    Raises:
-        UserError: see `load_target`.
-    """
-    axes = tuple(axis for axis in spec.search_space.names if axis.startswith("target."))
-    if not axes:
-        return load_target(spec.target)
-    tables = {tuple(fit.get(axis) for axis in axes): spec.at(fit).target for fit in budgets_by_fit(spec.search_space)}
-    return Targets(axes, {values: load_target(table) for values, table in tables.items()})
-
-
-def load_target(spec: TargetSpec) -> Target:
+def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> Target:
     """Reads a volume or picture and makes it a target (thesis sec. 3.2).
 
     Volumes (NIfTI, MGH, .npy of shape (X, Y, Z)) are brought to the closest RAS+ order and cut at `spec.slice`, which
@@ -165,12 +166,13 @@ def load_target(spec: TargetSpec) -> Target:
 
     Args:
         spec: the `[target]` table. Without a file, the MNI152 T1 template packaged in nilearn (1 mm, 197 x 233 x 189).
+        scale: intensities that become 0 and 1, nothing being clipped; by default what `spec` says.
 
     Raises:
         UserError: the file is missing, damaged or of another kind; volume or slice do not exist; the slice holds
             values that are not finite, or is constant; the target would be smaller than 8 or larger than 4096 pixels.
     """
-    path = Path(spec.file) if spec.file else _mni152()
+    path = path_of(spec.file or _MNI152)
     where = spec.file or MNI152
     name = os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
     affine, forms = None, Forms()
@@ -183,9 +185,11 @@ def load_target(spec: TargetSpec) -> Target:
         else:
             pixels, to_stored = source, np.eye(4)
             _refuse_options_of_volumes(spec, where)
-    image, scale = _unit_range(_channels(pixels), spec, where)
+    clipped = scale is None
+    image, scale = _unit_range(_channels(pixels), spec, where, scale)
     sides = np.ones(2) if affine is None else np.linalg.norm((affine @ to_stored)[:3, :2], axis=0)
     image, to_old = _resample(image, sides, spec.size, where)
+    image = np.clip(image, 0, 1) if clipped else image
     to_stored = to_stored @ to_old
     forms = {form: (placed @ to_stored, code) for form, (placed, code) in forms.items()}
     return Target(image, name, None if affine is None else affine @ to_stored, scale, forms)
@@ -215,21 +219,26 @@ def target_of(image: ArrayLike, spec: TargetSpec, where: str = "image") -> Targe
     check_pixels(pixels.shape[0], pixels.shape[1], where)
     _refuse_options_of_volumes(spec, where)
     unit, scale = _unit_range(_channels(pixels), spec, where)
-    return Target(_resample(unit, np.ones(2), spec.size, where)[0], where, None, scale)
+    return Target(np.clip(_resample(unit, np.ones(2), spec.size, where)[0], 0, 1), where, None, scale)
+
+
+def load_mask(file: str) -> NDArray[np.bool_]:
+    """Reads a mask, (H, W): true where any channel of a picture, or a two-dimensional .npy file, is not 0.
+
+    Raises:
+        UserError: the file is missing, damaged, or no such image.
+    """
+    with _reading(file), ExitStack() as files:
+        pixels = _open(path_of(file), 0, file, files)
+        if isinstance(pixels, Volume):
+            raise UserError(f"{file}: is a volume, no mask", "Valid: PNG, JPEG, TIFF or .npy (rows, columns).")
+        return np.asarray((_channels(pixels) != 0).any(axis=0))
 
 
 def _channels(pixels: NDArray[Any]) -> NDArray[Any]:
     """A picture (H, W) or (H, W, C) as (C, H, W); equal channels are grey."""
     channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
     return channels[:1] if np.array_equal(channels, np.broadcast_to(channels[:1], channels.shape)) else channels
-
-
-def _mni152() -> Path:
-    # nilearn is located, not imported: that takes seconds, and the file is all we want
-    package = importlib.util.find_spec("nilearn")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("nilearn, which packages the MNI152 template, is not installed")
-    return Path(package.origin).parent / "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
 
 @contextmanager
@@ -257,13 +266,7 @@ def _reading(where: str) -> Iterator[None]:
 def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
     """A volume, in its file, or the pixels of a picture, (H, W) or (H, W, 3)."""
     valid = f"Valid: a {_FORMATS} file."
-    if not path.exists():
-        raise UserError(f"{where}: no such file", valid)
-    if not path.is_file():
-        raise UserError(f"{where}: is {'a directory' if path.is_dir() else 'no regular file'}", valid)
-    if path.stat().st_size == 0:
-        raise UserError(f"{where}: is empty", valid)
-
+    check_file(path, where, valid)
     name = path.name.lower()
     source: Volume | NDArray[Any]
     if name.endswith(VOLUMES):
@@ -343,7 +346,7 @@ def _refuse_options_of_volumes(spec: TargetSpec, where: str) -> None:
 
 
 def _unit_range(
-    channels: NDArray[Any], spec: TargetSpec, where: str
+    channels: NDArray[Any], spec: TargetSpec, where: str, scale: tuple[float, float] | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """The slice scaled to [0, 1], and the intensities that became 0 and 1; one channel at a time is in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -351,7 +354,9 @@ def _unit_range(
         if bad := channels.size - finite:
             wrong = f"{where}: {bad} of {channels.size} values in the slice are NaN or infinite"
             raise UserError(wrong, "Valid: finite.")
-        if spec.intensity == "minmax":
+        if scale is not None:
+            lower, upper = scale
+        elif spec.intensity == "minmax":
             lower, upper = float(channels.min()), float(channels.max())
         else:
             lower, upper = map(float, np.percentile(channels.astype(np.float64), spec.percentiles))
@@ -360,7 +365,8 @@ def _unit_range(
             raise UserError(wrong, "Valid: intensities that differ, within the chosen percentiles too.")
         image = np.empty(channels.shape, dtype=np.float32)
         for channel, scaled in zip(channels, image, strict=True):
-            scaled[:] = np.clip((channel.astype(np.float64) - lower) / (upper - lower), 0, 1)
+            unit = (channel.astype(np.float64) - lower) / (upper - lower)
+            scaled[:] = np.clip(unit, 0, 1) if scale is None else unit
     return image, (lower, upper)
 
 
@@ -391,7 +397,7 @@ def _resample(
     # pixels are squares about their index, so a pixel i of the resized slice came from (i + 0.5) / f - 0.5
     to_old = np.diag([*(old / new), 1, 1])
     to_old[:2, 3] = (0.5 - offset) * old / new - 0.5
-    return np.clip(canvas, 0, 1), to_old
+    return canvas, to_old
 
 
 def _resize(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ read as the version that stored it meant it: through migrations, with today's de
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import tomllib
 import types
@@ -23,6 +24,7 @@ from ddstudy.spec.schema import SCHEMA, StudySpec
 
 _MOST_BYTES = 2**20  # of a file that a person writes
 FILES = (("target", "file"), ("task", "mask"), ("task", "maps"), ("judge", "file"))  # table and key of what is read
+PACKAGE = "package:"  # begins the name of a file that an installed package has: "package:nibabel/tests/data/..."
 MOST_MISTAKES = 20  # named at a time
 
 
@@ -46,12 +48,27 @@ def read_study(path: Path) -> dict[str, Any]:
     tree.setdefault("name", path.stem)
     for table, key in FILES:
         named = tree.get(table)
-        if isinstance(named, dict) and isinstance(named.get(key), str):
+        if isinstance(named, dict) and isinstance(named.get(key), str) and not named[key].startswith(PACKAGE):
             try:
                 named[key] = str((path.parent / named[key]).resolve())
             except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
                 raise UserError(f"{path}: {table}.{key}: {error}", "Valid: the path of a file.") from None
     return tree
+
+
+def path_of(file: str) -> Path:
+    """The path of a file that a study names.
+
+    Raises:
+        UserError: it is of a package that is not installed.
+    """
+    if not file.startswith(PACKAGE):
+        return Path(file)
+    name, _, inside = file.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None  # located, not imported
+    if found is None or found.origin is None:
+        raise UserError(f"{file}: there is no package '{name}' here", "Valid: package:NAME/PATH of an installed one.")
+    return Path(found.origin).parent / inside
 
 
 def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Options: everything of a study file that decides what is fitted, and how; each can be searched.
 
 The six of the thesis are always searched. Any other number or choice of the tables `target`, `task`, `noise` and `fit`
-is searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is said
-once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have an
-order, and which value of another option it needs to mean anything.
+is searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is
+said once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have
+an order, and which value of another option it needs to mean anything.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class TaskSpec(BaseModel):
     )
     sensitivities: Literal["birdcage", "estimated"] = option(
         "birdcage",
-        "of several coils, as the solver knows them: simulated ones as they are, or estimated from the centre (ESPIRiT)",
+        "of several coils, as the solver knows them: as they were simulated, or estimated from the centre (ESPIRiT)",
         label="sensitivities",
         needs=_where("mri"),
     )
@@ -219,8 +219,8 @@ class JudgeSpec(BaseModel):
     """`[judge]`: what reconstructions are judged against; no solver sees it.
 
     `truth` is the target of a simulated task. `repeat` is a second measurement of the same slice, whose noise is
-    independent: errors against it rank settings without bias. `held_out` are samples of the measurement that no loss
-    sees, and that a good reconstruction predicts.
+    independent: errors against it rank settings without bias. Of a simulated measurement it is simulated, too.
+    `held_out` are samples of the measurement that no loss sees, and that a good reconstruction predicts.
     """
 
     model_config = MODEL

@@ -88,8 +88,8 @@ class StabilitySpec(BaseModel):
     max_vif: Annotated[float, Field(gt=0)] = Field(1.0, description="stable means VIF <= this")
     spread_percent: Annotated[float, Field(gt=0)] = Field(
         20.0,
-        description="where the truth is not known, stable means that the members' outputs differ by less, root mean square"
-        " relative to their mean",
+        description="where the judge is not the truth, stable means that the spread of the members' outputs <= this:"
+        " the root mean square of their standard deviation relative to that of their mean",
     )
     stop: Annotated[float, Field(ge=1)] = Field(
         1.5, description="unstable checks begin above this multiple of cv_percent, and end at cv_percent"
@@ -217,8 +217,13 @@ class StudySpec(BaseModel):
             raise ValueError("task.maps is for task.kind = 'mri' only")
         if task.mask is not None and not measures & {"inpaint", "mri"}:
             raise ValueError("task.mask is for task.kind = 'inpaint' or 'mri' only")
-        if against == "repeat" and self.judge.file is None and self.judge.volume is None:
-            raise ValueError("judge.against = 'repeat' needs judge.volume or judge.file")
+        named = self.judge.file is not None or self.judge.volume is not None
+        if against == "repeat" and named == (task.source == "simulated"):
+            raise ValueError(
+                "judge.file and judge.volume are of measured files: a simulated one is repeated with new noise"
+                if named
+                else "judge.against = 'repeat' needs judge.volume or judge.file"
+            )
         if against == "repeat" and kinds != {"denoise"}:
             raise ValueError("judge.against = 'repeat' is for task.kind = 'denoise', whose measurements are images")
         unknown = [metric for metric in self.objectives if metric in QUALITY]
@@ -227,6 +232,12 @@ class StudySpec(BaseModel):
         rules = set(self.values_of("fit.stop"))
         if "discrepancy" in rules and 0 in self.values_of("task.sigma"):
             raise ValueError("fit.stop = 'discrepancy' needs task.sigma, the noise level, above 0")
+        if "wmv" in rules and max(self.values_of("fit.check_every")) > 50:
+            raise ValueError(
+                "fit.stop = 'wmv' compares outputs of the last 100 iterations: fit.check_every must be <= 50"
+            )
+        if "judge" in self.objectives and "represent" in kinds:
+            raise ValueError("objectives.judge needs a task other than 'represent', where psnr is the judge's score")
         if rules - {"budget"} and "represent" in kinds:
             raise ValueError("fit.stop needs a task other than 'represent', where more iterations are never worse")
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ddstudy.images.metrics import COLUMNS
 from ddstudy.images.volumes import Target, Targets, error_png_bytes, png_bytes
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
@@ -37,6 +37,9 @@ from ddstudy.store.records import REUSED, VERSION, Outcome, Outcomes
 from ddstudy.store.study import StudyView
 from ddstudy.study.evaluate import Check, Result
 from ddstudy.study.stability import Limits, cv_percent, reason, violations
+from ddstudy.tasks.base import Measurement
+from ddstudy.tasks.cases import Case, case_of
+from ddstudy.tasks.measurements import picture
 
 _DIVERGED = "diverged"
 _JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # attributes of a trial that are added to what was measured
@@ -78,14 +81,17 @@ class StudyWriter:
         self._alone = alone
         self._made_by = made_by
         self._outcomes = Outcomes(storage, id_of(study), spec)
-        self._target_images: dict[int, dict[str, str]] = {}
+        self._images_of_cases: dict[Case, dict[str, str]] = {}
 
-    def _target_image(self, setting: Setting) -> dict[str, str]:
-        """The image of a target, which is written once for all its settings."""
-        target = self.target.of(setting)
-        if id(target) not in self._target_images:
-            self._target_images[id(target)] = self._upload("target.png", png_bytes(target.image))
-        return self._target_images[id(target)]
+    def _images_of_case(self, case: Case, target: Target) -> dict[str, str]:
+        """Target and measurement, which are written once for all their settings."""
+        if case not in self._images_of_cases:
+            images = self._upload("target.png", png_bytes(target.image))
+            if case.task.kind != "represent":
+                images |= self._upload("measurement.png", png_bytes(picture(case.measurement)))
+                images |= self._upload("measurement.npz", _packed(case.measurement))
+            self._images_of_cases[case] = images
+        return self._images_of_cases[case]
 
     # what is done
 
@@ -154,9 +160,9 @@ class StudyWriter:
             setting = self.space.setting({**theirs.base, **theirs.params(record.setting)})
             if setting is None or setting.id != record.setting.id or not record.has_result or "pruner" in attrs:
                 continue
-            stopped = attrs["iterations_done"] < setting["iterations"]
+            stopped = attrs["iterations_done"] < setting["iterations"] and "ended_by" not in attrs
             comparable = not attrs["shared"] and not attrs.get("disturbed") and attrs["device"] == device
-            complete = "psnr" not in attrs or all(metric in attrs for metric in self.spec.objectives)
+            complete = "cv_percent" not in attrs or all(metric in attrs for metric in self.spec.objectives)
             wanted = setting in self.space and setting not in measured and complete
             if not wanted or (stopped and not same_rule) or (timed and not comparable):
                 continue
@@ -264,8 +270,8 @@ class StudyWriter:
             What a run must know of it; None if the setting has a result already.
         """
         table, values = self.spec.stability, result.values
-        limits = Limits(table.cv_percent, table.min_psnr, table.max_vif)
-        diverged = "psnr" not in values
+        limits = Limits(table.cv_percent, table.min_psnr, table.max_vif, table.spread_percent)
+        diverged = "cv_percent" not in values
         attrs: dict[str, Any] = {**(self._made_by if not origin else {}), **values}
         attrs |= {"fit_id": setting.fit.id, "shared": shared}
         attrs["curve"] = json.dumps(result.curve)
@@ -273,17 +279,18 @@ class StudyWriter:
             attrs |= {"stable": False, "reason": f"a member diverged by iteration {values['iterations_done']}"}
             constraints = {_DIVERGED: 1.0}
         else:
-            scores = (float(values["cv_percent"]), float(values["psnr"]), _optional(values.get("vif")), limits)
-            why = reason(*scores)
+            judged = ("cv_percent", "psnr", "vif") if self.spec.judge.against == "truth" else ("spread_percent",)
+            measured = {name: float(values[name]) for name in judged if name in values}
+            why = reason(measured, limits)
             if result.stopped:
                 why = f"stopped at {values['iterations_done']}: {why or 'unstable for too long'}"
             if values.get("dead_members"):
                 why += f"{', ' * bool(why)}{values['dead_members']} dead members"
             attrs |= {"stable": not why, "reason": why}
-            constraints = violations(*scores)
+            constraints = violations(measured, limits)
             if result.stopped:
-                # the rule looks at medians: the CV at the stop itself may happen to be below the limit
-                constraints["cv_percent"] = max(constraints["cv_percent"], 1e-9)
+                # the rule looks at medians: the number at the stop itself may happen to be below the limit
+                constraints[judged[0]] = max(constraints[judged[0]], 1e-9)
         pruned = diverged or (table.prune and not attrs["stable"])
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         objectives = None if diverged else [float(values[metric]) for metric in self.spec.objectives]
@@ -293,7 +300,7 @@ class StudyWriter:
         system_attrs = dict(marks or {})
         if self.spec.images and not diverged and not origin:
             try:
-                system_attrs |= self._images(setting, result.output)
+                system_attrs |= self._images(setting, result)
             except OSError as error:  # a full disk, a folder that is gone: the numbers are kept
                 attrs["images"] = f"not kept: {error}"
         if self.spec.search.pruner:
@@ -339,7 +346,7 @@ class StudyWriter:
             "fit_id": setting.fit.id,
             "iterations_done": check.iteration,
             "seconds": check.seconds,
-            "psnr_1dd": float(np.mean(scores)),
+            COLUMNS["members"]["psnr" if self.spec.judge.against == "truth" else "judge"]: float(np.mean(scores)),
             "cv_percent": cv_percent(scores),
             "pruner": name,
             "reason": f"stopped at {check.iteration} by the {name} pruner: 1DD {np.mean(scores):.1f} dB",
@@ -391,13 +398,15 @@ class StudyWriter:
         )
         self.leases.patiently(lambda: self.study.add_trial(frozen))
 
-    def _images(self, setting: Setting, output: NDArray[np.float32]) -> dict[str, Any]:
+    def _images(self, setting: Setting, result: Result) -> dict[str, Any]:
         """Writes the images of a trial; the system attributes by which Optuna finds them."""
-        return {
-            **self._target_image(setting),
-            **self._upload("output.png", png_bytes(output)),
-            **self._upload("error.png", error_png_bytes(output, self.target.of(setting).image)),
-        }
+        case, target = case_of(self.spec, self.target, setting), self.target.of(setting)
+        images = {**self._images_of_case(case, target), **self._upload("output.png", png_bytes(result.output))}
+        if case.judge.truth is not None:
+            images |= self._upload("error.png", error_png_bytes(result.output, case.judge.truth))
+        if result.residual is not None:
+            images |= self._upload("residual.png", error_png_bytes(result.residual, np.zeros_like(result.residual)))
+        return images
 
     def _upload(self, filename: str, content: bytes) -> dict[str, str]:
         self._files.mkdir(parents=True, exist_ok=True)
@@ -416,9 +425,15 @@ def _means(curve: dict[str, list[object]]) -> dict[int, float]:
     return {int(str(step)): float(np.mean(np.asarray(scores))) for step, scores in zip(steps, members, strict=True)}
 
 
+def _packed(measurement: Measurement) -> bytes:
+    """The numbers that a solver is handed, and those that are held out, as .npz."""
+    arrays = {"samples": measurement.samples}
+    if measurement.held_out is not None:
+        arrays["held_out"] = measurement.held_out
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
 def _is_listed(value: object, values: Sequence[object]) -> bool:
     return any(type(value) is type(listed) and value == listed for listed in values)
-
-
-def _optional(value: float | int | str | None) -> float | None:
-    return None if value is None else float(value)

@@ -4,34 +4,39 @@
 numbers on every worker. A `Check` tells how the members are doing, a `Result` is what is recorded of one setting.
 `evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end.
 
-Here truth and measurement part ways. A solver is handed what `problem` makes of the measurement, `measured(job)`; the
-reference that outputs are judged against, `Job.target`, stays in this module. Checks come from the solver's losses, so
-they are PSNR against the measurement; outputs are fetched from the device when a result needs them.
+Here truth and measurement part ways. A solver is handed what `problem` makes of `Case.measurement`; what outputs are
+judged by, `Case.judge`, stays in this module. Where the image itself is measured without noise, checks come from the
+solver's losses, and outputs are fetched from the device when a result needs them. In all other tasks each check fetches
+them: to be judged, for the spread of the members, and for the stopping rule, which is told nothing of the judge.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.images.inputs import noise_volume
-from ddstudy.images.metrics import COLUMNS, METRICS, psnr_of, quality
+from ddstudy.images.metrics import COLUMNS, METRICS, psnr, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
-from ddstudy.images.volumes import Target
 from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
 from ddstudy.study.load import DISTURBED_PERCENT, watched
-from ddstudy.study.stability import StopRule, cv_percent, dead_members, stops_at
+from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_percent, spread_stops_at, stops_at
+from ddstudy.study.stopping import Rule, Watch
+from ddstudy.tasks.base import Measurement
+from ddstudy.tasks.cases import Case
+from ddstudy.tasks.measurements import consistent, held_out_errors, residual, residual_picture, to_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +46,8 @@ class Job:
     Attributes:
         fit: what is fitted.
         budgets: iterations to measure at, ascending.
-        target: the image that quality is measured against, and of which the measurement is made.
-        options: members, seed, learning rate, checks, device.
+        case: the measurement that the solver sees, and what outputs are judged by.
+        options: members, seed, learning rate, checks, stopping rule, device.
         noise: how input tensors are made.
         rule: stops the fit early, also when a member is dead; None: nothing does but a member that diverges.
         timed: its seconds are compared with others: nothing else is done meanwhile.
@@ -51,7 +56,7 @@ class Job:
 
     fit: Fit
     budgets: tuple[int, ...]
-    target: Target
+    case: Case
     options: FitSpec
     noise: NoiseSpec
     rule: StopRule | None = None
@@ -62,21 +67,32 @@ class Job:
     def kind(self) -> tuple[object, ...]:
         """What jobs of one study that are done as a pack have in common."""
         how = self.config, self.options.engine, self.options.precision
-        return job_prior(self.fit, self.target), rows_and_columns(self.fit["tiling"]), how
+        operator = self.case.measurement.operator
+        return prior_of(self.fit, self.case.measurement), rows_and_columns(self.fit["tiling"]), operator, how
 
     @property
     def config(self) -> Config:
         """How its members are optimised."""
-        return Config(self.options.learning_rate, self.options.keep)
+        of = self.options
+        return Config(of.learning_rate, of.keep, average=of.average, jitter=of.jitter, jitter_decay=of.jitter_decay)
 
 
 @dataclass(frozen=True)
 class Check:
-    """How the members are doing: PSNR (dB) of each after some iterations, joined slice."""
+    """How the members are doing after some iterations.
+
+    Attributes:
+        iteration: updates done.
+        seconds: of the fit.
+        psnr_members: the judge's score of each, dB: PSNR of the joined slice where the judge is the truth.
+        watched: what stopping rules and stability look at and what `stop-audit` needs, in tasks other than `represent`:
+            `spread`, `loss`, `held_out`, `score`, `wmv`, `emv`.
+    """
 
     iteration: int
     seconds: float
     psnr_members: tuple[float, ...]
+    watched: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +102,14 @@ class Result:
     Attributes:
         budget: iterations of the setting.
         values: everything that was measured under its plain name (psnr, ssim, .., cv_percent, seconds, ..). Without
-            `psnr` when a member diverged. `seconds` is the wall time of the fit of all members, `seconds_per_member`
-            that divided by their number: members run side by side, so one alone takes longer.
+            `cv_percent` when a member diverged. `seconds` is the wall time of the fit of all members,
+            `seconds_per_member` that divided by their number: members run side by side, so one alone takes longer.
         output: float32 (C, H, W), mean of the members' outputs (Eq. 3.3), joined and clipped.
         curve: the checks so far, compact: iterations, seconds, and PSNR of every member.
         stopped: the fit was stopped here, before the budget: diverged or unstable for too long.
         shared: other fits ran on its device, so its seconds are not comparable; the executor says so.
         members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
+        residual: float32 (C, H, W), what of the measurement the answer leaves over, as it is looked at; None of copies.
     """
 
     budget: int
@@ -102,51 +119,56 @@ class Result:
     stopped: bool
     shared: bool = False
     members: NDArray[np.float32] | None = None
+    residual: NDArray[np.float32] | None = None
 
 
-def job_prior(fit: Fit, target: Target) -> DeepDecoder:
-    """The decoder that fits one tile of the target."""
-    return _prior(fit, target.image.shape)
+def prior_of(fit: Fit, measurement: Measurement) -> DeepDecoder:
+    """The decoder that fits one tile of an image."""
+    channels, height, width = measurement.shape
+    tile = tile_shape(height, width, fit["tiling"])
+    return deep_decoder(fit["k"], fit["s"], fit["l"], *tile, channels=channels, head=measurement.head)
 
 
-def _prior(fit: Fit, shape: tuple[int, ...]) -> DeepDecoder:
-    channels, height, width = shape
-    return deep_decoder(fit["k"], fit["s"], fit["l"], *tile_shape(height, width, fit["tiling"]), channels=channels)
+def problem(fit: Fit, measurement: Measurement, options: FitSpec, noise: NoiseSpec) -> Problem:
+    """What a solver sees: the measurement, and input tensors and starting weights of every member.
 
-
-def measured(job: Job) -> NDArray[np.float32]:
-    """The measurement y = A x + e of the target x that a solver may see, (C, H, W): A = 1, and there is no noise e."""
-    return job.target.image
-
-
-def problem(fit: Fit, measurement: NDArray[np.float32], options: FitSpec, noise: NoiseSpec) -> Problem:
-    """What a solver sees: the measurement in tiles, and input tensors and starting weights of every member.
-
-    Seeds derive from (study seed, identity of the fit, member), separately for noise and weights, so a member is
-    the same whatever the worker, the order and the number of members.
+    Seeds derive from (study seed, identity of the fit, member), separately for noise, weights and jitter, so a member
+    is the same whatever the worker, the order and the number of members.
 
     Args:
         fit: the decoder's shape, kind of noise and tiling.
-        measurement: float32 (C, H, W) in [0, 1].
+        measurement: what is known of the image; without an operator it is cut into tiles.
         options: members and seed.
         noise: how input tensors are made.
     """
-    prior = _prior(fit, measurement.shape)
+    prior = prior_of(fit, measurement)
     rows, columns = rows_and_columns(fit["tiling"])
     k, h0, w0 = prior.input_shape
-    inputs, weights = [], []
+    inputs, weights, jitter = [], [], []
     for member in range(options.members):
-        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(2)
-        noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds)
+        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(3)
+        noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds[:2])
         volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, **noise.model_dump())
         inputs.append(split(volume, fit["tiling"]))
         weights.append(prior.initial_weights(weight_rng))
-    tiles = split(measurement, fit["tiling"])
+        jitter.append(seeds[2].generate_state(1, np.uint64)[0])
+    channels, height, width = measurement.shape
+    tiles = rows * columns
     pixels = None
-    if len(tiles) > 1:
-        _, height, width = measurement.shape
-        pixels = join(np.arange(tiles.size).reshape(tiles.shape), fit["tiling"], height, width).ravel()
-    return Problem(prior, tiles, np.stack(inputs), np.stack(weights), pixels)
+    if tiles > 1:
+        numbers = np.arange(tiles * channels * math.prod(prior.sizes[-1])).reshape(tiles, channels, *prior.sizes[-1])
+        pixels = join(numbers, fit["tiling"], height, width).ravel()
+    operator, samples = measurement.operator, measurement.samples
+    return Problem(
+        prior,
+        samples if operator is not None else split(samples, fit["tiling"]),
+        np.stack(inputs),
+        np.stack(weights),
+        pixels,
+        operator=operator,
+        shape=measurement.shape,
+        jitter_seeds=np.array(jitter),
+    )
 
 
 def evaluate(job: Job, *, device: str, threads: int, stop: threading.Event | None = None) -> Iterator[Check | Result]:
@@ -226,57 +248,90 @@ class _Tracker:
 
     def __init__(self, job: Job, device: str, method: Method) -> None:
         self.job, self.device, self.method = job, device, method
-        self.problem = problem(job.fit, measured(job), job.options, job.noise)
+        self.problem = problem(job.fit, job.case.measurement, job.options, job.noise)
         self.budgets = set(job.budgets)
         self.last = max(self.budgets)
         self.stops = sorted(self.budgets | set(range(job.options.check_every, self.last, job.options.check_every)))
         self.checks: list[Check] = []
         self.over = False
+        self.is_copy = job.case.task.kind == "represent"
+        self.watch = Watch()
+        self.rule = Rule(job.options.stop, job.options.patience, job.case.task.sigma)
+        self.chosen: tuple[int, NDArray[np.float32]] | None = None
 
     def observe(
         self, snapshot: Snapshot, waited: float | None
     ) -> tuple[Check | None, Callable[[], list[Result]] | None]:
         """The check that a snapshot is, if no member diverged, and what makes results of it, if any are due.
 
-        A check is made of losses and ranges, so that no outputs need leave their device for it.
-
         Args:
             snapshot: of the fit.
             waited: percent of its time that it waited for others on its machine; None where it is not known.
         """
         finite = bool(np.isfinite(snapshot.losses).all())
-        scores = tuple(psnr_of(float(loss)) for loss in snapshot.losses) if finite else ()
-        check = Check(snapshot.iteration, snapshot.seconds, scores)
+        check = self._check(snapshot) if finite else Check(snapshot.iteration, snapshot.seconds, ())
         if finite:
             self.checks.append(check)
         dead, rule = int(dead_members(snapshot.ranges).sum()), self.job.rule
-        hopeless = rule is not None and check.iteration < self.last and (dead > 0 or self._is_unstable(rule))
+        before = check.iteration < self.last
+        hopeless = rule is not None and before and (dead > 0 or self._is_unstable(rule))
         stopped = not finite or hopeless
-        self.over = stopped or check.iteration == self.last
+        answered = not stopped and before and self.rule.over
+        self.over = stopped or answered or not before
         measure = None
-        if stopped or check.iteration in self.budgets:
-            measure = partial(self._measure, check, dead, stopped, waited, snapshot.outputs, _curve(self.checks))
+        if self.over or check.iteration in self.budgets:
+            iteration, outputs = self.chosen or (check.iteration, snapshot.outputs)
+            state = _State(check, iteration, outputs, dead, stopped, answered, waited, _curve(self.checks))
+            measure = partial(self._measure, state)
         return check if finite else None, measure
+
+    def _check(self, snapshot: Snapshot) -> Check:
+        iteration, seconds, job = snapshot.iteration, snapshot.seconds, self.job
+        if self.is_copy:
+            # of losses alone, so that no outputs need leave their device
+            return Check(iteration, seconds, tuple(psnr_of(float(loss)) for loss in snapshot.losses))
+        joined = self._joined(snapshot.outputs)
+        mean = joined.mean(axis=0)
+        told = {"spread": spread_percent(joined), "loss": float(snapshot.losses.mean())}
+        if job.case.measurement.held_out is not None:
+            told["held_out"] = float(held_out_errors(mean[None], job.case.measurement)[0])
+        if iteration % job.options.check_every == 0:  # the rule sees these only, so that budgets do not change it
+            told |= self.watch.observe(iteration, mean)
+            if job.options.stop != "budget" and self.rule.observe(iteration, told):
+                self.chosen = iteration, snapshot.outputs
+        image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
+        truth = job.case.judge.truth
+        told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
+        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told)
+
+    def _joined(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs (M, T, C, h, w) as whole images (M, C, H, W), measured k-space put back where that is asked for."""
+        joined = join(outputs, self.job.fit["tiling"], *self.job.case.measurement.shape[1:])
+        return consistent(joined, self.job.case.measurement) if self.job.case.task.consistency == "hard" else joined
+
+    def _residual(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
+        measurement = self.job.case.measurement
+        return residual_picture(residual(mean[None], measurement)[0], measurement)
+
+    def _scores(self, outputs: NDArray[np.float32], images: NDArray[np.float32]) -> tuple[float, ...]:
+        return self.job.case.judge.scores(outputs, images, self.job.case.measurement)
 
     def _is_unstable(self, rule: StopRule) -> bool:
         """Whether to stop: judged at regular checks only, so that it does not depend on the budgets asked for."""
         regular = [check for check in self.checks if check.iteration % self.job.options.check_every == 0]
         if not regular or regular[-1] is not self.checks[-1]:
             return False
-        iterations, scores = [c.iteration for c in regular], [c.psnr_members for c in regular]
-        return stops_at(iterations, scores, rule) is not None
+        iterations = [check.iteration for check in regular]
+        if self.job.case.judge.against != "truth":
+            return spread_stops_at(iterations, [check.watched["spread"] for check in regular], rule) is not None
+        return stops_at(iterations, [check.psnr_members for check in regular], rule) is not None
 
-    def _measure(
-        self,
-        check: Check,
-        dead: int,
-        stopped: bool,
-        waited: float | None,
-        outputs: NDArray[np.float32],
-        curve: dict[str, list[object]],
-    ) -> list[Result]:
-        _, height, width = self.job.target.image.shape
-        members = np.clip(join(outputs, self.job.fit["tiling"], height, width), 0, 1)
+    def _measure(self, state: _State) -> list[Result]:
+        check = state.check
+        joined = self._joined(state.outputs)
+        members = to_images(joined, self.job.case.measurement)
+        mean = joined.mean(axis=0)
+        ensemble = members.mean(axis=0) if self.is_copy else to_images(mean[None], self.job.case.measurement)[0]
         values: dict[str, float | int | str] = {
             "seconds": check.seconds,
             "seconds_per_member": check.seconds / len(members),
@@ -286,39 +341,94 @@ class _Tracker:
             "engine": str(self.method),
         }
         if check.psnr_members:
-            values |= _values(self.job, check, members, outputs)
-        values["dead_members"] = dead
-        if waited is not None:
-            values |= {"waited_percent": waited, "disturbed": waited > DISTURBED_PERCENT}
-        ensemble, made = members.mean(axis=0), []
+            values |= self._quality(state, ensemble, members)
+        if check.psnr_members and not self.is_copy:
+            values |= self._of_task(state, mean, ensemble, joined, members)
+        values["dead_members"] = state.dead
+        if state.waited is not None:
+            values |= {"waited_percent": state.waited, "disturbed": state.waited > DISTURBED_PERCENT}
+        made, left = [], None if self.is_copy else self._residual(mean)
         for budget in sorted(self.budgets):
-            if budget == check.iteration or (stopped and budget > check.iteration):
+            if budget == check.iteration or (self.over and budget > check.iteration):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
-                late = stopped and (budget > check.iteration or not check.psnr_members)
+                late = state.stopped and (budget > check.iteration or not check.psnr_members)
                 each = members if self.job.every_member else None
-                made.append(Result(budget, values, ensemble, curve, late, members=each))
+                made.append(Result(budget, values, ensemble, state.curve, late, members=each, residual=left))
         return made
 
+    def _quality(
+        self, state: _State, ensemble: NDArray[np.float32], members: NDArray[np.float32]
+    ) -> dict[str, float | int | str]:
+        """Quality against the truth, where it is known, and stability; members (M, C, H, W)."""
+        reference, tiling = self.job.case.judge.truth, self.job.fit["tiling"]
+        values: dict[str, float | int | str] = {}
+        if reference is not None:
+            of_ensemble, *of_members = quality(np.stack([ensemble, *members]), reference)
+            in_tiles = state.outputs.mean(axis=0) if self.is_copy else split(ensemble, tiling)
+            found = {
+                "ensemble": of_ensemble,
+                "members": {name: float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble},
+                "tiles": _over_tiles(in_tiles, split(reference, tiling), of_ensemble),
+            }
+            for kind, scores in found.items():
+                values |= {column: scores[name] for name, column in COLUMNS[kind].items() if name in scores}
+        scores_of = state.check.psnr_members
+        if self.chosen is not None:
+            joined = self._joined(state.outputs)
+            scores_of = self._scores(joined, members)
+        name = "psnr" if self.job.case.judge.against == "truth" else "judge"
+        values |= {f"{name}_member_{index}": score for index, score in enumerate(scores_of)}
+        values["cv_percent"] = cv_percent(scores_of)
+        values["sd_db"] = float(np.std(scores_of))
+        return values
 
-def _values(
-    job: Job, check: Check, members: NDArray[np.float32], outputs: NDArray[np.float32]
-) -> dict[str, float | int | str]:
-    """Quality and stability of a fit: members (M, C, H, W), and their outputs in tiles, against the reference."""
-    reference = job.target.image
-    ensemble = members.mean(axis=0)
-    of_ensemble, *of_members = quality(np.stack([ensemble, *members]), reference)
-    found = {
-        "ensemble": of_ensemble,
-        "members": {name: float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble},
-        "tiles": _over_tiles(outputs.mean(axis=0), split(reference, job.fit["tiling"]), of_ensemble),
-    }
-    values: dict[str, float | int | str] = {}
-    for kind, scores in found.items():
-        values |= {column: scores[name] for name, column in COLUMNS[kind].items() if name in scores}
-    values |= {f"psnr_member_{index}": score for index, score in enumerate(check.psnr_members)}
-    values["cv_percent"] = cv_percent(check.psnr_members)
-    values["sd_db"] = float(np.std(check.psnr_members))
-    return values
+    def _of_task(
+        self,
+        state: _State,
+        mean: NDArray[np.float32],
+        ensemble: NDArray[np.float32],
+        joined: NDArray[np.float32],
+        members: NDArray[np.float32],
+    ) -> dict[str, float | int | str]:
+        """What tasks other than `represent` are judged by: score, spread, and where rule and oracle stop."""
+        values: dict[str, float | int | str] = {
+            "judge": self._scores(mean[None], ensemble[None])[0],
+            "judge_1dd": float(np.mean(self._scores(joined, members))),
+            "spread_percent": spread_percent(joined),
+            "chosen_iteration": state.iteration,
+        }
+        if state.answered:
+            values["ended_by"] = self.job.options.stop
+        if self.job.case.judge.truth is not None:
+            best = max(self.checks[: self.checks.index(state.check) + 1], key=lambda check: check.watched["score"])
+            values |= {"oracle_iteration": best.iteration, "oracle_psnr": best.watched["score"]}
+            values["oracle_gap"] = best.watched["score"] - psnr(ensemble, self.job.case.judge.truth)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Where a fit stands at a snapshot that results are made of.
+
+    Attributes:
+        check: at the snapshot.
+        iteration: of the iterate that is the answer: that of the snapshot, or an earlier one that the rule chose.
+        outputs: its, (M, T, C, h, w).
+        dead: members.
+        stopped: diverged, or unstable for too long.
+        answered: the stopping rule has its answer, before the last budget.
+        waited: percent.
+        curve: the checks so far.
+    """
+
+    check: Check
+    iteration: int
+    outputs: NDArray[np.float32]
+    dead: int
+    stopped: bool
+    answered: bool
+    waited: float | None
+    curve: dict[str, list[object]]
 
 
 def _over_tiles(
@@ -333,11 +443,16 @@ def _over_tiles(
 
 
 def _curve(checks: list[Check]) -> dict[str, list[object]]:
-    return {
+    curve: dict[str, list[object]] = {
         "iterations": [check.iteration for check in checks],
         "seconds": [round(check.seconds, 3) for check in checks],
         "psnr_members": [[round(score, 3) for score in check.psnr_members] for check in checks],
     }
+    names = dict.fromkeys(name for check in checks for name in check.watched)
+    for name in names:
+        numbers = (check.watched.get(name, math.nan) for check in checks)
+        curve[name] = [float(f"{number:.5g}") if math.isfinite(number) else None for number in numbers]
+    return curve
 
 
 def device_name(device: str) -> str:

@@ -11,8 +11,9 @@ from ddstudy.solvers.fused import kernels_for, memory
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import tiles
 from ddstudy.spec.schema import StudySpec
-from ddstudy.study.evaluate import Job, job_prior
+from ddstudy.study.evaluate import Job, prior_of
 from ddstudy.study.stability import StopRule
+from ddstudy.tasks.cases import Case, case_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
         reused: of these, imported from other studies; a search tries its own number beside them.
 
     Raises:
-        UserError: an objective cannot be measured on a target of this size.
+        UserError: an objective cannot be measured on a target of this size, or a target not as the task says.
     """
+    for fit in budgets_by_fit(spec.search_space):
+        case_of(spec, target, fit)
     for height, width in {image.shape[-2:] for image in target.all}:
         for metric in (METRICS[name] for name in spec.objectives):
             if not metric.measurable(height, width):
@@ -64,31 +67,37 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
     return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
 
 
-def operations(fit: Fit, target: Target | Targets) -> float:
+def operations(fit: Fit, case: Case) -> float:
     """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it."""
-    return float(tiles(fit["tiling"]) * job_prior(fit, target.of(fit)).cost)
+    return float(tiles(fit["tiling"]) * prior_of(fit, case.measurement).cost)
 
 
 def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
     """Cost of one iteration of all members of a fit of a study, in `operations` of as many as its file names."""
-    return operations(fit, target) * spec.at(fit).fit.members / spec.fit.members
+    return operations(fit, case_of(spec, target, fit)) * spec.at(fit).fit.members / spec.fit.members
 
 
 def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str = "cpu") -> int:
     """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
 
     def size(fit: Fit) -> int:
-        prior = job_prior(fit, target.of(fit))
+        prior = prior_of(fit, case_of(spec, target, fit).measurement)
         return prior.k * sum(h * w for h, w in prior.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
 
     largest = max(budgets_by_fit(spec.search_space), key=size)
     members = spec.at(largest).fit.members
-    prior = job_prior(largest, target.of(largest))
+    prior = prior_of(largest, case_of(spec, target, largest).measurement)
     return memory(prior, tiles(largest["tiling"]), members, members, kernels_for(device))
 
 
 def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:
-    """The job of one fit."""
+    """The job of one fit.
+
+    Raises:
+        UserError: the target cannot be measured as the study's task says.
+    """
     at, table = spec.at(fit), spec.stability
-    rule = StopRule(table.cv_percent, table.stop, table.warmup, table.window, table.patience) if table.prune else None
-    return Job(fit, budgets, target.of(fit), at.fit, at.noise, rule, timed="seconds" in spec.objectives)
+    percent = table.cv_percent if spec.judge.against == "truth" else table.spread_percent
+    rule = StopRule(percent, table.stop, table.warmup, table.window, table.patience) if table.prune else None
+    timed = "seconds" in spec.objectives
+    return Job(fit, budgets, case_of(spec, target, fit), at.fit, at.noise, rule, timed)

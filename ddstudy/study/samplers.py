@@ -169,13 +169,14 @@ def _values(trial: FrozenTrial, metrics: Sequence[str] | None) -> list[float] | 
 
 
 def _instability(trial: FrozenTrial) -> dict[str, float] | None:
-    """The logarithm of CV over its limit; above 0 also where another limit is broken."""
+    """The logarithm of the CV, or of the spread, over its limit; above 0 also where another limit is broken."""
     beyond = trial.constraints
     if not beyond:
         return None
-    cv = trial.user_attrs.get("cv_percent", math.nan)
-    limit = cv - beyond.get("cv_percent", math.nan)
-    ratio = math.log(cv / limit) if cv > 0 and limit > 0 else max(beyond.values())
+    name = "spread_percent" if "spread_percent" in beyond else "cv_percent"
+    percent = trial.user_attrs.get(name, math.nan)
+    limit = percent - beyond.get(name, math.nan)
+    ratio = math.log(percent / limit) if percent > 0 and limit > 0 else max(beyond.values())
     return {"instability": max(ratio, 1e-3) if max(beyond.values()) > 0 else ratio}
 
 

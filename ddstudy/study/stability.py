@@ -8,7 +8,7 @@ a rule would have done to fits that ran without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,13 @@ class Limits:
         cv_percent: highest coefficient of variation of the members' PSNR, percent.
         min_psnr: lowest PSNR, dB.
         max_vif: highest VIF.
+        spread_percent: highest spread of the members' outputs, percent, for studies whose judge is not the truth.
     """
 
     cv_percent: float
     min_psnr: float
     max_vif: float
+    spread_percent: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class StopRule:
     """When an unstable fit is stopped early, see `stops_at`.
 
     Attributes:
-        cv_percent: highest coefficient of variation of a stable fit, percent.
-        stop: multiple of `cv_percent` above which a run of unstable checks begins.
+        percent: highest coefficient of variation, or spread, of a stable fit, percent.
+        stop: multiple of `percent` above which a run of unstable checks begins.
         warmup: iterations before a fit may be stopped.
         window: checks in the median that hides passing spikes.
         patience: unstable checks in a row that stop a fit.
     """
 
-    cv_percent: float
+    percent: float
     stop: float
     warmup: int
     window: int
@@ -56,33 +58,46 @@ def cv_percent(psnr: ArrayLike) -> float:
     return float(100 * values.std() / values.mean())
 
 
-def violations(cv: float, psnr: float, vif: float | None, limits: Limits) -> dict[str, float]:
-    """How far a result is beyond each limit of the filter of sec. 4.3; stable means that none is above 0.
+def spread_percent(outputs: NDArray[np.floating[Any]]) -> float:
+    """Spread of the members' outputs (M, ...) in percent, which needs no truth.
+
+    The root mean square of their standard deviation (population sd) relative to that of their mean.
+    """
+    values = np.asarray(outputs, dtype=np.float64)
+    mean = np.sqrt(np.mean(values.mean(axis=0) ** 2))
+    return float(100 * np.sqrt(values.var(axis=0).mean()) / mean) if mean else math.inf
+
+
+def violations(measured: Mapping[str, float], limits: Limits) -> dict[str, float]:
+    """How far a result is beyond each limit that says what stable means; stable means that none is above 0.
 
     Args:
-        cv: coefficient of variation, percent.
-        psnr: of the ensemble output, dB.
-        vif: of the ensemble output; None where the slice is too small for it.
+        measured: of the filter of sec. 4.3 `cv_percent`, `psnr` (dB) and, where the slice is large enough for it, `vif`
+            of the ensemble output; or `spread_percent` where the judge is not the truth.
         limits: of the study.
 
     Returns:
-        `cv_percent`, `psnr` and, where it is known, `vif`: value minus limit, positive where it is broken.
+        For each number, by its name, value minus limit: positive where it is broken.
     """
-    beyond = {"cv_percent": cv - limits.cv_percent, "psnr": limits.min_psnr - psnr}
-    if vif is not None:
-        beyond["vif"] = vif - limits.max_vif
-    return beyond
-
-
-def reason(cv: float, psnr: float, vif: float | None, limits: Limits) -> str:
-    """Why a result is unstable, in words; empty if it is stable."""
-    beyond = violations(cv, psnr, vif, limits)
-    words = {
-        "cv_percent": f"CV {cv:.1f} % > {limits.cv_percent:g} %",
-        "psnr": f"PSNR {psnr:.1f} dB < {limits.min_psnr:g} dB",
-        "vif": f"VIF {vif or 0:.2f} > {limits.max_vif:g}",
+    beyond = {
+        "cv_percent": lambda value: value - limits.cv_percent,
+        "psnr": lambda value: limits.min_psnr - value,
+        "vif": lambda value: value - limits.max_vif,
+        "spread_percent": lambda value: value - limits.spread_percent,
     }
-    return ", ".join(words[name] for name, excess in beyond.items() if excess > 0)
+    return {name: beyond[name](value) for name, value in measured.items()}
+
+
+def reason(measured: Mapping[str, float], limits: Limits) -> str:
+    """Why a result is unstable, in words; empty if it is stable. Arguments are those of `violations`."""
+    words = {
+        "cv_percent": f"CV {{:.1f}} % > {limits.cv_percent:g} %",
+        "psnr": f"PSNR {{:.1f}} dB < {limits.min_psnr:g} dB",
+        "vif": f"VIF {{:.2f}} > {limits.max_vif:g}",
+        "spread_percent": f"spread {{:.1f}} % > {limits.spread_percent:g} %",
+    }
+    beyond = violations(measured, limits)
+    return ", ".join(words[name].format(measured[name]) for name, excess in beyond.items() if excess > 0)
 
 
 def dead_members(ranges: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
@@ -98,7 +113,7 @@ def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], rule: S
 
     From `warmup` on, each check judges the CV of the members' windowed medians: the median of a member's PSNR over the
     last `window` checks, which a spike shorter than half of the window does not move. A check above `stop` times
-    `cv_percent` begins a run of unstable checks; one at or below `cv_percent` ends it. The fit stops when the run has
+    `percent` begins a run of unstable checks; one at or below `percent` ends it. The fit stops when the run has
     `patience` checks: members that are merely slow have time to catch up.
 
     Args:
@@ -107,13 +122,25 @@ def stops_at(iterations: Sequence[int], psnr: Sequence[Sequence[float]], rule: S
         rule: of the study.
     """
     curves = np.asarray(psnr, dtype=np.float64)
+
+    def cv(index: int) -> float:
+        return cv_percent(np.median(curves[max(0, index + 1 - rule.window) : index + 1], axis=0))
+
+    return _first_run(iterations, cv, rule)
+
+
+def spread_stops_at(iterations: Sequence[int], spreads: Sequence[float], rule: StopRule) -> int | None:
+    """The same where the truth is not known: each check judges the median of the last `window` spreads, percent."""
+    return _first_run(iterations, lambda i: float(np.median(spreads[max(0, i + 1 - rule.window) : i + 1])), rule)
+
+
+def _first_run(iterations: Sequence[int], instability: Callable[[int], float], rule: StopRule) -> int | None:
     run = 0
     for index, iteration in enumerate(iterations):
         if iteration < rule.warmup:
             continue
-        cv = cv_percent(np.median(curves[max(0, index + 1 - rule.window) : index + 1], axis=0))
-        calm = rule.cv_percent * (1 if run else rule.stop)
-        run = run + 1 if cv > calm else 0
+        calm = rule.percent * (1 if run else rule.stop)
+        run = run + 1 if instability(index) > calm else 0
         if run >= rule.patience:
             return iteration
     return None

@@ -52,3 +52,9 @@ class Measurement:
     shape: tuple[int, int, int]
     held_out: NDArray[np.float32] | None = None
     head: Literal["sigmoid", "linear"] = "sigmoid"
+
+    @classmethod
+    def of(cls, image: NDArray[np.float32]) -> Measurement:
+        """An image (C, H, W) in [0, 1], or a noisy one, that is measured as it is."""
+        channels, height, width = image.shape
+        return cls(image, None, (channels, height, width))

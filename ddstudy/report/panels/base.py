@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
 from ddstudy.errors import UserError
-from ddstudy.images.metrics import QUALITY
+from ddstudy.images.metrics import METRICS
 from ddstudy.report import tables
 from ddstudy.report.words import FACETS, axes_of, text_of, title_of
 from ddstudy.spec.options import MODEL, OPTIONS
@@ -276,7 +276,7 @@ def whose(metric: str) -> tuple[str, str]:
     if metric == "seconds":
         who = "trials, stable or not, that ran all their iterations on a device of their own"
         return who, who
-    who = "stable trials" if metric in QUALITY else "measured trials"
+    who = "stable trials" if METRICS[metric].is_of_output else "measured trials"
     return who, f"{who} with {title_of(metric)}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ddstudy.images.metrics import METRICS, QUALITY
+from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
 from ddstudy.report.panels.base import Faceted, Picture, Shown, Table, settings_of
 from ddstudy.report.words import in_words, text_of, title_of
@@ -28,7 +28,7 @@ class Outputs(Faceted):
 
     def _of_study(self, view: StudyView) -> Shown:
         facets, others = self.split(view)
-        metric = next((name for name in view.spec.objectives if name in QUALITY), "psnr")
+        metric = next((name for name in view.spec.objectives if METRICS[name].is_of_output), "psnr")
         trials = self.filter(view.trials)
         first = tables.best_of_groups(trials, metric, ())
         grouped = self.has_groups(view)
