@@ -1,0 +1,148 @@
+"""What an iteration of each task costs on the processor, beside that of `represent` and of the task's operator alone.
+
+    python benchmarks/task_speed.py [--k 8 64] [--json FILE]
+
+One member, one thread, fused engine, s = 8, l = 4, on random images. All tasks of a size take turns, stretch by
+stretch; numbers are medians of stretches in milliseconds per iteration, of the processor's time (of all threads of this
+process, which others on the machine do not lengthen) and of the wall's. `sum` is the processor's time of `represent`
+with the same network and of the operator, forward and adjoint; `over` is how much a task takes more than that, in
+percent of it. Under a minute in all.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ddstudy.images.metrics import take_one_core
+from ddstudy.priors.deep_decoder import deep_decoder
+from ddstudy.solvers import Config, Problem, fused
+from ddstudy.tasks.base import Operator
+from ddstudy.tasks.operators import Downsampling, Mri
+
+SIZES = ((96, 80), (197, 233))
+REPEATS = 15
+STRETCH = 0.03  # seconds
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A = 1: what the way through an operator costs itself."""
+
+    shape: tuple[int, ...]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.clone()
+
+    def adjoint(self, samples: torch.Tensor) -> torch.Tensor:
+        return samples.clone()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    take_one_core()
+    print("size     k  task              ms (processor)  ms (wall)  operator     sum  over")
+    rows = []
+    for height, width in SIZES:
+        for k in options.k:
+            for row in measured(height, width, k):
+                rows.append(row)
+                over = f"{100 * (row['processor_ms'] / row['sum_ms'] - 1):+5.1f}%"
+                print(
+                    f"{height}x{width:3d} {k:3d}  {row['task']:17s} {row['processor_ms']:14.3f} {row['wall_ms']:10.3f}"
+                    f" {row['operator_ms']:9.3f} {row['sum_ms']:7.3f} {over}",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+def measured(height: int, width: int, k: int) -> list[dict[str, Any]]:
+    """A row for each task."""
+    grey, complex_image = (1, height, width), (2, height, width)
+    rng = np.random.default_rng(0)
+    mask = np.broadcast_to(rng.random(width) < 0.3, (height, width)).copy()
+    maps = (rng.normal(size=(4, height, width)) + 1j * rng.normal(size=(4, height, width))).astype(np.complex64)
+    head: Literal["sigmoid", "linear"]
+    tasks: dict[str, tuple[tuple[int, int, int], Operator | None, float]] = {
+        "represent": (grey, None, 0),
+        "denoise": (grey, None, 0),
+        "inpaint": (grey, None, 0.5),
+        "identity": (grey, Identity(grey), 0),
+        "super-resolve": (grey, Downsampling(grey, 4, "bicubic"), 0),
+        "represent complex": (complex_image, None, 0),
+        "mri": (complex_image, Mri(mask), 0.7),
+        "mri, 4 coils": (complex_image, Mri(mask, maps), 0.7),
+    }
+    calls: dict[str, tuple[Callable[[int], object], Callable[[int], object] | None]] = {}
+    with contextlib.ExitStack() as stack:
+        for name, (shape, operator, missing) in tasks.items():
+            head = "linear" if shape[0] == 2 else "sigmoid"
+            prior = deep_decoder(k, 8, 4, height, width, shape[0], head)
+            y = rng.random(operator.shape if operator else (1, *shape), dtype=np.float32)
+            y[rng.random(y.shape) < missing] = np.nan
+            x = rng.random((1, 1, *prior.input_shape), dtype=np.float32)
+            work = Problem(prior, y, x, prior.initial_weights(rng)[None], operator=operator, shape=shape)
+            ensemble = stack.enter_context(fused.ensemble([work], Config(), fused.kernels_for("cpu"), threads=1))
+            calls[name] = (
+                lambda n, ensemble=ensemble: ensemble.advance(n, lambda _: False),
+                operator and applied(operator, shape),
+            )
+        counts = {name: [iterations(call) for call in pair if call] for name, pair in calls.items()}
+        times: dict[str, list[list[tuple[float, float]]]] = {name: [[] for _ in counts[name]] for name in calls}
+        for _ in range(REPEATS):
+            for name, pair in calls.items():
+                for call, n, found in zip(filter(None, pair), counts[name], times[name], strict=True):
+                    found.append(timed(call, n))
+    medians = {
+        name: [[1e3 * statistics.median(column) for column in zip(*found, strict=True)] for found in times[name]]
+        for name in tasks
+    }
+    rows = []
+    for name, (shape, _, _) in tasks.items():
+        plain = medians["represent complex" if shape[0] == 2 else "represent"][0][0]
+        operator_ms = medians[name][1][0] if len(medians[name]) > 1 else 0.0
+        rows.append({
+            "rows": height, "columns": width, "k": k, "task": name, "processor_ms": medians[name][0][0],
+            "wall_ms": medians[name][0][1], "operator_ms": operator_ms, "sum_ms": plain + operator_ms,
+        })  # fmt: skip
+    return rows
+
+
+def applied(operator: Operator, shape: tuple[int, int, int]) -> Callable[[int], object]:
+    """An operator forward and back, some times."""
+    image = torch.rand((1, *shape))
+
+    def apply(n: int) -> None:
+        for _ in range(n):
+            operator.adjoint(operator.forward(image))
+
+    return apply
+
+
+def iterations(call: Callable[[int], object]) -> int:
+    """How many make a stretch."""
+    call(3)
+    return max(1, round(STRETCH / timed(call, 3)[0]))
+
+
+def timed(call: Callable[[int], object], n: int) -> tuple[float, float]:
+    """Seconds of the processor and of the wall for one of n iterations."""
+    wall, processor = time.perf_counter(), time.process_time()
+    call(n)
+    return (time.process_time() - processor) / n, (time.perf_counter() - wall) / n
+
+
+if __name__ == "__main__":
+    main()
