@@ -38,7 +38,8 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import EPS
-from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Problem
+from ddstudy.solvers.fidelity import Fidelity
 
 if TYPE_CHECKING:
     from ddstudy.solvers.fused.step import Axis, Step
@@ -831,9 +832,9 @@ class TritonKernels:
         """Overwrites an array, in the order of the thread's stream."""
         into.copy_(torch.from_numpy(np.ascontiguousarray(values)))
 
-    def tensor(self, values: torch.Tensor) -> torch.Tensor:
-        """Itself."""
-        return values
+    def Fidelity(self, problem: Problem) -> Fidelity:  # noqa: N802 - makes one, as a class would
+        """Data fidelity of a problem with an operator, for the device."""
+        return Fidelity(problem, self.device)
 
     def rows_kept(self, height: int, last: bool) -> int:
         """All, as one product makes them."""
