@@ -40,9 +40,11 @@ class Identity:
     shape: tuple[int, ...]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """A copy."""
         return images.clone()
 
     def adjoint(self, samples: torch.Tensor) -> torch.Tensor:
+        """A copy."""
         return samples.clone()
 
 

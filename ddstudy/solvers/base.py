@@ -67,7 +67,8 @@ class Problem:
     @property
     def kind(self) -> tuple[object, ...]:
         """What problems that are fitted together have in common."""
-        return self.prior, self.inputs.shape[1:], self.measurement.shape, self.operator, self.shape
+        operator = None if self.operator is None else (self.operator, self.shape)
+        return self.prior, self.inputs.shape[1:], self.measurement.shape, operator
 
 
 @dataclass(frozen=True)
