@@ -4,9 +4,10 @@
 
 One member, one thread, fused engine, s = 8, l = 4, on random images. All tasks of a size take turns, stretch by
 stretch; numbers are medians of stretches in milliseconds per iteration, of the processor's time (of all threads of this
-process, which others on the machine do not lengthen) and of the wall's. `sum` is the processor's time of `represent`
-with the same network and of the operator, forward and adjoint; `over` is how much a task takes more than that, in
-percent of it. Under a minute in all.
+process, which others on the machine do not lengthen) and of the wall's. `operator` is the operator alone, forward and
+adjoint, time after time. `sum` is the processor's time of a step of the same network without operator and its update
+and then of the operator, in turns as in a fit: what the one needs is no longer in the caches when the other is done.
+`over` is how much a task takes more than that, in percent of it. Under a minute in all.
 """
 
 import argparse
@@ -23,8 +24,10 @@ import numpy as np
 import torch
 
 from ddstudy.images.metrics import take_one_core
-from ddstudy.priors.deep_decoder import deep_decoder
+from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
 from ddstudy.solvers import Config, Problem, fused
+from ddstudy.solvers.base import Ensemble
+from ddstudy.solvers.fused.step import Step
 from ddstudy.tasks.base import Operator
 from ddstudy.tasks.operators import Downsampling, Mri
 
@@ -87,7 +90,7 @@ def measured(height: int, width: int, k: int) -> list[dict[str, Any]]:
         "mri": (complex_image, Mri(mask), 0.7),
         "mri, 4 coils": (complex_image, Mri(mask, maps), 0.7),
     }
-    calls: dict[str, tuple[Callable[[int], object], Callable[[int], object] | None]] = {}
+    calls: dict[str, list[Callable[[int], object]]] = {}
     with contextlib.ExitStack() as stack:
         for name, (shape, operator, missing) in tasks.items():
             head = "linear" if shape[0] == 2 else "sigmoid"
@@ -97,29 +100,50 @@ def measured(height: int, width: int, k: int) -> list[dict[str, Any]]:
             x = rng.random((1, 1, *prior.input_shape), dtype=np.float32)
             work = Problem(prior, y, x, prior.initial_weights(rng)[None], operator=operator, shape=shape)
             ensemble = stack.enter_context(fused.ensemble([work], Config(), fused.kernels_for("cpu"), threads=1))
-            calls[name] = (
-                lambda n, ensemble=ensemble: ensemble.advance(n, lambda _: False),
-                operator and applied(operator, shape),
-            )
-        counts = {name: [iterations(call) for call in pair if call] for name, pair in calls.items()}
+            calls[name] = [advanced(ensemble), stepped(work, operator)]
+            if operator is not None:
+                calls[name].append(applied(operator, shape))
+        counts = {name: [iterations(call) for call in pair] for name, pair in calls.items()}
         times: dict[str, list[list[tuple[float, float]]]] = {name: [[] for _ in counts[name]] for name in calls}
         for _ in range(REPEATS):
             for name, pair in calls.items():
-                for call, n, found in zip(filter(None, pair), counts[name], times[name], strict=True):
+                for call, n, found in zip(pair, counts[name], times[name], strict=True):
                     found.append(timed(call, n))
     medians = {
         name: [[1e3 * statistics.median(column) for column in zip(*found, strict=True)] for found in times[name]]
         for name in tasks
     }
-    rows = []
-    for name, (shape, _, _) in tasks.items():
-        plain = medians["represent complex" if shape[0] == 2 else "represent"][0][0]
-        operator_ms = medians[name][1][0] if len(medians[name]) > 1 else 0.0
-        rows.append({
-            "rows": height, "columns": width, "k": k, "task": name, "processor_ms": medians[name][0][0],
-            "wall_ms": medians[name][0][1], "operator_ms": operator_ms, "sum_ms": plain + operator_ms,
-        })  # fmt: skip
-    return rows
+    return [
+        {
+            "rows": height, "columns": width, "k": k, "task": name, "processor_ms": found[0][0],
+            "wall_ms": found[0][1], "sum_ms": found[1][0], "operator_ms": found[2][0] if len(found) > 2 else 0.0,
+        }
+        for name, found in medians.items()
+    ]  # fmt: skip
+
+
+def advanced(ensemble: Ensemble) -> Callable[[int], object]:
+    """An ensemble, some iterations."""
+    return lambda n: ensemble.advance(n, lambda _: False)
+
+
+def stepped(work: Problem, operator: Operator | None) -> Callable[[int], object]:
+    """Steps and updates of a problem's network as if there were no operator, and then the operator, some times."""
+    prior, kernels = work.prior, fused.kernels_for("cpu")
+    assert isinstance(prior, DeepDecoder)
+    measurement = np.zeros((1, prior.channels, *prior.sizes[-1]), np.float32)
+    step = Step(prior, measurement, 1, kernels)
+    inputs, weights = step.pad(work.inputs), work.weights.copy()
+    gradients, adam = np.empty_like(weights), kernels.Adam(weights, Config().learning_rate)
+
+    def iterate(n: int) -> None:
+        for _ in range(n):
+            step.mse(inputs, weights, gradients)
+            if operator is not None:
+                operator.adjoint(operator.forward(torch.from_numpy(step.outputs[:, 0])))
+            adam.update(gradients)
+
+    return iterate
 
 
 def applied(operator: Operator, shape: tuple[int, int, int]) -> Callable[[int], object]:
