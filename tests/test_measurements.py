@@ -431,9 +431,12 @@ def test_without_held_out_samples_there_is_no_judge(brain: Target) -> None:
         consistent(brain.image[None], measure(brain, TaskSpec()))
 
 
-@pytest.mark.parametrize("name", ["mri", "coils"])
-def test_measured_k_space_replaces_the_fitted(name: str, brain: Target) -> None:
-    measurement = measure(brain, TaskSpec(**TASKS[name]), 0.2)
+@pytest.mark.parametrize("options", [TASKS["mri"], TASKS["coils"], {"kind": "mri", "maps": "maps.npy"}])
+def test_measured_k_space_replaces_the_fitted(options: dict[str, Any], brain: Target) -> None:
+    seen_by_none = np.ones((2, *SIDES), dtype=complex)
+    seen_by_none[:, :9] = 0
+    np.save("maps.npy", seen_by_none)
+    measurement = measure(brain, TaskSpec(**options), 0.2)
     outputs = np.random.default_rng(0).standard_normal((2, 3, *measurement.shape)).astype(np.float32)
     changed = consistent(outputs, measurement)
     assert changed.shape == outputs.shape
