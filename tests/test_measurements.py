@@ -20,8 +20,9 @@ from ddstudy.errors import UserError
 from ddstudy.images.kspace import centred_fft, centred_ifft, kspace_target, load_maps
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.options import TargetSpec, TaskSpec
+from ddstudy.tasks import measurements
 from ddstudy.tasks.base import Measurement
-from ddstudy.tasks.measurements import _STREAMS, consistent, judge_held_out, measure, picture, residual, to_images
+from ddstudy.tasks.measurements import consistent, judge_held_out, measure, picture, residual, to_images
 from ddstudy.tasks.operators import Downsampling, Mri
 
 SIDES = (48, 64)
@@ -123,7 +124,8 @@ def test_a_filters_overshoot_below_0_counts_no_photon() -> None:
 
 
 def test_streams_of_random_numbers_are_separate() -> None:
-    assert len(set(_STREAMS.values())) == len(_STREAMS)
+    streams = measurements._STREAMS
+    assert len(set(streams.values())) == len(streams)
 
 
 def test_noise_of_channels_differs() -> None:
