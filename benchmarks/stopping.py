@@ -86,7 +86,7 @@ def main() -> None:
             for case, curve in cases
             if (case["keep"], case["held_out"]) == (keep, share)
         ]
-        print(f"\n{len(fits)} fits, keep = {keep}, {share:.0%} held out; gaps in dB")
+        print(f"\n{len(fits)} fits, keep = {keep}, {share:.0%} held out; gaps in dB\n")
         say(fits)
     best = {tuple(case.values()): max(curve["score"]) for case, curve in cases}
     pairs = [
@@ -98,19 +98,19 @@ def main() -> None:
 
 
 def say(fits: list[tuple[float, Curve]]) -> None:
-    """Prints what every rule would have made of fits with some sigma."""
+    """Prints what every rule would have made of fits with some sigma, as a table of Markdown."""
     levels = sorted({sigma for sigma, _ in fits})
-    gaps = "".join(f"{f'at {sigma:g}':>9}" for sigma in levels)
-    print(f"{'rule':12}{'patience':>9}{'mean':>7}{'worst':>7}{'saved':>7}{'never':>7}{gaps}")
+    print("| rule | patience | mean | worst | saved | never |" + "".join(f" sigma {sigma:g} |" for sigma in levels))
+    print("| --- |" + " ---: |" * (5 + len(levels)))
     for name in NAMES:
         for patience in PATIENCES if takes_patience(name) else PATIENCES[:1]:
             found = audit([curve for _, curve in fits], name, patience)
             if not found.fits:
                 break
             each = (audit([curve for sigma, curve in fits if sigma == at], name, patience) for at in levels)
-            waits = patience if takes_patience(name) else ""
-            told = f"{found.mean_gap:7.2f}{found.worst_gap:7.2f}{found.saved:7.0%}{found.never:7d}"
-            print(f"{name:12}{waits:>9}{told}{''.join(f'{one.mean_gap:9.2f}' for one in each)}")
+            waits = f" {patience}" * takes_patience(name)
+            told = f"{found.mean_gap:.2f} | {found.worst_gap:.2f} | {100 * found.saved:.0f} % | {found.never}"
+            print(f"| `{name}` |{waits} | {told} |" + "".join(f" {one.mean_gap:.2f} |" for one in each))
 
 
 if __name__ == "__main__":
