@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("astronaut.json"))
     parser.add_argument("--iterations", type=int, default=1900)
     parser.add_argument("--keep", default="last", help="which iterate counts; the authors keep the best")
-    parser.add_argument("--variant", choices=["thesis", "2019"], default="thesis", help="2019: one more block at the end")
+    parser.add_argument(
+        "--variant", choices=["thesis", "2019"], default="thesis", help="2019: one more block at the end"
+    )
     parser.add_argument("--only", nargs="*", help="sigma:k")
     chosen = parser.parse_args()
     known = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
