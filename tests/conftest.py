@@ -9,6 +9,7 @@ import clusters
 import numpy as np
 import postgres
 import pytest
+import revisions  # noqa: F401 - stores open faster
 
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target, load_target
@@ -80,7 +81,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_spec(picture: Path) -> Callable[..., StudySpec]:
     """A study of tiny fits: 2 x 2 settings on one pair; tables given by name replace or extend its own."""
 
