@@ -554,7 +554,7 @@ def test_without_a_folder_for_compiled_kernels_a_fit_works_and_says_so(folder: P
     (folder / "file").write_text("")
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     environment |= {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"HOME": str(folder / "file"), "XDG_CACHE_HOME": str(folder / "file")}
+    environment |= {"HOME": str(folder / "file"), "XDG_CACHE_HOME": str(folder / "file"), "NUMBA_OPT": "0"}
     run = "import sys; from ddstudy.cli import main; sys.argv[0] = 'ddstudy'; main()"
     command = [sys.executable, "-c", run, "fit", str(picture), "--k", "4", "--s", "4", "--l", "2", "--iterations", "3"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
