@@ -105,6 +105,7 @@ def fit(
     tiling: str = "1x1",
     target: Mapping[str, Any] | None = None,
     task: Mapping[str, Any] | None = None,
+    rule: str = "budget",
     threads: int | None = None,
     progress: Callable[[Check], object] | None = None,
     tell: Callable[[str], object] | None = None,
@@ -126,6 +127,7 @@ def fit(
         target: what the `[target]` table of a study file may say besides `file`: plane, slice, size, ...
         task: what the `[task]` table of a study file may say: kind, sigma, acceleration, ... With source = "file" the
             image is the measurement itself, and what is written is its reconstruction.
+        rule: which iterate is the answer: that of the whole budget, or of a stopping rule, what `fit.stop` may be.
         threads: of the fit; by default one per member, as cores allow.
         progress: is called with a `Check` every `check_every` iterations and at the end.
         tell: is called with a line about what is done, for example `print`.
@@ -152,7 +154,7 @@ def fit(
             # one fit needs no judge; nothing is held out below
             "judge": {"against": "held_out"} if from_file else {},
             "space": {axis: [plain(value)] for axis, value in space.items()},
-            "fit": plain(options),
+            "fit": {**plain(options), "stop": rule},
             "stability": {"prune": False},
         },
         "ddstudy fit",
