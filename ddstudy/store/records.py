@@ -28,6 +28,7 @@ NUMBERS = (
     "iterations_done",
     "dead_members",
     "waited_percent",
+    "baseline",
     "chosen_iteration",
     "oracle_iteration",
     "oracle_psnr",
@@ -38,6 +39,7 @@ _FLAGS = ("stable", "shared", "disturbed", "given_up")
 _OF_ALL_RESULTS = ("fit_id", "iterations_done", "seconds")
 _OF_WHOLE_RESULTS = ("stable", "shared", "device", "curve")  # that no pruner stopped
 _RESULTS = (TrialState.COMPLETE, TrialState.PRUNED)
+_OF_CHECKS = ("loss", "held_out", "score", "wmv", "emv")  # what the curve of a task has besides, see `study.stopping`
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Record:
         attrs: everything measured and judged under its plain name, without `curve` and `log`.
         value: of the first objective, None where there is none.
         constraints: name -> how far it is beyond its limit.
-        curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`; empty where none is kept.
+        curve: the checks of its fit, `iterations`, `seconds` and `psnr_members`, and of a task what its stopping rules
+            look at: a number for each check, None where it has none; empty where none is kept.
         log: all that is known of a failure.
         images: system attribute -> what it says of the image, see `ddstudy.store.optuna_rows.artifact_of`.
         started: when, naive local time; in a trial of the first version, of the machine that ran it.
@@ -134,9 +137,8 @@ def _record(trial: FrozenTrial, setting: Setting | None, spec: StudySpec, *, add
     if has_result and attrs["fit_id"] != setting.fit.id:
         raise DamagedError("its attribute 'fit_id' is of another fit")
     if trial.state == TrialState.COMPLETE:
-        score = "psnr" if spec.judge.against == "truth" else "judge"
-        if score not in attrs or "pruner" in attrs:
-            raise DamagedError(f"it is COMPLETE and no result of ddstudy: it has no attribute '{score}'")
+        if spec.score not in attrs or "pruner" in attrs:
+            raise DamagedError(f"it is COMPLETE and no result of ddstudy: it has no attribute '{spec.score}'")
         if len(trial.values) != len(spec.objectives):
             raise DamagedError(f"it has {len(trial.values)} values, the study {len(spec.objectives)} objectives")
     if trial.datetime_start is None or trial.datetime_complete is None:
@@ -173,6 +175,12 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bool) or is_number(value) else json.dumps(value)
 
 
+def _is_of_checks(values: object, checks: int) -> bool:
+    """Whether there is a number for each check, or None; what is damaged is left out, since a result does without."""
+    is_long = isinstance(values, list) and len(values) == checks
+    return is_long and all(value is None or is_number(value) for value in values)  # type: ignore[attr-defined]
+
+
 def _curve(text: object) -> dict[str, list[Any]]:
     """The checks of a fit.
 
@@ -185,7 +193,8 @@ def _curve(text: object) -> dict[str, list[Any]]:
         rows = [(*row, *scores) for *row, scores in zip(iterations, seconds, members, strict=True)]
         is_sound = len({len(row) for row in rows}) <= 1 and all(is_number(value) for row in rows for value in row)
         if is_sound and all(type(iteration) is int for iteration in iterations):
-            return {"iterations": iterations, "seconds": seconds, "psnr_members": members}
+            known = {"iterations": iterations, "seconds": seconds, "psnr_members": members}
+            return known | {key: curve[key] for key in _OF_CHECKS if _is_of_checks(curve.get(key), len(iterations))}
     except (KeyError, RecursionError, TypeError, ValueError):
         pass
     raise DamagedError("its attribute 'curve' is not that of a fit")
