@@ -198,7 +198,8 @@ def fit(
         if task not in kinds:
             raise UserError(f"--{key} means nothing for --task {task}", f"It is for {' or '.join(map(str, kinds))}.")
     found = ddstudy.fit(
-        target, task=table, stop=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise, tiling=tiling, target=cut, threads=threads,
+        target, task=table, stop=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
+        tiling=tiling, target=cut, threads=threads,
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),
     )  # fmt: skip

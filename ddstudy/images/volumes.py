@@ -152,7 +152,7 @@ def load_targets(spec: StudySpec) -> Target | Targets:
 
 def _load(table: TargetSpec, judge: JudgeSpec) -> Target:
     target = load_target(table)
-    if judge.against != "repeat":
+    if judge.file is None and judge.volume is None:
         return target
     other = {"file": judge.file or table.file, "volume": judge.volume}
     where = f"judge: {other['file'] or MNI152}"

@@ -219,8 +219,8 @@ class JudgeSpec(BaseModel):
     """`[judge]`: what reconstructions are judged against; no solver sees it.
 
     `truth` is the target of a simulated task. `repeat` is a second measurement of the same slice, whose noise is
-    independent: errors against it rank settings without bias. `held_out` are samples of the measurement that no loss
-    sees, and that a good reconstruction predicts.
+    independent: errors against it rank settings without bias. Of a simulated measurement it is simulated, too.
+    `held_out` are samples of the measurement that no loss sees, and that a good reconstruction predicts.
     """
 
     model_config = MODEL

@@ -232,8 +232,13 @@ class StudySpec(BaseModel):
             raise ValueError("task.maps is for task.kind = 'mri' only")
         if task.mask is not None and not measures & {"inpaint", "mri"}:
             raise ValueError("task.mask is for task.kind = 'inpaint' or 'mri' only")
-        if against == "repeat" and self.judge.file is None and self.judge.volume is None:
-            raise ValueError("judge.against = 'repeat' needs judge.volume or judge.file")
+        named = self.judge.file is not None or self.judge.volume is not None
+        if against == "repeat" and named == (task.source == "simulated"):
+            raise ValueError(
+                "judge.file and judge.volume are of measured files: a simulated one is repeated with new noise"
+                if named
+                else "judge.against = 'repeat' needs judge.volume or judge.file"
+            )
         if against == "repeat" and kinds != {"denoise"}:
             raise ValueError("judge.against = 'repeat' is for task.kind = 'denoise', whose measurements are images")
         unknown = [metric for metric in self.objectives if metric in QUALITY]

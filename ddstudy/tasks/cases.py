@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from ddstudy.images.volumes import Target, Targets
 from ddstudy.spec.options import TaskSpec, Value
@@ -12,6 +15,8 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.judges import Judge
 from ddstudy.tasks.measurements import measure
+
+_REPEAT = 7  # of the streams that derive from a measurement's seed, that of its repeat
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,12 @@ def case_of(spec: StudySpec, target: Target | Targets, point: Mapping[str, Value
 
 
 @functools.lru_cache(maxsize=64)  # a study has few, and asks for each with every fit
-def _case(target: Target, task: TaskSpec, against: str, knows_truth: bool, held_out: float) -> Case:
-    judge = Judge(against, target.image if knows_truth else None, target.repeat)
+def _case(
+    target: Target, task: TaskSpec, against: Literal["truth", "repeat", "held_out"], knows_truth: bool, held_out: float
+) -> Case:
+    repeat = target.repeat
+    if against == "repeat" and knows_truth:
+        seed = int(np.random.SeedSequence([task.seed, _REPEAT]).generate_state(1, np.uint64)[0] >> 1)
+        repeat = measure(target, task.model_copy(update={"seed": seed}), 0.0).samples
+    judge = Judge(against, target.image if knows_truth else None, repeat)
     return Case(task, measure(target, task, held_out), judge)

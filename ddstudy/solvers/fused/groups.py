@@ -266,7 +266,9 @@ class _Group:
         self.kept = self.kernels.Iterate(self.weights, "last" if config.average else config.keep)
         self.average = self.kernels.Average(step.outputs, config.average) if config.average else None
         self.measured = self.kernels.from_numpy(np.array([problems[index].measured for index in owners]), "int64")
-        self.fidelities = [(ensemble.fidelities[index], rows) for index, rows in self.rows.items() if ensemble.fidelities]
+        self.fidelities = [
+            (ensemble.fidelities[index], rows) for index, rows in self.rows.items() if ensemble.fidelities
+        ]
         if self.fidelities:
             self.losses = self.kernels.zeros((len(members),), "float64")
             # dL/d outputs, in the measurement's place; what is no pixel stays zero
