@@ -1,0 +1,58 @@
+"""Where fits of a task stop, and where they should have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import pandas as pd
+
+from ddstudy.report import figures, inverse, tables
+from ddstudy.report.panels.base import Faceted, Panel, Shown, Table
+from ddstudy.report.words import about_judge, in_words, named
+
+if TYPE_CHECKING:
+    from ddstudy.store.study import StudyView
+
+
+class Stopping(Faceted):
+    """Quality over the iterations of the best settings, with their answer and the oracle's, and the rules' gaps."""
+
+    wide: ClassVar[bool] = True
+    kind: Literal["stopping"]
+
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where a clean image is copied: more iterations are never worse."""
+        return [self] if view.spec.is_task else []
+
+    def _of_study(self, view: StudyView) -> Shown:
+        spec, (facets, others) = view.spec, self.split(view)
+        what = "PSNR" if spec.knows_truth else "The judge's score"
+        oracle = "best check (the oracle's, which needs the truth)" if spec.knows_truth else "best check"
+        sentence = (
+            f"{what} of the ensemble over the iterations, of the fit with the best setting of each {self.group(facets)}"
+            if self.has_groups(view)
+            else f"{what} of the ensemble over the iterations, of the fit with the best setting"
+        )
+        sentence += f": the circle is its answer, the diamond the {oracle}."
+        if not spec.is_task:
+            return Shown(sentence, missing="This is about studies of a task.", never=True)
+        trials = self.filter(view.trials)
+        best = tables.best_of_groups(trials, spec.quality, facets if self.has_groups(view) else ())
+        settings = {record.number: record.setting for record in view.records}
+        curves = []
+        for row in best.to_dict("records"):
+            curve = inverse.curve_of(view.records, settings[row["number"]].fit)
+            group = ", ".join(named(axis, row[axis]) for axis in facets) if self.has_groups(view) else "the best"
+            curves.append(curve.assign(group=group, setting=in_words(row, others), answer=row["chosen_iteration"]))
+        drawn = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
+        if drawn.empty:
+            return Shown(sentence, missing="Filled by measured trials.")
+        rules = inverse.stopping(trials, [str(rule) for rule in spec.values_of("fit.stop")])
+        columns = {"rule": "rule", "trials": "n", "ended early": "ended"}
+        if spec.knows_truth:
+            sentence += " The gap is what of the oracle's PSNR an answer lacks, over all measured trials."
+            columns |= {"mean gap (dB)": "mean_gap", "worst gap (dB)": "worst_gap"}
+        else:
+            sentence += f" {about_judge(spec)}"
+        return Shown(sentence, figures.stopping(drawn, what), Table(rules, columns))
