@@ -6,12 +6,17 @@ Data flows one way: a module imports only from those above it, and a library has
     spec/        what is asked: options (what can be searched), axes (a point of a study, a fit, the grid), schema (the
                  study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
-                 target), inputs (input tensors from a seed), metrics (one registry)
+                 target), kspace (measured k-space -> target), targets (of a study), inputs (input tensors from a
+                 seed), metrics (one registry)
+    tasks/       base (what a solver may see), operators (downsampling, MRI), measurements (simulated or taken from a
+                 file; pictures of them, data consistency, held-out samples), judges, cases (what is measured of an
+                 image, and what judges it)
     priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch
     solvers/     base (the protocol: problem, configuration, snapshots), torch_loop (autograd; the oracle),
                  fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
-                 early), evaluate (one fit -> the results of every setting that it serves), samplers (proposals that
+                 early), stopping (rules that choose an iterate without the truth), evaluate (one fit -> the results of every setting
+                 that it serves), samplers (proposals that
                  were not measured yet), planner (which fits, and what they cost), forecasting (how long), runner (the
                  loop: plan, lease, submit, receive, record)
     store/       urls (what of one may be shown), leases (which driver is fitting what), optuna_rows (all that stands on

@@ -19,7 +19,8 @@ from ddstudy.errors import StoppedError, UserError, counted, duration
 from ddstudy.execution.executors import Executor, InProcess, Threads, is_stopped, layout, resolve_device
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
-from ddstudy.images.volumes import Target, Targets, load_target, load_targets
+from ddstudy.images.targets import load_targets
+from ddstudy.images.volumes import Target, Targets, load_target
 from ddstudy.report.words import about_judge, ensemble_of
 from ddstudy.results import Study, images_folder, store_url, tree_of, warn
 from ddstudy.spec.axes import Setting, budgets_by_fit
@@ -66,8 +67,8 @@ def run(
     Args:
         study: a study file, the same as a dictionary (lists may be ranges or arrays) or as a `StudySpec`; by default a
             small packaged study.
-        mode: "grid" for every setting once, "tpe" for a search for the best PSNR (or judge's score), "pareto" for that against seconds,
-            instead of what the study says; the study then has a name of its own.
+        mode: "grid" for every setting once, "tpe" for a search for the best PSNR (or judge's score), "pareto" for that
+            against seconds, instead of what the study says; the study then has a name of its own.
         target: image or volume to fit, instead of the study's.
         trials: settings to try; by default all, or 100 for a search.
         name: of the study in the store, instead of its own.

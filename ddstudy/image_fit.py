@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.execution.executors import Ending, careful, is_stopped, layout, resolve_device
-from ddstudy.images.volumes import Target, Targets, load_targets, nifti_bytes, png_bytes, target_of
+from ddstudy.images.targets import load_targets
+from ddstudy.images.volumes import Target, Targets, nifti_bytes, png_bytes, target_of
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec

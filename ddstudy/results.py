@@ -18,7 +18,8 @@ from ddstudy import DEFAULT_STORE
 from ddstudy.errors import StudyWarning, UserError
 from ddstudy.image_fit import arranged, fit_setting, plain
 from ddstudy.images.metrics import METRICS
-from ddstudy.images.volumes import Target, Targets, load_targets, short_digest
+from ddstudy.images.targets import load_targets
+from ddstudy.images.volumes import Target, Targets, short_digest
 from ddstudy.report.writing import write_file, write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec, read_spec

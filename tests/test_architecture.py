@@ -18,12 +18,14 @@ PANELS = [
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
-    "images", "images.tiling", "images.files", "images.volumes", "images.inputs",
+    "images", "images.tiling", "images.files", "images.volumes", "images.kspace", "images.targets",
+    "images.inputs",
+    "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
-    "solvers", "solvers.base", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
+    "solvers", "solvers.base", "solvers.fidelity", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
     "solvers.fused.groups",
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
-    "study", "study.load", "study.stability", "study.evaluate",
+    "study", "study.load", "study.stability", "study.stopping", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
@@ -33,7 +35,16 @@ ORDER = [
     "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
-MATHEMATICS = ("images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.load")
+MATHEMATICS = (
+    "images.tiling",
+    "images.inputs",
+    "images.metrics",
+    "priors",
+    "solvers",
+    "study.stability",
+    "study.stopping",
+    "study.load",
+)
 SURFACE = {"results", "api", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
@@ -43,6 +54,8 @@ HOMES = {
     "nibabel": {"images.files", "images.volumes"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},
+    "h5py": {"images.kspace"},
+    "sigpy": {"tasks.measurements"},
     "PIL": {"images.files"},
     "cv2": {"images.volumes", "images.inputs", "report.images"},
     "opensimplex": {"images.inputs"},

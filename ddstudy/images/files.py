@@ -141,6 +141,16 @@ def read_picture(path: Path, where: str) -> NDArray[Any]:
     raise ValueError("not a PNG, JPEG or TIFF image")
 
 
+def check_file(path: Path, where: str, valid: str) -> None:
+    """Refuses what is no file with something in it, in words that say what would be valid."""
+    if not path.exists():
+        raise UserError(f"{where}: no such file", valid)
+    if not path.is_file():
+        raise UserError(f"{where}: is {'a directory' if path.is_dir() else 'no regular file'}", valid)
+    if path.stat().st_size == 0:
+        raise UserError(f"{where}: is empty", valid)
+
+
 def check_pixels(height: int, width: int, where: str) -> None:
     """Refuses an image that would take too much memory."""
     if height * width > _MOST_PIXELS:

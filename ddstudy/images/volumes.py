@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ddstudy.images.files import (
     Affine,
     Forms,
     Volume,
+    check_file,
     check_pixels,
     open_array,
     open_volume,
@@ -34,10 +35,8 @@ from ddstudy.images.files import (
     read_picture,
     volume_of,
 )
-from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import path_of
-from ddstudy.spec.options import JudgeSpec, TargetSpec, Value
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.options import TargetSpec, Value
 
 MNI152 = "MNI152 T1"
 _MNI152 = "package:nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
@@ -65,6 +64,9 @@ class Target:
         forms: the same as `affine` by each way in which the header of a NIfTI file says it, with its code.
         repeat: float32 (C, H, W), another measurement of the same slice on the same scale, not clipped; None: there is
             none, or none was asked for.
+        kspace: complex64 (H, W) or (coils, H, W), where the file holds k-space: centred, exactly 0 where it was not
+            measured, in units in which `image`, the zero-filled magnitude, is at most 1. None for images.
+        beside: what other files hold that its measurement depends on, hashed.
     """
 
     image: NDArray[np.float32]
@@ -73,13 +75,18 @@ class Target:
     scale: tuple[float, float] = (0.0, 1.0)
     forms: Forms = field(default_factory=dict)
     repeat: NDArray[np.float32] | None = None
+    kspace: NDArray[np.complex64] | None = None
+    beside: bytes = b""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shape and pixels, and those of the repeat, in hexadecimal, the same on every machine."""
+        """SHA-256 over shape, pixels and what belongs to them, in hexadecimal, the same on every machine."""
         hashed = hashlib.sha256(repr(self.image.shape).encode() + self.image.astype("<f4").tobytes())
         if self.repeat is not None:
             hashed.update(self.repeat.astype("<f4").tobytes())
+        if self.kspace is not None:
+            hashed.update(repr(self.kspace.shape).encode() + self.kspace.astype("<c8").tobytes())
+        hashed.update(self.beside)
         return hashed.hexdigest()
 
     @property
@@ -135,34 +142,6 @@ def short_digest(target: Target | Targets) -> str:
     digest = target.digest
     text = digest if isinstance(digest, str) else hashlib.sha256(repr(sorted(digest.items())).encode()).hexdigest()
     return text[:16]
-
-
-def load_targets(spec: StudySpec) -> Target | Targets:
-    """The image of a study, or its images where it searches options of `[target]`.
-
-    Raises:
-        UserError: see `load_target`.
-    """
-    axes = tuple(axis for axis in spec.search_space.names if axis.startswith("target."))
-    if not axes:
-        return _load(spec.target, spec.judge)
-    tables = {tuple(fit.get(axis) for axis in axes): spec.at(fit).target for fit in budgets_by_fit(spec.search_space)}
-    return Targets(axes, {values: _load(table, spec.judge) for values, table in tables.items()})
-
-
-def _load(table: TargetSpec, judge: JudgeSpec) -> Target:
-    target = load_target(table)
-    if judge.file is None and judge.volume is None:
-        return target
-    other = {"file": judge.file or table.file, "volume": judge.volume}
-    where = f"judge: {other['file'] or MNI152}"
-    if other == {"file": table.file, "volume": table.volume}:
-        raise UserError(f"{where}: is the measurement itself", "Valid: another volume of the series, or another file.")
-    repeat = load_target(table.model_copy(update=other), target.scale).image
-    if repeat.shape != target.image.shape:
-        shapes = [" x ".join(map(str, image.shape)) for image in (repeat, target.image)]
-        raise UserError(f"{where}: its slice is {shapes[0]}, that of the target {shapes[1]}", "Valid: the same slice.")
-    return replace(target, repeat=repeat)
 
 
 def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> Target:
@@ -243,6 +222,19 @@ def target_of(image: ArrayLike, spec: TargetSpec, where: str = "image") -> Targe
     return Target(np.clip(_resample(unit, np.ones(2), spec.size, where)[0], 0, 1), where, None, scale)
 
 
+def load_mask(file: str) -> NDArray[np.bool_]:
+    """Reads a mask, (H, W): true where any channel of a picture, or a two-dimensional .npy file, is not 0.
+
+    Raises:
+        UserError: the file is missing, damaged, or no such image.
+    """
+    with _reading(file), ExitStack() as files:
+        pixels = _open(path_of(file), 0, file, files)
+        if isinstance(pixels, Volume):
+            raise UserError(f"{file}: is a volume, no mask", "Valid: PNG, JPEG, TIFF or .npy (rows, columns).")
+        return np.asarray((_channels(pixels) != 0).any(axis=0))
+
+
 def _channels(pixels: NDArray[Any]) -> NDArray[Any]:
     """A picture (H, W) or (H, W, C) as (C, H, W); equal channels are grey."""
     channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
@@ -274,13 +266,7 @@ def _reading(where: str) -> Iterator[None]:
 def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
     """A volume, in its file, or the pixels of a picture, (H, W) or (H, W, 3)."""
     valid = f"Valid: a {_FORMATS} file."
-    if not path.exists():
-        raise UserError(f"{where}: no such file", valid)
-    if not path.is_file():
-        raise UserError(f"{where}: is {'a directory' if path.is_dir() else 'no regular file'}", valid)
-    if path.stat().st_size == 0:
-        raise UserError(f"{where}: is empty", valid)
-
+    check_file(path, where, valid)
     name = path.name.lower()
     source: Volume | NDArray[Any]
     if name.endswith(VOLUMES):

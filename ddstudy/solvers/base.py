@@ -118,7 +118,7 @@ class Jitter:
 
     def inputs(self) -> NDArray[np.float32]:
         """(T, *prior.input_shape) for the next iteration."""
-        noise = self._stream.standard_normal(self._inputs.shape, dtype=np.float32)
+        noise: NDArray[np.float32] = self._stream.standard_normal(self._inputs.shape, dtype=np.float32)
         scale = self._config.jitter * self._config.jitter_decay ** (self._iteration // JITTER_ITERATIONS)
         self._iteration += 1
         noise *= np.float32(scale)

@@ -18,8 +18,8 @@ class Fidelity:
         problem: one with an operator.
         device: of the outputs that it is asked about.
 
-    It is computed for the members of one problem at a time: how a library splits sums or transforms may depend on how
-    many images it gets, and must not depend on the problems beside it.
+    How a library splits sums and transforms may depend on how many images it gets. So the members of one problem are
+    computed without those beside it, and a summary one member at a time.
     """
 
     def __init__(self, problem: Problem, device: torch.device | str) -> None:
@@ -53,7 +53,7 @@ class Fidelity:
 
     def summary(self, outputs: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `ddstudy.solvers.base.Snapshot` has them."""
-        losses = self._mean_squares(self._residuals(outputs))
+        losses = torch.cat([self._mean_squares(self._residuals(one[None])) for one in outputs])
         ranges = outputs.amax((2, 3, 4)) - outputs.amin((2, 3, 4))
         return _numpy(losses), _numpy(ranges)
 

@@ -36,7 +36,7 @@ from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_p
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.cases import Case
-from ddstudy.tasks.measurements import consistent, held_out_errors, picture, residual, to_images
+from ddstudy.tasks.measurements import consistent, held_out_errors, picture, residual, residual_picture, to_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +309,10 @@ class _Tracker:
         joined = join(outputs, self.job.fit["tiling"], *self.job.case.measurement.shape[1:])
         return consistent(joined, self.job.case.measurement) if self.job.case.task.consistency == "hard" else joined
 
+    def _residual(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
+        measurement = self.job.case.measurement
+        return residual_picture(residual(mean[None], measurement)[0], measurement)
+
     def _scores(self, outputs: NDArray[np.float32], images: NDArray[np.float32]) -> tuple[float, ...]:
         return self.job.case.judge.scores(outputs, images, self.job.case.measurement)
 
@@ -343,7 +347,7 @@ class _Tracker:
         values["dead_members"] = state.dead
         if state.waited is not None:
             values |= {"waited_percent": state.waited, "disturbed": state.waited > DISTURBED_PERCENT}
-        made, left = [], None if self.is_copy else residual(mean, self.job.case.measurement)
+        made, left = [], None if self.is_copy else self._residual(mean)
         for budget in sorted(self.budgets):
             if budget == check.iteration or (self.over and budget > check.iteration):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it

@@ -32,8 +32,8 @@ Row = Mapping[Hashable, Any]
 class Outputs(Faceted):
     """The best setting's target, output and error map, large; then the best outputs per group (thesis Fig. 4.1).
 
-    Of a task there are the measurement, as it is looked at without a fit, and what of it the fit leaves over, too. Where
-    the truth is not known, neither target nor error is.
+    Of a task there are the measurement, as it is looked at without a fit, and what of it the fit leaves over, too.
+    Where the truth is not known, neither target nor error is.
     """
 
     wide: ClassVar[bool] = True

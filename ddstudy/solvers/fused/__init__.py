@@ -23,6 +23,7 @@ __all__ = ["capacity", "ensemble", "kernels_for", "memory", "solve"]
 
 MOST_MEMBERS = 40  # members of one launch; more gain nothing: an H100 is full (of 16 channels or fewer, twice as many)
 USABLE = 0.9  # of a GPU's free memory: the allocator cannot give away all of it
+OPERATOR_COPIES = 6  # of an image and its samples that exist at a time while an operator is applied
 LIBRARIES_BYTES = 256e6  # code of kernels, graphs and their pools
 
 
@@ -56,7 +57,16 @@ def kernels_for(device: str) -> Kernels:
     return TritonKernels(device)
 
 
-def memory(prior: DeepDecoder, tiles: int, members: int, threads: int, kernels: Kernels | None = None) -> int:
+def memory(
+    prior: DeepDecoder,
+    tiles: int,
+    members: int,
+    threads: int,
+    kernels: Kernels | None = None,
+    *,
+    config: Config | None = None,
+    samples: int = 0,
+) -> int:
     """Bytes that a fit needs: work arrays, the members' weights and inputs, and what looking at their outputs takes.
 
     Of a GPU, too, without one: `kernels_for("cuda:0")`. What CUDA and its libraries take themselves is not in it.
@@ -67,15 +77,29 @@ def memory(prior: DeepDecoder, tiles: int, members: int, threads: int, kernels: 
         members: of all problems that are fitted together.
         threads: of the fit, on the processor.
         kernels: of the device, by default the processor's; nothing is allocated there.
+        config: of the fit; averages and jitter take some.
+        samples: of an operator's measurement; 0: there is no operator.
     """
     kernels = kernels or kernels_for("cpu")
     h, w = prior.sizes[0]
     picture = 4 * tiles * prior.channels * math.prod(prior.sizes[-1])
+    config = config or Config()
+    # of a member: the average of its outputs, its input with noise, and the gradient by its outputs
+    more = picture * (config.average > 0) + picture * (samples > 0)
+    more += 4 * tiles * h * w * int(kernels.padded(prior.k)) * (config.jitter > 0)
+    # roughly: samples, residuals and images on their way through an operator
+    applied = (samples > 0) * OPERATOR_COPIES * (4 * samples + picture)
     if not kernels.BATCHED:
         step = Step(prior, np.zeros((tiles, prior.channels, *prior.sizes[-1]), np.float32), 1, kernels)
         work: int = min(threads, members) * step.nbytes
         states = members * 4 * picture  # a snapshot, and its errors in double precision
-        return work + states + members * 4 * (5 * prior.parameters + tiles * h * w * int(step.width))
+        return (
+            work
+            + states
+            + min(threads, members) * applied
+            + members * more
+            + members * 4 * (5 * prior.parameters + tiles * h * w * int(step.width))
+        )
     from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
     assert isinstance(kernels, TritonKernels)  # as all that compute members at once
@@ -84,10 +108,12 @@ def memory(prior: DeepDecoder, tiles: int, members: int, threads: int, kernels: 
     # weights, their gradients, Adam's two moments and the kept ones, and inputs: twice while a group takes over from
     # another, and some more; a measurement, where the pixels are in it, and a state's errors in double precision
     each = 4 * (2 * 5 * prior.parameters + 4 * prior.parameters + 2 * tiles * h * w * step.width) + 8 * picture
-    return int(step.nbytes + members * each)
+    return int(step.nbytes + members * (each + 2 * more + applied))
 
 
-def capacity(prior: DeepDecoder, tiles: int, device: str, bytes_free: float) -> int:
+def capacity(
+    prior: DeepDecoder, tiles: int, device: str, bytes_free: float, *, config: Config | None = None, samples: int = 0
+) -> int:
     """Members that are fitted fastest together on a GPU: no more than its free memory holds, or than are of use.
 
     Args:
@@ -95,9 +121,11 @@ def capacity(prior: DeepDecoder, tiles: int, device: str, bytes_free: float) -> 
         tiles: of the measurement.
         device: a torch device with kernels that compute all members at once.
         bytes_free: of it.
+        config: of the fit, as `memory` takes it.
+        samples: likewise.
     """
     kernels = kernels_for(device)
-    one, two = (memory(prior, tiles, members, 1, kernels) for members in (1, 2))
+    one, two = (memory(prior, tiles, members, 1, kernels, config=config, samples=samples) for members in (1, 2))
     room = USABLE * bytes_free - LIBRARIES_BYTES - (2 * one - two)
     most = MOST_MEMBERS if prior.k > 16 else 2 * MOST_MEMBERS
     return min(most, int(room // (two - one)))

@@ -220,14 +220,16 @@ def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _head(z, constants, head, shifts, image, grad_logits, outputs, partial, sums, y_start, y_fraction, x_lower,
-          x_fraction, h, w, H, W, tall, tiles, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
-          PIXELS: tl.constexpr, GRADIENTS: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Outputs, and with `GRADIENTS` dL/d logits g. Programs (patch, unit, colour).
+def _head(z, constants, head, shifts, image, measured, grad_logits, outputs, partial, sums, y_start, y_fraction,
+          x_lower, x_fraction, h, w, H, W, tall, tiles, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
+          PIXELS: tl.constexpr, GRADIENTS: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr,
+          SIGMOID: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Outputs, or with `GRADIENTS` dL/d logits g, or with `ERRORS` both. Programs (patch, unit, colour).
 
     Partial sums of g R, g and the squared errors.
 
-    `image` is the measurement with `ERRORS` and otherwise dL/d output; with `SHARED`, members have it in common.
+    `image` is the measurement with `ERRORS` and otherwise dL/d output; with `SHARED`, members have it in common. What
+    is NaN in a measurement has no error; a member has `measured` numbers that are not.
     """
     part, unit, o = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     c = tl.arange(0, CHANNELS)
@@ -245,7 +247,7 @@ def _head(z, constants, head, shifts, image, grad_logits, outputs, partial, sums
     grad_weight = tl.zeros((PIXELS, CHANNELS), kind)
     sum_grad_logits = tl.zeros((PIXELS,), kind)
     sum_errors = tl.zeros((PIXELS,), kind)
-    twice = tl.full((), 2, kind) / (tiles * C * H * W)  # the gradient of a mean of squares
+    twice = tl.full((), 2, kind) / tl.load(measured + unit // tiles).to(tl.int32)  # the gradient of a mean of squares
     runs = tl.cdiv(W, PIXELS)
     x = part % runs * PIXELS + tl.arange(0, PIXELS)
     here = (x < W)[:, None] & (c < K)[None, :]
@@ -268,14 +270,19 @@ def _head(z, constants, head, shifts, image, grad_logits, outputs, partial, sums
                 next_given = tl.load(image + (y + 1) * W + x, (x < W) & (y + 1 < H), other=0.0)
             value = upper + tl.load(y_fraction + y) * fall
             value = tl.where(value < 0, 0.0, value)
-            output = 1.0 / (1.0 + tl.exp(-(tl.sum(value * weight[None, :], axis=1) + shift)))
-            tl.store(outputs + y * W + x, output, x < W)
+            if GRADIENTS and not ERRORS:
+                output = tl.load(outputs + y * W + x, x < W, other=0.0)  # made before
+            else:
+                output = tl.sum(value * weight[None, :], axis=1) + shift
+                if SIGMOID:
+                    output = 1.0 / (1.0 + tl.exp(-output))
+                tl.store(outputs + y * W + x, output, x < W)
             if GRADIENTS:
                 if ERRORS:
-                    error = tl.where(x < W, output - given, 0.0)
+                    error = tl.where((x < W) & (given == given), output - given, 0.0)
                     sum_errors += error * error
                     given = twice * error
-                grad = given * output * (1.0 - output)
+                grad = given * output * (1.0 - output) if SIGMOID else given
                 tl.store(grad_logits + y * W + x, grad, x < W)
                 sum_grad_logits += grad
                 grad_weight += grad[:, None] * value
@@ -301,8 +308,8 @@ def _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta, c, inside, pixels, K: t
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _head_gradient(weights, gradients, affine, partial, sums, losses, alpha_beta, parts, parameters, norm, at, k,
-                   pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr, CHANNELS: tl.constexpr,
+def _head_gradient(weights, gradients, affine, partial, sums, losses, measured, alpha_beta, parts, parameters, norm,
+                   at, k, pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr, CHANNELS: tl.constexpr,
                    ROWS: tl.constexpr, ERRORS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients of the head and of the normalisation before it, and the loss. Programs (channels, member)."""
     block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -338,7 +345,7 @@ def _head_gradient(weights, gradients, affine, partial, sums, losses, alpha_beta
     tl.store(gradients + norm + c, grad_scale, c < k)
     tl.store(gradients + norm + k + c, grad_shift, c < k)
     if ERRORS and block == 0:
-        tl.store(losses + member, tl.sum(errors, axis=0) / (pixels.to(tl.float64) * tiles * C))
+        tl.store(losses + member, tl.sum(errors, axis=0) / tl.load(measured + member).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -659,6 +666,19 @@ class _Iterate:
             )  # fmt: skip
 
 
+class _Average:
+    """The exponential average of outputs; see `ddstudy.solvers.base.Config.average`."""
+
+    def __init__(self, outputs: torch.Tensor, past: float) -> None:
+        self.mean, self.later = torch.zeros_like(outputs), 1 - past
+        self.share = torch.ones((), dtype=outputs.dtype, device=outputs.device)  # there, since a graph replays this
+
+    def update(self, outputs: torch.Tensor) -> None:
+        """Takes in outputs (M, T, C, h, w)."""
+        self.mean.lerp_(outputs, self.share)
+        self.share.fill_(self.later)
+
+
 class _Scratch:
     """What the kernels of a step need beside its arrays."""
 
@@ -765,6 +785,7 @@ class TritonKernels:
     Scratch = _Scratch
     Adam = _Adam
     Iterate = _Iterate
+    Average = _Average
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -806,6 +827,14 @@ class TritonKernels:
         made: NDArray[Any] = values.detach().cpu().numpy().copy()
         return made
 
+    def write(self, into: torch.Tensor, values: NDArray[Any]) -> None:
+        """Overwrites an array, in the order of the thread's stream."""
+        into.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    def tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """Itself."""
+        return values
+
     def rows_kept(self, height: int, last: bool) -> int:
         """All, as one product makes them."""
         return height
@@ -831,6 +860,9 @@ class TritonKernels:
         predicted, measured = outputs.flatten(1), measurement.flatten()
         if pixels is not None:
             predicted, measured = predicted[:, pixels], measured[pixels]
+        known = ~measured.isnan()
+        if not known.all():
+            predicted, measured = predicted[:, known], measured[known]
         losses = (predicted.double() - measured).square().mean(dim=1)
         return self.to_numpy(losses), self.to_numpy(outputs.amax((2, 3, 4)) - outputs.amin((2, 3, 4)))
 
@@ -884,7 +916,7 @@ class TritonKernels:
             )  # fmt: skip
 
     def head(self, step: Step, weights: torch.Tensor, gradients: torch.Tensor, image: torch.Tensor, mode: int) -> None:
-        """Convolution to the image and sigmoid."""
+        """Convolution to the image, and sigmoid where the head has it."""
         work: _Scratch = step.scratch
         prior, K, split, i = step.prior, step.width, work.head, step.prior.blocks
         C, k, ((h, w), (H, W)) = prior.channels, prior.k, prior.sizes[-2:]
@@ -892,18 +924,19 @@ class TritonKernels:
             if mode != self.GRADIENT:
                 self._fold(step, i, weights)  # before `GRADIENT`, `OUTPUT` did it
             _head[(split.parts, work.units, C)](
-                step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.grad_logits,
-                step.outputs, work.head_partial, work.head_sums, *work.upsampling(i - 1), h, w, H, W, split.tall,
-                work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels, GRADIENTS=mode != self.OUTPUT,
-                ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses), num_warps=work.tuning.head[2],
+                step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.measured,
+                step.grad_logits, step.outputs, work.head_partial, work.head_sums, *work.upsampling(i - 1), h, w, H, W,
+                split.tall, work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels, GRADIENTS=mode != self.OUTPUT,
+                ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses), SIGMOID=prior.head == "sigmoid",
+                num_warps=work.tuning.head[2],
             )  # fmt: skip
             if mode == self.OUTPUT:
                 return
             channels = min(16, work.channels)
             _head_gradient[(triton.cdiv(K, channels), len(step.losses))](
-                weights, gradients, step.affine[i], work.head_partial, work.head_sums, step.losses, work.alpha_beta,
-                split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, work.tiles, K=K, C=C,
-                COLOURS=work.colours, CHANNELS=channels, ROWS=_TABLE // (work.colours * channels),
+                weights, gradients, step.affine[i], work.head_partial, work.head_sums, step.losses, step.measured,
+                work.alpha_beta, split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, work.tiles,
+                K=K, C=C, COLOURS=work.colours, CHANNELS=channels, ROWS=_TABLE // (work.colours * channels),
                 ERRORS=mode == self.MSE,
             )  # fmt: skip
 
