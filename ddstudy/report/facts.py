@@ -66,26 +66,26 @@ def _task(view: StudyView) -> str:
         return ""
 
     def told(path: str, words: str, known: dict[str, str] | None = None) -> str:
-        return words.format(_values(view, f"task.{path}", known))
+        *others, last = [(known or {}).get(str(value), text_of(value)) for value in view.spec.values_of(f"task.{path}")]
+        return words.format(f"{', '.join(others)} or {last}" if others else last)
 
     mask = f"pixels of {task.mask}" if task.mask else told("share", "a share {} of the pixels, at random")
     lines = "columns of a mask file" if task.mask else told("acceleration", "{}-fold undersampled k-space")
     sampled = [told("sampling", "{} columns"), told("center_fraction", "centre {}")] if not task.mask else []
     about = {
-        "denoise": [],
         "inpaint": [mask],
         "super_resolve": [told("factor", "factor {}"), told("filter", "{} filter")],
         "mri": [lines, *sampled, told("coils", "{} coils")],
     }
     parts = [part for kind in kinds if kind in about for part in about[kind]]
     if view.spec.values_of("task.sigma") != (0,):
-        noise = "complex Gaussian" if kinds == ["mri"] else _values(view, "task.noise", _NOISES)
-        parts.append(f"{noise} noise of sigma {_values(view, 'task.sigma')}")
+        noise = "complex Gaussian" if kinds == ["mri"] else told("noise", "{}", _NOISES)
+        parts.append(told("sigma", f"{noise} noise of sigma {{}}"))
     if view.spec.knows_truth:
         parts.append(told("seed", "measurement seed {}"))
     else:
         parts.insert(0, "the file is the measurement, the truth is not known")
-    return f"{_values(view, 'task.kind')}: {', '.join(parts)}"
+    return told("kind", f"{{}}: {', '.join(parts)}")
 
 
 def _judge(view: StudyView) -> str:
@@ -95,9 +95,9 @@ def _judge(view: StudyView) -> str:
         return ""
     if spec.score == "psnr":
         return "the truth: PSNR against it"
-    share = f" ({spec.judge.share:.0%} of them)" if spec.judge.against == "held_out" else ""
     also = "; the truth is known, too, and does not choose" if spec.knows_truth else ""
-    return about_judge(spec).removeprefix("The judge's score is ").rstrip(".") + share + also
+    text = about_judge(spec).removeprefix("The judge's score is ").rstrip(".") + also
+    return text.replace("held-out samples", f"held-out samples ({spec.judge.share:.0%})")
 
 
 def _values(view: StudyView, path: str, words: dict[str, str] | None = None) -> str:

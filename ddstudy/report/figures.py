@@ -413,20 +413,17 @@ def by_level(
         carried = lines
         for axis, wanted in zip(groups, group, strict=True):
             carried = carried[carried[axis].map(text_of) == text_of(wanted)]
-        for number, (chosen_at, line) in enumerate(carried.groupby("chosen_at", sort=False)):
+        for number, (_, line) in enumerate(carried.groupby("chosen_at", sort=False)):
             known = line.dropna(subset=[metric])
             figure.add_scatter(
-                name=html.escape(", ".join(filter(None, [f"setting of {text_of(chosen_at)}", words]))),
+                name="best of another level",
+                legendgroup="carried",
                 x=known[level].tolist(),
                 y=known[metric].tolist(),
                 text=[html.escape(in_words(row, axes)) for row in known.to_dict("records")],
                 mode="lines",
-                line={
-                    "color": colour if groups else _COLOURS[1:][number % 6],
-                    "width": 1,
-                    "dash": _DASHES[1:][number % 4],
-                },
-                showlegend=not groups,  # else there are as many as levels times groups
+                line={"color": colour, "width": 1, "dash": _DASHES[1:][number % 4]},
+                showlegend=place == number == 0 and len(rows) > 1,
                 hovertemplate=f"%{{text}}: {value}",
             )
         figure.add_scatter(
@@ -513,9 +510,13 @@ def judges(
             hovertemplate="%{text}<br>judge %{x:.2f} dB, PSNR %{y:.2f} dB<extra></extra>",
         )
     by_number = trials.set_index("number", drop=False)
-    for column, name, symbol in (
-        ("oracle_number", "best by the truth", "diamond"),
-        ("chosen_number", "best by the judge", "star"),
+    for column, name, marker in (
+        (
+            "oracle_number",
+            "best by the truth",
+            {"symbol": "circle-open", "size": 16, "line": {"width": 2}, "color": _GREEN},
+        ),
+        ("chosen_number", "best by the judge", {"symbol": "star", "size": 10, "color": _VERMILLION}),
     ):
         rows = by_number.loc[table[column]]
         figure.add_scatter(
@@ -524,7 +525,7 @@ def judges(
             y=rows["psnr"].tolist(),
             text=_hover(rows, axes),
             mode="markers",
-            marker={"color": _VERMILLION if symbol == "star" else _GREEN, "symbol": symbol, "size": 12},
+            marker=marker,
             hovertemplate="%{text}<br>judge %{x:.2f} dB, PSNR %{y:.2f} dB<extra></extra>",
         )
     return figure

@@ -60,18 +60,20 @@ class Outputs(Faceted):
             sentence += f" {about_judge(spec)}"
         if sides := images.sides(view, best):
             sentence += f" {sides[0]} and {sides[1]} mark {_DIRECTIONS[sides]}."
+        below = _names_below(view, rows, shown)
         if grouped:
-            sentence += f" Below, the best of each {self.group(facets)}, unstable only where none is stable."
+            sentence += f" Below, the best of each {self.group(facets)}, unstable only where none is stable"
+            sentence += f": {', '.join(_FACES[name] for name in below)}." if spec.is_task else "."
 
         def caption(row: Row, axes: list[str]) -> str:
-            of = METRICS[metric]
-            score = f"ensemble {of.label} {row[metric]:,{of.format}} {of.unit}".strip() + ", unstable" * (
+            of, whose = METRICS[metric], "" if metric == "judge" else "ensemble "
+            score = f"{whose}{of.label} {row[metric]:,{of.format}} {of.unit}".strip() + ", unstable" * (
                 not row["stable"]
             )
             if metric == "judge" and spec.knows_truth:
                 score += f", PSNR {row['psnr']:.2f} dB"
             if pd.notna(row.get("baseline")):
-                score += f", the measurement's {row['baseline']:.2f} dB"
+                score += f" (the measurement's {row['baseline']:.2f} dB)"
             return f"{score}: {in_words(row, axes)}" if axes else score
 
         large = Picture(
@@ -89,17 +91,13 @@ class Outputs(Faceted):
         if not grouped:
             return Shown(sentence, large=large, table=table)
 
-        files = {_file(view, row, "target") for row in rows.to_dict("records")}
-        names = [name for name in shown if name != "target" or len(files) > 1]  # one target stands above
-        if spec.is_task:
-            names.remove("residual")
         kept = {tuple(text_of(row[axis]) for axis in facets): row for row in rows.to_dict("records")}
 
         def picture(place: tuple[str, ...]) -> Picture:
             row, group = kept.get(place), ", ".join(map(named, facets, place))
             if row is None:
                 return Picture((("", f"output: {group}"),), f"{group}: not measured")
-            faces = _faces(view, row, names, group)
+            faces = _faces(view, row, below, group)
             return Picture(faces, f"{group}: {caption(row, others)}", images.sides(view, row))
 
         # the first of several facets has a row per value, the others stand side by side
@@ -130,6 +128,15 @@ def _names(view: StudyView) -> list[str]:
     of_truth = ["target", "error"] if view.spec.knows_truth else []
     of_task = ["measurement", "residual"] if view.spec.is_task else []
     return [name for name in _FACES if name == "output" or name in (*of_truth, *of_task)]
+
+
+def _names_below(view: StudyView, rows: pd.DataFrame, shown: list[str]) -> list[str]:
+    """Which of these are shown of each group: one target stands above, and small residuals tell little."""
+    if view.spec.is_task:
+        repeated = not any(axis.startswith("target.") for axis in view.axes)
+        return [name for name in shown if name != "residual" and not (name == "target" and repeated)]
+    files = {_file(view, row, "target") for row in rows.to_dict("records")}
+    return [name for name in shown if name != "target" or len(files) > 1]
 
 
 def _scale(view: StudyView, name: str) -> tuple[str, str, str] | None:

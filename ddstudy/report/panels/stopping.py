@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import pandas as pd
 
+from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, inverse, tables
 from ddstudy.report.panels.base import Faceted, Panel, Shown, Table
 from ddstudy.report.words import about_judge, in_words, named
@@ -27,12 +28,11 @@ class Stopping(Faceted):
 
     def _of_study(self, view: StudyView) -> Shown:
         spec, (facets, others) = view.spec, self.split(view)
-        what = "PSNR" if spec.knows_truth else "The judge's score"
+        what = METRICS[spec.quality].label
         oracle = "best check (the oracle's, which needs the truth)" if spec.knows_truth else "best check"
         sentence = (
-            f"{what} of the ensemble over the iterations, of the fit with the best setting of each {self.group(facets)}"
-            if self.has_groups(view)
-            else f"{what} of the ensemble over the iterations, of the fit with the best setting"
+            f"{what} of the ensemble over the iterations, of the fit with the best setting"
+            + f" of each {self.group(facets)}" * self.has_groups(view)
         )
         sentence += f": the circle is its answer, the diamond the {oracle}."
         if not spec.is_task:
