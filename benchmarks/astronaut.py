@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from skimage.data import astronaut
 
 from ddstudy.images.metrics import psnr
+from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.solvers import Config, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec
@@ -35,6 +37,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("astronaut.json"))
     parser.add_argument("--iterations", type=int, default=1900)
     parser.add_argument("--keep", default="last", help="which iterate counts; the authors keep the best")
+    parser.add_argument(
+        "--variant", choices=["thesis", "2019"], default="thesis", help="2019: one more block at the end"
+    )
     parser.add_argument("--only", nargs="*", help="sigma:k")
     chosen = parser.parse_args()
     known = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
@@ -43,13 +48,16 @@ def main() -> None:
     for sigma, k, published in CASES:
         if chosen.only and f"{sigma}:{k}" not in chosen.only:
             continue
-        name = f"{sigma}:{k}:{chosen.iterations}:{chosen.keep}"
+        name = f"{sigma}:{k}:{chosen.iterations}:{chosen.keep}:{chosen.variant}"
         noise = np.random.default_rng([0, sigma]).standard_normal(truth.shape, dtype=np.float32)
         noisy = np.clip(truth + sigma / 255 * noise, 0, 1)
         if name not in known:
             setting = Fit({"k": k, "s": 32, "l": 5, "noise": "uniform", "tiling": "1x1"})
             # the authors' input is U[0, 0.1)
             seen = problem(setting, Measurement.of(noisy), FitSpec(members=1), NoiseSpec(range=(0.0, 0.1)))
+            if chosen.variant == "2019":
+                prior = DeepDecoder(k, 3, (*seen.prior.sizes, seen.prior.sizes[-1]))
+                seen = replace(seen, prior=prior, weights=prior.initial_weights(np.random.default_rng(0))[None])
             curve, start = [], time.perf_counter()
             for shot in fit(seen, Config(keep=chosen.keep), range(100, chosen.iterations + 1, 100)):
                 curve.append((shot.iteration, psnr(shot.outputs[0, 0], truth)))

@@ -12,12 +12,12 @@ Data flows one way: a module imports only from those above it, and a library has
                  file; pictures of them, data consistency, held-out samples), judges, cases (what is measured of an
                  image, and what judges it)
     priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch
-    solvers/     base (the protocol: problem, configuration, snapshots), torch_loop (autograd; the oracle),
+    solvers/     base (the protocol: problem, configuration, snapshots), fidelity (the loss through an operator),
+                 torch_loop (autograd; the oracle),
                  fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
-                 early), stopping (rules that choose an iterate without the truth), evaluate (one fit -> the results of every setting
-                 that it serves), samplers (proposals that
-                 were not measured yet), planner (which fits, and what they cost), forecasting (how long), runner (the
+                 early), stopping (rules that choose an iterate without the truth), evaluate (one fit -> the results of
+                 every setting that it serves), samplers (proposals that were not measured yet), planner (which fits, and what they cost), forecasting (how long), runner (the
                  loop: plan, lease, submit, receive, record)
     store/       urls (what of one may be shown), leases (which driver is fitting what), optuna_rows (all that stands on
                  private parts of Optuna: trials as rows of its tables), records (trials of ours, checked), study (one

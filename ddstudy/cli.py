@@ -416,6 +416,63 @@ def prune_audit(
     _say_left_out(left_out)
 
 
+@app.command(name="stop-audit", epilog="Example: ddstudy stop-audit denoise --patience 200 --patience 1000")
+def stop_audit(
+    studies: Annotated[
+        list[str] | None, typer.Argument(help="Studies of a task with fit.stop = 'budget' [the latest].")
+    ] = None,
+    patience: Annotated[list[int] | None, typer.Option(min=1, help="Patiences in iterations [200, 500, 1000].")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Replay the stopping rules on finished studies: how far from the oracle's their answers are, what they save."""
+    from rich.table import Table
+
+    from ddstudy.report.tables import curves_of_tasks
+    from ddstudy.results import look
+    from ddstudy.study.stopping import NAMES, audit, takes_patience
+    from ddstudy.terminal import terminal
+
+    found_studies, left_out = look(store, studies)
+    curves = [curve for study in found_studies for curve in curves_of_tasks(study.view.records, study.spec)]
+    names = ", ".join(study.name for study in found_studies)
+    if not curves:
+        raise UserError(
+            f"{names}: no fit ran to its end that tells what stopping rules look at",
+            "Valid: a study with a [task] other than 'represent', with fit.stop = 'budget'.",
+        )
+    shown = Table(title=f"Stopping rules on {counted(len(curves), 'fit')} of {names} that ran to their end")
+    for column in ("rule", "patience", "fits", "mean gap", "worst gap", "saved", "never"):
+        shown.add_column(column, justify="left" if column == "rule" else "right")
+    unknown, scored = [], False
+    for name in NAMES:
+        for waits in (patience or [200, 500, 1000]) if takes_patience(name) else [1]:
+            found = audit(curves, name, waits)
+            if not found.fits:
+                unknown.append(name)
+                break
+            scored = scored or found.scored > 0
+            shown.add_row(
+                name,
+                str(waits) if takes_patience(name) else "",
+                str(found.fits),
+                *(f"{gap:.2f} dB" if found.scored else "not known" for gap in (found.mean_gap, found.worst_gap)),
+                f"{100 * found.saved:.0f} %",
+                f"{found.never} of {found.fits}",
+            )
+    terminal().print(shown)
+    typer.echo(
+        "gap: between the best check of a fit, the oracle's, and the rule's; saved: share of iterations; never: "
+        "fits that it did not end early."
+    )
+    if not scored:
+        typer.echo(
+            "The gap cannot be told: no score of the outputs at the checks is known, as where there is no truth."
+        )
+    if unknown:
+        typer.echo(f"Not recorded here: what {', '.join(unknown)} would look at.")
+    _say_left_out(left_out)
+
+
 @app.command(epilog="Example: ddstudy dashboard --port 8080")
 def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

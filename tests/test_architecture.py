@@ -22,8 +22,8 @@ ORDER = [
     "images.inputs",
     "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network",
-    "solvers", "solvers.base", "solvers.fidelity", "solvers.torch_loop", "solvers.fused", "solvers.fused.kernels", "solvers.fused.step",
-    "solvers.fused.groups",
+    "solvers", "solvers.base", "solvers.fidelity", "solvers.torch_loop",
+    "solvers.fused", "solvers.fused.kernels", "solvers.fused.step", "solvers.fused.groups",
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.stopping", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
@@ -36,15 +36,9 @@ ORDER = [
     "dashboard", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
-    "images.tiling",
-    "images.inputs",
-    "images.metrics",
-    "priors",
-    "solvers",
-    "study.stability",
-    "study.stopping",
+    "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
     "study.load",
-)
+)  # fmt: skip
 SURFACE = {"results", "api", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {

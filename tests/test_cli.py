@@ -127,7 +127,7 @@ def test_prune_audit_where_nothing_is_stable_or_all_is_stopped(ddstudy: Cli, fol
 
 def test_help_tells_what_is_meant_without_a_value(ddstudy: Cli) -> None:
     """[...] in a help text was taken for markup and left out."""
-    for command in ("run", "fit", "report", "export", "prune-audit"):
+    for command in ("run", "fit", "report", "export", "prune-audit", "stop-audit"):
         _, out, _ = ddstudy(command, "--help")
         assert " ." not in out
     assert "Study file (TOML) [a small packaged study]." in ddstudy("run", "--help")[1]

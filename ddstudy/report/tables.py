@@ -11,6 +11,7 @@ it as it was. Three rules say which trials count, and they hold everywhere:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,14 @@ from ddstudy.images.tiling import tile_shape
 from ddstudy.report.words import FACETS, text_of
 from ddstudy.spec.options import OPTIONS, THESIS
 from ddstudy.study.stability import Recorded
+from ddstudy.study.stopping import Curve
 
 if TYPE_CHECKING:
     from pandas.core.groupby import DataFrameGroupBy
 
+    from ddstudy.spec.axes import Fit
     from ddstudy.spec.schema import StudySpec
+    from ddstudy.store.records import Record
     from ddstudy.store.study import StudyView
 
 PAIR = ("tiling", "noise")
@@ -93,6 +97,40 @@ def recorded(trials: pd.DataFrame, checks: pd.DataFrame, spec: StudySpec) -> lis
             results = dict(zip(rows["iterations"].astype(int), scores, strict=True))
             fits.append(Recorded(curve.index.tolist(), curve.to_numpy().tolist(), results))
     return fits
+
+
+def curves_of_tasks(records: Sequence[Record], spec: StudySpec) -> list[Curve]:
+    """The fits of a study that ran to their last budget and say what stopping rules look at, for replays of these.
+
+    Args:
+        records: of the study, as in `StudyView.records`.
+        spec: its study file.
+
+    Returns:
+        A curve for each, of its regular checks and the last.
+    """
+    longest: dict[Fit, Record] = {}
+    for record in records:
+        fit, curve = record.setting.fit, record.curve
+        if (
+            "loss" in curve
+            and record.has_result
+            and len(curve["loss"]) > len(longest[fit].curve["loss"] if fit in longest else ())
+        ):
+            longest[fit] = record
+    curves = []
+    for fit, record in longest.items():
+        here, iterations = spec.at(fit), record.curve["iterations"]
+        if iterations[-1] < max(spec.search_space["iterations"]):
+            continue
+        regular = [at for at, it in enumerate(iterations) if it % here.fit.check_every == 0 or it == iterations[-1]]
+        numbers = {
+            key: [math.nan if (value := record.curve[key][at]) is None else float(value) for at in regular]
+            for key in ("loss", "held_out", "score", "wmv", "emv")
+            if key in record.curve
+        }
+        curves.append(Curve([iterations[at] for at in regular], **numbers, sigma=here.task.sigma))
+    return curves
 
 
 def pareto_front(trials: pd.DataFrame, objectives: Mapping[str, Direction]) -> pd.Series[bool]:

@@ -37,7 +37,7 @@ _FLAGS = ("stable", "shared", "disturbed", "given_up")
 _OF_ALL_RESULTS = ("fit_id", "iterations_done", "seconds")
 _OF_WHOLE_RESULTS = ("stable", "shared", "device", "curve")  # that no pruner stopped
 _RESULTS = (TrialState.COMPLETE, TrialState.PRUNED)
-_OF_CHECKS = ("loss", "held_out", "score", "wmv", "emv")  # what the curve of a task has besides, see `study.stopping`
+_OF_CHECKS = ("spread", "loss", "held_out", "score", "wmv", "emv")  # what the curve of a task has besides
 
 
 def never_measured(spec: StudySpec) -> set[str]:

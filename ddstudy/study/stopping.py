@@ -159,6 +159,11 @@ def _if_reached(loss: float, sigma: float) -> float:
     return loss if loss <= sigma**2 else math.nan
 
 
+def takes_patience(name: Name) -> bool:
+    """Whether a rule waits for a new minimum."""
+    return name in ("wmv", "emv", "held_out")
+
+
 def needs_checks_every(name: Name) -> int | None:
     """The most iterations between checks that a rule can do with; None: any number."""
     return WINDOW // 2 if name == "wmv" else None
@@ -175,7 +180,7 @@ class Curve:
         score: of the ensemble, dB, by the truth or by what judges in its place.
         wmv: criterion of the rule.
         emv: criterion of the rule.
-        sigma: of the noise, see `make`; 0 where it is not known.
+        sigma: of the noise, see `Rule`; 0 where it is not known.
     """
 
     iterations: Sequence[int]
@@ -215,11 +220,11 @@ def replay(name: Name, curve: Curve, patience: int, budget: int | None = None) -
     Args:
         name: of the rule.
         curve: of a fit that ran on for long enough.
-        patience: see `make`.
+        patience: see `Rule`.
         budget: iterations that it would have had; None: all.
 
     Returns:
-        The choice that `make` leads to; None where the curve lacks what the rule looks at.
+        What `Rule` chooses; None where the curve lacks what the rule looks at.
     """
     criteria = curve.criterion(name)
     if criteria is None:
@@ -266,7 +271,7 @@ def audit(curves: Sequence[Curve], name: Name, patience: int, budget: int | None
     Args:
         curves: of the fits; those that lack what the rule looks at are passed over.
         name: of the rule.
-        patience: see `make`.
+        patience: see `Rule`.
         budget: iterations of a fit; None: all that it ran.
     """
     gaps, saved, never = [], [], 0

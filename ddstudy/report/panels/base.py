@@ -300,6 +300,11 @@ def _called(axis: str) -> str:
     return OPTIONS[axis].label if axis.startswith("task.") else axis
 
 
+def chosen_by(view: StudyView) -> str:
+    """The metric of reconstructions by which a study chooses its best setting: its first objective that is one."""
+    return next((name for name in view.spec.objectives if METRICS[name].is_of_output), view.spec.quality)
+
+
 def roughness(views: Sequence[StudyView], panel: Filtered, *metrics: str) -> str:
     """Says where seconds that are shown are not those of the fits alone."""
     shown = [panel.filter(view.trials) for view in views if "seconds" in metrics]

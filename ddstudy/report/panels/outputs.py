@@ -11,7 +11,7 @@ import pandas as pd
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
-from ddstudy.report.panels.base import Faceted, Picture, Shown, Table, settings_of
+from ddstudy.report.panels.base import Faceted, Picture, Shown, Table, chosen_by, settings_of
 from ddstudy.report.words import about_judge, in_words, named, text_of, title_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Outputs(Faceted):
 
     def _of_study(self, view: StudyView) -> Shown:
         facets, others = self.split(view)
-        spec = view.spec
-        metric = next((name for name in spec.objectives if METRICS[name].is_of_output), spec.quality)
+        spec, metric = view.spec, chosen_by(view)
         trials = self.filter(view.trials)
         first = tables.best_of_groups(trials, metric, ())
         grouped = self.has_groups(view)
@@ -62,8 +61,9 @@ class Outputs(Faceted):
             sentence += f" {sides[0]} and {sides[1]} mark {_DIRECTIONS[sides]}."
         below = _names_below(view, rows, shown)
         if grouped:
-            sentence += f" Below, the best of each {self.group(facets)}, unstable only where none is stable"
-            sentence += f": {', '.join(_FACES[name] for name in below)}." if spec.is_task else "."
+            *others_below, last = (_FACES[name] for name in below)
+            faces = f"{', '.join(others_below)} and {last} of " * spec.is_task
+            sentence += f" Below, {faces}the best of each {self.group(facets)}, unstable only where none is stable."
 
         def caption(row: Row, axes: list[str]) -> str:
             of, whose = METRICS[metric], "" if metric == "judge" else "ensemble "

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, inverse, tables
-from ddstudy.report.panels.base import Faceted, Panel, Shown, Table
+from ddstudy.report.panels.base import Faceted, Panel, Shown, Table, chosen_by
 from ddstudy.report.words import about_judge, in_words, named
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Stopping(Faceted):
         if not spec.is_task:
             return Shown(sentence, missing="This is about studies of a task.", never=True)
         trials = self.filter(view.trials)
-        best = tables.best_of_groups(trials, spec.quality, facets if self.has_groups(view) else ())
+        best = tables.best_of_groups(trials, chosen_by(view), facets if self.has_groups(view) else ())
         settings = {record.number: record.setting for record in view.records}
         curves = []
         for row in best.to_dict("records"):
