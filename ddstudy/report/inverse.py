@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ddstudy.images.metrics import METRICS
-from ddstudy.report.tables import comparable, finished, in_order
+from ddstudy.report.tables import comparable, curves_of_tasks, finished, in_order
 from ddstudy.spec.axes import Fit
+from ddstudy.study.stopping import NAMES, audit
 
 if TYPE_CHECKING:
+    from ddstudy.spec.schema import StudySpec
     from ddstudy.store.records import Record
     from ddstudy.store.study import StudyView
 
@@ -142,6 +144,22 @@ def stopping(trials: pd.DataFrame, rules: Sequence[str]) -> pd.DataFrame:
         ended = int(ours["ended_by"].notna().sum()) if "ended_by" in ours else 0
         found.append((rule, len(ours), ended, ours["oracle_gap"].mean(), ours["oracle_gap"].max()))
     return pd.DataFrame(found, columns=["rule", "n", "ended", "mean_gap", "worst_gap"])
+
+
+def replayed(records: Sequence[Record], spec: StudySpec) -> pd.DataFrame:
+    """What the stopping rules that a study did not run would have cost, replayed on its fits that ran to their end.
+
+    Args:
+        records: of the study, as in `StudyView.records`.
+        spec: its study file, whose patience the rules have.
+
+    Returns:
+        The columns of `stopping`, `n` fits instead of trials; without rules that look at what was not recorded.
+    """
+    run, curves = spec.values_of("fit.stop"), curves_of_tasks(records, spec)
+    audits = [audit(curves, name, spec.fit.patience) for name in NAMES if name not in run and "budget" in run]
+    rows = [(one.rule, one.fits, one.fits - one.never, one.mean_gap, one.worst_gap) for one in audits if one.fits]
+    return pd.DataFrame(rows, columns=["rule", "n", "ended", "mean_gap", "worst_gap"])
 
 
 def curve_of(records: Sequence[Record], fit: Fit) -> pd.DataFrame:
