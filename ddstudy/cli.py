@@ -443,14 +443,13 @@ def stop_audit(
     shown = Table(title=f"Stopping rules on {counted(len(curves), 'fit')} of {names} that ran to their end")
     for column in ("rule", "patience", "fits", "mean gap", "worst gap", "saved", "never"):
         shown.add_column(column, justify="left" if column == "rule" else "right")
-    unknown, scored = [], False
+    unknown, scored = [], sum(bool(curve.score) for curve in curves)
     for name in NAMES:
         for waits in (patience or [200, 500, 1000]) if takes_patience(name) else [1]:
             found = audit(curves, name, waits)
             if not found.fits:
                 unknown.append(name)
                 break
-            scored = scored or found.scored > 0
             shown.add_row(
                 name,
                 str(waits) if takes_patience(name) else "",
@@ -465,9 +464,9 @@ def stop_audit(
         "fits that it did not end early."
     )
     if not scored:
-        typer.echo(
-            "The gap cannot be told: no score of the outputs at the checks is known, as where there is no truth."
-        )
+        typer.echo("The gap cannot be told: the truth is not known.")
+    elif scored < len(curves):
+        typer.echo(f"The gaps are those of {counted(scored, 'fit')}: of the others the truth is not known.")
     if unknown:
         typer.echo(f"Not recorded here: what {', '.join(unknown)} would look at.")
     _say_left_out(left_out)

@@ -20,6 +20,7 @@ from ddstudy.errors import UserError
 from ddstudy.images.kspace import centred_fft, centred_ifft, kspace_target, load_maps
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.options import TargetSpec, TaskSpec
+from ddstudy.tasks import measurements
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.measurements import consistent, held_out_errors, measure, picture, residual, to_images
 from ddstudy.tasks.operators import Downsampling, Mri
@@ -112,6 +113,19 @@ def test_no_noise_is_the_image(noise: str, brain: Target) -> None:
 def test_noise_too_little_to_count_photons_is_refused(brain: Target) -> None:
     refused(lambda: measure(brain, task("denoise", noise="poisson", sigma=1e-9)), "task.sigma", "1e-08")
     measure(brain, task("denoise", noise="poisson", sigma=1e-8))
+
+
+def test_a_filters_overshoot_below_0_counts_no_photon() -> None:
+    edge = np.repeat(np.float32([0, 1]), 16)[None].repeat(16, axis=0)[None]
+    spec = task("super_resolve", filter="lanczos")
+    assert measure(Target(edge, "edge", None), spec).samples.min() < 0
+    counted = measure(Target(edge, "edge", None), spec.model_copy(update={"noise": "poisson", "sigma": 0.1})).samples
+    assert counted.min() == 0
+
+
+def test_streams_of_random_numbers_are_separate() -> None:
+    streams = measurements._STREAMS
+    assert len(set(streams.values())) == len(streams)
 
 
 def test_noise_of_channels_differs() -> None:
@@ -260,16 +274,23 @@ def test_equispaced_columns_are_equally_far_apart() -> None:
     assert set(steps) == {4}
 
 
+def test_equispaced_columns_begin_anywhere() -> None:
+    specs = [task("mri", sampling="equispaced", center_fraction=0.0, seed=seed) for seed in range(30)]
+    assert {int(np.flatnonzero(kept(measure(flat(0.5, 1, 8, 320), spec))[0, 0])[0]) for spec in specs} == {0, 1, 2, 3}
+
+
 def test_gaussian_columns_are_denser_in_the_middle() -> None:
-    def distance(sampling: str) -> float:
+    def distances(sampling: str) -> np.ndarray:
         masks = [
             kept(measure(flat(0.5, 1, 8, 320), task("mri", sampling=sampling, center_fraction=0.0, seed=seed)))[0, 0]
             for seed in range(20)
         ]
-        return float(np.mean([np.abs(np.flatnonzero(mask) - 160).mean() for mask in masks]))
+        return np.concatenate([np.abs(np.flatnonzero(mask) - 160) for mask in masks])
 
-    assert distance("random") == pytest.approx(80, abs=5)
-    assert distance("gaussian") < 65
+    assert distances("random").mean() == pytest.approx(80, abs=5)
+    gaussian = distances("gaussian")
+    assert gaussian.mean() < 65
+    assert (gaussian > 3.2 * 32).mean() > 0.1  # the floor: beyond three deviations there would be next to none
 
 
 def test_a_centre_beyond_the_acceleration_is_refused(brain: Target) -> None:
@@ -331,6 +352,11 @@ def test_estimated_sensitivities_explain_the_coils(brain: Target) -> None:
     coils = centred_ifft(truth[0] + 1j * truth[1])
     explained = operator.maps * (operator.maps.conj() * coils).sum(axis=0)
     assert np.linalg.norm(explained - coils) < 0.02 * np.linalg.norm(coils)
+    little = measure(brain, spec.model_copy(update={"center_fraction": 0.125, "sigma": 0.0})).operator
+    assert isinstance(little, Mri)
+    assert little.maps is not None
+    explained = little.maps * (little.maps.conj() * coils).sum(axis=0)
+    assert np.linalg.norm(explained - coils) < 0.03 * np.linalg.norm(coils)
     few = spec.model_copy(update={"center_fraction": 0.08})
     refused(lambda: measure(brain, few), "task.sensitivities", "task.center_fraction", "0.125")
 
@@ -431,9 +457,12 @@ def test_without_held_out_samples_there_is_no_judge(brain: Target) -> None:
         consistent(brain.image[None], measure(brain, TaskSpec()))
 
 
-@pytest.mark.parametrize("name", ["mri", "coils"])
-def test_measured_k_space_replaces_the_fitted(name: str, brain: Target) -> None:
-    measurement = measure(brain, TaskSpec(**TASKS[name]), 0.2)
+@pytest.mark.parametrize("options", [TASKS["mri"], TASKS["coils"], {"kind": "mri", "maps": "maps.npy"}])
+def test_measured_k_space_replaces_the_fitted(options: dict[str, Any], brain: Target) -> None:
+    seen_by_none = np.ones((2, *SIDES), dtype=complex)
+    seen_by_none[:, :9] = 0
+    np.save("maps.npy", seen_by_none)
+    measurement = measure(brain, TaskSpec(**options), 0.2)
     outputs = np.random.default_rng(0).standard_normal((2, 3, *measurement.shape)).astype(np.float32)
     changed = consistent(outputs, measurement)
     assert changed.shape == outputs.shape

@@ -169,3 +169,23 @@ def test_threads_and_inference_mode_share_an_operator(operator: Operator) -> Non
     with ThreadPoolExecutor(4) as pool:
         fresh = pickle.loads(pickle.dumps(operator))
         assert all(torch.equal(y, expected) for y in pool.map(fresh.forward, [x] * 8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("operator", [Downsampling((1, 64, 64), 4, "bicubic"), mri(64, 48, 2)])
+def test_operators_are_captured_by_cuda_graphs(operator: Operator) -> None:
+    x, later = (batch(*image_shape(operator), seed=seed).float().cuda() for seed in (0, 1))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # constants and plans of FFTs are made before
+        operator.adjoint(operator.forward(x))
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = operator.forward(x)
+        back = operator.adjoint(y)
+    x.copy_(later)
+    graph.replay()
+    on_cpu = operator.forward(later.cpu())
+    assert torch.allclose(y.cpu(), on_cpu, atol=1e-4)
+    assert torch.allclose(back.cpu(), operator.adjoint(on_cpu), atol=1e-4)

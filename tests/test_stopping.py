@@ -254,11 +254,11 @@ def test_audit_by_hand() -> None:
 # --- what is recorded of a study
 
 
-def record(url: str, *keys: dict[str, Any], task: dict[str, Any] | None = None) -> None:
-    """A study `noisy` with a check every 10 iterations up to 400; of each fit, what its curve has besides."""
+def record(url: str, *keys: dict[str, Any], name: str = "noisy", **tables: Any) -> None:
+    """A study with a check every 10 iterations up to 400; of each fit, what its curve has besides."""
     space = {"k": [*range(8, 8 + len(keys))], "s": [8], "l": [2], "iterations": [200, 400]}
-    tables = {"task": task or {"kind": "denoise", "sigma": 0.1}, "fit": {"check_every": 10, "members": 2}}
-    spec = spec_of("noisy", space, images=False, **tables)
+    common: dict[str, Any] = {"task": {"kind": "denoise", "sigma": 0.1}, "fit": {"check_every": 10, "members": 2}}
+    spec = spec_of(name, space, images=False, **common | tables)
     with driven(url, spec, (24, 20)) as study:
         for setting in spec.search_space:
             found = measurement(setting, 2, study.target.image)
@@ -267,7 +267,8 @@ def record(url: str, *keys: dict[str, Any], task: dict[str, Any] | None = None) 
                 key: values[:length] if isinstance(values, list) else values
                 for key, values in keys[setting["k"] - 8].items()
             }
-            study.record(setting, replace(found, curve=found.curve | more), shared=False, started=datetime.now())
+            found = replace(found, curve=found.curve | more, values=found.values | {"judge": 20.0})
+            study.record(setting, found, shared=False, started=datetime.now())
 
 
 CHECKS = range(1, 41)
@@ -345,13 +346,20 @@ def test_stop_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 def test_stop_audit_without_truth_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What judges in its place is no measure: here it is what a rule looks at."""
     url = f"sqlite:///{tmp_path}/s.db"
-    record(url, KEYS | {"score": [None] * 40})
+    file = {"kind": "denoise", "sigma": 0.1, "source": "file"}
+    record(url, KEYS, name="real", task=file, judge={"against": "held_out"})
     code, out = command(capsys, monkeypatch, "--store", url)
     assert code == 0
-    assert "The gap cannot be told" in out
-    assert "not known" in out
+    assert "The gap cannot be told: the truth is not known." in out
+    assert " dB" not in out
     assert "nan" not in out
+    record(url, KEYS)
+    code, out = command(capsys, monkeypatch, "real", "noisy", "--store", url)
+    assert code == 0
+    assert "2 fits of real, noisy" in out
+    assert "The gaps are those of 1 fit: of the others the truth is not known." in out
 
 
 def test_stop_audit_of_what_stopping_means_nothing_for(

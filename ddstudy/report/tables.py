@@ -107,7 +107,8 @@ def curves_of_tasks(records: Sequence[Record], spec: StudySpec) -> list[Curve]:
         spec: its study file.
 
     Returns:
-        A curve for each, of its regular checks and the last.
+        A curve for each, of its regular checks and the last; scores only where the truth is known, since what judges
+        in its place may be what a rule looks at.
     """
     longest: dict[Fit, Record] = {}
     for record in records:
@@ -127,7 +128,7 @@ def curves_of_tasks(records: Sequence[Record], spec: StudySpec) -> list[Curve]:
         numbers = {
             key: [math.nan if (value := record.curve[key][at]) is None else float(value) for at in regular]
             for key in ("loss", "held_out", "score", "wmv", "emv")
-            if key in record.curve
+            if key in record.curve and (key != "score" or spec.knows_truth)
         }
         curves.append(Curve([iterations[at] for at in regular], **numbers, sigma=here.task.sigma))
     return curves
