@@ -17,8 +17,8 @@ Data flows one way: a module imports only from those above it, and a library has
                  fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
                  early), stopping (rules that choose an iterate without the truth), evaluate (one fit -> the results of
-                 every setting that it serves), samplers (proposals that were not measured yet), planner (which fits, and what they cost), forecasting (how long), runner (the
-                 loop: plan, lease, submit, receive, record)
+                 every setting that it serves), samplers (proposals that were not measured yet), planner (which fits,
+                 and what they cost), forecasting (how long), runner (the loop: plan, lease, submit, receive, record)
     store/       urls (what of one may be shown), leases (which driver is fitting what), optuna_rows (all that stands on
                  private parts of Optuna: trials as rows of its tables), records (trials of ours, checked), study (one
                  to look at, as tables), writer (one to record: ask, tell, import), database (opens it, gives a study

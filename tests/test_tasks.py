@@ -142,6 +142,7 @@ def test_a_rule_chooses_among_the_checks_whatever_the_budgets(make_spec: MakeSpe
     chosen = int(long.values["chosen_iteration"])
     assert chosen % 20 == 0
     assert int(short.values["chosen_iteration"]) <= 130
+    assert run(job_of(spec, target, budgets=(15,)))[1][0].values["chosen_iteration"] == 15  # nothing is judged yet
     _, at_chosen = run(job_of(plain, target, budgets=(chosen,)))
     np.testing.assert_array_equal(at_chosen[0].output, long.output)
     assert ("ended_by" in long.values) == (long.values["iterations_done"] < 800)

@@ -297,8 +297,8 @@ class _Tracker:
             told["held_out"] = float(held_out_errors(mean[None], job.case.measurement)[0])
         if iteration % job.options.check_every == 0:  # the rule sees these only, so that budgets do not change it
             told |= self.watch.observe(iteration, mean)
-            if job.options.stop != "budget" and self.rule.observe(iteration, told):
-                self.chosen = iteration, snapshot.outputs
+            if self.rule.observe(iteration, told):
+                self.chosen = None if self.rule.is_undecided else (iteration, snapshot.outputs)
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
         told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)

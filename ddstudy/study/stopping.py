@@ -90,15 +90,20 @@ class _Lowest:
         self._patience, self._lowest = patience, math.inf
         self.chosen, self.over = 0, False
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether any check had a criterion."""
+        return self._lowest < math.inf
+
     def take(self, iteration: int, criterion: float) -> bool:
         """Takes in a check, whose criterion is NaN where it is not judged; True: it is the new choice."""
         if self.over:
             return False
-        is_chosen = self._lowest == math.inf or criterion < self._lowest
+        is_chosen = not self.is_judged or criterion < self._lowest
         if is_chosen:
             self.chosen = iteration
         self._lowest = min(self._lowest, criterion)  # which NaN does not lower
-        self.over = self._lowest < math.inf and iteration - self.chosen >= self._patience
+        self.over = self.is_judged and iteration - self.chosen >= self._patience
         return is_chosen
 
 
@@ -141,6 +146,11 @@ class Rule:
         return self._lowest.take(iteration, _criterion(self._name, watched, self._sigma))
 
     @property
+    def is_undecided(self) -> bool:
+        """Nothing was judged yet, so that the answer is wherever the fit stands."""
+        return not self._lowest.is_judged
+
+    @property
     def over(self) -> bool:
         """The fit may end: no later check will be the answer."""
         return self._lowest.over
@@ -162,11 +172,6 @@ def _if_reached(loss: float, sigma: float) -> float:
 def takes_patience(name: Name) -> bool:
     """Whether a rule waits for a new minimum."""
     return name in ("wmv", "emv", "held_out")
-
-
-def needs_checks_every(name: Name) -> int | None:
-    """The most iterations between checks that a rule can do with; None: any number."""
-    return WINDOW // 2 if name == "wmv" else None
 
 
 @dataclass(frozen=True)
