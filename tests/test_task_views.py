@@ -261,7 +261,7 @@ def test_rules_that_were_not_run_are_replayed(views):
 
 def test_best_lines_are_the_best_of_each_level(views):
     trials = views["levels"].trials
-    lines = tables.parallel(trials, "psnr", ["k"], within=["task.sigma"])
+    lines = tables.parallel(trials, "psnr", ["k"], levels=["task.sigma"])
     best = trials.set_index("number").loc[lines[lines["best"]]["number"]]
     counts = stable(views["levels"]).groupby("task.sigma")["psnr"].nlargest(2).droplevel(0)
     assert len(best) == sum(max(1, round(0.05 * n)) for n in stable(views["levels"])["task.sigma"].value_counts())

@@ -69,7 +69,8 @@ def by_level(
     rows = []
     for _, at_level in means.groupby([*groups, level], dropna=False, observed=True, sort=False):
         scores = at_level[metric]
-        best = at_level.loc[scores.idxmin() if METRICS[metric].minimized else scores.idxmax()].to_dict()
+        place = scores.argmin() if METRICS[metric].minimized else scores.argmax()
+        best = at_level.iloc[int(place)].to_dict()
         ordered = [axis for axis in setting if len(axes[axis]) > 2 and not isinstance(axes[axis][0], str)]
         ends = [axis for axis in ordered if best[axis] in (min(axes[axis]), max(axes[axis]))]
         gain = best[metric] - best["baseline"]
@@ -116,7 +117,7 @@ def regret(trials: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     for case, alike in groups:
         if alike.empty:
             continue
-        oracle, chosen = alike.loc[alike["psnr"].idxmax()], alike.loc[alike["judge"].idxmax()]
+        oracle, chosen = (alike.iloc[int(alike[column].argmax())] for column in ("psnr", "judge"))
         scores = oracle["psnr"], chosen["psnr"], oracle["psnr"] - chosen["psnr"]
         ranks = alike[["judge", "psnr"]].rank()
         known = len(alike) >= 3 and (ranks.nunique() > 1).all()

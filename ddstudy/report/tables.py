@@ -311,7 +311,7 @@ def parallel(
     axes: Sequence[str] = THESIS,
     best_share: float = 0.05,
     drawn: int = 600,
-    within: Sequence[str] = (),
+    levels: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Every trial as a line through its setting, for parallel coordinates.
 
@@ -324,7 +324,7 @@ def parallel(
         axes: of the study.
         best_share: of the comparable trials that are the best.
         drawn: at most so many of the others are kept, evenly over their ranks.
-        within: axes of a task; the best are those of each combination of their values.
+        levels: axes of a task; the best are those of each combination of their values.
 
     Returns:
         One row per trial, best first: `number`, the axes (their values), `<axis>_at` in [0, 1], the metric,
@@ -335,12 +335,10 @@ def parallel(
         rows = rows[rows["stable"]]
     ascending = METRICS[metric].minimized
     rows = rows.sort_values([metric, "number"], ascending=[ascending, True], kind="stable").reset_index(drop=True)
-    if within and len(rows):
-        alike = rows.groupby(list(within), dropna=False)[metric]
-        best = alike.cumcount() < (best_share * alike.transform("size")).round().clip(lower=1)
-    else:
-        best = rows.index < max(1, round(best_share * len(rows)))
-    rows = rows.assign(best=best)
+    rows = rows.assign(best=rows.index < max(1, round(best_share * len(rows))))
+    if levels:
+        alike = rows.groupby(list(levels), dropna=False)[metric]
+        rows["best"] = alike.cumcount() < (best_share * alike.transform("size")).round().clip(lower=1)
     for axis in axes:
         place = _places(rows, axis)
         groups = rows.groupby(axis, observed=True, dropna=False)

@@ -191,8 +191,10 @@ class Panel(BaseModel):
         views = views if self.compares else views[:1]
         if (known := self.about(*views)) is None:
             return Shown("", missing="This is about the truth, which is not known.", never=True)
-        shown = known._of_studies(views)
-        if "judge" in (getattr(known, "x", ""), getattr(known, "y", "")):
+        if known is not self:
+            return known.show(views)
+        shown = self._of_studies(views)
+        if "judge" in (getattr(self, "x", ""), getattr(self, "y", "")):
             return replace(shown, sentence=f"{shown.sentence} {about_judge(*(view.spec for view in views))}")
         return shown
 

@@ -83,8 +83,7 @@ class Outputs(Faceted):
             tuple(_scale(view, name) for name in shown),
         )
         columns = {axis: axis for axis in [*facets, *others]} | {"trial": "number"}
-        told = ("psnr", "ssim", "vif") if spec.knows_truth else ()
-        told += ("judge",) if spec.score == "judge" else ()
+        told = ["psnr", "ssim", "vif"] * spec.knows_truth + ["judge"] * (spec.score == "judge")
         columns |= {title_of(name): name for name in told} | {"CV (%)": "cv_percent"}
         columns |= {"measurement (dB)": "baseline"} if spec.is_task and rows["baseline"].notna().any() else {}
         table = Table(settings_of(rows, [*facets, *others]), columns)

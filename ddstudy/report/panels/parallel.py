@@ -29,7 +29,7 @@ class Parallel(Filtered):
         y, space = self.y, view.spec.search_space
         axes = [axis for axis in view.axes if len(space[axis]) > 1] or list(view.axes)  # one value tells nothing
         levels = levels_of(view)
-        lines = tables.parallel(self.filter(view.trials), y, axes, within=levels)
+        lines = tables.parallel(self.filter(view.trials), y, axes, levels=levels)
         word = "lowest" if METRICS[y].minimized else "highest"
         of_each = f" of each {' and '.join(OPTIONS[axis].label for axis in levels)}" if levels else ""
         sentence = (

@@ -48,17 +48,18 @@ class Stopping(Faceted):
         drawn = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
         if drawn.empty:
             return Shown(sentence, missing="Filled by measured trials.")
-        rules = inverse.stopping(trials, [str(rule) for rule in spec.values_of("fit.stop")]).assign(of="trials")
+        run = [str(rule) for rule in spec.values_of("fit.stop")]
+        rules = inverse.stopping(trials, run).assign(of="trials")
         columns = {"rule": "rule", "": "n", "of": "of", "ended early": "ended"}
         if not spec.knows_truth:
             sentence += f" {about_judge(spec)}"
             return Shown(sentence, figures.stopping(drawn, what), Table(rules, columns))
         shown = set(trials["number"])
-        others = inverse.replayed([record for record in view.records if record.number in shown], spec)
+        replays = inverse.replayed([record for record in view.records if record.number in shown], spec)
         sentence += " The gap is what of the oracle's PSNR an answer lacks."
-        if len(others):
+        if len(replays):
             patience = f"with a patience of {spec.fit.patience:,} iterations"
             sentence += f" Rules that were not run are replayed on the fits that ran to their end, {patience}."
-        rules = pd.concat([rules, others.assign(of="fits, replayed")]) if len(others) else rules
+        rules = pd.concat([rules, replays.assign(of="fits, replayed")]) if len(replays) else rules
         columns |= {"mean gap (dB)": "mean_gap", "worst gap (dB)": "worst_gap"}
         return Shown(sentence, figures.stopping(drawn, what), Table(rules, columns))
