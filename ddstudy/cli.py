@@ -202,7 +202,7 @@ def fit(
         if task not in kinds:
             raise UserError(f"--{key} means nothing for --task {task}", f"It is for {' or '.join(map(str, kinds))}.")
     found = ddstudy.fit(
-        target, task=table, stop=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
+        target, task=table, rule=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
         tiling=tiling, target=cut, threads=threads,
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),

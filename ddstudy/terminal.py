@@ -177,9 +177,11 @@ def print_fit(console: Console, fit: ImageFit) -> None:
         spread = "; spread is how far the members disagree, relative to their mean" * (members > 1)
         console.print(
             f"The image is the measurement and its truth is not known: nothing here says how good this is{spread}. "
-            "Below is the reconstruction, the mean of the members' outputs.",
+            "The reconstruction is the mean of the members' outputs.",
             soft_wrap=True,
         )
+    if (answer := values.get("chosen_iteration", values["iterations_done"])) != values["iterations_done"]:
+        console.print(f"The stopping rule chose the iterate at {answer} of {values['iterations_done']} iterations.")
 
 
 def follow(console: Console, opened: Store, name: str | None) -> StudyView:

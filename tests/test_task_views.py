@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -478,7 +479,9 @@ def test_a_fit_to_a_measured_file_claims_no_quality(tmp_path):
     said = {}
     for source in ("file", "simulated"):
         task = {"kind": "denoise", "sigma": 0.1, "source": source}
-        found = ddstudy.fit(tmp_path / "noisy.npy", task=task, **common)
+        told: list[str] = []
+        found = ddstudy.fit(tmp_path / "noisy.npy", task=task, **common, tell=told.append)
+        assert told == ["Reconstructing noisy.npy (denoise) by k4-s4-l1-uniform-1x1, 2 members, 20 iterations"]
         print_fit(Console(file=(out := io.StringIO()), width=200), found)
         said[source] = out.getvalue()
     assert "psnr" not in said["file"]
@@ -487,8 +490,24 @@ def test_a_fit_to_a_measured_file_claims_no_quality(tmp_path):
     assert "the measurement and its truth is not known" in said["file"]
     assert "spread_percent" in said["file"]
     assert "judge" not in said["simulated"]
+    chosen = dataclasses.replace(found, values=found.values | {"chosen_iteration": 10})
+    print_fit(Console(file=(out := io.StringIO()), width=200), chosen)
+    assert out.getvalue().endswith("The stopping rule chose the iterate at 10 of 20 iterations.\n")
     lines = dict(line.rsplit(maxsplit=1) for line in said["simulated"].splitlines()[:-1])
     assert lines["psnr measurement"] == f"{found.values['baseline']:.4g}"
+
+
+def test_the_fit_command_takes_a_rule_and_a_measured_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows, columns = np.mgrid[0:16, 0:16]
+    np.save("noisy.npy", np.sin(rows / 3) * np.cos(columns / 4))
+    small = "--k 4 --s 4 --l 1 --iterations 20 --members 2 --check-every 10 --engine reference"
+    words = f"fit noisy.npy --task denoise --measured --stop emv {small}"
+    ran = CliRunner().invoke(app, words.split(), catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert re.search(r"  10: \d+\.\d\d dB from the measurement, ", ran.output)
+    assert "1DD" not in ran.output
+    assert (tmp_path / "reconstruction.png").is_file()
 
 
 def test_titles_in_the_overview_name_metrics_that_there_are():
