@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 import ddstudy
-from ddstudy.report.tables import comparable
+from ddstudy.report.inverse import regret
 
 
 def study(against: str, seeds: int) -> dict[str, object]:
@@ -54,21 +54,20 @@ def main() -> None:
     rows = []
     for against in ("held_out", "repeat"):
         done = ddstudy.run(study(against, chosen.seeds), store=chosen.store, workers=1, threads=1)
-        trials = comparable(done.trials, "judge")
-        for (sigma, seed), group in trials.groupby(["task.sigma", "task.seed"]):
-            best, ours = group.loc[group["psnr"].idxmax()], group.loc[group["judge"].idxmax()]
+        by_number = done.trials.set_index("number")
+        for one in regret(done.trials, done.view.axes).to_dict("records"):
             rows.append(
                 {
                     "judge": against,
-                    "sigma": sigma,
-                    "seed": seed,
-                    "settings": len(group),
-                    "best": best["psnr"],
-                    "chosen": ours["psnr"],
-                    "regret": best["psnr"] - ours["psnr"],
-                    "rank correlation": group["psnr"].corr(group["judge"], method="spearman"),
-                    "best setting": _words(best),
-                    "chosen setting": _words(ours),
+                    "sigma": one["task.sigma"],
+                    "seed": one["task.seed"],
+                    "settings": one["n"],
+                    "best": one["oracle"],
+                    "chosen": one["chosen"],
+                    "regret": one["regret"],
+                    "rank correlation": one["spearman"],
+                    "best setting": _words(by_number.loc[one["oracle_number"]]),
+                    "chosen setting": _words(by_number.loc[one["chosen_number"]]),
                 }
             )
     table = pd.DataFrame(rows)

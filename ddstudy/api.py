@@ -21,7 +21,7 @@ from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, load_target
-from ddstudy.report.words import ensemble_of
+from ddstudy.report.words import about_judge, ensemble_of
 from ddstudy.results import Study, images_folder, store_url, tree_of, warn
 from ddstudy.spec.axes import Setting, budgets_by_fit
 from ddstudy.spec.files import parse_spec, read_spec, read_study, target_of
@@ -67,8 +67,8 @@ def run(
     Args:
         study: a study file, the same as a dictionary (lists may be ranges or arrays) or as a `StudySpec`; by default a
             small packaged study.
-        mode: "grid" for every setting once, "tpe" for a search for the best PSNR, "pareto" for PSNR against seconds,
-            instead of what the study says; the study then has a name of its own.
+        mode: "grid" for every setting once, "tpe" for a search for the best PSNR (or judge's score), "pareto" for that
+            against seconds, instead of what the study says; the study then has a name of its own.
         target: image or volume to fit, instead of the study's.
         trials: settings to try; by default all, or 100 for a search.
         name: of the study in the store, instead of its own.
@@ -248,7 +248,7 @@ def asked(
             raise UserError(f"mode: cannot be {mode!r}", "Valid: 'grid', 'tpe', 'pareto'.")
         tree["search"]["sampler"] = "grid" if mode == "grid" else "tpe"
         if mode != "grid":
-            tree["objectives"] = {"psnr": "maximize"} | ({"seconds": "minimize"} if mode == "pareto" else {})
+            tree["objectives"] = {spec.score: "maximize"} | ({"seconds": "minimize"} if mode == "pareto" else {})
         if tree["search"]["sampler"] != spec.search.sampler or tree["objectives"] != spec.objectives:
             tree["name"] = f"{spec.name}-{mode}"
     if target is not None:
@@ -337,7 +337,10 @@ def announce(
     tell(f"{counted(the_plan.settings, 'trial')}, {most}{fits}{done}")
     if most_members > 1:
         n = ensemble_of(spec).removesuffix("DD")
-        tell(f"{n}DD: PSNR of the mean of {n} outputs; 1DD: mean PSNR of single members")
+        what = "PSNR" if spec.score == "psnr" else "the judge's score"
+        tell(f"{n}DD: {what} of the mean of {n} outputs; 1DD: mean {what.removeprefix('the ')} of single members")
+    if spec.score == "judge":
+        tell(about_judge(spec))
     if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
         tell("Nothing left to do.")
         return None

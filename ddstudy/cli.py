@@ -81,8 +81,8 @@ class _Run(TyperCommand):
 def run(
     study: Annotated[Path | None, typer.Argument(help="Study file (TOML) [a small packaged study].")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Every setting once.")] = False,
-    tpe: Annotated[bool, typer.Option("--tpe", help="Search for the best PSNR with TPE.")] = False,
-    pareto: Annotated[bool, typer.Option("--pareto", help="Search for PSNR against seconds with TPE.")] = False,
+    tpe: Annotated[bool, typer.Option("--tpe", help="Search for the best PSNR, or judge's score, with TPE.")] = False,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Search for the same against seconds with TPE.")] = False,
     target: Annotated[Path | None, typer.Option(help="Image or volume to fit [the study's].")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try [all; 100 for a search].")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study in the store.")] = None,
@@ -174,6 +174,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI."""
+    from ddstudy.images.metrics import psnr_of
     from ddstudy.report.writing import check_stem
     from ddstudy.spec.options import OPTIONS
     from ddstudy.terminal import print_fit, teller, terminal
@@ -183,7 +184,10 @@ def fit(
 
     def show(check: Check) -> None:
         scores = check.psnr_members
-        console.print(f"  {check.iteration}: 1DD {sum(scores) / len(scores):.2f} dB, {check.seconds:.1f} s")
+        told = f"1DD {sum(scores) / len(scores):.2f} dB"
+        if measured:  # of the loss: how close members are to the samples, which is no quality
+            told = f"{psnr_of(check.watched['loss']):.2f} dB from the measurement"
+        console.print(f"  {check.iteration}: {told}, {check.seconds:.1f} s")
 
     cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
     cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
@@ -335,11 +339,11 @@ def findings(
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
-        if trials is None:
+        if trials is None or view.spec.is_task:
             print_answers(console, view, retest(view, others))
         else:
             print_trials(console, view, ask(by_name[trials], view, others))
-    if trials is None:
+    if trials is None and not all(view.spec.is_task for view in views):
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
     _say_left_out(left_out)
 
@@ -381,6 +385,10 @@ def prune_audit(
     from ddstudy.terminal import terminal
 
     found_studies, left_out = look(store, studies)
+    for study in found_studies:
+        if study.spec.score == "judge":
+            what = "stable means a small spread of the members' outputs there, since the truth does not judge"
+            raise UserError(f"{study.name}: {what}", "Valid: studies that the truth judges.")
     fits = [fit for study in found_studies for fit in recorded(study.trials, study.checks, study.spec)]
     names = ", ".join(study.name for study in found_studies)
     if not fits:

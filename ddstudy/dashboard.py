@@ -51,7 +51,8 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._pareto_front import get_pareto_front_trials
 
 from ddstudy.errors import UserError
-from ddstudy.report.panels import read_panels
+from ddstudy.report.panels import panels_of, read_panels
+from ddstudy.report.words import about_judge
 from ddstudy.spec.files import stored_spec
 from ddstudy.store.database import READ_ERRORS
 from ddstudy.store.optuna_rows import FrozenStudy, id_of, with_one_list_of_constraints
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = "127.0.0.1"
 _ALL_INTERFACES = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
-_LIGHT = ("importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
+_LIGHT = ("by_level", "importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
 _FIGURE_DELAY = 2.0  # seconds: the page that reads a study is answered before its figures are drawn
 _FIGURE_PAUSE = 10.0  # seconds at least from one set of figures to the next
 _MOST_CACHED = 8  # answers about whole studies
@@ -97,8 +98,8 @@ def publish(view: StudyView) -> dict[str, go.Figure]:
     Returns:
         Identity -> figure. All together stay below 200 kB as plotly's JSON.
     """
-    figures, panels = {}, read_panels()
-    for number, panel in enumerate((each for listed in panels for each in listed.of(view, panels)), 1):
+    figures = {}
+    for number, panel in enumerate(panels_of(view, read_panels()), 1):
         over_one_axis = getattr(panel, "group", "") is None
         shown = panel.show([view]) if panel.kind in _LIGHT and not over_one_axis else None
         if shown is not None and shown.figure is not None:
@@ -662,7 +663,8 @@ class _Figures:
 def _note(study: FrozenStudy) -> str:
     """What a study is and how it is shown, as Markdown."""
     try:
-        description = stored_spec(study.user_attrs["ddstudy:spec"], "this store")[0].description
+        spec = stored_spec(study.user_attrs["ddstudy:spec"], "this store")[0]
+        description = spec.description + f"\n\n{about_judge(spec)}" * (spec.score == "judge")
     except UserError as error:
         description = str(error)
     return (

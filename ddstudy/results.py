@@ -26,6 +26,7 @@ from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
+from ddstudy.store.records import never_measured
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.evaluate import Check
 
@@ -145,14 +146,18 @@ class Study:
 
     @property
     def checks(self) -> pd.DataFrame:
-        """One row per member and check of every fit: `fit_id`, `iteration`, `seconds`, `member`, `psnr`."""
-        return self.view.checks
+        """One row per member and check of every fit: `fit_id`, `iteration`, `seconds`, `member`, `psnr`.
+
+        `judge`, the judge's score, stands in for `psnr` where the truth does not judge.
+        """
+        return self.view.checks.rename(columns={"psnr": self.spec.score})
 
     @property
     def best(self) -> pd.DataFrame:
         """The best stable trial by each metric: the rows of `trials`, indexed by the metric.
 
-        Metrics that no stable trial has are left out; `study.best.loc["psnr"]` is the trial with the highest PSNR.
+        Metrics that no stable trial has are left out; `study.best.loc["psnr"]` is the trial with the highest PSNR,
+        and where the truth is not known, `study.best.loc["judge"]` that with the best score by the judge.
         """
         measured = self.trials[self.trials["state"].isin(["COMPLETE", "PRUNED"])]
         stable = measured[measured["stable"].eq(True)]
@@ -338,9 +343,9 @@ class Study:
         Raises:
             UserError: they cannot be written.
         """
-        parquet = io.BytesIO()
-        self.trials.to_parquet(parquet, index=False)
-        table, curves = (rows.to_csv(index=False).encode() for rows in (self.trials, self.checks))
+        trials, parquet = self.trials.drop(columns=sorted(never_measured(self.spec))), io.BytesIO()
+        trials.to_parquet(parquet, index=False)
+        table, curves = (rows.to_csv(index=False).encode() for rows in (trials, self.checks))
         files = {".csv": table, ".parquet": parquet.getvalue(), "-checks.csv": curves}
         return write_files(Path(stem or f"export-{self.name}"), files)
 

@@ -27,7 +27,7 @@ from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
 from ddstudy.thesis.findings import TOGETHER, Answer
-from ddstudy.thesis.published import differences
+from ddstudy.thesis.published import OF_COPIES, differences
 
 if TYPE_CHECKING:
     from ddstudy.image_fit import ImageFit
@@ -124,6 +124,8 @@ def print_summary(console: Console, study: Study, shown_url: str, option: str) -
         table.add_column(column)
     ensemble = ensemble_of(study.spec)
     for metric, (_, row) in zip(study.best.index, study.best.iterrows(), strict=True):
+        if metric == "judge" and study.spec.score == "psnr":
+            continue  # the same number
         table.add_row(with_whose(metric, ensemble), f"{row[metric]:.4g}", *(text_of(row[axis]) for axis in axes))
     console.print(table)
     if len(study.spec.objectives) > 1:
@@ -154,15 +156,32 @@ def _front(study: Study, ensemble: str) -> Table:
 
 
 def print_fit(console: Console, fit: ImageFit) -> None:
-    """The measurements of one fit, those of the ensemble and of single members under names of their own."""
-    members = len(fit.members)
-    told = {with_whose(name, f"{members}DD"): fit.values[name] for name in METRICS if name in fit.values}
-    if "psnr_1dd" in fit.values:
-        told["psnr 1DD"] = fit.values["psnr_1dd"]
+    """The measurements of one fit, those of the ensemble and of single members under names of their own.
+
+    Where the truth is not known, nothing says how good the reconstruction is, and that is said.
+    """
+    members, values = len(fit.members), fit.values
+    known = "psnr" in values
+    of_judge = () if known else ("cv_percent",)  # which there is none of
+    told = {with_whose(name, f"{members}DD"): values[name] for name in METRICS if name in values}
+    told = {name: value for name, value in told.items() if not name.startswith("judge") and name not in of_judge}
+    if "psnr_1dd" in values:
+        told["psnr 1DD"] = values["psnr_1dd"]
+    if known and "baseline" in values:
+        told["psnr measurement"] = values["baseline"]
     for name, value in told.items():
         console.print(f"{name:20s} {value:.4g}")
-    if members > 1:
+    if members > 1 and known:
         console.print(f"{members}DD is the mean of the members' outputs, 1DD the mean of their own numbers.")
+    if not known:
+        spread = "; spread is how far the members disagree, relative to their mean" * (members > 1)
+        console.print(
+            f"The image is the measurement and its truth is not known: nothing here says how good this is{spread}. "
+            "The reconstruction is the mean of the members' outputs.",
+            soft_wrap=True,
+        )
+    if (answer := values.get("chosen_iteration", values["iterations_done"])) != values["iterations_done"]:
+        console.print(f"The stopping rule chose the iterate at {answer} of {values['iterations_done']} iterations.")
 
 
 def follow(console: Console, opened: Store, name: str | None) -> StudyView:
@@ -194,6 +213,9 @@ def follow(console: Console, opened: Store, name: str | None) -> StudyView:
 
 def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
     """The answers to the thesis' findings as a table; as paragraphs where a table would be all columns of one word."""
+    if view.spec.is_task:
+        console.print(f"{view.name}: {OF_COPIES}", soft_wrap=True)
+        return
     title = f"The thesis' findings on {view.name}, {view.facts['target']}"
     if console.width < NARROW:
         console.print(title)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ddstudy.errors import duration
 from ddstudy.report import tables
-from ddstudy.report.words import ensemble_of, text_of
+from ddstudy.report.words import about_judge, ensemble_of, text_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -18,6 +18,14 @@ _ITERATES = {
     "best": "the one with the least loss so far",
     "average": "a running average",
 }
+_RULES = {
+    "budget": "none: the last iterate of the budget is the answer",
+    "wmv": "windowed moving variance (ES-WMV)",
+    "emv": "exponential moving variance (ES-EMV)",
+    "discrepancy": "discrepancy principle: loss down to the noise level",
+    "held_out": "least error on held-out samples",
+}
+_NOISES = {"gaussian": "Gaussian", "clipped": "clipped Gaussian", "rician": "Rician", "poisson": "Poisson"}
 _EARLIER = ("target", "target shape", "target digest", "created")  # told before the versions, under names of their own
 
 
@@ -26,12 +34,15 @@ def facts(view: StudyView) -> dict[str, str]:
     spec, stored, measured = view.spec, view.facts, tables.finished(view.trials)
     told = {
         "target": ", ".join(filter(None, [stored.get("target"), stored.get("target shape", "").removeprefix("1x")])),
+        "task": _task(view),
+        "judge": _judge(view),
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in spec.objectives.items()),
         "sampler": spec.search.sampler + (f", seed {spec.search.seed}" if spec.search.sampler != "grid" else ""),
         "members": _members(view),
         "seed": _values(view, "fit.seed"),
         "learning rate": _values(view, "fit.learning_rate"),
         "iterate that counts": _values(view, "fit.keep", _ITERATES),
+        "stopping rule": _values(view, "fit.stop", _RULES) if spec.is_task else "",
         "stable means": _limits(view),
         "trials by state": ", ".join(f"{n:,} {state}" for state, n in view.trials["state"].value_counts().items())
         or "none yet",
@@ -46,6 +57,47 @@ def facts(view: StudyView) -> dict[str, str]:
         "versions": ", ".join(f"{name} {text}" for name, text in stored.items() if text and name not in _EARLIER),
     }
     return {name: text for name, text in told.items() if text}
+
+
+def _task(view: StudyView) -> str:
+    """How a measurement comes from the image, or that the image is one; empty where it is copied."""
+    task, kinds = view.spec.task, [str(kind) for kind in view.spec.values_of("task.kind")]
+    if not view.spec.is_task:
+        return ""
+
+    def told(path: str, words: str, known: dict[str, str] | None = None) -> str:
+        *others, last = [(known or {}).get(str(value), text_of(value)) for value in view.spec.values_of(f"task.{path}")]
+        return words.format(f"{', '.join(others)} or {last}" if others else last)
+
+    mask = f"pixels of {task.mask}" if task.mask else told("share", "a share {} of the pixels, at random")
+    lines = "columns of a mask file" if task.mask else told("acceleration", "{}-fold undersampled k-space")
+    sampled = [told("sampling", "{} columns"), told("center_fraction", "centre {}")] if not task.mask else []
+    about = {
+        "inpaint": [mask],
+        "super_resolve": [told("factor", "factor {}"), told("filter", "{} filter")],
+        "mri": [lines, *sampled, told("coils", "{} coils")],
+    }
+    parts = [part for kind in kinds if kind in about for part in about[kind]]
+    if view.spec.values_of("task.sigma") != (0,):
+        noise = "complex Gaussian" if kinds == ["mri"] else told("noise", "{}", _NOISES)
+        parts.append(told("sigma", f"{noise} noise of sigma {{}}"))
+    if view.spec.knows_truth:
+        parts.append(told("seed", "measurement seed {}"))
+    else:
+        parts.insert(0, "the file is the measurement, the truth is not known")
+    return told("kind", f"{{}}: {', '.join(parts)}")
+
+
+def _judge(view: StudyView) -> str:
+    """What reconstructions are judged against; empty where a clean image is copied."""
+    spec = view.spec
+    if not spec.is_task:
+        return ""
+    if spec.score == "psnr":
+        return "the truth: PSNR against it"
+    also = "; the truth is known, too, and does not choose" if spec.knows_truth else ""
+    text = about_judge(spec).removeprefix("The judge's score is ").rstrip(".") + also
+    return text.replace("held-out samples", f"held-out samples ({spec.judge.share:.0%})")
 
 
 def _values(view: StudyView, path: str, words: dict[str, str] | None = None) -> str:
@@ -65,6 +117,8 @@ def _limits(view: StudyView) -> str:
     text = (
         f"CV of the members' PSNR <= {limits.cv_percent:g} %, ensemble PSNR >= {limits.min_psnr:g} dB, "
         f"VIF <= {limits.max_vif:g}"
+        if view.spec.score == "psnr"
+        else f"spread of the members' outputs <= {limits.spread_percent:g} % of their mean, which takes no truth"
     )
     if not limits.prune:
         return f"{text}; no fit is stopped for it"

@@ -241,12 +241,13 @@ def heatmap(table: pd.DataFrame, x: str, y: str, group: str) -> go.Figure:
     return figure.update_xaxes(type="category", showgrid=False).update_yaxes(type="category", showgrid=False)
 
 
-def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
+def convergence(curves: pd.DataFrame, y: str, score: str = METRICS["psnr"].title) -> go.Figure:
     """Curves of the members of one or two fits, one below the other (thesis Figs. 2.3 and 4.5).
 
     Args:
         curves: of `tables.convergence`.
         y: `mse` or `psnr`.
+        score: what `psnr` is.
     """
     fits = list(dict.fromkeys(curves["fit_id"]))
     figure = _figure("iteration", "", {"height": 130 + 210 * len(fits), "showlegend": False})
@@ -269,7 +270,7 @@ def convergence(curves: pd.DataFrame, y: str) -> go.Figure:
             text=title, x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False
         )
         scale = {"type": "log", "tickvals": _ONE_TWO_FIVE, "tickformat": ".0e"} if y == "mse" else {}
-        quantity = f"{METRICS['psnr'].title}, one member" if y == "psnr" else title_of(y)
+        quantity = f"{score}, one member" if y == "psnr" else title_of(y)
         title_of_axis = {"title": {"text": quantity, "standoff": 8}}
         figure.update_layout({f"yaxis{axis}": _AXIS | {"domain": [top - 0.8 / len(fits), top]} | title_of_axis | scale})
     if len(fits) > 1:
@@ -300,19 +301,20 @@ def unstable(table: pd.DataFrame, facets: Sequence[str] = FACETS) -> go.Figure:
     return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
 
 
-def ensemble(table: pd.DataFrame, members: int, facets: Sequence[str] = FACETS) -> go.Figure:
+def ensemble(table: pd.DataFrame, members: int, facets: Sequence[str] = FACETS, metric: str = "psnr") -> go.Figure:
     """Mean PSNR of one decoder and of the ensemble, per combination of the facets' values (thesis Fig. 4.6).
 
     Args:
         table: of `tables.gain_of_ensemble`.
         members: of the ensemble.
         facets: of the table.
+        metric: of the table.
     """
     group, across = _split(facets)
-    figure = _figure(_titles(facets), METRICS["psnr"].title, {"barmode": "group"})
+    figure = _figure(_titles(facets), METRICS[metric].title, {"barmode": "group"})
     if not group:
         figure.update_xaxes(**_categories(table, across))
-    for column, name, (colour, pattern) in zip(("psnr_1dd", "psnr"), ("1DD", f"{members}DD"), _BARS, strict=False):
+    for column, name, (colour, pattern) in zip((f"{metric}_1dd", metric), ("1DD", f"{members}DD"), _BARS, strict=False):
         figure.add_bar(
             name=name,
             x=[_places(table, across), _places(table, [group])] if group else _places(table, across),
@@ -388,6 +390,150 @@ def slices(table: pd.DataFrame, metric: str) -> go.Figure:
             hovertemplate=f"%{{text}}: %{{y:{METRICS[metric].format}}}",
         )
     return figure
+
+
+def by_level(
+    table: pd.DataFrame, lines: pd.DataFrame, level: str, metric: str, groups: Sequence[str], axes: Sequence[str]
+) -> go.Figure:
+    """A metric of the best setting at each level, of each of these settings at the others, and of the measurement.
+
+    Args:
+        table: of `inverse.by_level`.
+        lines: of `inverse.carried`.
+        level: axis across.
+        metric: upwards.
+        groups: further axes of the task; each combination of their values has a colour.
+        axes: of the setting that are told.
+    """
+    figure = _figure(title_of(level), title_of(metric), {"height": 420, "showlegend": True})
+    value = f"%{{y:{METRICS[metric].format}}}"
+    for place, (group, rows) in enumerate(_each(table, groups)):
+        colour = _COLOURS[place % len(_COLOURS)]
+        words = ", ".join(map(named, groups, group))
+        carried = lines
+        for axis, wanted in zip(groups, group, strict=True):
+            carried = carried[carried[axis].map(text_of) == text_of(wanted)]
+        for number, (_, line) in enumerate(carried.groupby("chosen_at", sort=False)):
+            known = line.dropna(subset=[metric])
+            figure.add_scatter(
+                name="best of another level",
+                legendgroup="carried",
+                x=known[level].tolist(),
+                y=known[metric].tolist(),
+                text=[html.escape(in_words(row, axes)) for row in known.to_dict("records")],
+                mode="lines",
+                line={"color": colour, "width": 1, "dash": _DASHES[1:][number % 4]},
+                showlegend=place == number == 0 and len(rows) > 1,
+                hovertemplate=f"%{{text}}: {value}",
+            )
+        figure.add_scatter(
+            name=html.escape(", ".join(filter(None, ["best setting", words]))),
+            x=rows[level].tolist(),
+            y=rows[metric].tolist(),
+            text=[html.escape(in_words(row, axes)) for row in rows.to_dict("records")],
+            mode="lines+markers",
+            marker={"color": colour, "symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 9},
+            line={"width": 2},
+            hovertemplate=f"%{{text}}: {value}",
+        )
+        if (known := rows.dropna(subset=["baseline"])).shape[0] and METRICS[metric].unit == "dB":
+            figure.add_scatter(
+                name=html.escape(", ".join(filter(None, ["measurement", words]))),
+                x=known[level].tolist(),
+                y=known["baseline"].tolist(),
+                mode="lines+markers",
+                marker={"color": colour if groups else _GREY, "symbol": "line-ew-open", "size": 9},
+                line={"width": 1.5, "dash": "dot"},
+                hovertemplate="%{y:.2f} dB",
+            )
+    return figure.update_xaxes(tickvals=table[level].drop_duplicates().tolist())
+
+
+def stopping(curves: pd.DataFrame, quantity: str) -> go.Figure:
+    """Quality over the iterations of fits, with the iterate that is the answer and the best check.
+
+    Args:
+        curves: rows of `inverse.curve_of` with the columns `group` (a curve each), `setting` in words and `answer`, the
+            iteration of the answer.
+        quantity: upwards, in dB.
+    """
+    figure = _figure("iterations", f"{quantity} (dB)", {"height": 440, "showlegend": True})
+    for place, (group, rows) in enumerate(curves.groupby("group", sort=False)):
+        colour, name = _COLOURS[place % len(_COLOURS)], html.escape(str(group))
+        at_answer = rows[rows["iteration"] == rows["answer"]]
+        best = rows.loc[[rows["score"].idxmax()]]
+        line = {"color": colour, "dash": _DASHES[place % len(_DASHES)], "width": 1.6}
+        for marked, marker, words in (
+            (rows, None, html.escape(str(rows["setting"].iloc[0]))),
+            (at_answer, {"symbol": "circle", "size": 11, "color": colour}, "answer"),
+            (best, {"symbol": "diamond-open", "size": 13, "color": colour, "line": {"width": 2}}, "best check"),
+        ):
+            figure.add_scatter(
+                name=name,
+                legendgroup=name,
+                x=marked["iteration"].tolist(),
+                y=marked["score"].tolist(),
+                mode="lines" if marker is None else "markers",
+                line=line if marker is None else None,
+                marker=marker,
+                showlegend=marker is None,
+                hovertemplate=f"{name}, {words}<br>iteration %{{x}}: %{{y:.2f}} dB<extra></extra>",
+            )
+    return figure
+
+
+def judges(
+    trials: pd.DataFrame, table: pd.DataFrame, levels: Sequence[str], axes: Sequence[str], across: str
+) -> go.Figure:
+    """Settings by a judge and by the truth, the best of each marked.
+
+    Args:
+        trials: stable ones with `judge` and `psnr`.
+        table: of `inverse.regret`.
+        levels: axes of the task; each combination of their values has a colour.
+        axes: of the study.
+        across: what the judge's axis is called.
+    """
+    figure = _figure(across, title_of("psnr"), {"height": 460, "showlegend": True})
+    for place, (group, rows) in enumerate(_each(trials, levels)):
+        figure.add_scatter(
+            name=html.escape(", ".join(map(named, levels, group)) or "settings"),
+            x=rows["judge"].tolist(),
+            y=rows["psnr"].tolist(),
+            text=_hover(rows, axes),
+            mode="markers",
+            marker={
+                "color": _COLOURS[place % len(_COLOURS)],
+                "symbol": f"{_SYMBOLS[place % len(_SYMBOLS)]}-open",
+                "size": 6,
+            },
+            hovertemplate="%{text}<br>judge %{x:.2f} dB, PSNR %{y:.2f} dB<extra></extra>",
+        )
+    by_number = trials.set_index("number", drop=False)
+    for column, name, marker in (
+        (
+            "oracle_number",
+            "best by the truth",
+            {"symbol": "circle-open", "size": 16, "line": {"width": 2}, "color": _GREEN},
+        ),
+        ("chosen_number", "best by the judge", {"symbol": "star", "size": 10, "color": _VERMILLION}),
+    ):
+        rows = by_number.loc[table[column]]
+        figure.add_scatter(
+            name=name,
+            x=rows["judge"].tolist(),
+            y=rows["psnr"].tolist(),
+            text=_hover(rows, axes),
+            mode="markers",
+            marker=marker,
+            hovertemplate="%{text}<br>judge %{x:.2f} dB, PSNR %{y:.2f} dB<extra></extra>",
+        )
+    return figure
+
+
+def _each(rows: pd.DataFrame, axes: Sequence[str]) -> list[tuple[tuple[object, ...], pd.DataFrame]]:
+    """The rows of each combination of some axes' values, in their order of appearance; without axes, all of them."""
+    return list(rows.groupby(list(axes), sort=False, dropna=False)) if axes else [((), rows)]
 
 
 def _shown(where: str, metric: str) -> str:

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
 from ddstudy.report.facts import facts
-from ddstudy.report.panels import Filtered, Panel, Shown, Table
+from ddstudy.report.panels import Filtered, Panel, Shown, Table, panels_of
 from ddstudy.report.words import digits_of, text_of, title_of
 
 if TYPE_CHECKING:
@@ -114,22 +114,24 @@ def _compared(views: Sequence[StudyView], panels: tuple[Panel, ...]) -> list[_Ar
 
 
 def _study(view: StudyView, panels: tuple[Panel, ...], place: str) -> _Section:
-    ours = [panel for panel in panels if not panel.compares and (panel.data is None or view.name in panel.data)]
-    shown = [each for panel in ours for each in panel.of(view, ours)]
-    articles = [_article(panel, [view], f"{place}-panel-{number}") for number, panel in enumerate(shown, 1)]
+    shown = enumerate(panels_of(view, panels), 1)
+    articles = [_article(panel, [view], f"{place}-panel-{number}") for number, panel in shown]
     thumbnails = _thumbnails(view) if any(article.shown.thumbnails for article in articles) else None
     return _Section(place, view.name, view.spec.description, articles, _facts(view, thumbnails))
 
 
 def _thumbnails(view: StudyView) -> images.Sheet | None:
     """The outputs of all trials in one picture, of which the script shows a piece beside the pointer."""
-    best_first = view.trials.sort_values("psnr", ascending=False, kind="stable")["number"].head(_MOST_THUMBNAILS)
+    best_first = view.trials.sort_values(view.spec.quality, ascending=False, kind="stable")["number"]
+    best_first = best_first.head(_MOST_THUMBNAILS)
     files = {number: view.images.get(number, {}).get("output.png") for number in best_first.tolist()}
     return images.sheet({number: file for number, file in files.items() if file is not None})
 
 
 def _facts(view: StudyView, thumbnails: images.Sheet | None) -> _Facts:
     best = tables.best_by_metric(view.trials, view.axes)
+    if view.spec.score == "psnr":
+        best = best[best["metric"] != "judge"]  # which is the same number
     reasons = tables.reasons(view.trials)
     columns = {"state": "state", "reason": "reason", "trials": "n", "of which": "sizes"}
     shown = Table(reasons.head(_MOST_REASONS), columns)

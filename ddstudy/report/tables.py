@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ddstudy.images.metrics import METRICS, Direction
+from ddstudy.images.metrics import COLUMNS, METRICS, Direction
 from ddstudy.images.tiling import tile_shape
 from ddstudy.report.words import FACETS, text_of
 from ddstudy.spec.options import OPTIONS, THESIS
@@ -161,19 +161,21 @@ def pareto_front(trials: pd.DataFrame, objectives: Mapping[str, Direction]) -> p
     return pd.Series(trials.index.isin(rows.index[front]), index=trials.index)
 
 
-def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr", "seconds")) -> pd.DataFrame:
+def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Time, quality and stability per value of one axis, or per combination of several (thesis Tables 4.1 and 4.2).
 
     Args:
         trials: the table of trials.
         axes: of the setting; `by_axis(trials, *PAIR)` describes the pairs.
-        metrics: what is described.
+        metrics: what is described [seconds, and PSNR or, where no trial has one, the judge's score].
 
     Returns:
         One row per value that was measured, in the axes' order: the axes, `n` measured trials, `unstable_share` of
         them, and for each metric `<metric>_n` comparable trials, their `_mean`, `_min`, `_q25`, `_median`, `_q75` and
         `_max`.
     """
+    if metrics is None:
+        metrics = ("judge" if "judge" in trials and trials["psnr"].isna().all() else "psnr", "seconds")
     groups = _grouped(finished(trials), axes)
     table = pd.DataFrame({"n": groups.size(), "unstable_share": 1.0 - groups["stable"].mean()})
     for metric in metrics:
@@ -192,19 +194,22 @@ def by_axis(trials: pd.DataFrame, *axes: str, metrics: tuple[str, ...] = ("psnr"
     return _plain(table)
 
 
-def unstable_share(trials: pd.DataFrame, threshold: float, facets: Sequence[str] = FACETS) -> pd.DataFrame:
+def unstable_share(
+    trials: pd.DataFrame, threshold: float, facets: Sequence[str] = FACETS, percent: str = "cv_percent"
+) -> pd.DataFrame:
     """Share of settings whose members disagree, per combination of the facets' values (thesis Fig. 4.4).
 
     Args:
         trials: the table of trials.
-        threshold: of the CV, in percent.
+        threshold: of the CV or the spread, in percent.
         facets: axes by which trials are grouped, the last first.
+        percent: `cv_percent` or, where the truth is not the judge, `spread_percent`.
 
     Returns:
-        One row per combination: the facets, `n` trials with a CV, `above` the threshold, and their `share`.
+        One row per combination: the facets, `n` trials with a number, `above` the threshold, and their `share`.
     """
-    rows = finished(trials).dropna(subset=["cv_percent"])
-    above = _grouped(rows.assign(above=rows["cv_percent"] > threshold), facets[::-1])["above"]
+    rows = finished(trials).dropna(subset=[percent])
+    above = _grouped(rows.assign(above=rows[percent] > threshold), facets[::-1])["above"]
     return _plain(pd.DataFrame({"n": above.size(), "above": above.sum(), "share": above.mean()}))
 
 
@@ -224,7 +229,7 @@ def best_settings(
         trials the one with the lowest number.
     """
     by, others = list(facets[::-1]), [axis for axis in axes if axis not in facets]
-    rows = _sorted(_best_first(trials, metric).drop_duplicates(by), by)
+    rows = in_order(_best_first(trials, metric).drop_duplicates(by), by)
     return rows[[*by, *others, "number", metric]].reset_index(drop=True)
 
 
@@ -243,7 +248,7 @@ def best_of_groups(trials: pd.DataFrame, metric: str, facets: Sequence[str] = FA
     ranked = rows.sort_values(
         ["stable", metric, "number"], ascending=[False, METRICS[metric].minimized, True], kind="stable"
     )
-    return _sorted(ranked.drop_duplicates(list(facets)), facets) if len(facets) else ranked.head(1)
+    return in_order(ranked.drop_duplicates(list(facets)), facets) if len(facets) else ranked.head(1)
 
 
 def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.DataFrame:
@@ -254,18 +259,24 @@ def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.Dat
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
-def gain_of_ensemble(trials: pd.DataFrame, facets: Sequence[str] = FACETS) -> pd.DataFrame:
+def gain_of_ensemble(trials: pd.DataFrame, facets: Sequence[str] = FACETS, metric: str = "psnr") -> pd.DataFrame:
     """Mean PSNR of single members and of their ensemble over stable settings (thesis Fig. 4.6).
 
+    Args:
+        trials: the table of trials.
+        facets: axes by which trials are grouped, the last first.
+        metric: PSNR, or the judge's score in its place.
+
     Returns:
-        One row per combination of the facets' values: the facets, the last first, `n`, `psnr_1dd`, `psnr` and their
-        difference `gain`, all in dB.
+        One row per combination of the facets' values: the facets, `n`, `psnr_1dd`, `psnr` (or `judge_1dd`, `judge`) and
+        their difference `gain`, all in dB.
     """
-    rows = comparable(trials, "psnr").dropna(subset=["psnr_1dd"])
+    alone = COLUMNS["members"][metric]
+    rows = comparable(trials, metric).dropna(subset=[alone])
     groups = _grouped(rows, facets[::-1])
-    table = groups[["psnr_1dd", "psnr"]].mean()
-    return _plain(table.assign(n=groups.size(), gain=table["psnr"] - table["psnr_1dd"]))[
-        [*facets[::-1], "n", "psnr_1dd", "psnr", "gain"]
+    table = groups[[alone, metric]].mean()
+    return _plain(table.assign(n=groups.size(), gain=table[metric] - table[alone]))[
+        [*facets[::-1], "n", alone, metric, "gain"]
     ]
 
 
@@ -280,8 +291,8 @@ def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per member and check of the two fits (one, if there is no other), the larger CV first: `fit_id`,
-        `cv_percent` (at the end), `member`, `iteration`, `psnr` (dB) and `mse`, the same on another scale: the mean
-        squared error of the whole slice that belongs to this PSNR.
+        `cv_percent` (at the end), `member`, `iteration`, `psnr` (dB; the judge's score where that is not the truth) and
+        `mse`, the same on another scale: the mean squared error of the whole slice that belongs to this PSNR.
     """
     rows = finished(trials).dropna(subset=["cv_percent"])
     rows = rows[rows["fit_id"].isin(view.checks["fit_id"].unique())]
@@ -295,7 +306,12 @@ def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def parallel(
-    trials: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS, best_share: float = 0.05, drawn: int = 600
+    trials: pd.DataFrame,
+    metric: str,
+    axes: Sequence[str] = THESIS,
+    best_share: float = 0.05,
+    drawn: int = 600,
+    levels: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Every trial as a line through its setting, for parallel coordinates.
 
@@ -308,6 +324,7 @@ def parallel(
         axes: of the study.
         best_share: of the comparable trials that are the best.
         drawn: at most so many of the others are kept, evenly over their ranks.
+        levels: axes of a task; the best are those of each combination of their values.
 
     Returns:
         One row per trial, best first: `number`, the axes (their values), `<axis>_at` in [0, 1], the metric,
@@ -318,8 +335,10 @@ def parallel(
         rows = rows[rows["stable"]]
     ascending = METRICS[metric].minimized
     rows = rows.sort_values([metric, "number"], ascending=[ascending, True], kind="stable").reset_index(drop=True)
-    best = rows.index < max(1, round(best_share * len(rows)))
-    rows = rows.assign(best=best)
+    rows = rows.assign(best=rows.index < max(1, round(best_share * len(rows))))
+    if levels:
+        alike = rows.groupby(list(levels), dropna=False)[metric]
+        rows["best"] = alike.cumcount() < (best_share * alike.transform("size")).round().clip(lower=1)
     for axis in axes:
         place = _places(rows, axis)
         groups = rows.groupby(axis, observed=True, dropna=False)
@@ -418,14 +437,15 @@ def values_of(rows: pd.DataFrame, axis: str) -> list[Any]:
     return [value for value in order if value in found] + [None] * bool(rows[axis].isna().any())
 
 
+def in_order(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """The same rows by the values of some axes, the first axis first."""
+    return rows.iloc[np.lexsort([_places(rows, axis) for axis in reversed(axes)])]
+
+
 def _places(rows: pd.DataFrame, axis: str) -> pd.Series[float]:
     """Where each row's value stands among those of its axis that occur, from 0 on."""
     places = {text_of(value): place for place, value in enumerate(values_of(rows, axis))}
     return rows[axis].map(lambda value: places[text_of(value)]).astype(float)
-
-
-def _sorted(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    return rows.iloc[np.lexsort([_places(rows, axis) for axis in reversed(axes)])]
 
 
 def _grouped(rows: pd.DataFrame, axes: Sequence[str]) -> DataFrameGroupBy[Any, Any]:

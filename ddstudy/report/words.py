@@ -18,12 +18,18 @@ MISSING = "\u2013"  # of an option that does not apply, and of what was not meas
 _STATISTICS = ("1dd", "mean", "min", "q25", "median", "q75", "max")  # of a metric, as columns of tables have them
 _TITLES = {
     "mse": "mean squared error",
+    "judge": METRICS["judge"].title,  # an ensemble of judges it is not
+}
+_JUDGES = {
+    "truth": "the truth",
+    "repeat": "the repeat, a second measurement",
+    "held_out": "held-out samples of the measurement, which no loss sees",
 }
 
 
 def title_of(name: str) -> str:
     """An axis or a metric with its unit, as it stands beside an axis of a figure."""
-    if name in METRICS:
+    if name in METRICS and name not in _TITLES:
         metric = METRICS[name]
         # single members have one of their own, so it is said whose this is
         return f"ensemble {metric.title}" if "members" in metric.inputs else metric.title
@@ -42,6 +48,13 @@ def ensemble_of(spec: StudySpec) -> str:
 def with_whose(metric: str, ensemble: str) -> str:
     """A metric as it is named in study files, with the ensemble where single members have one of their own."""
     return f"{metric} {ensemble}" if "members" in METRICS[metric].inputs else metric
+
+
+def about_judge(*specs: StudySpec) -> str:
+    """What the judge's score of studies is, in a sentence."""
+    against = dict.fromkeys(_JUDGES[spec.judge.against] for spec in specs)
+    unknown = "; the truth is not known" * (not all(spec.knows_truth for spec in specs))
+    return f"The judge's score is PSNR against {' or '.join(against)}{unknown}."
 
 
 def digits_of(column: str) -> int | None:
@@ -67,10 +80,10 @@ def text_of(value: Any) -> str:
 
 
 def named(axis: str, value: Any) -> str:
-    """A value of an axis with its name, where it does not speak for itself: `k 64`, `2000 iterations`, `uniform`."""
+    """A value of an axis with its name, where it does not speak for itself: `k 64`, `sigma 0.1`, `uniform`."""
     if axis == "iterations":
         return f"{text_of(value)} iterations"
-    return text_of(value) if axis in FACETS else f"{axis} {text_of(value)}"
+    return text_of(value) if axis in FACETS else f"{axis.removeprefix('task.')} {text_of(value)}"
 
 
 def in_words(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:

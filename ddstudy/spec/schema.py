@@ -170,6 +170,21 @@ class StudySpec(BaseModel):
         """Whether the image that is looked for is known, as in simulations."""
         return self.task.source == "simulated"
 
+    @property
+    def is_task(self) -> bool:
+        """Whether an image is reconstructed from a measurement, and not copied, as in the thesis."""
+        return self.values_of("task.kind") != ("represent",)
+
+    @property
+    def score(self) -> Literal["psnr", "judge"]:
+        """The metric that the judge measures: of objectives, of the members at checks, of what pruners compare."""
+        return "psnr" if self.judge.against == "truth" else "judge"
+
+    @property
+    def quality(self) -> Literal["psnr", "judge"]:
+        """The metric by which people compare reconstructions: PSNR, or the judge's score where no truth is known."""
+        return "psnr" if self.knows_truth else "judge"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_task()

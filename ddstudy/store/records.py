@@ -14,13 +14,15 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from ddstudy.images.metrics import COLUMNS
+from ddstudy.images.metrics import COLUMNS, QUALITY
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.optuna_rows import DamagedError, TrialStorage, id_of, images_of, is_number
 
 VERSION = "version"  # attribute of a trial: the version of ddstudy that measured it; the first ones left none
 REUSED = "reused_from"  # study and number of the trial that a result was imported from
+_OF_ORACLE = ("oracle_iteration", "oracle_psnr", "oracle_gap")
+_OF_TASKS = ("baseline", "chosen_iteration", *_OF_ORACLE)
 NUMBERS = (
     *(column for columns in COLUMNS.values() for column in columns.values()),
     "sd_db",
@@ -28,10 +30,7 @@ NUMBERS = (
     "iterations_done",
     "dead_members",
     "waited_percent",
-    "chosen_iteration",
-    "oracle_iteration",
-    "oracle_psnr",
-    "oracle_gap",
+    *_OF_TASKS,
 )
 _TEXTS = ("fit_id", "reason", "device", "engine", "pruner", "images", "log", "ended_by", REUSED, VERSION, "commit")
 _FLAGS = ("stable", "shared", "disturbed", "given_up")
@@ -39,6 +38,16 @@ _OF_ALL_RESULTS = ("fit_id", "iterations_done", "seconds")
 _OF_WHOLE_RESULTS = ("stable", "shared", "device", "curve")  # that no pruner stopped
 _RESULTS = (TrialState.COMPLETE, TrialState.PRUNED)
 _OF_CHECKS = ("spread", "loss", "held_out", "score", "wmv", "emv")  # what the curve of a task has besides
+
+
+def never_measured(spec: StudySpec) -> set[str]:
+    """Those of `NUMBERS` that no trial of a study can have."""
+    of_truth = {column for columns in COLUMNS.values() for metric, column in columns.items() if metric in QUALITY}
+    of_tasks = {"judge", COLUMNS["members"]["judge"], "spread_percent", *_OF_TASKS}
+    return {
+        *(() if spec.knows_truth else (*of_truth, *_OF_ORACLE)),
+        *(() if spec.is_task else of_tasks),
+    }
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,8 @@ def _record(trial: FrozenTrial, setting: Setting | None, spec: StudySpec, *, add
     if has_result and attrs["fit_id"] != setting.fit.id:
         raise DamagedError("its attribute 'fit_id' is of another fit")
     if trial.state == TrialState.COMPLETE:
-        score = "psnr" if spec.judge.against == "truth" else "judge"
-        if score not in attrs or "pruner" in attrs:
-            raise DamagedError(f"it is COMPLETE and no result of ddstudy: it has no attribute '{score}'")
+        if spec.score not in attrs or "pruner" in attrs:
+            raise DamagedError(f"it is COMPLETE and no result of ddstudy: it has no attribute '{spec.score}'")
         if len(trial.values) != len(spec.objectives):
             raise DamagedError(f"it has {len(trial.values)} values, the study {len(spec.objectives)} objectives")
     if trial.datetime_start is None or trial.datetime_complete is None:

@@ -346,7 +346,7 @@ class StudyWriter:
             "fit_id": setting.fit.id,
             "iterations_done": check.iteration,
             "seconds": check.seconds,
-            COLUMNS["members"]["psnr" if self.spec.judge.against == "truth" else "judge"]: float(np.mean(scores)),
+            COLUMNS["members"][self.spec.score]: float(np.mean(scores)),
             "cv_percent": cv_percent(scores),
             "pruner": name,
             "reason": f"stopped at {check.iteration} by the {name} pruner: 1DD {np.mean(scores):.1f} dB",

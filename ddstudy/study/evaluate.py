@@ -36,7 +36,7 @@ from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_p
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.cases import Case
-from ddstudy.tasks.measurements import consistent, held_out_errors, residual, residual_picture, to_images
+from ddstudy.tasks.measurements import consistent, held_out_errors, picture, residual, residual_picture, to_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,7 +390,10 @@ class _Tracker:
         joined: NDArray[np.float32],
         members: NDArray[np.float32],
     ) -> dict[str, float | int | str]:
-        """What tasks other than `represent` are judged by: score, spread, and where rule and oracle stop."""
+        """What tasks other than `represent` are judged by: score, spread, and where rule and oracle stop.
+
+        `baseline` is what a fit has to beat: PSNR of the measurement as it is looked at, of the truth or else a repeat.
+        """
         values: dict[str, float | int | str] = {
             "judge": self._scores(mean[None], ensemble[None])[0],
             "judge_1dd": float(np.mean(self._scores(joined, members))),
@@ -399,6 +402,9 @@ class _Tracker:
         }
         if state.answered:
             values["ended_by"] = self.job.options.stop
+        judge = self.job.case.judge
+        if (reference := judge.repeat if judge.truth is None else judge.truth) is not None:
+            values["baseline"] = psnr(picture(self.job.case.measurement), reference)
         if self.job.case.judge.truth is not None:
             best = max(self.checks[: self.checks.index(state.check) + 1], key=lambda check: check.watched["score"])
             values |= {"oracle_iteration": best.iteration, "oracle_psnr": best.watched["score"]}

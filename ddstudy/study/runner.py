@@ -382,7 +382,7 @@ class _Run:
             self.kept = time.monotonic()
             keep_forecast(self.study, self.forecast)
         members = self.study.spec.at(setting).fit.members
-        score = event.values.get("psnr" if self.study.spec.judge.against == "truth" else "judge")
+        score = event.values.get(self.study.spec.score)
         shown = "diverged" if score is None else f"{members}DD {score:.2f} dB"
         cv = f", CV {event.values['cv_percent']:.1f} %" if "cv_percent" in event.values else ""
         rough = " (disturbed by other programs)" if event.values.get("disturbed") else ""

@@ -126,12 +126,15 @@ class Answer(Found):
 
 
 def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
-    """All findings, tested on one study.
+    """All findings, tested on one study; none where an image is reconstructed, see `published.OF_COPIES`.
 
     Args:
         view: the study.
         others: studies of other slices, for the finding on slices away from the middle.
     """
+    if view.spec.is_task:
+        return []
+    others = [other for other in others if not other.spec.is_task]
     axes = axes_of(view, *others)
     view, *others = (
         replace(one, trials=_drawing(widened(one, axes)).assign(study=one.name)) for one in (view, *others)
@@ -180,24 +183,23 @@ def as_table(answers: Sequence[Answer]) -> pd.DataFrame:
         Columns `statement`, `verdict`, `effect`, `low`, `high`, `unit`, `p`, `p_corrected`, `tested`, `trials`
         (numbers of those behind it), `rule` and `source`.
     """
-    rows = [
-        {
-            "statement": answer.finding.statement,
-            "verdict": answer.verdict,
-            "effect": answer.effect,
-            "low": answer.low,
-            "high": answer.high,
-            "unit": answer.unit,
-            "p": answer.p,
-            "p_corrected": answer.p_corrected,
-            "tested": answer.tested,
-            "trials": answer.numbers,
-            "rule": answer.finding.rule,
-            "source": answer.finding.source,
-        }
-        for answer in answers
-    ]
-    return pd.DataFrame(rows, index=pd.Index([answer.finding.name for answer in answers], name="finding"))
+    columns: dict[str, Callable[[Answer], object]] = {
+        "statement": lambda answer: answer.finding.statement,
+        "verdict": lambda answer: answer.verdict,
+        "effect": lambda answer: answer.effect,
+        "low": lambda answer: answer.low,
+        "high": lambda answer: answer.high,
+        "unit": lambda answer: answer.unit,
+        "p": lambda answer: answer.p,
+        "p_corrected": lambda answer: answer.p_corrected,
+        "tested": lambda answer: answer.tested,
+        "trials": lambda answer: answer.numbers,
+        "rule": lambda answer: answer.finding.rule,
+        "source": lambda answer: answer.finding.source,
+    }
+    rows = [{name: of(answer) for name, of in columns.items()} for answer in answers]
+    names = pd.Index([answer.finding.name for answer in answers], name="finding", dtype=object)
+    return pd.DataFrame(rows, index=names, columns=list(columns))
 
 
 # --- the findings, in the thesis' order of appearance

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
+OF_COPIES = "The thesis is about copies of clean slices: its findings and tables are not tested on an inverse task."
 NUMBERS: tuple[Number, ...] = get_args(Number)
 _FILE = Path(__file__).with_suffix(".toml")
 
@@ -74,10 +75,14 @@ def beside(view: StudyView, number: Number) -> Beside:
     """One table of the thesis, or the numbers of its text, from the trials of a study.
 
     Raises:
-        UserError: there is no such table.
+        UserError: there is no such table, or the study reconstructs images.
     """
     if number not in NUMBERS:
         raise UserError(f"no table {number!r} of the thesis", f"Valid: {', '.join(NUMBERS)}.")
+    if view.spec.is_task:
+        raise UserError(
+            f"study {view.name}: {OF_COPIES[0].lower()}{OF_COPIES[1:-1]}", "Valid: a study without a [task]."
+        )
     known = _thesis()["tables"][number]
     make: dict[str, Callable[[StudyView, dict[str, Any]], tuple[pd.DataFrame, str]]] = {
         "3.1": _options,

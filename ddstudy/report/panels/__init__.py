@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,16 +19,22 @@ from ddstudy.errors import UserError
 from ddstudy.report.panels.base import KINDS, Filter, Filtered, Panel, Picture, Shown, Table, register
 from ddstudy.report.panels.best import Best
 from ddstudy.report.panels.by_axis import Heatmap, Means, Quartiles
+from ddstudy.report.panels.by_level import ByLevel
 from ddstudy.report.panels.importance import Importance
 from ddstudy.report.panels.inputs import NoisePreview, Tilings
+from ddstudy.report.panels.judges import Judges
 from ddstudy.report.panels.members import Convergence, Ensemble, Unstable
 from ddstudy.report.panels.outputs import Outputs
 from ddstudy.report.panels.parallel import Parallel
 from ddstudy.report.panels.plane import Fronts, Pareto
 from ddstudy.report.panels.ranks import Ranks
 from ddstudy.report.panels.slices import Slices
+from ddstudy.report.panels.stopping import Stopping
 from ddstudy.report.panels.transfer import Transfer
 from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
+
+if TYPE_CHECKING:
+    from ddstudy.store.study import StudyView
 
 __all__ = [
     "COMPARE",
@@ -38,6 +45,7 @@ __all__ = [
     "Picture",
     "Shown",
     "Table",
+    "panels_of",
     "parse_panel",
     "read_panels",
     "register",
@@ -63,6 +71,9 @@ register(
     Ranks,
     Transfer,
     Slices,
+    ByLevel,
+    Stopping,
+    Judges,
 )
 
 
@@ -89,6 +100,18 @@ def read_panels(path: Path = OVERVIEW) -> tuple[Panel, ...]:
         more = len(wrong) - MOST_MISTAKES
         raise UserError("\n".join(wrong[:MOST_MISTAKES] + [f"And {more:,} more panels."] * (more > 0)))
     return tuple(panels)
+
+
+def panels_of(view: StudyView, panels: Sequence[Panel]) -> list[Panel]:
+    """The panels that stand on a page about a study.
+
+    Args:
+        view: the study.
+        panels: all that are listed.
+    """
+    ours = [panel for panel in panels if not panel.compares and (panel.data is None or view.name in panel.data)]
+    known = [about for panel in ours if (about := panel.about(view)) is not None]
+    return [each for panel in known for each in panel.of(view, known)]
 
 
 def parse_panel(tree: dict[str, Any], where: str) -> Panel:

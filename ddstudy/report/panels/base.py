@@ -7,16 +7,17 @@ and `images`, drawings by `figures`; in the kinds they meet, in words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pandas as pd
 from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
 from ddstudy.errors import UserError
-from ddstudy.images.metrics import METRICS
+from ddstudy.images.metrics import METRICS, QUALITY
 from ddstudy.report import tables
-from ddstudy.report.words import FACETS, axes_of, text_of, title_of
+from ddstudy.report.inverse import levels_of
+from ddstudy.report.words import FACETS, about_judge, axes_of, text_of, title_of
 from ddstudy.spec.options import MODEL, OPTIONS
 from ddstudy.spec.schema import MetricName, flatten
 
@@ -154,8 +155,27 @@ class Panel(BaseModel):
     compares: ClassVar[bool] = False
 
     kind: str
-    title: Annotated[str, Field(min_length=1)] = Field(..., description="heading of the panel")
+    title: Annotated[str, Field(min_length=1)] = Field(
+        ..., description="heading of the panel; {y} in it is the name of the metric y"
+    )
     data: list[str] | None = Field(None, description="names of the studies that the panel is about [all]")
+
+    def about(self, *views: StudyView) -> Self | None:
+        """The panel as studies can fill it: the only place that decides what stands in for PSNR.
+
+        Where the truth is not known, the judge's score does; None where another metric of the truth is asked for.
+        """
+        metrics = {name: getattr(self, name) for name in ("x", "y") if getattr(self, name, None) in METRICS}
+        changes: dict[str, str] = {}
+        if not all(view.spec.knows_truth for view in views):
+            changes = {name: "judge" for name, metric in metrics.items() if metric == "psnr"}
+            metrics |= changes
+            if len(set(metrics.values())) < len(metrics) or set(metrics.values()) & set(QUALITY):
+                return None
+        if "{y}" in self.title and "y" in metrics:
+            title = self.title.replace("{y}", METRICS[metrics["y"]].label.removeprefix("judge's "))
+            changes["title"] = title[:1].upper() + title[1:]
+        return self.model_copy(update=changes) if changes else self
 
     def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
         """The panels that it is on a page about a study: itself, none where it has nothing to say, or several.
@@ -168,7 +188,15 @@ class Panel(BaseModel):
 
     def show(self, views: Sequence[StudyView]) -> Shown:
         """What it shows of studies: of the first one, unless it compares several."""
-        return self._of_studies(views)
+        views = views if self.compares else views[:1]
+        if (known := self.about(*views)) is None:
+            return Shown("", missing="This is about the truth, which is not known.", never=True)
+        if known is not self:
+            return known.show(views)
+        shown = self._of_studies(views)
+        if "judge" in (getattr(self, "x", ""), getattr(self, "y", "")):
+            return replace(shown, sentence=f"{shown.sentence} {about_judge(*(view.spec for view in views))}")
+        return shown
 
     def _of_studies(self, views: Sequence[StudyView]) -> Shown:
         return self._of_study(views[0])
@@ -224,7 +252,9 @@ class Faceted(Filtered):
     """A panel that groups trials by some axes, the facets; all others are a setting's within its group."""
 
     facets: list[Axis] = Field(
-        ["noise", "tiling"], min_length=1, description="axes by which trials are grouped, those that the study has"
+        ["noise", "tiling"],
+        min_length=1,
+        description="axes by which trials are grouped, those that the study has; of a task by default its levels",
     )
 
     @field_validator("facets")
@@ -237,18 +267,22 @@ class Faceted(Filtered):
     def split(self, view: StudyView) -> tuple[list[str], list[str]]:
         """The study's axes that are facets, as they are listed, and the others: of one value is a facet only alone."""
         axes, space = axes_of(view), view.spec.search_space
-        listed: list[str] = [axis for axis in self.facets if axis in axes]
+        listed: list[str] = [axis for axis in self._facets_of(view) if axis in axes]
         facets = [axis for axis in listed if len(space[axis]) > 1] or listed[:1]
         return facets, [axis for axis in axes if axis not in facets]
 
     def has_groups(self, view: StudyView) -> bool:
         """Whether there is more than one group in a study."""
         space = view.spec.search_space
-        return any(axis in space.names and len(space[axis]) > 1 for axis in self.facets)
+        return any(axis in space.names and len(space[axis]) > 1 for axis in self._facets_of(view))
+
+    def _facets_of(self, view: StudyView) -> Sequence[str]:
+        """Those named; else the levels of a task, since what is best over several of them is that of the easiest."""
+        return self.facets if "facets" in self.model_fields_set else levels_of(view) or self.facets
 
     def group(self, facets: Sequence[str]) -> str:
         """What each of the groups by some facets is called."""
-        return "pair" if tuple(facets) == FACETS else " and ".join(facets)
+        return "pair" if tuple(facets) == FACETS else " and ".join(map(_called, facets))
 
 
 class Plane(Filtered):
@@ -262,6 +296,15 @@ class Plane(Filtered):
         if self.x == self.y:
             raise ValueError("x and y must differ")
         return self
+
+
+def _called(axis: str) -> str:
+    return OPTIONS[axis].label if axis.startswith("task.") else axis
+
+
+def chosen_by(view: StudyView) -> str:
+    """The metric of reconstructions by which a study chooses its best setting: its first objective that is one."""
+    return next((name for name in view.spec.objectives if METRICS[name].is_of_output), view.spec.quality)
 
 
 def roughness(views: Sequence[StudyView], panel: Filtered, *metrics: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
 from ddstudy.report.panels.base import Faceted, Filtered, Panel, Shown, Table, settings_of
-from ddstudy.report.words import title_of
+from ddstudy.report.words import about_judge, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -24,7 +24,8 @@ class Convergence(Filtered):
 
     def _of_study(self, view: StudyView) -> Shown:
         curves = tables.convergence(view, self.filter(view.trials))
-        quantity = METRICS["psnr"].title if self.y == "psnr" else title_of(self.y)
+        score = METRICS[view.spec.score].title  # members are scored by the judge
+        y, quantity = ("mse", title_of("mse")) if self.y == "mse" else ("psnr", score)
         what = f"{quantity} of each member over the iterations"
         if curves.empty:
             return Shown(
@@ -36,13 +37,15 @@ class Convergence(Filtered):
         )
         if len(fits) == 1:
             sentence = f"{what}, fit {fits[0]}."
+        if view.spec.score == "judge":
+            sentence += f" {about_judge(view.spec)}"
         ends = curves[curves["iteration"] == curves.groupby("fit_id")["iteration"].transform("max")]
         ends = ends.assign(member=ends["member"] + 1)
         columns = {"fit": "fit_id", "CV (%)": "cv_percent", "member": "member", "iterations": "iteration"}
         return Shown(
             sentence,
-            figures.convergence(curves, self.y),
-            Table(ends, columns | {"PSNR of the member (dB)": "psnr", "MSE": "mse"}),
+            figures.convergence(curves, y, score),
+            Table(ends, columns | {f"{METRICS[view.spec.score].label} of the member (dB)": "psnr", "MSE": "mse"}),
         )
 
 
@@ -56,15 +59,18 @@ class Unstable(Faceted):
         return [self] if self.has_groups(view) else []
 
     def _of_study(self, view: StudyView) -> Shown:
-        threshold, (facets, _) = view.spec.stability.cv_percent, self.split(view)
-        table = tables.unstable_share(self.filter(view.trials), threshold, facets)
-        sentence = (
-            f"Share of measured settings whose members' PSNR has a coefficient of variation above {threshold:g} %."
+        limits, (facets, _) = view.spec.stability, self.split(view)
+        by_truth = view.spec.score == "psnr"
+        threshold, percent = (
+            (limits.cv_percent, "cv_percent") if by_truth else (limits.spread_percent, "spread_percent")
         )
+        table = tables.unstable_share(self.filter(view.trials), threshold, facets, percent)
+        what = "PSNR has a coefficient of variation" if by_truth else "outputs have a spread, relative to their mean,"
+        sentence = f"Share of measured settings whose members' {what} above {threshold:g} %."
         if table.empty or view.spec.fit.members == 1:
             return Shown(sentence, missing="Filled by measured trials of at least two members.")
         columns = {axis: axis for axis in reversed(facets)}
-        columns |= {"settings": "n", f"CV > {threshold:g} %": "above", "share": "share"}
+        columns |= {"settings": "n", f"{'CV' if by_truth else 'spread'} > {threshold:g} %": "above", "share": "share"}
         return Shown(sentence, figures.unstable(table, facets), Table(settings_of(table, facets), columns))
 
 
@@ -74,13 +80,18 @@ class Ensemble(Faceted):
     kind: Literal["ensemble"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        members, (facets, _) = view.spec.fit.members, self.split(view)
-        table = tables.gain_of_ensemble(self.filter(view.trials), facets)
+        members, (facets, _), metric = view.spec.fit.members, self.split(view), view.spec.quality
+        table = tables.gain_of_ensemble(self.filter(view.trials), facets, metric)
+        name = "PSNR" if metric == "psnr" else "score by the judge"
         sentence = (
-            f"Mean PSNR over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."
+            f"Mean {name} over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."
         )
+        if metric == "judge":
+            sentence += f" {about_judge(view.spec)}"
         if table.empty or members == 1:
             return Shown(sentence, missing="Filled by stable trials of at least two members.")
         columns = {axis: axis for axis in reversed(facets)}
-        columns |= {"trials": "n", "1DD (dB)": "psnr_1dd", f"{members}DD (dB)": "psnr", "gain (dB)": "gain"}
-        return Shown(sentence, figures.ensemble(table, members, facets), Table(settings_of(table, facets), columns))
+        columns |= {"trials": "n", "1DD (dB)": f"{metric}_1dd", f"{members}DD (dB)": metric, "gain (dB)": "gain"}
+        return Shown(
+            sentence, figures.ensemble(table, members, facets, metric), Table(settings_of(table, facets), columns)
+        )

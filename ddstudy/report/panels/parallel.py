@@ -8,8 +8,10 @@ from pydantic import Field
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, tables
+from ddstudy.report.inverse import levels_of
 from ddstudy.report.panels.base import Filtered, Shown, Table, settings_of, whose
 from ddstudy.report.words import title_of
+from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import MetricName
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ class Parallel(Filtered):
     def _of_study(self, view: StudyView) -> Shown:
         y, space = self.y, view.spec.search_space
         axes = [axis for axis in view.axes if len(space[axis]) > 1] or list(view.axes)  # one value tells nothing
-        lines = tables.parallel(self.filter(view.trials), y, axes)
+        levels = levels_of(view)
+        lines = tables.parallel(self.filter(view.trials), y, axes, levels=levels)
         word = "lowest" if METRICS[y].minimized else "highest"
+        of_each = f" of each {' and '.join(OPTIONS[axis].label for axis in levels)}" if levels else ""
         sentence = (
-            f"Each line is a trial; blue are the {int(lines['best'].sum()):,} with the {word} {title_of(y)} (5 %). "
-            "Around a value the lines are ordered by it, so a blue bundle marks what the best settings share."
+            f"Each line is a trial; blue are the {int(lines['best'].sum()):,} with the {word} {title_of(y)}{of_each} "
+            "(5 %). Around a value the lines are ordered by it, so a blue bundle marks what the best settings share."
         )
         if lines.empty:
             return Shown("Each line is a trial, the best ones in blue.", missing=f"Filled by {whose(y)[1]}.")
