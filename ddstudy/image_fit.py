@@ -127,7 +127,7 @@ def fit(
         target: what the `[target]` table of a study file may say besides `file`: plane, slice, size, ...
         task: what the `[task]` table of a study file may say: kind, sigma, acceleration, ... With source = "file" the
             image is the measurement itself, and what is written is its reconstruction.
-        rule: what `stop` in the `[fit]` table of a study file may say: "wmv", "emv", ...
+        rule: which iterate is the answer: that of the whole budget, or of a stopping rule, what `fit.stop` may be.
         threads: of the fit; by default one per member, as cores allow.
         progress: is called with a `Check` every `check_every` iterations and at the end.
         tell: is called with a line about what is done, for example `print`.
@@ -154,7 +154,7 @@ def fit(
             # one fit needs no judge; nothing is held out below
             "judge": {"against": "held_out"} if from_file else {},
             "space": {axis: [plain(value)] for axis, value in space.items()},
-            "fit": plain(options) | {"stop": rule},
+            "fit": {**plain(options), "stop": rule},
             "stability": {"prune": False},
         },
         "ddstudy fit",
@@ -163,9 +163,7 @@ def fit(
     assert isinstance(of, Target)  # since there is no axis
     (setting,) = spec.search_space
     if tell:
-        done = f"Reconstructing {of.name} ({spec.task.kind}) by" if spec.is_task else "Fitting"
-        to = "" if spec.is_task else f" to {of.name}"
-        tell(f"{done} {setting.fit.id}{to}, {spec.fit.members} members, {iterations} iterations")
+        tell(f"Fitting {setting.fit.id} to {of.name}, {spec.fit.members} members, {iterations} iterations")
     job = planner.job(spec, of, setting.fit, (setting["iterations"],))
     if from_file:
         job = replace(job, case=_unjudged(of, spec))

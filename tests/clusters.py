@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddstudy.execution.executors import careful
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec
@@ -31,6 +32,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 # a token in the home folder, which Ray makes at times, would close some of these clusters to us
 os.environ["RAY_AUTH_MODE"] = "disabled"
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+ALONE = {"no_monitor": True, "include_log_monitor": False}  # what a head starts beside itself and is not needed here
 # a head looks after its nodes, otherwise every 3 seconds, and misses one five times before it is lost
 WATCHFUL = {"_system_config": {"health_check_period_ms": 400, "health_check_initial_delay_ms": 500}}
 
@@ -40,7 +42,7 @@ def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> "Iterator[Cluster]":
     """Nodes with some processors each; the first is the head."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **SMALL, **WATCHFUL, **head})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **SMALL, **ALONE, **WATCHFUL, **head})
     try:
         for _ in range(nodes - 1):
             add_node(made, cpus)
@@ -157,21 +159,22 @@ def nothing(job: Job, *, device: str, threads: int, stop: threading.Event) -> It
         yield Result(budget, values, np.zeros((1, 1, 1), np.float32), curve, False)
 
 
-def out_of_memory(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
-    """k = 2: the fit notices; k = 3: the kernel ends it, as it ends processes that take too much; else all is well."""
-    if job.fit["k"] == 2:
+def anything(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
+    """By k, 2: the fit notices that memory ran out; 3: the kernel ends it, as it ends processes that take too much;
+    4: it tells what a worker could read of whoever started it; 5: it is a real one.
+    """
+    k = job.fit["k"]
+    if k == 2:
         raise MemoryError("no memory is left")
-    if job.fit["k"] == 3:
+    if k == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    yield from nothing(job, device=device, threads=threads, stop=stop)
-
-
-def environment(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
-    """What a worker could read of whoever started it."""
-    own = b"\n".join(Path(f"/proc/{pid}/{file}").read_bytes() for pid in (os.getpid(), os.getppid())
-                     for file in ("environ", "cmdline"))  # fmt: skip
-    values: dict[str, float | int | str] = {"environment": own.decode(errors="replace")}
-    yield Result(1, values, np.zeros((1, 1, 1), np.float32), {}, False)
+    if k == 4:
+        own = b"\n".join(Path(f"/proc/{pid}/{file}").read_bytes() for pid in (os.getpid(), os.getppid())
+                         for file in ("environ", "cmdline"))  # fmt: skip
+        values: dict[str, float | int | str] = {"environment": own.decode(errors="replace")}
+        yield Result(1, values, np.zeros((1, 1, 1), np.float32), {}, False)
+    if k == 5:
+        yield from careful(job, device=device, threads=threads, stop=stop)
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:

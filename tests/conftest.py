@@ -9,16 +9,22 @@ import clusters
 import numpy as np
 import postgres
 import pytest
+import revisions  # noqa: F401 - stores open faster
 
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
 
+# files that take long, the longest first: whole files are shared out, and the last must not be a long one
+LONG = [f"test_{name}" for name in ("ray", "runner", "faults", "cli", "kernels_cuda", "views", "dashboard", "axes",
+                                    "report", "damage", "together", "store", "executors", "metrics")]  # fmt: skip
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first, beside which others run."""
-    items.sort(key=lambda item: item.path.stem != "test_ray")
+    """Files come by how long they take."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,7 +86,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_spec(picture: Path) -> Callable[..., StudySpec]:
     """A study of tiny fits: 2 x 2 settings on one pair; tables given by name replace or extend its own."""
 

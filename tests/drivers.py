@@ -6,6 +6,7 @@ own connections, and dies by SIGKILL like any other. Their leases are short, so 
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ddstudy.store.database import Store
 from ddstudy.store.leases import Leases
@@ -49,19 +51,11 @@ min_psnr = 0
 cv_percent = 50
 """
 PRELOADED = [
-    *(
-        "torch",
-        "torch._dynamo",
-        "piq",
-        "optuna",
-        "rich.live",
-        "alembic.command",
-        "sqlalchemy.orm",
-        "psycopg",
-        "nibabel",
-    ),
-    *("sqlalchemy.dialects.sqlite", "scipy.stats", "drivers"),
-    *("ddstudy.cli", "ddstudy.study.runner", "ddstudy.solvers.torch_loop"),
+    *("torch", "torch._dynamo", "piq", "cv2", "nibabel", "numba", "opensimplex", "plotly.graph_objects", "narwhals"),
+    *("optuna", "alembic.command", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg", "scipy.stats"),
+    *("rich.live", "drivers", "revisions", "ddstudy.cli", "ddstudy.api", "ddstudy.terminal", "ddstudy.study.runner"),
+    *("ddstudy.solvers.torch_loop", "ddstudy.solvers.fused.kernels_cpu", "ddstudy.execution.ray_pool"),
+    *("ddstudy.report.page", "ddstudy.report.tables", "ddstudy.thesis.panels"),
 ]
 Key = tuple[object, ...]
 
@@ -114,6 +108,21 @@ def _main(arguments: list[str], folder: Path, log: Path, deadly: str) -> None:
     executors.careful_together = killed_for_memory
     sys.argv = ["ddstudy", *arguments]
     cli.main()
+
+
+def here(*arguments: str) -> tuple[int, str]:
+    """A `ddstudy` command in this process, where nothing happens to it: exit code, and what it printed."""
+    from ddstudy import cli
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as redirected:
+        patch.setattr(sys, "argv", ["ddstudy", *arguments])
+        redirected.enter_context(contextlib.redirect_stdout(printed))
+        redirected.enter_context(contextlib.redirect_stderr(printed))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, printed.getvalue()
 
 
 class Driver:

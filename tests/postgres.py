@@ -83,6 +83,7 @@ def server() -> Iterator[Server]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [install / "bin" / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", work]
+        command += ["-c", "fsync=off"]  # what the system has outlives the server, and no test ends the system
         running = Server(command, port, work, {"env": environment, **user})
         try:
             yield running

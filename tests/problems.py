@@ -63,14 +63,14 @@ class Case:
             gradients.append(torch.cat([part.ravel() for part in gradient]).numpy())
         return np.array(losses), np.array(gradients)
 
-    def sensitivity(self, size: float) -> float:
+    def sensitivity(self, size: float, exact: NDArray[Any]) -> float:
         """How much the gradient answers to rounding errors of a size in the weights: a thin channel amplifies them."""
         near = copy.copy(self)
         near.weights = self.weights * (1 + size * np.random.default_rng(1).choice([-1, 1], self.weights.shape))
-        return error(near.autograd()[1], self.autograd()[1])
+        return error(near.autograd()[1], exact)
 
-    def bound(self) -> float:
-        """How far single precision may be off.
+    def bound(self, exact: NDArray[Any]) -> float:
+        """How far single precision may be off the exact gradient.
 
         A pixel near a ReLU's kink may fall on its other side, and with a few channels only the normalisations make the
         loss all but independent of the weights: their gradients are small differences of large numbers, which torch in
@@ -86,8 +86,8 @@ class Case:
                 nearest = min(nearest, up.abs().min().item())
                 x = block.norm(torch.relu(up))
         smooth = nearest > 1e-4 and self.prior.k >= 4
-        torchs_own = error(self.autograd(dtype=torch.float32)[1], self.autograd()[1])
-        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6), 10 * torchs_own)
+        torchs_own = error(self.autograd(dtype=torch.float32)[1], exact)
+        return max(1e-3 if smooth else 2e-2, 10 * self.sensitivity(1e-6, exact), 10 * torchs_own)
 
 
 def error(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -122,7 +122,7 @@ def test_a_dry_run_plans_forecasts_and_writes_nothing(make_spec: MakeSpec, tmp_p
 
 def long(make_spec: MakeSpec) -> StudySpec:
     """Two results come at once, and then none for hours."""
-    return make_spec(space={"iterations": [2, 1_000_000]}, fit={"engine": "reference"})
+    return make_spec(space={"iterations": [2, 1_000_000]}, fit={"engine": "reference", "check_every": 20})
 
 
 def running(url: str) -> int:

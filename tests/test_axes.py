@@ -8,7 +8,7 @@ import drivers
 import numpy as np
 import pandas as pd
 import pytest
-from drivers import Driver
+from drivers import Driver, here
 
 from ddstudy.images.volumes import load_target
 from ddstudy.spec.axes import Setting
@@ -87,8 +87,9 @@ def oracle(folder: Path, setting: Setting) -> float:
 def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -> None:
     url = f"sqlite:///{folder}/store.db"
     trials = 30
-    run = Driver(folder, *write_study(folder, search), "--trials", str(trials), "--store", url)
-    assert run.wait() == 0, run.output
+    command = [*write_study(folder, search), "--trials", str(trials), "--store", url]
+    code, printed = here(*command)
+    assert code == 0, printed
     with Store(url, read_only=True) as store:
         view = store.view("study")
     assert view.axes[-4:] == ("target.slice", "noise.feature_size", "fit.learning_rate", "fit.keep")
@@ -99,26 +100,20 @@ def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -
     assert [setting.fit.id for setting in settings] == list(view.trials["fit_id"])
     for at in (0, len(settings) // 2, -1):
         assert view.trials["psnr"].iloc[at] == pytest.approx(oracle(folder, settings[at]), rel=1e-12)
-    again = Driver(folder, *write_study(folder, search), "--trials", str(trials), "--store", url)
-    assert again.wait() == 0
-    assert "Nothing left to do" in again.output
+    code, printed = here(*command)
+    assert code == 0
+    assert "Nothing left to do" in printed
 
-    report = Driver(folder, "report", "study", "--out", "report.html", "--store", url)
-    assert report.wait() == 0, report.output
-    page = (folder / "report.html").read_text()
-    export = Driver(folder, "export", "study", "--out", "out", "--store", url)
-    assert export.wait() == 0, export.output
-    table = pd.read_csv(folder / "out.csv")
+    for shown in (
+        *(("report", "study", "--out", "report.html"), ("export", "study", "--out", "out"), ("status",)),
+        *(("findings", "study"), ("prune-audit", "study")),
+    ):
+        code, printed = here(*shown, "--store", url)
+        assert code == 0, printed
+    page, table = (folder / "report.html").read_text(), pd.read_csv(folder / "out.csv")
     for axis in view.axes:
         assert axis in table
         assert axis in page
-    for command in ("status", "findings", "prune-audit"):
-        shown = (
-            Driver(folder, command, "study", "--store", url)
-            if command != "status"
-            else Driver(folder, command, "--store", url)
-        )
-        assert shown.wait() == 0, shown.output
 
 
 @pytest.mark.parametrize("search", ["grid", "tpe"])
@@ -142,23 +137,23 @@ def test_lists_of_any_options_grow(folder: Path) -> None:
     """A slice more, a learning rate between two others; the results of the shorter lists are kept."""
     url = f"sqlite:///{folder}/store.db"
     command = [*write_study(folder, "grid"), "--store", url]
-    first = Driver(folder, *command, "--trials", "8")
-    assert first.wait() == 0, first.output
+    code, printed = here(*command, "--trials", "8")
+    assert code == 0, printed
     before = drivers.findings(url, "study").results
     text = (folder / "study.toml").read_text()
     (folder / "study.toml").write_text(
         text.replace("[0.003, 0.01]", "[0.003, 0.005, 0.01]").replace("[2, 3]", "[1, 2, 3]")
     )
-    second = Driver(folder, *command, "--trials", "16")
-    assert second.wait() == 0, second.output
+    code, printed = here(*command, "--trials", "16")
+    assert code == 0, printed
     after = drivers.findings(url, "study").results
     assert before.items() <= after.items()
     with Store(url, read_only=True) as store:
         assert json.loads(store.view("study").spec.model_dump_json())["space"]["target.slice"] == [1, 2, 3]
     (folder / "study.toml").write_text(text.replace('["last", "best"]', '["best", "last"]'))
-    third = Driver(folder, *command)
-    assert third.wait() == 2
-    assert "lists may grow, those of words at their end" in third.output.replace("\n", " ")
+    code, printed = here(*command)
+    assert code == 2
+    assert "lists may grow, those of words at their end" in printed.replace("\n", " ")
 
 
 def test_results_of_a_study_with_fewer_axes_are_reused(folder: Path) -> None:
@@ -168,10 +163,10 @@ def test_results_of_a_study_with_fewer_axes_are_reused(folder: Path) -> None:
     text = (folder / "study.toml").read_text()
     few = text.replace('fit.keep = ["last", "best"]\n', "").replace("fit.learning_rate = [0.003, 0.01]\n", "")
     (folder / "few.toml").write_text(few)
-    first = Driver(folder, "run", "few.toml", "--store", url)
-    assert first.wait() == 0, first.output
-    second = Driver(folder, "run", "study.toml", "--reuse", "few", "--store", url)
-    assert second.wait() == 0, second.output
+    code, printed = here("run", "few.toml", "--store", url)
+    assert code == 0, printed
+    code, printed = here("run", "study.toml", "--reuse", "few", "--store", url)
+    assert code == 0, printed
     with Store(url, read_only=True) as store:
         few_view, view = store.view("few"), store.view("study")
     assert len(few_view.trials) == GRID / 4

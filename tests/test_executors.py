@@ -191,7 +191,7 @@ def test_whether_memory_was_short_is_known_by_the_error(work: Callable[[], objec
 
 def test_threads_end_soon_when_they_are_closed(make_job: Callable[..., Job]) -> None:
     executor = Threads(Layout(workers=1, threads=1))
-    executor.submit("long", replace(make_job(), budgets=(100_000_000,)))
+    executor.submit("long", replace(make_job(check_every=1000), budgets=(100_000_000,)))
     events = executor.events()
     assert isinstance(next(events)[1], Started)
     assert isinstance(next(events)[1], Check)

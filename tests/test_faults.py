@@ -13,7 +13,7 @@ import drivers
 import postgres
 import psycopg
 import pytest
-from drivers import Driver, Key, findings
+from drivers import Driver, Key, findings, here
 from optuna.exceptions import StorageInternalError
 from pgbouncer import bouncer
 
@@ -80,9 +80,9 @@ def test_a_fit_that_runs_die_of_is_given_up_and_the_rest_is_measured(
     assert len(findings(store_url, "study").results) == 6
     last = Driver(folder, *command, deadly=deadly)
     assert_says(last, ("2 settings failed",), code=1)
-    status = Driver(folder, "status", "--store", store_url)
-    assert status.wait() == 0
-    assert "3 drivers died while they fitted this" in status.output
+    code, printed = here("status", "--store", store_url)
+    assert code == 0
+    assert "3 drivers died while they fitted this" in printed
     again = Driver(folder, *command)  # and the same command tries again
     assert again.wait() == 0, again.output
     assert_sound(store_url, truth)
@@ -148,14 +148,14 @@ def test_a_read_only_folder_is_named_and_can_be_looked_at(folder: Path, truth: d
     disk = folder / "disk"
     disk.mkdir()
     url = f"sqlite:///{disk}/study.db"
-    first = Driver(folder, "run", "study.toml", "--trials", "2", "--store", url)
-    assert first.wait() == 0, first.output
+    code, printed = here("run", "study.toml", "--trials", "2", "--store", url)
+    assert code == 0, printed
     try:
         with drivers.read_only(disk):
             assert_says(Driver(folder, "run", "study.toml", "--store", url), READ_ONLY)
             for command in ("status", "export", "report"):
-                look = Driver(folder, command, "--store", url)
-                assert look.wait() == 0, look.output
+                code, printed = here(command, "--store", url)
+                assert code == 0, printed
             assert_sound(url, truth, whole=False)
     except PermissionError as error:
         pytest.skip(str(error))
@@ -185,8 +185,8 @@ def test_pgbouncer_may_stand_before_the_server(
         both = [Driver(folder, "run", "study.toml", "--store", url) for _ in range(2)]
         assert [driver.wait(60) for driver in both] == [0, 0], [driver.output for driver in both]
         for command in ("status", "report"):
-            look = Driver(folder, command, "--store", url)
-            assert look.wait(60) == 0, look.output
+            code, printed = here(command, "--store", url)
+            assert code == 0, printed
         assert_sound(url, truth)
         with Store(url, read_only=True) as store, pytest.raises(StorageInternalError):
             store.storage.set_study_user_attr(1, "a", 1)
@@ -203,16 +203,16 @@ def test_a_folder_of_images_that_breaks_costs_no_number(folder: Path, truth: dic
     images.write_text("a file")
     assert_says(driver, ("not all images",), code=1)
     assert_sound(url, truth)
-    status = Driver(folder, "status", "--store", url)
-    assert status.wait() == 0
-    assert "images are missing or damaged" in status.output
+    code, printed = here("status", "--store", url)
+    assert code == 0
+    assert "images are missing or damaged" in printed
     images.unlink()
     (folder / "gone").rename(images)
     first, second = sorted(images.iterdir())[:2]
     first.unlink()
     second.write_bytes(second.read_bytes()[:-20])
     for command in ("status", "export", "report"):
-        look = Driver(folder, command, "--store", url)
-        assert look.wait() == 0, look.output
-        assert ("2 of " in look.output) == (command == "status")
+        code, printed = here(command, "--store", url)
+        assert code == 0, printed
+        assert ("2 of " in printed) == (command == "status")
     assert_sound(url, truth)

@@ -41,22 +41,22 @@ def cases(draw: st.DrawFn) -> Case:
     prior = deep_decoder(
         draw(st.integers(1, 40)), s, draw(st.integers(1, 7)), height, width, draw(st.sampled_from([1, 3]))
     )
-    return Case(prior, draw(st.integers(1, 20)), draw(st.integers(1, 6)), draw(st.integers(0, 99)))
+    return Case(prior, draw(st.integers(1, 20)), draw(st.integers(1, 3)), draw(st.integers(0, 99)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(cases())
 @example(Case(deep_decoder(40, 8, 7, 31, 23, 3), tiles=20, members=6))
 @example(Case(deep_decoder(1, 1, 1, 2, 2), tiles=1, members=1))
 @example(Case(deep_decoder(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
 @example(Case(deep_decoder(3, 8, 7, 33, 24), tiles=18, members=5, seed=38))  # all channels die in some tile
 def test_gradients_are_those_of_autograd(case: Case) -> None:
-    bound = case.bound()
-    assume(bound < 1)  # else torch in single precision has no digit either: nothing to compare with
     losses, gradients = case.autograd()
+    bound = case.bound(gradients)
+    assume(bound < 1)  # else torch in single precision has no digit either: nothing to compare with
     found, exact = fused_step(case, "float64")
     np.testing.assert_allclose(found, losses, rtol=1e-7)  # a thin decoder amplifies rounding errors
-    assert error(exact, gradients) < max(1e-9, 100 * case.sensitivity(1e-15))
+    assert error(exact, gradients) < max(1e-9, 100 * case.sensitivity(1e-15, gradients))
     found, single = fused_step(case, "float32")
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     assert error(single, gradients) < bound

@@ -35,21 +35,23 @@ Numbers = dict[str, NDArray[Any]]
 Job = Callable[[str], Numbers]
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
-# k, s, l, height, width, colours; tiles; members; seed; flat tiles
+# k, s, l, height, width, colours; tiles; members; seed; flat tiles: each as small as what it is there for allows
 CASES: dict[str, tuple[Any, ...]] = {
-    "one channel": ((1, 3, 2, 7, 8), 1, 2),
-    "odd sizes": ((5, 2, 3, 9, 7), 1, 2),
-    "colours": ((8, 3, 2, 7, 6, 3), 2, 2),
-    "many tiles": ((3, 2, 1, 4, 5), 7, 2),
-    "deep": ((16, 4, 5, 10, 11), 1, 1),
-    "padded channels": ((24, 2, 4, 7, 9), 2, 1),
-    "three blocks of channels": ((40, 4, 2, 9, 11), 1, 1),
+    "one channel": ((1, 3, 2, 7, 8), 1, 1),
+    "odd sizes": ((5, 2, 2, 9, 7), 1, 2),
+    "colours": ((8, 3, 2, 7, 6, 3), 2, 1),
+    "many tiles": ((3, 2, 1, 4, 5), 4, 2),
+    "deep": ((16, 4, 4, 10, 11), 1, 1),
+    "padded channels": ((24, 2, 2, 7, 9), 1, 1),
+    "three blocks of channels": ((40, 4, 2, 6, 11), 1, 1),
     "a scale of 8 at once": ((8, 8, 1, 16, 19, 3), 1, 1),
     "a scale of 40 at once": ((4, 40, 1, 45, 90), 1, 1),
-    "no upsampling": ((6, 1, 2, 5, 4), 1, 2),
+    "no upsampling": ((6, 1, 2, 5, 4), 1, 1),
     "wider than a block": ((4, 2, 2, 3, 270), 1, 1),
-    "a flat tile": ((4, 2, 3, 9, 8), 2, 1, 0, 1),
+    "a flat tile": ((4, 2, 2, 9, 8), 2, 1, 0, 1),
 }
+# whose numbers of single precision are the interpreter's, too: there it is another type in the same lines
+SINGLE = ("odd sizes", "colours", "many tiles", "a flat tile")
 LEARNING_RATE = 0.02
 
 
@@ -138,11 +140,11 @@ def fused_fit(work: Problem, stops: list[int], kernels: Any) -> list[Snapshot]:
 
 
 def fit_problem() -> Problem:
-    return make_problem(k=8, members=1, size=8)
+    return make_problem(k=8, members=1, size=8, blocks=2)
 
 
 def short_fit(device: str) -> Numbers:
-    (end,) = fused_fit(fit_problem(), [5], kernels_on(device))
+    (end,) = fused_fit(fit_problem(), [3], kernels_on(device))
     return {"losses": end.losses, "outputs": end.outputs}
 
 
@@ -171,8 +173,9 @@ def kernels_on(device: str) -> Any:
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Numbers]:
-    """Numbers of all jobs. Two programs share them: the interpreter is slow."""
-    folder, names = tmp_path_factory.mktemp("interpreted"), list(JOBS)
+    """Numbers of the jobs. Two programs share them: the interpreter is slow."""
+    folder = tmp_path_factory.mktemp("interpreted")
+    names = [job for job in JOBS if job not in {f"gradients {name} float32" for name in CASES.keys() - set(SINGLE)}]
     halves = {str(folder / f"{i}.npz"): names[i::2] for i in range(2)}
     with ThreadPoolExecutor(2) as pool:
         for done in [
@@ -215,13 +218,17 @@ def program(arguments: list[str], **environment: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_autograd(name: str, does: Callable[[str], Numbers]) -> None:
+def test_gradients_are_those_of_autograd(
+    name: str, does: Callable[[str], Numbers], request: pytest.FixtureRequest
+) -> None:
     case = case_of(name)
     losses, gradients = case.autograd()
     exact = does(f"gradients {name} float64")
     np.testing.assert_allclose(exact["losses"], losses, rtol=1e-12)
     np.testing.assert_allclose(((exact["outputs"] - case.measurement) ** 2).mean((1, 2, 3, 4)), losses, rtol=1e-12)
     assert error(exact["gradients"], gradients) < 1e-9
+    if request.node.callspec.params["does"] == "interpreter" and name not in SINGLE:
+        return
     single = does(f"gradients {name} float32")
     np.testing.assert_allclose(single["losses"], losses, rtol=1e-4)
     np.testing.assert_allclose(single["outputs"], exact["outputs"], atol=1e-4)
@@ -283,7 +290,7 @@ def test_adam_is_that_of_torch(dtype: str, tolerance: float, does: Callable[[str
 
 def test_a_fit_follows_the_reference(does: Callable[[str], Numbers]) -> None:
     work = fit_problem()
-    (end,) = fit(work, Config(), [5], method=choose("cpu", "reference"))
+    (end,) = fit(work, Config(), [3], method=choose("cpu", "reference"))
     found = does("fit")
     np.testing.assert_allclose(found["losses"], end.losses, rtol=1e-3)
     np.testing.assert_allclose(found["outputs"], end.outputs, atol=5e-3)

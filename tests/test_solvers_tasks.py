@@ -128,7 +128,9 @@ def plain_loop(work: Problem, config: Config, iterations: int) -> tuple[NDArray[
 
 
 def same(one: Snapshot, other: Snapshot) -> bool:
-    pairs = [(one.outputs, other.outputs), (one.losses, other.losses), (one.ranges, other.ranges)]
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
+        (one.outputs, other.outputs), (one.losses, other.losses), (one.ranges, other.ranges)
+    ]  # fmt: skip
     return all(np.array_equal(a, b) for a, b in pairs)
 
 

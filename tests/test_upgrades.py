@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from drivers import Driver
+from drivers import here
 from old_stores import STUDIES, restore
 from pydantic import Field
 from test_store import measured, record
@@ -64,8 +64,8 @@ def drive(url: str, name: str, folder: Path) -> None:
 def test_every_study_of_an_old_store_goes_on_to_its_end(old: str, tmp_path: Path) -> None:
     before = rows(tmp_path)
     for study in STUDIES:
-        run = Driver(tmp_path, "run", f"{study}.toml", "--store", old)
-        assert run.wait() == 0, run.output
+        code, printed = here("run", f"{study}.toml", "--store", old)
+        assert code == 0, printed
     assert before <= rows(tmp_path)  # finished trials to the last digit
     with Store(old, read_only=True) as store:
         for study in STUDIES:
@@ -77,8 +77,8 @@ def test_every_study_of_an_old_store_goes_on_to_its_end(old: str, tmp_path: Path
             ours = results[results["version"].notna()]
             assert 0 < len(ours) < len(results)
     for command in (("status",), ("report", *STUDIES), ("export", "pareto"), ("findings",), ("claims",)):
-        look = Driver(tmp_path, *command, "--store", old)
-        assert look.wait() == 0, look.output
+        code, printed = here(*command, "--store", old)
+        assert code == 0, printed
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_results_of_two_arithmetics_are_not_mixed(
 def test_trials_carry_version_and_commit_of_who_measured_them(
     old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Driver(tmp_path, "run", "grid.toml", "--name", "again", "--reuse", "grid", "--store", old)
-    assert run.wait() == 0, run.output
+    code, printed = here("run", "grid.toml", "--name", "again", "--reuse", "grid", "--store", old)
+    assert code == 0, printed
     with Store(old, read_only=True) as store:
         trials = store.view("again").trials
     imported = trials["reused_from"].notna()

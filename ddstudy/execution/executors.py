@@ -251,7 +251,8 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     members = sum(job.options.members for job in jobs)
     kernels = fused.kernels_for(device) if on_gpu else None
     prior = prior_of(first.fit, first.case.measurement)
-    need = fused.memory(prior, rows * columns, members, threads, kernels)
+    samples = first.case.measurement.operated
+    need = fused.memory(prior, rows * columns, members, threads, kernels, config=first.config, samples=samples)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
         raise NoMemoryError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
 
@@ -306,7 +307,8 @@ def room_on(device: str, job: Job, workers: int) -> int:
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
     rows, columns = rows_and_columns(job.fit["tiling"])
     prior, members = prior_of(job.fit, job.case.measurement), job.options.members
-    most = fused.capacity(prior, rows * columns, device, min(free, (free + held) / workers))
+    samples, room = job.case.measurement.operated, min(free, (free + held) / workers)
+    most = fused.capacity(prior, rows * columns, device, room, config=job.config, samples=samples)
     return max(1, most // members)
 
 

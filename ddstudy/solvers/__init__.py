@@ -1,15 +1,16 @@
 """Fits: an ensemble of untrained networks is fitted to one measurement; a fit is a generator of snapshots.
 
-`fit` takes a `Problem` (arrays only: the measurement, inputs, starting weights) and a `Config`, and yields a `Snapshot`
-at each iteration asked for. Whoever consumes it decides what to do with a snapshot and may stop at any of them. No
-schedule depends on the total number of iterations, so a snapshot at 2,000 equals a fit that was asked for 2,000.
+`fit` takes a `Problem` (the measurement, inputs and starting weights as arrays, and the operator by which an image
+becomes the measurement) and a `Config`, and yields a `Snapshot` at each iteration asked for. Whoever consumes it
+decides what to do with a snapshot and may stop at any of them. No schedule depends on the total number of iterations,
+so a snapshot at 2,000 equals a fit that was asked for 2,000.
 
 `fit_together` fits several problems of equal shapes, a *pack*: their members go through the same launches, which fills
 a GPU, and each has the numbers of its own fit alone. Each ends when it likes; the others go on.
 
 Two solvers of one protocol (`base.Solver`) compute the same: `fused`, by hand-derived gradients in compiled kernels,
 and `torch_loop`, plain torch with autograd, for devices without kernels and as the oracle; it is called the `reference`
-engine in study files. `choose` says which one a device gets.
+engine in study files. `choose` says which one a device gets. `fidelity` has the loss through an operator.
 """
 
 from __future__ import annotations

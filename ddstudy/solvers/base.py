@@ -67,7 +67,8 @@ class Problem:
     @property
     def kind(self) -> tuple[object, ...]:
         """What problems that are fitted together have in common."""
-        return self.prior, self.inputs.shape[1:], self.measurement.shape, self.operator, self.shape
+        operator = None if self.operator is None else (self.operator, self.shape)
+        return self.prior, self.inputs.shape[1:], self.measurement.shape, operator
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Snapshot:
 
     @cached_property
     def outputs(self) -> NDArray[np.float32]:
-        """(M, T, C, h, w), in [0, 1] but for a linear head; of a fit on a GPU, to be asked for before the fit goes on."""
+        """(M, T, C, h, w), in [0, 1] but for a linear head; of a fit on a GPU, only until the fit goes on."""
         return self.fetch()
 
     def fetched(self) -> Snapshot:

@@ -247,7 +247,7 @@ class StudySpec(BaseModel):
         rules = set(self.values_of("fit.stop"))
         if "discrepancy" in rules and 0 in self.values_of("task.sigma"):
             raise ValueError("fit.stop = 'discrepancy' needs task.sigma, the noise level, above 0")
-        if "wmv" in rules and max(self.values_of("fit.check_every")) > 50:
+        if "wmv" in rules and any(int(every) > 50 for every in self.values_of("fit.check_every")):
             raise ValueError(
                 "fit.stop = 'wmv' compares outputs of the last 100 iterations: fit.check_every must be <= 50"
             )

@@ -427,11 +427,11 @@ def _means(curve: dict[str, list[object]]) -> dict[int, float]:
 
 def _packed(measurement: Measurement) -> bytes:
     """The numbers that a solver is handed, and those that are held out, as .npz."""
-    arrays = {"samples": measurement.samples}
-    if measurement.held_out is not None:
-        arrays["held_out"] = measurement.held_out
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    file, held_out = io.BytesIO(), measurement.held_out
+    if held_out is None:
+        np.savez_compressed(file, samples=measurement.samples)
+    else:
+        np.savez_compressed(file, samples=measurement.samples, held_out=held_out)
     return file.getvalue()
 
 

@@ -85,9 +85,10 @@ def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str 
         return prior.k * sum(h * w for h, w in prior.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
 
     largest = max(budgets_by_fit(spec.search_space), key=size)
-    members = spec.at(largest).fit.members
-    prior = prior_of(largest, case_of(spec, target, largest).measurement)
-    return memory(prior, tiles(largest["tiling"]), members, members, kernels_for(device))
+    work = job(spec, target, largest, ())
+    members, measurement = work.options.members, work.case.measurement
+    prior, kernels, samples = prior_of(largest, measurement), kernels_for(device), measurement.operated
+    return memory(prior, tiles(largest["tiling"]), members, members, kernels, config=work.config, samples=samples)
 
 
 def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:

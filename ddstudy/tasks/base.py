@@ -53,6 +53,11 @@ class Measurement:
     held_out: NDArray[np.float32] | None = None
     head: Literal["sigmoid", "linear"] = "sigmoid"
 
+    @property
+    def operated(self) -> int:
+        """Samples that an operator makes of an image; 0 without one, where images are compared as they are."""
+        return 0 if self.operator is None else self.samples.size
+
     @classmethod
     def of(cls, image: NDArray[np.float32]) -> Measurement:
         """An image (C, H, W) in [0, 1], or a noisy one, that is measured as it is."""

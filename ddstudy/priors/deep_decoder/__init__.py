@@ -1,8 +1,8 @@
 """The Deep Decoder (thesis sec. 2.2): its geometry, size, cost and random start; `network` has it in torch.
 
 A decoder is l blocks of 1x1 convolution, bilinear upsampling, ReLU and instance normalisation (Eq. 2.1), then a 1x1
-convolution to the image's channels and a sigmoid (Eq. 2.2), or nothing where images are not in [0, 1]. Sizes grow geometrically from the input's to the
-tile's, so that any scale factor s and any number of blocks l fit together.
+convolution to the image's channels and a sigmoid (Eq. 2.2), or no sigmoid where images are not in [0, 1]. Sizes grow
+geometrically from the input's to the tile's, so that any scale factor s and any number of blocks l fit together.
 """
 
 from __future__ import annotations

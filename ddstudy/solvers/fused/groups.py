@@ -14,20 +14,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.solvers.base import Config, Jitter, Problem, State, set_on_exit
-from ddstudy.solvers.fused.kernels import Array, Kernels
+from ddstudy.solvers.fused.kernels import Array, Fidelity, Kernels
 from ddstudy.solvers.fused.step import Step
-
-if TYPE_CHECKING:
-    import torch
-
-    from ddstudy.solvers.fidelity import Fidelity
 
 _log = logging.getLogger("ddstudy")
 
@@ -113,7 +108,7 @@ class _Ensemble:
             if some.operator is None:
                 self.measurements = _measurements(self.problems, self.kernels)
             else:
-                self.fidelities = _fidelities(self.problems, self.kernels.tensor(self.steps[0].outputs).device)
+                self.fidelities = {i: self.kernels.Fidelity(problem) for i, problem in self.problems.items()}
             for step in self.steps:
                 first = self._group(parts[0], step)
                 first.iterate(step)
@@ -163,7 +158,7 @@ class _Ensemble:
                 for index in group.rows.keys() & set(indices):
                     outputs = on_device[group.rows[index]]
                     if index in self.fidelities:
-                        losses, ranges = self.fidelities[index].summary(self.kernels.tensor(outputs))
+                        losses, ranges = self.fidelities[index].summary(outputs)
                     else:
                         losses, ranges = self.kernels.summary(outputs, *self.measurements[index])
                     fetch = partial(self._fetch, outputs, self.advances) if self.kernels.BATCHED else outputs.copy
@@ -216,12 +211,6 @@ def _measurements(problems: Mapping[int, Problem], kernels: Kernels) -> dict[int
         pixels = None if problem.pixels is None else kernels.from_numpy(problem.pixels, "int64")
         made[index] = _Measurement(tiles, pixels)
     return made
-
-
-def _fidelities(problems: Mapping[int, Problem], device: torch.device) -> dict[int, Fidelity]:
-    from ddstudy.solvers.fidelity import Fidelity  # torch is heavy, and not needed without operator
-
-    return {index: Fidelity(problem, device) for index, problem in problems.items()}
 
 
 def _joined(states: list[State]) -> State:
@@ -299,10 +288,9 @@ class _Group:
 
     def _fit_samples(self, step: Step) -> Array:
         """Losses of A x, and their gradient."""
-        outputs = self.kernels.tensor(step.forward(self.current_inputs, self.weights))
-        losses, grad_outputs = self.kernels.tensor(self.losses), self.kernels.tensor(self.measurement)
+        outputs = step.forward(self.current_inputs, self.weights)
         for fidelity, rows in self.fidelities:
-            fidelity.gradient(outputs[rows], losses[rows], grad_outputs[rows])
+            fidelity.gradient(outputs[rows], self.losses[rows], self.measurement[rows])
         step.backward(self.current_inputs, self.weights, self.measurement, self.gradients)
         return self.losses
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import torch
+from ddstudy.solvers.base import Problem
 
+if TYPE_CHECKING:
     from ddstudy.solvers.fused.step import Step
 
 Array: TypeAlias = Any  # where the kernels compute: a numpy array, or a tensor on a GPU
@@ -52,6 +52,19 @@ class Average(Protocol):
 
     def update(self, outputs: Array, /) -> None:
         """Takes in outputs (M, T, C, h, w)."""
+
+
+class Fidelity(Protocol):
+    """The loss of a problem with an operator; made of the problem. Threads share it."""
+
+    def gradient(self, outputs: Array, losses: Array, grad_outputs: Array, /) -> None:
+        """Writes losses (M,) of outputs (M, T, C, h, w), and their gradient but for what is no pixel of the slice.
+
+        Of all members of the problem that are computed together.
+        """
+
+    def summary(self, outputs: Array, /) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `ddstudy.solvers.base.Snapshot` has them."""
 
 
 class Kernels(Protocol):
@@ -102,9 +115,6 @@ class Kernels(Protocol):
     def write(self, into: Array, values: NDArray[Any], /) -> None:
         """Overwrites an array with one of numpy, once what was asked for so far has read it."""
 
-    def tensor(self, values: Array, /) -> torch.Tensor:
-        """The same memory as a tensor of torch."""
-
     def to_planes(self, values: NDArray[Any], /) -> NDArray[Any]:
         """Feature maps (..., channels, rows, columns) in the order of `plane`."""
 
@@ -137,6 +147,10 @@ class Kernels(Protocol):
     @property
     def Average(self) -> Callable[[Array, float], Average]:  # noqa: N802
         """Makes the average of outputs like the first ones, and `Config.average`."""
+
+    @property
+    def Fidelity(self) -> Callable[[Problem], Fidelity]:  # noqa: N802
+        """Makes the loss of a problem with an operator."""
 
     def forward(self, step: Step, i: int, inputs: Array, weights: Array, /) -> None:
         """Block i: products, upsampling, ReLU, and what the normalisation that follows needs.

@@ -24,7 +24,7 @@ from llvmlite import binding
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import EPS
-from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Problem
 from ddstudy.solvers.base import summary as summary_of
 from ddstudy.solvers.fused.simd import (
     LANES_1,
@@ -45,8 +45,6 @@ from ddstudy.solvers.fused.simd import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from ddstudy.solvers.fused.step import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
@@ -114,13 +112,6 @@ def to_numpy(values: NDArray[Any]) -> NDArray[Any]:
 def summary(outputs: NDArray[Any], measurement: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
     """See `ddstudy.solvers.base.summary`."""
     return summary_of(outputs, measurement[0], pixels)
-
-
-def tensor(values: NDArray[Any]) -> torch.Tensor:
-    """The same memory as a tensor of torch, which is not imported before."""
-    import torch
-
-    return torch.from_numpy(values)
 
 
 def write(into: NDArray[Any], values: NDArray[Any]) -> None:
@@ -319,28 +310,31 @@ def _activate(logits, s0, constant, image, i0, grad_logits, p0, outputs, o0, sca
 
     With `GRADIENT`, outputs are there already. What is NaN in a measurement has no error.
     """
-    one = same(1.0, logits, lanes)
-    given = load(image, i0, lanes)
+    one, squares = same(1.0, logits, lanes), logits.dtype.type(0)
     if mode == GRADIENT:
         output = load(outputs, o0, lanes)
-        error, grad = same(0.0, logits, lanes), given
     else:
         output = load(logits, s0, lanes) + same(constant, logits, lanes)
         if sigmoid:
             output = one / (one + exp(same(0.0, logits, lanes) - output))
         store(outputs, o0, output)
-        error = where_number(given, output - given)
+    if mode == OUTPUT:
+        return squares, squares
+    grad = load(image, i0, lanes)
+    if mode == MSE:
+        error = where_number(grad, output - grad)
+        squares = total(error * error)
         grad = same(scale, logits, lanes) * error
     if sigmoid:
         grad = grad * output * (one - output)
     store(grad_logits, p0, grad)
     store(logits, s0, grad)
-    return total(error * error), total(grad)
+    return squares, total(grad)
 
 
 @_compiled
-def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outputs, head, losses, dy_sums, mode, sigmoid,
-          ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
+def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outputs, head, losses, dy_sums, mode,
+          sigmoid, ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = z.shape
     C, H, W = grad_logits.shape[2:]
     K = head.shape[-1]
@@ -402,13 +396,15 @@ def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outpu
                         x = 0
                         while x + 16 <= n:
                             error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
-                                                     place + x, outputs, place + x, scale, mode, sigmoid, LANES_16)  # fmt: skip
+                                                    place + x, outputs, place + x, scale, mode, sigmoid,
+                                                    LANES_16)  # fmt: skip
                             losses[m] += error
                             sum_grad_logits[o] += grad
                             x += 16
                         while x < n:
                             error, grad = _activate(logits, here + x, constants[o], image, there + x, grad_logits,
-                                                     place + x, outputs, place + x, scale, mode, sigmoid, LANES_1)  # fmt: skip
+                                                    place + x, outputs, place + x, scale, mode, sigmoid,
+                                                    LANES_1)  # fmt: skip
                             losses[m] += error
                             sum_grad_logits[o] += grad
                             x += 1
@@ -595,6 +591,31 @@ def _average(mean, weights, share):
             mean[m, i] += share * (weights[m, i] - mean[m, i])
 
 
+@_compiled
+def _residual(predicted, samples, i, scale, residuals, sums, lanes):
+    """One vector of residuals, 0 where a sample is NaN: stores them times a scale, and adds their squares to sums."""
+    given = load(samples, i, lanes)
+    residual = where_number(given, load(predicted, i, lanes) - given)
+    store(residuals, i, same(scale, samples, lanes) * residual)
+    return fma(residual, residual, sums)
+
+
+@_compiled
+def _residuals(predicted, samples, scale, residuals):
+    """Residuals times a scale, and the sum of their squares."""
+    squares, i = 0.0, 0
+    while i + 16 <= samples.size:
+        sums, end = same(0.0, samples, LANES_16), min(i + 1024, samples.size)
+        while i + 16 <= end:
+            sums = _residual(predicted, samples, i, scale, residuals, sums, LANES_16)
+            i += 16
+        squares += total(sums)
+    while i < samples.size:
+        squares += total(_residual(predicted, samples, i, scale, residuals, same(0.0, samples, LANES_1), LANES_1))
+        i += 1
+    return squares
+
+
 class Scratch:
     """Small work arrays of a step, and the arguments of its kernels, made once."""
 
@@ -648,7 +669,8 @@ def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> Non
     rows, columns = step.axes[-1]
     _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.measured, step.grad_logits,
           step.outputs, step.head, step.losses, scratch.dy_sums, mode, step.prior.head == "sigmoid", rows.start,
-          rows.fraction, columns.start, columns.fraction, scratch.segment, scratch.logits, scratch.partial, scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
+          rows.fraction, columns.start, columns.fraction, scratch.segment, scratch.logits, scratch.partial,
+          scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
 
 
 def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> None:
@@ -714,3 +736,42 @@ class Average:
         members = len(outputs)
         _average(self.mean.reshape(members, -1), outputs.reshape(members, -1), outputs.dtype.type(self.share))
         self.share = self.later
+
+
+class Fidelity:
+    """Data fidelity with an operator, of one member at a time; see `ddstudy.solvers.fidelity.Fidelity`.
+
+    Of torch there are the operator's own calls only: a small iteration takes no longer than some dozens of calls.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        import torch
+
+        from ddstudy.solvers import fidelity
+
+        assert problem.operator is not None
+        self._operator, self._pixels, self._shape = problem.operator, problem.pixels, problem.shape
+        self._samples = problem.measurement.ravel()
+        self._samples_shape, self._count = (1, *problem.measurement.shape), problem.measured
+        self._tensor, self._in_torch = torch.from_numpy, fidelity.Fidelity(problem, "cpu")
+
+    def gradient(self, outputs: NDArray[Any], losses: NDArray[np.float64], grad_outputs: NDArray[Any]) -> None:
+        """See `ddstudy.solvers.fidelity.Fidelity.gradient`; of one member."""
+        if self._pixels is None:
+            images = outputs[:, 0]
+        else:
+            assert self._shape is not None
+            images = outputs.reshape(-1)[self._pixels].reshape(1, *self._shape)
+        predicted = self._operator.forward(self._tensor(images)).numpy()
+        residuals = np.empty(self._samples_shape, np.float32)
+        squares = _residuals(predicted.reshape(-1), self._samples, 2 / self._count, residuals.reshape(-1))
+        losses[0] = squares / self._count
+        grad_images = self._operator.adjoint(self._tensor(residuals)).numpy()
+        if self._pixels is None:
+            grad_outputs[:, 0] = grad_images
+        else:
+            grad_outputs.reshape(-1)[self._pixels] = grad_images.reshape(-1)
+
+    def summary(self, outputs: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """See `ddstudy.solvers.fidelity.Fidelity.summary`."""
+        return self._in_torch.summary(self._tensor(outputs))

@@ -38,7 +38,8 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import EPS
-from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Problem
+from ddstudy.solvers.fidelity import Fidelity
 
 if TYPE_CHECKING:
     from ddstudy.solvers.fused.step import Axis, Step
@@ -309,8 +310,8 @@ def _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta, c, inside, pixels, K: t
 
 @triton.jit(do_not_specialize=_SIZES)
 def _head_gradient(weights, gradients, affine, partial, sums, losses, measured, alpha_beta, parts, parameters, norm,
-                   at, k, pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr, CHANNELS: tl.constexpr,
-                   ROWS: tl.constexpr, ERRORS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                   at, k, pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr,
+                   CHANNELS: tl.constexpr, ROWS: tl.constexpr, ERRORS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients of the head and of the normalisation before it, and the loss. Programs (channels, member)."""
     block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c, o = block * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, COLOURS)
@@ -831,9 +832,9 @@ class TritonKernels:
         """Overwrites an array, in the order of the thread's stream."""
         into.copy_(torch.from_numpy(np.ascontiguousarray(values)))
 
-    def tensor(self, values: torch.Tensor) -> torch.Tensor:
-        """Itself."""
-        return values
+    def Fidelity(self, problem: Problem) -> Fidelity:  # noqa: N802 - makes one, as a class would
+        """Data fidelity of a problem with an operator, for the device."""
+        return Fidelity(problem, self.device)
 
     def rows_kept(self, height: int, last: bool) -> int:
         """All, as one product makes them."""
@@ -926,9 +927,9 @@ class TritonKernels:
             _head[(split.parts, work.units, C)](
                 step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.measured,
                 step.grad_logits, step.outputs, work.head_partial, work.head_sums, *work.upsampling(i - 1), h, w, H, W,
-                split.tall, work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels, GRADIENTS=mode != self.OUTPUT,
-                ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses), SIGMOID=prior.head == "sigmoid",
-                num_warps=work.tuning.head[2],
+                split.tall, work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels,
+                GRADIENTS=mode != self.OUTPUT, ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses),
+                SIGMOID=prior.head == "sigmoid", num_warps=work.tuning.head[2],
             )  # fmt: skip
             if mode == self.OUTPUT:
                 return
