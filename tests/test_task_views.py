@@ -365,6 +365,19 @@ def test_outputs_of_a_task_are_shown_beside_what_was_measured(views):
     assert [picture.caption.partition(":")[0] for picture in named.pictures[0]] == ["uniform", "blur3"]
 
 
+def test_levels_without_a_stable_setting_are_named(views):
+    view = views["levels"]
+    whole = panel("by_level").show([view])
+    assert "no setting is stable" not in whole.sentence
+    assert whole.sentence.endswith(" Settings are averaged over 2 measurements.")
+    assert [line.name for line in whole.figure.data].count("best of another level") == len(SIGMAS)
+    trials = view.trials.assign(stable=view.trials["stable"] & view.trials["task.sigma"].eq(0.1))
+    shown = panel("by_level").show([dataclasses.replace(view, trials=trials)])
+    assert shown.sentence.endswith(" At 0.05, 0.2 no setting is stable so far.")
+    assert "thin" not in shown.sentence
+    assert panel("by_level", x="task.acceleration").show([view]).never
+
+
 def test_the_marks_on_a_curve_are_answer_and_best_check(views):
     view = views["levels"]
     figure = panel("stopping").show([view]).figure

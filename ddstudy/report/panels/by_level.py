@@ -10,7 +10,7 @@ from pydantic import Field
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, inverse
 from ddstudy.report.panels.base import Axis, Filtered, Panel, Shown, Table, settings_of, whose
-from ddstudy.report.words import title_of
+from ddstudy.report.words import text_of, title_of
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import MetricName
 
@@ -48,13 +48,15 @@ class ByLevel(Filtered):
         table = inverse.by_level(trials, level, y, axes, groups)
         setting = [axis for axis in inverse.setting_axes(view.axes) if len(space[axis]) > 1]
         sentence = f"{title_of(y)} of the best stable setting at each {name}"
-        sentence += ", and what that setting is worth at the others (thin)" * (len(table) > 1)
+        sentence += ", and what that setting is worth at the others (thin)" * (table[level].nunique() > 1)
         if table["baseline"].notna().any():
             sentence += "; dotted, the measurement itself without any fit"
         cases = int(table["cases"].max()) if len(table) else 1
         sentence += f". Settings are averaged over {cases} measurements." if cases > 1 else "."
         if table.empty:
             return Shown(sentence, missing=f"Filled by {whose(y)[1]}.")
+        if absent := [text_of(value) for value in space[level] if value not in set(table[level])]:
+            sentence += f" At {', '.join(absent)} no setting is stable so far."
         lines = inverse.carried(trials, level, y, axes, groups)
         columns = {axis: axis for axis in [*groups, level]} | {title_of(y): y}
         if table["baseline"].notna().any():
