@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
-from ddstudy.images.metrics import METRICS
 from ddstudy.report import figures, inverse
 from ddstudy.report.panels.base import Axis, Filtered, Panel, Shown, Table, settings_of, whose
 from ddstudy.report.words import text_of, title_of
@@ -45,6 +45,8 @@ class ByLevel(Filtered):
         groups = [axis for axis in levels if axis != level]
         axes = {axis: space[axis] for axis in view.axes}
         trials, name = self.filter(view.trials), OPTIONS[level].label
+        if y != view.spec.quality:
+            trials = trials.assign(baseline=math.nan)  # which is in that metric
         table = inverse.by_level(trials, level, y, axes, groups)
         setting = [axis for axis in inverse.setting_axes(view.axes) if len(space[axis]) > 1]
         sentence = f"{title_of(y)} of the best stable setting at each {name}"
@@ -60,7 +62,7 @@ class ByLevel(Filtered):
         lines = inverse.carried(trials, level, y, axes, groups)
         columns = {axis: axis for axis in [*groups, level]} | {title_of(y): y}
         if table["baseline"].notna().any():
-            columns |= {"measurement (dB)": "baseline"} | ({"gain (dB)": "gain"} if METRICS[y].unit == "dB" else {})
+            columns |= {"measurement (dB)": "baseline", "gain (dB)": "gain"}
         columns |= {axis: axis for axis in setting} | {"at an end of its list": "ends", "settings": "settings"}
         drawn = figures.by_level(table, lines, level, y, groups, setting)
         return Shown(sentence, drawn, Table(settings_of(table, [*groups, level, *setting]), columns))
