@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import setup_testing_defaults
 
+import clusters
 import drivers
 import numpy as np
+import pandas as pd
 import pytest
 from drivers import Driver
 from points import fit_of
 
+import ddstudy
+from ddstudy import dashboard
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
@@ -25,6 +31,9 @@ from ddstudy.store.database import Store
 from ddstudy.study import planner
 from ddstudy.study.evaluate import Check, Job, Result, evaluate
 from ddstudy.tasks.cases import case_of
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 MakeSpec = Callable[..., StudySpec]
 FIT = fit_of(8, 4, 2, "uniform", "1x1")
@@ -253,3 +262,59 @@ def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path, task: str) -
     stored = np.load(view.images[next(iter(view.records)).number]["measurement.npz"])
     measurement = case_of(spec, load_targets(spec), setting).measurement
     np.testing.assert_array_equal(stored["samples"], measurement.samples)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with clusters.cluster() as made:
+        yield made
+
+
+def numbers(study: ddstudy.Study) -> pd.DataFrame:
+    """What was measured of each setting, but for time and place."""
+    measured = ["psnr", "judge", "judge_1dd", "spread_percent", "cv_percent", "ssim", "chosen_iteration"]
+    return study.trials.set_index([*study.view.axes])[measured].sort_index()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_ray_and_postgresql_give_the_numbers_of_here_and_lists_grow(
+    tmp_path: Path, postgres_url: str, cluster: Cluster, task: str
+) -> None:
+    write_study(tmp_path, task)
+    path, images = tmp_path / "study.toml", tmp_path / "images"
+    here = ddstudy.run(path, store=f"sqlite:///{tmp_path}/store.db", workers=1, threads=1)
+    there = ddstudy.run(path, store=postgres_url, artifacts=images, ray=cluster.address)
+    pd.testing.assert_frame_equal(numbers(here), numbers(there), check_exact=True)
+    path.write_text(path.read_text().replace("k = [4, 8]", "k = [2, 4, 8]"))
+    more = ddstudy.run(path, name="more", reuse="study", store=postgres_url, artifacts=images)
+    reused = more.trials["reused_from"].notna()
+    assert (len(more.trials), int(reused.sum())) == (24, 16)
+    pd.testing.assert_frame_equal(numbers(more).loc[numbers(there).index], numbers(there), check_exact=True)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_search_prunes_by_the_judge_and_the_dashboard_shows_it(tmp_path: Path, task: str) -> None:
+    write_study(tmp_path, task)
+    text = (
+        (tmp_path / "study.toml").read_text().replace("[20, 40]", "[40]").replace("check_every = 20", "check_every = 5")
+    )
+    search = '[search]\nsampler = "tpe"\npruner = "median"\n\n[judge]\nagainst = "held_out"\n'
+    (tmp_path / "study.toml").write_text(f"{search}{text}")
+    store = f"sqlite:///{tmp_path}/store.db"
+    study = ddstudy.run(tmp_path / "study.toml", store=store, trials=8, workers=1, threads=1)
+    assert study.spec.objectives == {"judge": "maximize"}
+    trials = study.trials
+    assert len(trials) == 8
+    whole = trials[trials["iterations_done"] == 40]
+    assert whole["judge"].notna().all()
+    assert trials.loc[trials["reason"].str.contains("pruner", na=False), "judge_1dd"].notna().all()
+    assert (study.best.loc["judge", "judge"] == whole.loc[whole["stable"].eq(True), "judge"]).any()
+    with closing(Store(store, read_only=True)) as opened:
+        shown = dashboard.app(opened.storage, opened.artifacts)
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        environ["PATH_INFO"] = "/api/studies/1"
+        told: list[str] = []
+        body = b"".join(shown(environ, lambda status, *_: told.append(status) or (lambda _: None)))
+    assert told[0].startswith("200")
+    assert b"judge" in body
