@@ -163,7 +163,9 @@ def fit(
     assert isinstance(of, Target)  # since there is no axis
     (setting,) = spec.search_space
     if tell:
-        tell(f"Fitting {setting.fit.id} to {of.name}, {spec.fit.members} members, {iterations} iterations")
+        done = f"Reconstructing {of.name} ({spec.task.kind}) by" if spec.is_task else "Fitting"
+        to = "" if spec.is_task else f" to {of.name}"
+        tell(f"{done} {setting.fit.id}{to}, {spec.fit.members} members, {iterations} iterations")
     job = planner.job(spec, of, setting.fit, (setting["iterations"],))
     if from_file:
         job = replace(job, case=_unjudged(of, spec))

@@ -172,6 +172,12 @@ def test_the_best_of_a_level_is_found_by_comparing_all(views):
     assert table["iterations"].tolist() == [160, 80, 40]
 
 
+def test_what_is_measured_is_told_from_what_is_chosen():
+    axes = ["k", "target.slice", "task.sigma", "task.coils", "task.consistency", "task.loss_filter", "fit.stop"]
+    assert inverse.case_axes(axes) == ["target.slice", "task.sigma", "task.coils"]
+    assert inverse.setting_axes(axes) == ["k", "task.consistency", "task.loss_filter", "fit.stop"]
+
+
 def test_a_carried_setting_is_the_best_at_home_only(views):
     view = views["levels"]
     axes = {axis: view.spec.search_space[axis] for axis in view.axes}
@@ -363,6 +369,24 @@ def test_outputs_of_a_task_are_shown_beside_what_was_measured(views):
     ]
     named = panel("outputs", facets=["noise"]).show([views["levels"]])
     assert [picture.caption.partition(":")[0] for picture in named.pictures[0]] == ["uniform", "blur3"]
+
+
+def test_levels_without_a_stable_setting_are_named(views):
+    view = views["levels"]
+    whole = panel("by_level").show([view])
+    assert "no setting is stable" not in whole.sentence
+    assert whole.sentence.endswith(" Settings are averaged over 2 measurements.")
+    assert [line.name for line in whole.figure.data].count("best of another level") == len(SIGMAS)
+    names = {
+        y: {line.name for line in panel("by_level", y=y).show([view]).figure.data}
+        for y in ("psnr", "psnr_foreground", "judge")
+    }
+    assert [y for y in names if "measurement" in names[y]] == ["psnr"]  # in which it is known
+    trials = view.trials.assign(stable=view.trials["stable"] & view.trials["task.sigma"].eq(0.1))
+    shown = panel("by_level").show([dataclasses.replace(view, trials=trials)])
+    assert shown.sentence.endswith(" At 0.05, 0.2 no setting is stable so far.")
+    assert "thin" not in shown.sentence
+    assert panel("by_level", x="task.acceleration").show([view]).never
 
 
 def test_the_marks_on_a_curve_are_answer_and_best_check(views):

@@ -436,7 +436,7 @@ def by_level(
             line={"width": 2},
             hovertemplate=f"%{{text}}: {value}",
         )
-        if (known := rows.dropna(subset=["baseline"])).shape[0] and METRICS[metric].unit == "dB":
+        if len(known := rows.dropna(subset=["baseline"])):
             figure.add_scatter(
                 name=html.escape(", ".join(filter(None, ["measurement", words]))),
                 x=known[level].tolist(),

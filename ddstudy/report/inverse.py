@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
 
 LEVELS = ("task.sigma", "task.acceleration", "task.share", "task.factor")  # that make a task harder or easier
+_CHOSEN = ("task.loss_filter", "task.sensitivities", "task.consistency")  # how a measurement is used, not what it is
 _REPEATS = ("task.seed",)  # and axes of the target: over these, a setting is averaged
 
 
 def case_axes(axes: Sequence[str]) -> list[str]:
     """Those of some axes that say what is measured; the others are the setting's."""
-    return [axis for axis in axes if axis.startswith(("task.", "target."))]
+    return [axis for axis in axes if axis.startswith(("task.", "target.")) and axis not in _CHOSEN]
 
 
 def setting_axes(axes: Sequence[str]) -> list[str]:
@@ -60,7 +61,7 @@ def by_level(
 
     Returns:
         One row per group and level, in their order: these axes, `settings` that were compared, `cases` that each is a
-        mean over, the metric, `baseline` (the measurement itself, NaN where it is not known), `gain` over that, the
+        mean over, the metric, `baseline` (of the measurement itself, NaN where it is not known), `gain` over that, the
         best setting (the axes), and in `ends` the axes on whose first or last listed value it stands, so that a value
         beyond might be better; lists of one or two values have no inside.
     """
