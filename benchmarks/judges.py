@@ -30,9 +30,9 @@ def study(against: str, seeds: int) -> dict[str, object]:
         "task": {"kind": "denoise"},
         "judge": {"against": against},
         "space": {
-            "k": [8, 16, 32],
-            "s": [4, 8],
-            "l": [2, 4],
+            "k": [16, 32, 64],
+            "s": [8],
+            "l": [3],
             "iterations": [100, 200, 400, 800, 1600],
             "noise": ["uniform", "blur3"],
             "task.sigma": [0.05, 0.1],
