@@ -17,8 +17,8 @@ from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
 
 # files that take long, the longest first: whole files are shared out, and the last must not be a long one
-LONG = [f"test_{name}" for name in ("ray", "runner", "faults", "cli", "kernels_cuda", "views", "dashboard", "axes",
-                                    "report", "damage", "together", "store", "executors", "metrics")]  # fmt: skip
+LONG = [f"test_{name}" for name in ("ray", "cli", "views", "kernels_cuda", "faults", "axes", "runner", "dashboard",
+                                    "damage", "samplers", "together", "store", "report", "findings")]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

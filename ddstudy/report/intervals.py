@@ -1,6 +1,7 @@
 """How sure a mean or a count is: intervals and tests that hold their level where data are few.
 
-`benchmarks/finding_levels.py` measures what each of them holds.
+`benchmarks/finding_levels.py` measures what each of them holds. scipy.stats takes a second to import, which only those
+wait for who ask.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.05
 _RESAMPLES = 9_999
@@ -50,6 +50,8 @@ class Mean:
         fewest = 2.0 ** (1 - np.count_nonzero(self.values != value))
         if not self.error > 0:  # all are equal, or there is one only
             return min(1.0, fewest)
+        from scipy import stats
+
         t = (self.mean - value) / self.error
         beyond = min(np.count_nonzero(self.studentised >= t), np.count_nonzero(self.studentised <= t))
         bootstrap = 2 * (1 + beyond) / (1 + _RESAMPLES)
@@ -64,6 +66,8 @@ def mean_of(numbers: ArrayLike) -> Mean:
         return Mean(values, mean, np.nan, np.empty(0), np.nan, np.nan)
     if np.ptp(values) == 0:
         return Mean(values, mean, 0.0, np.empty(0), mean, mean)
+    from scipy import stats
+
     error = float(values.std(ddof=1)) / count**0.5 * (1 + 8 / count**2)
     shares, centred = _resamples(count), values - mean
     means = shares @ centred
@@ -87,6 +91,8 @@ def _resamples(count: int) -> NDArray[np.float64]:
 
 def share(cases: int, of: int) -> tuple[float, float, float]:
     """A share and its exact 95 % interval (Clopper and Pearson)."""
+    from scipy import stats
+
     interval = stats.binomtest(cases, of).proportion_ci(method="exact")
     return cases / of, float(interval.low), float(interval.high)
 
@@ -103,6 +109,8 @@ def at_least(cases: int, chances: ArrayLike) -> float:
 
 def rarer(cases: int, of: int, cases_there: int, of_there: int) -> float:
     """One-sided p-value of Fisher's exact test: cases are as common here as there."""
+    from scipy import stats
+
     table = [[cases, of - cases], [cases_there, of_there - cases_there]]
     return float(stats.fisher_exact(table, alternative="less").pvalue)
 
