@@ -30,6 +30,7 @@ from ddstudy.store.database import Store
 from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import Job, Result, device_name
 from ddstudy.study.samplers import sampler
+from ddstudy.tasks.cases import Case
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 MakeSpec = Callable[..., StudySpec]
@@ -327,8 +328,9 @@ sys.stdin.read()
         assert other.stdout is not None
         assert other.stdout.readline() == "full\n"
         work = make_job()
-        big = Target(work.target.image.repeat(40, axis=1).repeat(40, axis=2).copy(), "big", None)  # 3.8 MB
-        pool.submit("big", replace(work, target=big))
+        image = work.case.measurement.samples.repeat(40, axis=1).repeat(40, axis=2).copy()
+        big = Case.of(Target(image, "big", None))  # 3.8 MB, twice
+        pool.submit("big", replace(work, case=big))
         ends = [event for _, event in pool.events() if isinstance(event, Failed | Finished | Result)]
         assert [type(event) for event in ends] == [Result, Result, Finished]
         other.communicate()

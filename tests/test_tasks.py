@@ -202,6 +202,20 @@ def test_what_cannot_be_is_refused(tables: dict[str, Any], expected: str) -> Non
     assert expected in str(caught.value)
 
 
+def test_task_and_rule_as_axes_change_no_identity_at_their_defaults() -> None:
+    lists = {"k": [4], "s": [4], "l": [2], "iterations": [10]}
+    (old,) = parse_spec({"name": "x", "space": lists}, "x").search_space
+    kinds = lists | {"task.kind": ["represent", "inpaint", "mri"], "task.share": [0.5, 0.2], "task.coils": [1, 4]}
+    settings = list(parse_spec({"name": "x", "space": kinds}, "x").search_space)
+    ids = [setting.id.removeprefix("k4-s4-l2-uniform-1x1").removesuffix("-i10") for setting in settings]
+    assert sorted(ids) == ["", "-inpaint", "-inpaint-share0.2", "-mri", "-mri-coils4"]
+    assert settings[ids.index("")].fit.digest == old.fit.digest
+    rules = lists | {"fit.stop": ["budget", "emv"], "fit.patience": [1000, 200]}
+    space = parse_spec({"name": "x", "task": {"kind": "inpaint"}, "space": rules}, "x").search_space
+    ids = [setting.id.removeprefix("k4-s4-l2-uniform-1x1").removesuffix("-i10") for setting in space]
+    assert sorted(ids) == ["", "-stop-emv", "-stop-emv-patience200"]
+
+
 STUDY = """
 [target]
 file = "picture.npy"

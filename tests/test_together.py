@@ -246,7 +246,7 @@ def test_metrics_of_a_fit_on_another_device_are_computed_while_it_goes_on(
 ) -> None:
     """The same events in the same order; of a fit that is timed, nothing goes on beside it."""
     one_more = threading.Event()  # the fit was looked at after its first budget
-    real, fits = module._values, module.fit_together
+    real, fits = module._Tracker._quality, module.fit_together
 
     def blocked(*arguments: Any) -> Any:
         assert one_more.wait(20)
@@ -262,7 +262,7 @@ def test_metrics_of_a_fit_on_another_device_are_computed_while_it_goes_on(
     monkeypatch.setattr(module, "device_name", lambda _: "here or there")
     expected = [plain(event) for event in evaluate(job, device="cpu", threads=1)]
     monkeypatch.setattr(module, "fit_together", elsewhere)
-    monkeypatch.setattr(module, "_values", blocked)
+    monkeypatch.setattr(module._Tracker, "_quality", blocked)
     monkeypatch.setattr(module, "choose", lambda *_: choose("cpu"))
     assert [plain(event) for event in evaluate(job, device="mps", threads=1)] == expected
     one_more.clear()
@@ -274,7 +274,7 @@ def test_metrics_of_a_fit_on_another_device_are_computed_while_it_goes_on(
 def test_what_a_fit_had_reached_is_a_result_also_where_it_fails_before_its_metrics_are_there(
     make_jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed, real, fits = threading.Event(), module._values, module.fit_together
+    failed, real, fits = threading.Event(), module._Tracker._quality, module.fit_together
 
     def late(*arguments: Any) -> Any:
         assert failed.wait(20)
@@ -288,7 +288,7 @@ def test_what_a_fit_had_reached_is_a_result_also_where_it_fails_before_its_metri
             yield index, snapshot
 
     monkeypatch.setattr(module, "fit_together", breaks)
-    monkeypatch.setattr(module, "_values", late)
+    monkeypatch.setattr(module._Tracker, "_quality", late)
     monkeypatch.setattr(module, "choose", lambda *_: choose("cpu"))
     events = evaluate(make_jobs()[0], device="mps", threads=1)
     seen = [next(events) for _ in range(5)]

@@ -347,9 +347,10 @@ class _Tracker:
         values["dead_members"] = state.dead
         if state.waited is not None:
             values |= {"waited_percent": state.waited, "disturbed": state.waited > DISTURBED_PERCENT}
+        ended = state.stopped or state.answered
         made, left = [], None if self.is_copy else self._residual(mean)
         for budget in sorted(self.budgets):
-            if budget == check.iteration or (self.over and budget > check.iteration):
+            if budget == check.iteration or (ended and budget > check.iteration):
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = state.stopped and (budget > check.iteration or not check.psnr_members)
                 each = members if self.job.every_member else None
@@ -373,7 +374,7 @@ class _Tracker:
             for kind, scores in found.items():
                 values |= {column: scores[name] for name, column in COLUMNS[kind].items() if name in scores}
         scores_of = state.check.psnr_members
-        if self.chosen is not None:
+        if state.iteration != state.check.iteration:
             joined = self._joined(state.outputs)
             scores_of = self._scores(joined, members)
         name = "psnr" if self.job.case.judge.against == "truth" else "judge"
