@@ -7,8 +7,7 @@ zero-filled reconstruction, the root of the coils' sum of squares, of which the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ddstudy.errors import UserError
 from ddstudy.images.files import check_file, check_pixels, open_array
-from ddstudy.images.volumes import SIDE, Target
+from ddstudy.images.volumes import SIDE, Target, reading
 from ddstudy.spec.files import path_of
 from ddstudy.spec.options import TargetSpec
 
@@ -64,7 +63,8 @@ def kspace_target(spec: TargetSpec) -> Target:
         if getattr(spec, key) != TargetSpec.model_fields[key].default:
             raise UserError(f"{where}: is k-space, target.{key} chooses nothing", f"Valid: leave `{key}` out.")
     name, suffix = os.fsencode(path.name).decode(errors="replace"), path.suffix.lower()
-    with _reading(path, where, _VALID):
+    check_file(path, where, _VALID)
+    with reading(where, _VALID):
         if suffix == ".npy":
             measured = _array(path, spec, where)
         elif suffix in (".h5", ".hdf5"):
@@ -91,26 +91,14 @@ def load_maps(file: str) -> NDArray[np.complex64]:
     """
     valid = "Valid: .npy with complex numbers (coils, rows, columns)."
     path = path_of(file)
-    with _reading(path, file, valid):
+    check_file(path, file, valid)
+    with reading(file, valid):
         stored = open_array(path)
         _check(stored, (3,), file, valid)
         maps = np.asarray(stored, dtype=np.complex128)
     _check_finite(maps, file)
     norm = np.sqrt((np.abs(maps) ** 2).sum(axis=0))
     return (maps / np.where(norm > 0, norm, 1)).astype(np.complex64)
-
-
-@contextmanager
-def _reading(path: Path, where: str, valid: str) -> Iterator[None]:
-    """Whatever a reader says about a damaged file, in words for the user."""
-    check_file(path, where, valid)
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # h5py and NumPy raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: cannot be read ({reason})", valid) from None
 
 
 def _array(path: Path, spec: TargetSpec, where: str) -> NDArray[np.complex128]:

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ _MNI152 = "package:nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_convert
 SIDE = (8, 4096)  # pixels, the same as `target.size` allows
 
 _FORMATS = "NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), PNG, JPEG, TIFF or .npy"
+_UNDAMAGED = f"Valid: an undamaged {_FORMATS} file."
 _AXES = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}  # rows, columns, normal among R, A, S
 _NORMALS = {"axial": "inferior to superior", "coronal": "posterior to anterior", "sagittal": "left to right"}
 # letters of the directions in which the left and the right of a displayed slice lie: right, left, anterior, posterior
@@ -176,7 +177,7 @@ def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> T
     where = spec.file or MNI152
     name = os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
     affine, forms = None, Forms()
-    with _reading(where), ExitStack() as files:
+    with reading(where, _UNDAMAGED), ExitStack() as files:
         source = _open(path, spec.volume or 0, where, files)
         if isinstance(source, Volume):
             pixels, to_stored, index = _cut(source, spec, where)
@@ -228,7 +229,7 @@ def load_mask(file: str) -> NDArray[np.bool_]:
     Raises:
         UserError: the file is missing, damaged, or no such image.
     """
-    with _reading(file), ExitStack() as files:
+    with reading(file, _UNDAMAGED), ExitStack() as files:
         pixels = _open(path_of(file), 0, file, files)
         if isinstance(pixels, Volume):
             raise UserError(f"{file}: is a volume, no mask", "Valid: PNG, JPEG, TIFF or .npy (rows, columns).")
@@ -242,7 +243,7 @@ def _channels(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
+def reading(where: str, valid: str) -> Iterator[None]:
     """Whatever a reader says about a damaged file, in words for the user and without noise on the terminal."""
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "tifffile")]
     before = [logger.disabled for logger in loggers]
@@ -257,7 +258,7 @@ def _reading(where: str) -> Iterator[None]:
         except Exception as error:  # a damaged header makes readers raise almost anything, MemoryError included
             traceback.clear_frames(error.__traceback__)  # nibabel leaves a damaged file open
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{where}: cannot be read ({reason})", f"Valid: an undamaged {_FORMATS} file.") from None
+            raise UserError(f"{where}: cannot be read ({reason})", valid) from None
         finally:
             for logger, disabled in zip(loggers, before, strict=True):
                 logger.disabled = disabled
@@ -409,6 +410,16 @@ def _resize(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.f
     )
     wide = cv2.resize(np.ascontiguousarray(image), (width, image.shape[0]), interpolation=across)
     return np.asarray(cv2.resize(wide, (width, height), interpolation=down), dtype=np.float32)
+
+
+def finer(target: Target, factor: int) -> Target:
+    """A target whose pixels are `factor` times smaller, in the same place: where a super-resolved output lies."""
+    if target.affine is None:
+        return target
+    to_old = np.diag([1 / factor, 1 / factor, 1, 1])
+    to_old[:2, 3] = 0.5 / factor - 0.5  # pixels are squares about their index
+    forms = {form: (placed @ to_old, code) for form, (placed, code) in target.forms.items()}
+    return replace(target, affine=target.affine @ to_old, forms=forms)
 
 
 def png_bytes(image: NDArray[np.float32]) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError, field_validator
 
 Value = int | float | str
 Noise = Literal["uniform", "blur3", "simplex"]
@@ -74,12 +74,21 @@ class ThesisOptions(BaseModel):
     )
 
 
+def _in_utf8(name: str | None) -> str | None:
+    # a name in Latin-1 is no UTF-8, which is all that a store takes; it is a note there, nothing reads it again
+    return name and os.fsencode(name).decode(errors="backslashreplace")
+
+
+File = Annotated[str | None, PlainSerializer(_in_utf8, when_used="json")]
+Against = Literal["truth", "repeat", "held_out"]
+
+
 class TargetSpec(BaseModel):
     """`[target]`: which image is fitted (thesis sec. 3.2). Without `file`, nilearn's packaged MNI152 T1 template."""
 
     model_config = MODEL
 
-    file: str | None = Field(None, description="NIfTI, MGH, PNG, JPEG, TIFF or .npy file; empty for MNI152")
+    file: File = Field(None, description="NIfTI, MGH, PNG, JPEG, TIFF or .npy file; empty for MNI152")
     plane: Literal["axial", "coronal", "sagittal"] = option("axial", "plane cut from a volume", label="plane")
     slice: Annotated[int, Field(ge=0)] | Literal["mid"] = option(
         "mid", "slice index in RAS+ order along the plane's normal, or 'mid'", label="slice", short="slice{}"
@@ -92,11 +101,6 @@ class TargetSpec(BaseModel):
     size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] | None = Field(
         None, description="rows, columns: aspect kept, then padded; empty keeps the slice's own size"
     )
-
-    @field_serializer("file", when_used="json")
-    def _in_utf8(self, value: str | None) -> str | None:
-        # a name in Latin-1 is no UTF-8, which is all that a store takes; it is a note there, nothing reads it again
-        return value and os.fsencode(value).decode(errors="backslashreplace")
 
     @field_validator("percentiles", "size", mode="before")
     @classmethod
@@ -149,7 +153,7 @@ class TaskSpec(BaseModel):
     share: Annotated[float, Field(gt=0, le=1)] = option(
         0.5, "of pixels that are measured, at random", label="measured share", short="share{}", needs=_where("inpaint")
     )
-    mask: str | None = Field(
+    mask: File = Field(
         None, description="image or .npy file of the target's size for 'inpaint': measured where it is not 0"
     )
     factor: Annotated[int, Field(ge=2, le=16)] = option(
@@ -187,7 +191,7 @@ class TaskSpec(BaseModel):
         label="sensitivities",
         needs=_where("mri"),
     )
-    maps: str | None = Field(None, description=".npy file of coil sensitivities, complex (coils, rows, columns)")
+    maps: File = Field(None, description=".npy file of coil sensitivities, complex (coils, rows, columns)")
     phase: Annotated[float, Field(ge=0, le=4)] = option(
         1.0,
         "largest angle of a simulated image's smooth phase, radians",
@@ -210,10 +214,6 @@ class TaskSpec(BaseModel):
         needs=_where("denoise", "inpaint", "super_resolve", "mri"),
     )
 
-    @field_serializer("mask", "maps", when_used="json")
-    def _in_utf8(self, value: str | None) -> str | None:
-        return value and os.fsencode(value).decode(errors="backslashreplace")
-
 
 class JudgeSpec(BaseModel):
     """`[judge]`: what reconstructions are judged against; no solver sees it.
@@ -225,18 +225,14 @@ class JudgeSpec(BaseModel):
 
     model_config = MODEL
 
-    against: Literal["truth", "repeat", "held_out"] = Field(
+    against: Against = Field(
         "truth", description="truth, repeat (another measurement) or held_out (samples that the loss does not see)"
     )
-    file: str | None = Field(None, description="of the repeat; empty: the target's")
+    file: File = Field(None, description="of the repeat; empty: the target's")
     volume: Annotated[int, Field(ge=0)] | None = Field(None, description="of the repeat, in its 4-D series")
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="of the samples, for judge 'held_out' and fit.stop 'held_out'"
     )
-
-    @field_serializer("file", when_used="json")
-    def _in_utf8(self, value: str | None) -> str | None:
-        return value and os.fsencode(value).decode(errors="backslashreplace")
 
 
 class NoiseSpec(BaseModel):

@@ -279,7 +279,7 @@ class StudyWriter:
             attrs |= {"stable": False, "reason": f"a member diverged by iteration {values['iterations_done']}"}
             constraints = {_DIVERGED: 1.0}
         else:
-            judged = ("cv_percent", "psnr", "vif") if self.spec.judge.against == "truth" else ("spread_percent",)
+            judged = ("cv_percent", "psnr", "vif") if self.spec.score == "psnr" else ("spread_percent",)
             measured = {name: float(values[name]) for name in judged if name in values}
             why = reason(measured, limits)
             if result.stopped:

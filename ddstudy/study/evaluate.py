@@ -36,7 +36,7 @@ from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_p
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.cases import Case
-from ddstudy.tasks.measurements import consistent, held_out_errors, picture, residual, residual_picture, to_images
+from ddstudy.tasks.measurements import consistent, held_out_errors, residual, residual_picture, to_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,9 +341,11 @@ class _Tracker:
             "engine": str(self.method),
         }
         if check.psnr_members:
-            values |= self._quality(state, ensemble, members)
-        if check.psnr_members and not self.is_copy:
-            values |= self._of_task(state, mean, ensemble, joined, members)
+            scores = check.psnr_members if self.is_copy else self._scores(joined, members)
+            values |= self._quality(state, ensemble, members) | self._stability(scores)
+            if not self.is_copy:
+                values |= self._of_task(state, mean, ensemble, scores)
+                values["spread_percent"] = spread_percent(joined)
         values["dead_members"] = state.dead
         if state.waited is not None:
             values |= {"waited_percent": state.waited, "disturbed": state.waited > DISTURBED_PERCENT}
@@ -360,7 +362,7 @@ class _Tracker:
     def _quality(
         self, state: _State, ensemble: NDArray[np.float32], members: NDArray[np.float32]
     ) -> dict[str, float | int | str]:
-        """Quality against the truth, where it is known, and stability; members (M, C, H, W)."""
+        """Quality against the truth, where it is known; members (M, C, H, W)."""
         reference, tiling = self.job.case.judge.truth, self.job.fit["tiling"]
         values: dict[str, float | int | str] = {}
         if reference is not None:
@@ -373,39 +375,27 @@ class _Tracker:
             }
             for kind, scores in found.items():
                 values |= {column: scores[name] for name, column in COLUMNS[kind].items() if name in scores}
-        scores_of = state.check.psnr_members
-        if state.iteration != state.check.iteration:
-            joined = self._joined(state.outputs)
-            scores_of = self._scores(joined, members)
-        name = "psnr" if self.job.case.judge.against == "truth" else "judge"
-        values |= {f"{name}_member_{index}": score for index, score in enumerate(scores_of)}
-        values["cv_percent"] = cv_percent(scores_of)
-        values["sd_db"] = float(np.std(scores_of))
         return values
 
-    def _of_task(
-        self,
-        state: _State,
-        mean: NDArray[np.float32],
-        ensemble: NDArray[np.float32],
-        joined: NDArray[np.float32],
-        members: NDArray[np.float32],
-    ) -> dict[str, float | int | str]:
-        """What tasks other than `represent` are judged by: score, spread, and where rule and oracle stop.
+    def _stability(self, scores: tuple[float, ...]) -> dict[str, float | int | str]:
+        """Of the members' scores by the judge, dB."""
+        name = "psnr" if self.job.case.judge.against == "truth" else "judge"
+        values: dict[str, float | int | str] = {f"{name}_member_{i}": score for i, score in enumerate(scores)}
+        return values | {"cv_percent": cv_percent(scores), "sd_db": float(np.std(scores))}
 
-        `baseline` is what a fit has to beat: PSNR of the measurement as it is looked at, of the truth or else a repeat.
-        """
+    def _of_task(
+        self, state: _State, mean: NDArray[np.float32], ensemble: NDArray[np.float32], scores: tuple[float, ...]
+    ) -> dict[str, float | int | str]:
+        """What tasks other than `represent` are judged by: the scores, and where rule and oracle stop."""
         values: dict[str, float | int | str] = {
             "judge": self._scores(mean[None], ensemble[None])[0],
-            "judge_1dd": float(np.mean(self._scores(joined, members))),
-            "spread_percent": spread_percent(joined),
+            "judge_1dd": float(np.mean(scores)),
             "chosen_iteration": state.iteration,
         }
         if state.answered:
             values["ended_by"] = self.job.options.stop
-        judge = self.job.case.judge
-        if (reference := judge.repeat if judge.truth is None else judge.truth) is not None:
-            values["baseline"] = psnr(picture(self.job.case.measurement), reference)
+        if (baseline := self.job.case.baseline) is not None:
+            values["baseline"] = baseline
         if self.job.case.judge.truth is not None:
             best = max(self.checks[: self.checks.index(state.check) + 1], key=lambda check: check.watched["score"])
             values |= {"oracle_iteration": best.iteration, "oracle_psnr": best.watched["score"]}

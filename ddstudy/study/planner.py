@@ -98,7 +98,7 @@ def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int,
         UserError: the target cannot be measured as the study's task says.
     """
     at, table = spec.at(fit), spec.stability
-    percent = table.cv_percent if spec.judge.against == "truth" else table.spread_percent
+    percent = table.cv_percent if spec.score == "psnr" else table.spread_percent
     rule = StopRule(percent, table.stop, table.warmup, table.window, table.patience) if table.prune else None
     timed = "seconds" in spec.objectives
     return Job(fit, budgets, case_of(spec, target, fit), at.fit, at.noise, rule, timed)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from ddstudy.images.metrics import psnr
 from ddstudy.images.volumes import Target, Targets
-from ddstudy.spec.options import TaskSpec, Value
+from ddstudy.spec.options import Against, TaskSpec, Value
 from ddstudy.spec.schema import StudySpec
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.judges import Judge
-from ddstudy.tasks.measurements import measure
+from ddstudy.tasks.measurements import measure, picture
 
 _REPEAT = 7  # of the streams that derive from a measurement's seed, that of its repeat
 
@@ -32,6 +32,12 @@ class Case:
     task: TaskSpec
     measurement: Measurement
     judge: Judge
+
+    @functools.cached_property
+    def baseline(self) -> float | None:
+        """What a fit has to beat: PSNR of the measurement as it is looked at, of the truth or else a repeat, dB."""
+        reference = self.judge.repeat if self.judge.truth is None else self.judge.truth
+        return None if reference is None else psnr(picture(self.measurement), reference)
 
     @classmethod
     def of(cls, target: Target) -> Case:
@@ -52,14 +58,11 @@ def case_of(spec: StudySpec, target: Target | Targets, point: Mapping[str, Value
     """
     task, judge = spec.at(point).task, spec.judge
     holds_out = judge.against == "held_out" or "held_out" in spec.values_of("fit.stop")
-    against = judge.against
-    return _case(target.of(point), task, against, spec.knows_truth, judge.share if holds_out else 0.0)
+    return _case(target.of(point), task, judge.against, spec.knows_truth, judge.share if holds_out else 0.0)
 
 
 @functools.lru_cache(maxsize=64)  # a study has few, and asks for each with every fit
-def _case(
-    target: Target, task: TaskSpec, against: Literal["truth", "repeat", "held_out"], knows_truth: bool, held_out: float
-) -> Case:
+def _case(target: Target, task: TaskSpec, against: Against, knows_truth: bool, held_out: float) -> Case:
     repeat = target.repeat
     if against == "repeat" and knows_truth:
         seed = int(np.random.SeedSequence([task.seed, _REPEAT]).generate_state(1, np.uint64)[0] >> 1)

@@ -8,12 +8,12 @@ constant, the variance of its noise. `held_out` are samples of the measurement i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.images.metrics import psnr_of
+from ddstudy.spec.options import Against
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.measurements import held_out_errors
 
@@ -28,7 +28,7 @@ class Judge:
         repeat: float32 (C, H, W), not clipped; None unless it is the judge.
     """
 
-    against: Literal["truth", "repeat", "held_out"]
+    against: Against
     truth: NDArray[np.float32] | None
     repeat: NDArray[np.float32] | None = None
 

@@ -202,7 +202,7 @@ class Panel(BaseModel):
         return self._of_study(views[0])
 
     def _of_study(self, view: StudyView) -> Shown:
-        raise NotImplementedError
+        raise NotImplementedError  # a kind has this, or `_of_studies` where it compares
 
     def figure(self, views: Sequence[StudyView]) -> go.Figure:
         """Its figure.
