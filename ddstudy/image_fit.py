@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.execution.executors import Ending, careful, is_stopped, layout, resolve_device
 from ddstudy.images.targets import load_targets
-from ddstudy.images.volumes import Target, Targets, nifti_bytes, png_bytes, target_of
+from ddstudy.images.volumes import Target, Targets, finer, nifti_bytes, png_bytes, target_of
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
@@ -47,7 +47,7 @@ class ImageFit:
             `parameters`. They are taken of images in [0, 1], as in a study: PSNR is relative to the image's range.
         checks: one row per member and check: `iteration`, `seconds`, `member`, `psnr` (dB).
         setting: what was fitted.
-        target: the image as it was fitted, in [0, 1].
+        target: the image as it was fitted, in [0, 1]; its affine is that of `output`.
     """
 
     output: NDArray[np.float32]
@@ -179,7 +179,9 @@ def fit(
         (lower + (upper - lower) * arranged(each, shape).astype(np.float64)).astype(np.float32)
         for each in (found.output, found.members)
     )
-    return ImageFit(output, members, found.values, checks, setting, of, found.output)
+    enlarged = from_file and spec.task.kind == "super_resolve"
+    placed = finer(of, spec.task.factor) if enlarged else of
+    return ImageFit(output, members, found.values, checks, setting, placed, found.output)
 
 
 def fit_setting(

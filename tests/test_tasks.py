@@ -13,6 +13,7 @@ from wsgiref.util import setup_testing_defaults
 
 import clusters
 import drivers
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,8 +25,9 @@ from ddstudy import dashboard
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
-from ddstudy.images.volumes import Target
+from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.files import parse_spec, read_spec
+from ddstudy.spec.options import TargetSpec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import planner
@@ -192,6 +194,7 @@ def test_unstable_without_truth_is_by_spread(make_spec: MakeSpec, target: Target
             },
             "objectives.psnr needs the truth",
         ),
+        ({"task": {"kind": "mri", "mask": "mask.npy"}}, "task.mask is for task.kind = 'inpaint' only"),
         ({"task": {"kind": "mri"}, "space": {"task.factor": [2]}}, "is for task.kind = 'super_resolve' only"),
     ],
 )
@@ -200,6 +203,22 @@ def test_what_cannot_be_is_refused(tables: dict[str, Any], expected: str) -> Non
     with pytest.raises(UserError) as caught:
         parse_spec({"name": "x", "space": space, **tables}, "x.toml")
     assert expected in str(caught.value)
+
+
+def test_a_super_resolved_file_lies_where_the_file_lay(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).random((16, 12, 3), dtype=np.float32)
+    affine = np.array([[-2.0, 0.1, 0, 5], [0.1, 2, 0, -7], [0, 0, 3, 1], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "low.nii")
+    task = {"kind": "super_resolve", "factor": 2, "source": "file"}
+    made = ddstudy.fit(tmp_path / "low.nii", task=task, k=4, s=4, l=2, iterations=10, members=1)
+    paths = {path.name: path for path in made.save(tmp_path / "high")}
+    written, target = nibabel.load(paths["high.nii.gz"]), load_target(TargetSpec(file=str(tmp_path / "low.nii")))
+    assert target.affine is not None
+    rows, columns = target.image.shape[1:]
+    assert written.shape == (2 * rows, 2 * columns, 1)
+    for row, column in [(-0.5, -0.5), (rows - 0.5, columns - 0.5)]:  # the corners of the slice
+        high = [2 * (row + 0.5) - 0.5, 2 * (column + 0.5) - 0.5, 0, 1]
+        np.testing.assert_allclose(written.affine @ high, target.affine @ [row, column, 0, 1], atol=1e-4)
 
 
 def test_task_and_rule_as_axes_change_no_identity_at_their_defaults() -> None:

@@ -230,8 +230,8 @@ class StudySpec(BaseModel):
             raise ValueError("task.sigma must be above 0 for 'denoise'")
         if task.maps is not None and measures != {"mri"}:
             raise ValueError("task.maps is for task.kind = 'mri' only")
-        if task.mask is not None and not measures & {"inpaint", "mri"}:
-            raise ValueError("task.mask is for task.kind = 'inpaint' or 'mri' only")
+        if task.mask is not None and measures != {"inpaint"}:
+            raise ValueError("task.mask is for task.kind = 'inpaint' only")
         named = self.judge.file is not None or self.judge.volume is not None
         if against == "repeat" and named == (task.source == "simulated"):
             raise ValueError(
