@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ from ddstudy.solvers.fused import kernels_cpu
 from ddstudy.solvers.fused.step import Step
 
 Numbers = dict[str, NDArray[Any]]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 Head = Literal["sigmoid", "linear"]
 
 
@@ -40,18 +41,19 @@ class Dense:
     shape: tuple[int, ...]
     seed: int | None = 0
 
-    def matrix(self, like: torch.Tensor) -> torch.Tensor:
+    @cache  # noqa: B019 - a graph on a GPU cannot hold that it comes there
+    def matrix(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         size = (int(np.prod(self.shape)), int(np.prod(self.image)))
         made = (
             np.eye(*size) if self.seed is None else np.random.default_rng(self.seed).normal(size=size) / size[1] ** 0.5
         )
-        return torch.tensor(made, dtype=like.dtype, device=like.device)
+        return torch.tensor(made, dtype=dtype, device=device)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (images.flatten(1) @ self.matrix(images).T).view(-1, *self.shape)
+        return (images.flatten(1) @ self.matrix(images.dtype, images.device).T).view(-1, *self.shape)
 
     def adjoint(self, samples: torch.Tensor) -> torch.Tensor:
-        return (samples.flatten(1) @ self.matrix(samples)).view(-1, *self.image)
+        return (samples.flatten(1) @ self.matrix(samples.dtype, samples.device)).view(-1, *self.image)
 
 
 def make_problem(
@@ -284,7 +286,7 @@ def test_memory_counts_what_tasks_add() -> None:
     assert fused.memory(prior, 1, 5, 1, samples=1000) >= plain + 5 * picture + 4 * 1000
 
 
-# the Triton kernels, in the interpreter
+# the Triton kernels, in the interpreter and on a GPU
 
 
 def masked_job(head: Head, channels: int, dtype: str, kernels: Any) -> Numbers:
@@ -294,7 +296,7 @@ def masked_job(head: Head, channels: int, dtype: str, kernels: Any) -> Numbers:
     gradients = torch.full_like(weights, torch.nan)
     return {
         "losses": kernels.to_numpy(step.mse(step.pad(case.inputs), weights, gradients)),
-        "gradients": gradients.numpy(),
+        "gradients": kernels.to_numpy(gradients),
     }
 
 
@@ -327,15 +329,25 @@ JOBS: dict[str, Callable[[Any], Numbers]] = {
 }
 
 
-def triton_kernels() -> Any:
+def triton_kernels(device: str) -> Any:
     from ddstudy.solvers.fused.kernels_cuda import TritonKernels
 
-    return TritonKernels("cpu")
+    return TritonKernels(device)
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
+def numbers_on(device: str) -> Numbers:
+    """Of all jobs."""
+    numbers: Numbers = {}
+    for name, job in JOBS.items():
+        numbers |= {f"{name}/{what}": values for what, values in job(triton_kernels(device)).items()}
+    return numbers
+
+
+@pytest.fixture(scope="module", params=["interpreter", pytest.param("cuda", marks=NEEDS_GPU)])
+def of_triton(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     pytest.importorskip("triton", reason="Triton is not available for this platform")
+    if request.param == "cuda":
+        return numbers_on("cuda")
     file = tmp_path_factory.mktemp("interpreted") / "numbers.npz"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -348,31 +360,24 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["sigmoid", "linear"])
-def test_gradients_of_the_triton_kernels_are_those_of_autograd(head: Head, interpreted: Numbers) -> None:
+def test_gradients_of_the_triton_kernels_are_those_of_autograd(head: Head, of_triton: Numbers) -> None:
     losses, gradients = masked_autograd(masked_case(head, 2))
-    np.testing.assert_allclose(interpreted[f"{head}/losses"], losses, rtol=1e-12)
-    assert error(interpreted[f"{head}/gradients"], gradients) < 1e-9
+    np.testing.assert_allclose(of_triton[f"{head}/losses"], losses, rtol=1e-12)
+    assert error(of_triton[f"{head}/gradients"], gradients) < 1e-9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FITS)
-def test_a_pack_that_shrinks_is_fitted_as_alone_and_as_by_the_reference(name: str, interpreted: Numbers) -> None:
+def test_a_pack_that_shrinks_is_fitted_as_alone_and_as_by_the_reference(name: str, of_triton: Numbers) -> None:
     config, options = FITS[name]
     for what in ("outputs", "losses"):
-        assert np.array_equal(interpreted[f"{name}/pack {what}"], interpreted[f"{name}/alone {what}"])
+        assert np.array_equal(of_triton[f"{name}/pack {what}"], of_triton[f"{name}/alone {what}"])
     work = make_problem(**options, members=2, seed=1)
     (snapshot,) = fit(work, config, [3], method=choose("cpu", "reference"))
-    np.testing.assert_allclose(interpreted[f"{name}/alone outputs"], snapshot.outputs, atol=1e-3)
-    np.testing.assert_allclose(interpreted[f"{name}/alone losses"], snapshot.losses, rtol=5e-3)
-
-
-def interpret(file: Path) -> None:
-    numbers: Numbers = {}
-    for name, job in JOBS.items():
-        numbers |= {f"{name}/{what}": values for what, values in job(triton_kernels()).items()}
-    np.savez(file, **numbers)  # type: ignore[arg-type]
+    np.testing.assert_allclose(of_triton[f"{name}/alone outputs"], snapshot.outputs, atol=1e-3)
+    np.testing.assert_allclose(of_triton[f"{name}/alone losses"], snapshot.losses, rtol=5e-3)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    interpret(Path(sys.argv[1]))
+    np.savez(sys.argv[1], **numbers_on("cpu"))  # type: ignore[arg-type]
