@@ -214,45 +214,53 @@ def run(target: Target) -> dict[str, float]:
 
 
 def candidates(K: int) -> list[Any]:
-    """Each kernel with its i-th choice: one iteration of each measures all kernels at once."""
-    from ddstudy.solvers.fused.kernels_cuda import _block, _Tuning
+    """The sizes in use, and others: the i-th choice of all kernels at once, so that few iterations measure all."""
+    from ddstudy.solvers.fused.kernels_cuda import _block, _Tuning, _tuning
 
+    used = _tuning(K)
     columns, channels = max(16, _block(K, 16, 64)), _block(K, 8, 64)
-    half, inner = min(32, channels), min(32, columns)
-    blend = [(128, 1024, 4), (128, 2048, 4), (64, 2048, 4), (128, 2048, 8), (256, 1024, 4), (128, 1024, 2),
-             (64, 1024, 4), (96, 2048, 4), (64, 2048, 8)]  # fmt: skip
-    head = [(256, 1024, 4), (512, 1024, 4), (512, 1024, 2), (128, 2048, 4), (256, 2048, 8), (512, 2048, 8),
-            (256, 1024, 8), (128, 1024, 4), (256, 2048, 4)]  # fmt: skip
-    if K <= 16:
-        gather = [(programs, pixels, channels, warps) for programs, pixels, warps in [
-            (128, 64, 2), (128, 64, 4), (128, 32, 1), (64, 64, 2), (256, 64, 2), (64, 32, 2), (128, 32, 2),
-            (128, 64, 1), (256, 32, 1)]]  # fmt: skip
-    else:
-        gather = [(128, 32, channels, 4), (128, 32, half, 4), (128, 32, half, 2), (64, 32, half, 4),
-                  (128, 32, channels, 8), (256, 32, half, 2), (128, 64, half, 4), (192, 32, half, 4),
-                  (128, 32, 16, 2)]  # fmt: skip
-    gradient = [(1, 32), (1, 16), (2, 16), (4, 16), (2, 32), (1, 64), (2, 8), (1, 8), (4, 32)]
+    inner = min(32, columns)
+    fold = [(8192, 4), (8192, 8), (16384, 8), (4096, 8), (16384, 16), (2048, 4)]
+    blend = [(128, 1024, 4), (128, 2048, 4), (256, 1024, 4), (128, 1024, 2), (64, 1024, 4), (256, 512, 2),
+             (256, 1024, 2)]  # fmt: skip
+    head = [(256, 1024, 4), (512, 1024, 2), (256, 2048, 8), (256, 1024, 8), (1024, 1024, 4), (256, 2048, 4),
+            (1024, 512, 2), (512, 512, 2)]  # fmt: skip
+    some = sorted({channels, max(8, channels // 2), min(channels, 16)}, reverse=True)
+    gather = [
+        (programs, max(4, numbers // each), each, warps)
+        for programs, numbers, warps in [(256, 512, 4), (512, 512, 4), (256, 256, 2), (512, 256, 2), (256, 1024, 4)]
+        for each in some
+    ]
     if K >= 64:
-        wide = {96: 128, 128: 128, 192: 64}.get(K, 64)
-        product = [(128, columns, 32, 8, 3), (128, columns, 64, 8, 3), (128, wide, 32, 8, 4), (256, columns, 32, 8, 3),
-                   (128, columns, 32, 4, 3), (64, columns, 32, 4, 3), (128, wide, 32, 8, 3), (128, columns, 32, 8, 4),
-                   (64, columns, 64, 4, 3)]  # fmt: skip
-        correlation = [(64, 32, 32, 4, 2), (64, 64, 32, 4, 4), (64, 32, 64, 4, 4), (128, 32, 32, 4, 3),
-                       (128, 64, 32, 8, 3), (32, 32, 32, 4, 4), (64, 64, 64, 8, 3), (64, 32, 32, 4, 4),
-                       (32, 64, 32, 4, 3)]  # fmt: skip
+        correlation = [
+            ((64, 64, 32, 4, 3), 64), ((64, 64, 32, 4, 3), 96), ((64, 64, 32, 8, 3), 64), ((64, 32, 32, 4, 3), 64),
+            ((64, 32, 32, 4, 3), 96), ((32, 64, 32, 4, 3), 64), ((64, 64, 32, 4, 2), 128), ((64, 32, 32, 2, 3), 64),
+            ((128, 64, 32, 8, 3), 64), ((64, 64, 16, 4, 4), 64), ((64, 32, 32, 4, 2), 128), ((64, 64, 64, 4, 2), 64),
+            ((32, 32, 32, 2, 4), 64), ((64, 128, 32, 8, 3), 96),
+        ]  # fmt: skip
     else:
-        product = [(rows, columns, inner, warps, stages) for rows, warps, stages in [
-            (128, 4, 3), (128, 8, 3), (64, 4, 3), (64, 4, 2), (128, 4, 2), (256, 8, 2), (64, 2, 2), (256, 4, 2),
-            (32, 4, 2)]]  # fmt: skip
-        correlation = [(columns, columns, pixels, warps, stages) for pixels, warps, stages in [
-            (32, 4, 3), (32, 4, 4), (64, 4, 3), (32, 2, 3), (64, 2, 3), (32, 1, 4), (32, 4, 2), (128, 4, 2),
-            (64, 4, 2)]]  # fmt: skip
-    return [_Tuning(*each) for each in zip(blend, head, gather, gradient, product, correlation, strict=True)]
+        correlation = [
+            ((columns, columns, pixels, warps, stages), chunks)
+            for chunks in (32, 64, 128)
+            for pixels, warps, stages in [(32, 4, 3), (32, 2, 3), (64, 4, 3), (32, 1, 4)]
+        ]
+    product = [(64, columns, inner, 4, 3), (128, columns, inner, 4, 3), (128, columns, inner, 8, 3),
+               (64, columns, inner, 4, 2)]  # fmt: skip
+    sums = [(1, 8192, 4), (1, 8192, 8), (2, 8192, 4), (2, 16384, 8), (4, 8192, 4), (1, 2048, 2), (1, 4096, 2)]
+    gradient = [(n, chunks, table, warps) for (n, table, warps), (_, chunks) in
+                zip(itertools.cycle(sums), correlation, strict=False)]  # fmt: skip
+    lists = [fold, blend, head, gather, gradient, product, [blocks for blocks, _ in correlation]]
+    others = itertools.zip_longest(*lists)
+    return [used] + [
+        _Tuning(*[old if new is None else new for old, new in zip(used, each, strict=True)]) for each in others
+    ]
 
 
 # fields of a tuning, and the kernels whose times they decide: chunks of the correlation are what the gradient adds up
-PARTS = {("blend",): ("_blend",), ("head",): ("_head",), ("gather",): ("_gather",), ("product",): ("_pixel_product",),
-         ("gradient", "correlation"): ("_block_gradient", "_correlation")}  # fmt: skip
+PARTS = {
+    ("fold",): ("_fold",), ("blend",): ("_blend",), ("head",): ("_head",), ("gather",): ("_gather",),
+    ("product",): ("_pixel_product",), ("gradient", "correlation"): ("_block_gradient", "_correlation"),
+}  # fmt: skip
 
 
 def group_of(k: int, tuning: Any) -> Callable[[], None]:

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 _EPS, _FLAT_VARIANCE = tl.constexpr(EPS), tl.constexpr(FLAT_VARIANCE)
 _EMA_ITERATIONS = tl.constexpr(EMA_ITERATIONS)
-_TABLE = 4096  # partial sums that one program has in hand
 _CHUNK = 32  # pixels, at least and in steps, of one product R^T dZ
+_TAPS = 8  # high-resolution pixels of a row that are added up at a time
 _UPDATE = 1024  # weights of one program of the optimiser
 # sizes change from block to block: Triton would compile a kernel again for those that 16 divides
-_SIZES = ["h", "w", "H", "W", "parts", "tall", "wide", "chunks", "tiles", "outs", "k", "at", "norm", "parameters",
+_SIZES = ["h", "w", "H", "W", "parts", "tall", "taps", "chunks", "tiles", "outs", "k", "at", "norm", "parameters",
           "pixels", "size", "chunk"]  # fmt: skip
 
 
@@ -312,59 +312,73 @@ def _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta, c, inside, pixels, K: t
 def _head_gradient(weights, gradients, affine, partial, sums, losses, measured, alpha_beta, parts, parameters, norm,
                    at, k, pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr,
                    CHANNELS: tl.constexpr, ROWS: tl.constexpr, ERRORS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Gradients of the head and of the normalisation before it, and the loss. Programs (channels, member)."""
-    block, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """Gradients of the head and of the normalisation before it, and the loss. Programs (channels, unit)."""
+    block, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c, o = block * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, COLOURS)
-    weights += member * parameters
-    gradients += member * parameters
+    weights += unit // tiles * parameters
+    gradients += unit * parameters
+    affine += unit * 4 * K
+    sums += unit * parts * 2 * C
     here = (o < C)[:, None] & (c < k)[None, :]
     place = at + o[:, None] * k + c[None, :]
     weight = tl.load(weights + place, here, other=0.0).to(tl.float64)
-    grad_weight = tl.zeros((COLOURS, CHANNELS), tl.float64)
-    grad_scale = tl.zeros((CHANNELS,), tl.float64)
-    grad_shift = tl.zeros((CHANNELS,), tl.float64)
-    errors = tl.zeros((COLOURS,), tl.float64)
-    for tile in range(0, tiles):
-        unit = member * tiles + tile
-        sum_grad_logits_r = tl.zeros((COLOURS, CHANNELS), tl.float64)
-        for first in range(0, parts, ROWS):
-            row = first + tl.arange(0, ROWS)
-            there = ((unit * parts + row[:, None, None]) * C + o[None, :, None]) * K + c[None, None, :]
-            values = tl.load(partial + there, (row < parts)[:, None, None] & here[None, :, :], other=0.0)
-            sum_grad_logits_r += tl.sum(values.to(tl.float64), axis=0)
-        sum_grad_logits = _sum_rows(sums + unit * parts * 2 * C, parts, 2 * C, o, o < C, ROWS, COLOURS)
-        errors += _sum_rows(sums + unit * parts * 2 * C + C, parts, 2 * C, o, o < C, ROWS, COLOURS)
-        unit_affine = affine + unit * 4 * K
-        scale = tl.load(unit_affine + 2 * K + c, c < K, other=0.0)
-        shift = tl.load(unit_affine + 3 * K + c, c < K, other=0.0)
-        grad_weight += scale[None, :] * sum_grad_logits_r + shift[None, :] * sum_grad_logits[:, None]
-        sum_dy = tl.sum(weight * sum_grad_logits[:, None], axis=0)
-        sum_dy_r = tl.sum(weight * sum_grad_logits_r, axis=0)
-        grad_shift += sum_dy
-        grad_scale += _norm_gradient(sum_dy, sum_dy_r, unit_affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
-    tl.store(gradients + place, grad_weight, here)
+    sum_grad_logits_r = tl.zeros((COLOURS, CHANNELS), tl.float64)
+    for first in range(0, parts, ROWS):
+        row = first + tl.arange(0, ROWS)
+        there = ((unit * parts + row[:, None, None]) * C + o[None, :, None]) * K + c[None, None, :]
+        values = tl.load(partial + there, (row < parts)[:, None, None] & here[None, :, :], other=0.0)
+        sum_grad_logits_r += tl.sum(values.to(tl.float64), axis=0)
+    sum_grad_logits = _sum_rows(sums, parts, 2 * C, o, o < C, ROWS, COLOURS)
+    scale = tl.load(affine + 2 * K + c, c < K, other=0.0)
+    shift = tl.load(affine + 3 * K + c, c < K, other=0.0)
+    sum_dy = tl.sum(weight * sum_grad_logits[:, None], axis=0)
+    sum_dy_r = tl.sum(weight * sum_grad_logits_r, axis=0)
+    grad_scale = _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
+    tl.store(gradients + place, scale[None, :] * sum_grad_logits_r + shift[None, :] * sum_grad_logits[:, None], here)
     tl.store(gradients + norm + c, grad_scale, c < k)
-    tl.store(gradients + norm + k + c, grad_shift, c < k)
-    if ERRORS and block == 0:
-        tl.store(losses + member, tl.sum(errors, axis=0) / tl.load(measured + member).to(tl.float64))
+    tl.store(gradients + norm + k + c, sum_dy, c < k)
+    if ERRORS:  # noqa: SIM102 - the compiler takes the one, the program the other
+        if (block == 0) & (unit % tiles == 0):  # of all tiles of the member, whose sums follow each other
+            errors = _sum_rows(sums + C, tiles * parts, 2 * C, o, o < C, ROWS, COLOURS)
+            count = tl.load(measured + unit // tiles).to(tl.float64)
+            tl.store(losses + unit // tiles, tl.sum(errors, axis=0) / count)
+
+
+@triton.jit
+def _neighbours(z, row, left, j, right, c, here, constant, w, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Some low-resolution pixels of a row and those before and after them, (pixels, channels) each."""
+    z += row * w * K + c[None, :]
+    before = tl.load(z + left[:, None] * K, here, other=0.0) + constant
+    own = tl.load(z + j[:, None] * K, here, other=0.0) + constant
+    after = tl.load(z + right[:, None] * K, here, other=0.0) + constant
+    return before, own, after
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_start, y_fraction, x_start, x_lower,
-            x_fraction, h, w, H, W, wide, tall, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
-            COLUMNS: tl.constexpr, PIXELS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_start, y_fraction, x_start, x_fraction,
+            h, w, H, W, tall, taps, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+            TAPS: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients past ReLU and upsampling. Programs (patch, unit, channels); partial sums of the result.
 
-    A program goes down the rows of a patch, `wide` low-resolution columns and the high-resolution ones that touch them:
-    it adds up rows by their weights, and then columns by a product with theirs. In the `LAST` block, R is made again
-    and dL/dY is `grad_logits` times `head`; in the others they are `r` and `dy`, which has the normalisation's scale
-    already.
+    A low-resolution pixel gets something from at most `taps` pixels of each row that touches it: a program goes down
+    the rows of a patch of `COLUMNS` such pixels, adds up these by their weights, and rows by theirs. In the `LAST`
+    block, R is made again and dL/dY is `grad_logits` times `head`; in the others they are `r` and `dy`, which has the
+    normalisation's scale already.
     """
     part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     kind = d.dtype.element_ty
     alpha = tl.load(alpha_beta + unit * 2 * K + c, c < K, other=0.0)[None, :]
     beta = tl.load(alpha_beta + unit * 2 * K + K + c, c < K, other=0.0)[None, :]
+    runs = tl.cdiv(w, COLUMNS)
+    i0 = part // runs * tall
+    first = tl.maximum(i0 - 1, 0)
+    j = part % runs * COLUMNS + tl.arange(0, COLUMNS)
+    mine = j < w
+    here = mine[:, None] & (c < K)[None, :]
+    before, after = tl.maximum(j - 1, 0), tl.minimum(j + 1, w - 1)
+    x0, x1 = tl.load(x_start + before, mine, other=0), tl.load(x_start + j, mine, other=0)
+    x2 = tl.load(x_start + j + 1, mine, other=0)
     d += unit * h * w * K
     if LAST:
         z += unit * h * w * K
@@ -376,71 +390,66 @@ def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_st
         r += unit * H * W * K
         dy += unit * H * W * K
     total = tl.zeros((COLUMNS, CHANNELS), kind)
-    runs = tl.cdiv(w, wide)
-    i0, j0 = part // runs * tall, part % runs * wide
-    j = j0 + tl.arange(0, COLUMNS)
-    mine = (j < tl.minimum(j0 + wide, w))[:, None]
-    x0, x1 = tl.load(x_start + tl.maximum(j0 - 1, 0)), tl.load(x_start + tl.minimum(j0 + wide, w))
-    for begin in range(x0, x1, PIXELS):  # once, but where a pixel becomes very many
-        x = begin + tl.arange(0, PIXELS)
-        inside = x < x1
-        here = inside[:, None] & (c < K)[None, :]
-        left = tl.load(x_lower + x, inside, other=0)
-        fraction = tl.load(x_fraction + x, inside, other=0.0)
-        away = left[None, :] - j[:, None]
-        share = tl.where(away == 0, 1.0 - fraction[None, :], tl.where(away == -1, fraction[None, :], 0.0))
-        share = tl.where(inside[None, :] & mine, share, 0.0)
-        above = tl.zeros((PIXELS, CHANNELS), kind)
-        first = tl.maximum(i0 - 1, 0)
-        y0 = tl.load(y_start + first)
-        place = (y0 * W + x[:, None]) * K + c[None, :]
+    for begin in range(0, taps, TAPS):  # once, but where a pixel becomes very many
+        shares, left_shares, right_shares = (), (), ()
+        for t in tl.static_range(TAPS):
+            x = x0 + begin + t
+            inside = x < x2
+            fraction = tl.load(x_fraction + x, inside, other=0.0)
+            share = tl.where(x < x1, fraction, 1.0 - fraction)
+            shares = shares + (tl.where(inside, share, 0.0)[:, None],)  # noqa: RUF005
+            left_shares = left_shares + (tl.where(x < x1, 1.0 - share, 0.0)[:, None],)  # noqa: RUF005
+            right_shares = right_shares + (tl.where(x < x1, 0.0, 1.0 - share)[:, None],)  # noqa: RUF005
+        above = tl.zeros((COLUMNS, CHANNELS), kind)
         if LAST:
-            right = tl.minimum(left + 1, w - 1)
-            fraction = fraction[:, None]
-            start, end = _corners(z, first, left, right, c, here, w, K)
-            upper = start + fraction * (end - start) + constant
-            start, end = _corners(z, tl.minimum(first + 1, h - 1), left, right, c, here, w, K)
-            next_grad_logit = tl.load(grad_logits + y0 * W + x, inside, other=0.0)
-        else:
-            next_value = tl.load(r + place, here, other=0.0)
-            next_dy = tl.load(dy + place, here, other=0.0)
+            upper0, upper1, upper2 = _neighbours(z, first, before, j, after, c, here, constant, w, K)
+            next0, next1, next2 = _neighbours(
+                z, tl.minimum(first + 1, h - 1), before, j, after, c, here, constant, w, K
+            )
         for i in range(first, tl.minimum(i0 + tall, h)):
             if LAST:
-                lower = start + fraction * (end - start) + constant
-                fall = lower - upper
-                start, end = _corners(z, tl.minimum(i + 2, h - 1), left, right, c, here, w, K)  # on their way meanwhile
+                lower0, lower1, lower2 = next0, next1, next2
+                next0, next1, next2 = _neighbours(  # on their way meanwhile
+                    z, tl.minimum(i + 2, h - 1), before, j, after, c, here, constant, w, K
+                )
             rows = above
-            above = tl.zeros((PIXELS, CHANNELS), kind)
+            above = tl.zeros((COLUMNS, CHANNELS), kind)
+            # bounds are loaded, not carried: Triton 3.6 takes a carried bound for one that never changes
             for y in range(tl.load(y_start + i), tl.load(y_start + i + 1)):
                 down = tl.load(y_fraction + y)
-                more = y + 1 < H
                 if LAST:
-                    grad_logit = next_grad_logit
-                    next_grad_logit = tl.load(grad_logits + (y + 1) * W + x, inside & more, other=0.0)
-                    value = upper + down * fall
-                    grad = alpha + beta * value + grad_logit[:, None] * weight
-                    for o in tl.static_range(1, C):
-                        grad_logit = tl.load(grad_logits + (o * H + y) * W + x, inside, other=0.0)
-                        grad += grad_logit[:, None] * tl.load(head + o * K + c, c < K, other=0.0)[None, :]
-                else:
-                    value = next_value
-                    grad = alpha + beta * value + next_dy
-                    place = ((y + 1) * W + x[:, None]) * K + c[None, :]
-                    next_value = tl.load(r + place, here & more, other=0.0)
-                    next_dy = tl.load(dy + place, here & more, other=0.0)
-                grad = tl.where(value > 0, grad, 0.0)
-                rows += (1.0 - down) * grad
-                above += down * grad
+                    row0 = upper0 + down * (lower0 - upper0)
+                    row1 = upper1 + down * (lower1 - upper1)
+                    row2 = upper2 + down * (lower2 - upper2)
+                row = tl.zeros((COLUMNS, CHANNELS), kind)
+                for t in tl.static_range(TAPS):
+                    x = x0 + begin + t
+                    inside = x < x2
+                    if LAST:
+                        value = left_shares[t] * row0 + shares[t] * row1 + right_shares[t] * row2
+                        grad_logit = tl.load(grad_logits + y * W + x, inside, other=0.0)
+                        grad = alpha + beta * value + grad_logit[:, None] * weight
+                        for o in tl.static_range(1, C):
+                            grad_logit = tl.load(grad_logits + (o * H + y) * W + x, inside, other=0.0)
+                            grad += grad_logit[:, None] * tl.load(head + o * K + c, c < K, other=0.0)[None, :]
+                    else:
+                        place = (y * W + x[:, None]) * K + c[None, :]
+                        there = inside[:, None] & (c < K)[None, :]
+                        value = tl.load(r + place, there, other=0.0)
+                        grad = alpha + beta * value + tl.load(dy + place, there, other=0.0)
+                    row += shares[t] * tl.where(value > 0, grad, 0.0)
+                rows += (1.0 - down) * row
+                above += down * row
             if LAST:
-                upper = lower
+                upper0, upper1, upper2 = lower0, lower1, lower2
             if i >= i0:
-                result = _dot(share, rows, tl.zeros((COLUMNS, CHANNELS), kind), PRECISION)
+                rows = tl.where(here, rows, 0.0)
+                total += rows
                 target = d + (i * w + j[:, None]) * K + c[None, :]
-                total += result
-                if begin > x0:
+                if begin > 0:
                     tl.debug_barrier()  # other threads may have stored what this one adds to
-                    result += tl.load(target, mine & (c < K)[None, :], other=0.0)
-                tl.store(target, result, mine & (c < K)[None, :])
+                    rows += tl.load(target, here, other=0.0)
+                tl.store(target, rows, here)
     tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0), c < K)
 
 
@@ -448,38 +457,42 @@ def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_st
 def _block_gradient(weights, gradients, affine, correlation, partial, alpha_beta, chunks, parts, parameters, norm, at,
                     k, pixels, tiles, K: tl.constexpr, OUTS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr,
                     ROWS: tl.constexpr, INPUT: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Gradients of a convolution and of the normalisation before it. Programs (input channels, member)."""
-    member = tl.program_id(1).to(tl.int64)
+    """Gradients of a convolution and of the normalisation before it. Programs (input channels, unit)."""
+    unit = tl.program_id(1).to(tl.int64)
     c, out = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, OUTS)
-    weights += member * parameters
-    gradients += member * parameters
+    weights += unit // tiles * parameters
+    gradients += unit * parameters
+    affine += unit * 4 * K
     here = (c < k)[:, None] & (out < k)[None, :]
     place = at + out[None, :] * k + c[:, None]
     weight = tl.load(weights + place, here, other=0.0).to(tl.float64)
-    grad_weight = tl.zeros((CHANNELS, OUTS), tl.float64)
-    grad_scale = tl.zeros((CHANNELS,), tl.float64)
-    grad_shift = tl.zeros((CHANNELS,), tl.float64)
-    for tile in range(0, tiles):
-        unit = member * tiles + tile
-        r_dz = tl.zeros((CHANNELS, OUTS), tl.float64)
-        for first in range(0, chunks, CHUNKS):
-            chunk = first + tl.arange(0, CHUNKS)
-            there = ((unit * chunks + chunk[:, None, None]) * K + c[None, :, None]) * K + out[None, None, :]
-            values = tl.load(correlation + there, (chunk < chunks)[:, None, None] & here[None, :, :], other=0.0)
-            r_dz += tl.sum(values.to(tl.float64), axis=0)
-        sum_dz = _sum_rows(partial + unit * parts * K, parts, K, out, out < K, ROWS, OUTS)
-        unit_affine = affine + unit * 4 * K
-        scale = tl.load(unit_affine + 2 * K + c, c < K, other=0.0)
-        shift = tl.load(unit_affine + 3 * K + c, c < K, other=0.0)
-        grad_weight += scale[:, None] * r_dz + shift[:, None] * sum_dz[None, :]
-        if not INPUT:
-            sum_dy, sum_dy_r = tl.sum(weight * sum_dz[None, :], axis=1), tl.sum(weight * r_dz, axis=1)
-            grad_shift += sum_dy
-            grad_scale += _norm_gradient(sum_dy, sum_dy_r, unit_affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
-    tl.store(gradients + place, grad_weight, here)
+    scale = tl.load(affine + 2 * K + c, c < K, other=0.0)
+    shift = tl.load(affine + 3 * K + c, c < K, other=0.0)
+    r_dz = tl.zeros((CHANNELS, OUTS), tl.float64)
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        there = ((unit * chunks + chunk[:, None, None]) * K + c[None, :, None]) * K + out[None, None, :]
+        values = tl.load(correlation + there, (chunk < chunks)[:, None, None] & here[None, :, :], other=0.0)
+        r_dz += tl.sum(values.to(tl.float64), axis=0)
+    sum_dz = _sum_rows(partial + unit * parts * K, parts, K, out, out < K, ROWS, OUTS)
+    tl.store(gradients + place, scale[:, None] * r_dz + shift[:, None] * sum_dz[None, :], here)
     if not INPUT:
+        sum_dy, sum_dy_r = tl.sum(weight * sum_dz[None, :], axis=1), tl.sum(weight * r_dz, axis=1)
+        grad_scale = _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta + unit * 2 * K, c, c < K, pixels, K)
         tl.store(gradients + norm + c, grad_scale, c < k)
-        tl.store(gradients + norm + k + c, grad_shift, c < k)
+        tl.store(gradients + norm + k + c, sum_dy, c < k)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _add_tiles(partial, gradients, parameters, tiles, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Gradients of members from those of their tiles. Programs (weights, member)."""
+    i, member = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    here = i < parameters
+    partial += member * tiles * parameters + i
+    total = tl.zeros((BLOCK,), tl.float64)
+    for tile in range(0, tiles):
+        total += tl.load(partial + tile * parameters, here, other=0.0).to(tl.float64)
+    tl.store(gradients + member * parameters + i, total, here)
 
 
 @triton.jit
@@ -545,18 +558,21 @@ class _Tuning(NamedTuple):
     """Sizes of the kernels' blocks: they decide how fast a card is, and how sums are rounded.
 
     Attributes:
+        fold: partial sums that a program has in hand, warps.
         blend: programs of a unit at most, numbers that one has in hand, warps.
         head: likewise.
-        gather: programs of a unit at most, high-resolution pixels, channels, warps.
-        gradient: input channels of a program, and into how many chunks a unit's pixels are split at k = 64.
+        gather: programs of a unit at most, low-resolution pixels along a row, channels, warps.
+        gradient: input channels of a program, into how many chunks a unit's pixels are split at k = 64, partial sums
+            that a program has in hand, warps.
         product: pixels, outputs and inputs of a block, warps, stages.
         correlation: inputs, outputs and pixels of a block, warps, stages.
     """
 
+    fold: tuple[int, int]
     blend: tuple[int, int, int]
     head: tuple[int, int, int]
     gather: tuple[int, int, int, int]
-    gradient: tuple[int, int]
+    gradient: tuple[int, int, int, int]
     product: tuple[int, int, int, int, int]
     correlation: tuple[int, int, int, int, int]
 
@@ -564,14 +580,21 @@ class _Tuning(NamedTuple):
 # by padded channels; `benchmarks/gpu.py --tune` on an H100. A table rather than a choice at run time: numbers must not
 # depend on what was faster when a study began, nor differ between the cards of a cluster
 _TUNED = {
-    8: _Tuning((128, 1024, 2), (128, 1024, 4), (256, 32, 8, 1), (1, 32), (64, 16, 16, 2, 2), (16, 16, 32, 4, 3)),
-    16: _Tuning((128, 2048, 4), (512, 1024, 2), (128, 32, 16, 2), (1, 32), (64, 16, 16, 4, 3), (16, 16, 32, 4, 3)),
-    32: _Tuning((128, 1024, 2), (256, 1024, 4), (128, 32, 16, 2), (1, 16), (64, 32, 32, 4, 2), (32, 32, 32, 4, 4)),
-    64: _Tuning((128, 1024, 2), (512, 1024, 4), (128, 32, 64, 4), (1, 32), (64, 64, 32, 4, 3), (64, 32, 32, 4, 2)),
-    96: _Tuning((128, 1024, 4), (512, 1024, 4), (128, 32, 32, 2), (4, 16), (64, 32, 32, 4, 3), (64, 32, 64, 4, 4)),
-    128: _Tuning((128, 1024, 4), (512, 1024, 4), (128, 32, 64, 4), (2, 32), (128, 64, 32, 8, 4), (64, 32, 32, 4, 2)),
-    192: _Tuning((128, 1024, 4), (512, 1024, 4), (128, 32, 64, 4), (2, 32), (128, 64, 32, 8, 4), (64, 32, 32, 4, 2)),
-}
+    8: _Tuning((4096, 4), (128, 1024, 2), (128, 1024, 4), (256, 64, 8, 4), (1, 32, 4096, 4),
+               (64, 16, 16, 2, 2), (16, 16, 32, 4, 3)),
+    16: _Tuning((4096, 4), (128, 2048, 4), (512, 1024, 2), (256, 32, 16, 4), (1, 32, 4096, 4),
+                (64, 16, 16, 4, 3), (16, 16, 32, 4, 3)),
+    32: _Tuning((4096, 4), (128, 1024, 2), (256, 1024, 4), (256, 32, 16, 4), (1, 16, 4096, 4),
+                (64, 32, 32, 4, 2), (32, 32, 32, 4, 4)),
+    64: _Tuning((4096, 4), (128, 1024, 2), (512, 1024, 4), (256, 8, 64, 4), (1, 32, 4096, 4),
+                (64, 64, 32, 4, 3), (64, 32, 32, 4, 2)),
+    96: _Tuning((4096, 4), (128, 1024, 4), (512, 1024, 4), (256, 16, 32, 4), (4, 16, 4096, 4),
+                (64, 32, 32, 4, 3), (64, 32, 64, 4, 4)),
+    128: _Tuning((4096, 4), (128, 1024, 4), (512, 1024, 4), (256, 8, 64, 4), (2, 32, 4096, 4),
+                 (128, 64, 32, 8, 4), (64, 32, 32, 4, 2)),
+    192: _Tuning((4096, 4), (128, 1024, 4), (512, 1024, 4), (256, 8, 64, 4), (2, 32, 4096, 4),
+                 (128, 64, 32, 8, 4), (64, 32, 32, 4, 2)),
+}  # fmt: skip
 
 
 def _tuning(K: int) -> _Tuning:
@@ -581,40 +604,24 @@ def _tuning(K: int) -> _Tuning:
 class _Patches(NamedTuple):
     """How an image is shared out: `parts` programs of a unit take patches of `tall` low-resolution rows."""
 
-    pixels: int  # high-resolution ones along a row
+    pixels: int  # along a row: high-resolution ones going forward, low-resolution ones going back
     tall: int
     parts: int
-    wide: int = 0  # low-resolution columns, of a backward pass
-    columns: int = 0
 
 
 def _patches(rows: int, width: int, pixels: int, programs: int) -> _Patches:
-    """Patches of whole runs of high-resolution pixels."""
-    return _shared_out(rows, -(-width // pixels), programs, pixels)
-
-
-def _shared_out(rows: int, runs: int, programs: int, pixels: int, **fields: int) -> _Patches:
+    """Patches of whole runs of pixels."""
+    runs = -(-width // pixels)
     tall = max(1, -(-rows * runs // programs))
     while -(-rows // tall) * runs > programs and tall < rows:
         tall += 1
-    return _Patches(pixels, tall, -(-rows // tall) * runs, **fields)
+    return _Patches(pixels, tall, -(-rows // tall) * runs)
 
 
-def _patches_back(rows: int, starts: NDArray[np.int64], pixels: int, programs: int) -> _Patches:
-    """Patches of low-resolution columns whose high-resolution neighbours are one run of pixels, where they can be."""
-    w = len(starts) - 1
-    choices = []
-    columns = 16
-    while columns <= max(16, pixels):
-        for wide in range(min(columns, w), 0, -1):
-            first = np.arange(0, w, wide)
-            spans = starts[np.minimum(first + wide, w)] - starts[np.maximum(first - 1, 0)]
-            if spans.max() <= pixels:
-                choices.append((len(first), columns, wide))
-                break
-        columns *= 2
-    runs, columns, wide = min(choices, default=(-(-w // 16), 16, min(16, w)))
-    return _shared_out(rows, runs, programs, pixels, wide=wide, columns=columns)
+def _taps(starts: NDArray[np.int64]) -> int:
+    """High-resolution pixels along a row that a low-resolution one is part of, at most."""
+    first = np.maximum(np.arange(len(starts) - 1) - 1, 0)
+    return int((starts[1:] - starts[first]).max())
 
 
 class _Tables(NamedTuple):
@@ -707,11 +714,11 @@ class _Scratch:
         programs, numbers, _ = tuning.head
         pixels = _block(sizes[-1][1], 8, max(8, numbers // self.channels))
         self.head = _patches(sizes[-2][0], sizes[-1][1], pixels, few(programs))
-        programs, pixels, channels, _ = tuning.gather
+        programs, columns, channels, _ = tuning.gather
         self.gathers = [
-            _patches_back(h, axes[1].start, pixels, few(programs, -(-K // channels)))
-            for (h, _), axes in zip(sizes[:-1], step.axes, strict=True)
+            _patches(h, w, min(columns, _power(w)), few(programs, -(-K // channels))) for h, w in sizes[:-1]
         ]
+        self.taps = [_taps(axes[1].start) for axes in step.axes]
         wanted = max(1, round(tuning.gradient[1] / (T * max(1, K / 64) ** 2)))
         # pixels of one product for the weights' gradient, and how many there are
         self.chunk = [_CHUNK * triton.cdiv(h * w, _CHUNK * wanted) for h, w in sizes[:-1]]
@@ -721,6 +728,7 @@ class _Scratch:
         self.transposed = [kernels.zeros((units, K, K), dtype) for _ in range(l)]
         self.constants = [kernels.zeros((units, outs), dtype) for outs in [K] * l + [C]]
         self.alpha_beta = kernels.zeros((units, 2, K), dtype)
+        self.unit_gradients = kernels.zeros((units, prior.parameters) if T > 1 else (0,), dtype)
         parts = max([3 * split.parts for split in self.blends] + [split.parts for split in self.gathers])
         self.partial = kernels.zeros((units * parts * K,), dtype)
         self.head_partial = kernels.zeros((units, self.head.parts, C, K), dtype)
@@ -736,6 +744,10 @@ class _Scratch:
             kernels.from_numpy(lower, "int32"),
             kernels.from_numpy(axis.fraction, axis.fraction.dtype.name),
         )
+
+    def into(self, gradients: torch.Tensor) -> torch.Tensor:
+        """Where gradients of units are written: there, where a member is one unit."""
+        return gradients if self.tiles == 1 else self.unit_gradients
 
     def upsampling(self, i: int) -> tuple[torch.Tensor, ...]:
         """What block i's upsampling reads going forward."""
@@ -933,12 +945,12 @@ class TritonKernels:
             )  # fmt: skip
             if mode == self.OUTPUT:
                 return
-            channels = min(16, work.channels)
-            _head_gradient[(triton.cdiv(K, channels), len(step.losses))](
-                weights, gradients, step.affine[i], work.head_partial, work.head_sums, step.losses, step.measured,
-                work.alpha_beta, split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W, work.tiles,
-                K=K, C=C, COLOURS=work.colours, CHANNELS=channels, ROWS=_TABLE // (work.colours * channels),
-                ERRORS=mode == self.MSE,
+            channels, (_, _, table, warps) = min(16, work.channels), work.tuning.gradient
+            _head_gradient[(triton.cdiv(K, channels), work.units)](
+                weights, work.into(gradients), step.affine[i], work.head_partial, work.head_sums, step.losses,
+                step.measured, work.alpha_beta, split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W,
+                work.tiles, K=K, C=C, COLOURS=work.colours, CHANNELS=channels, ROWS=table // (work.colours * channels),
+                ERRORS=mode == self.MSE, num_warps=warps,
             )  # fmt: skip
 
     def backward(
@@ -956,19 +968,24 @@ class TritonKernels:
                 work.times(_pixels(step.d[i + 1]), work.transposed[i + 1], work.dy, self.precision(step))
             _gather[(split.parts, work.units, triton.cdiv(K, work.tuning.gather[2]))](
                 z, work.constants[i], step.head, step.grad_logits, z if last else step.r[i], work.dy, work.alpha_beta,
-                d, work.partial, rows.start, rows.fraction, *columns, h, w, H, W, split.wide, split.tall, K=K,
-                C=prior.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.columns, PIXELS=split.pixels, LAST=last,
-                PRECISION=self.precision(step), num_warps=work.tuning.gather[3],
+                d, work.partial, rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.tall,
+                work.taps[i], K=K, C=prior.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.pixels,
+                TAPS=min(_TAPS, work.taps[i] + work.taps[i] % 2), LAST=last, num_warps=work.tuning.gather[3],
             )  # fmt: skip
             x = step.r[i - 1] if i else inputs
             work.correlate(_pixels(x), _pixels(d), work.chunk[i], self.precision(step))
-            channels, outs = work.tuning.gradient[0], work.channels
-            together = min(_power(chunks), max(1, _TABLE // (channels * outs)))
-            _block_gradient[(triton.cdiv(K, channels), len(weights))](
-                weights, gradients, step.affine[i], work.correlation, work.partial, work.alpha_beta, chunks,
+            (channels, _, table, warps), outs = work.tuning.gradient, work.channels
+            together = min(_power(chunks), max(1, table // (channels * outs)))
+            _block_gradient[(triton.cdiv(K, channels), work.units)](
+                weights, work.into(gradients), step.affine[i], work.correlation, work.partial, work.alpha_beta, chunks,
                 split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, work.tiles, K=K, OUTS=outs,
-                CHANNELS=channels, CHUNKS=together, ROWS=_TABLE // outs, INPUT=i == 0,
+                CHANNELS=channels, CHUNKS=together, ROWS=table // outs, INPUT=i == 0, num_warps=warps,
             )  # fmt: skip
+            if i == 0 and work.tiles > 1:
+                members, parameters = weights.shape
+                _add_tiles[(triton.cdiv(parameters, _UPDATE), members)](
+                    work.unit_gradients, gradients, parameters, work.tiles, BLOCK=_UPDATE
+                )
 
     def precision(self, step: Step) -> str:
         """How `tl.dot` multiplies: three products of TF32 have the accuracy of float32."""
@@ -988,7 +1005,8 @@ class TritonKernels:
         _fold[(triton.cdiv(padded, block), work.units)](
             weights, work.partial, step.affine[i], work.folded[i], work.transposed[min(i, l - 1)], work.constants[i],
             parts, H * W, weights.shape[1], step.at[i] - 2 * k, step.at[i], outs, k, work.tiles, K=K, OUTS=padded,
-            BLOCK=block, CHANNELS=work.channels, ROWS=_TABLE // work.channels, INPUT=i == 0, BACK=0 < i < l,
+            BLOCK=block, CHANNELS=work.channels, ROWS=work.tuning.fold[0] // work.channels, INPUT=i == 0,
+            BACK=0 < i < l, num_warps=work.tuning.fold[1],
         )  # fmt: skip
 
 
