@@ -510,7 +510,7 @@ def test_a_study_on_a_gpu_is_packed_and_runs_in_threads_with_the_same_numbers(
         trials = study(spec, tiny_target, executor)
         executor.close()
         assert numbers_of(trials) == numbers_of(alone)
-        assert {trial.state.name for trial in trials} == {"COMPLETE"}
+        assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
         assert all(trial.user_attrs["device"] != module.device_name("cpu") for trial in trials)
 
 

@@ -6,7 +6,7 @@ launches would cost more than their work. So nothing here allocates, waits or lo
 Products go through `tl.dot` in three products of TF32, which have the accuracy of float32 and the speed of tensor
 cores. What goes over pixels goes down patches: a program takes a few columns and some channels, goes from one
 low-resolution row to the next and keeps what two rows have in common in registers; what it needs next is on its way
-meanwhile. Transposed upsampling adds up rows by their weights on the way down, and columns by a small product.
+meanwhile. Transposed upsampling gathers: each low-resolution pixel adds up the few that it is part of.
 
 Every sum over pixels is kept by a program and written once, into a row of partial sums of its own; whoever needs the
 whole sum adds these rows in their order and in double precision. There are no atomic additions, and how the work is
@@ -48,6 +48,7 @@ _EPS, _FLAT_VARIANCE = tl.constexpr(EPS), tl.constexpr(FLAT_VARIANCE)
 _EMA_ITERATIONS = tl.constexpr(EMA_ITERATIONS)
 _CHUNK = 32  # pixels, at least and in steps, of one product R^T dZ
 _TAPS = 8  # high-resolution pixels of a row that are added up at a time
+_REGISTERS = 128  # of a thread that gathers up to 4: the compiler would take more, and fewer programs be under way
 _UPDATE = 1024  # weights of one program of the optimiser
 # sizes change from block to block: Triton would compile a kernel again for those that 16 divides
 _SIZES = ["h", "w", "H", "W", "parts", "tall", "taps", "chunks", "tiles", "outs", "k", "at", "norm", "parameters",
@@ -69,7 +70,7 @@ def _sum_rows(partial, rows, stride, columns, inside, ROWS: tl.constexpr, COLUMN
 @triton.jit(do_not_specialize=_SIZES)
 def _fold(weights, partial, affine, folded, transposed, constants, parts, pixels, parameters, norm, at, outs, k, tiles,
           K: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
-          ROWS: tl.constexpr, INPUT: tl.constexpr, BACK: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+          ROWS: tl.constexpr, INPUT: tl.constexpr, BACK: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """A normalisation's statistics, from the partial sums before it, folded into the convolution after it.
 
     Programs (outputs, unit): diag(a) C as (outputs, inputs), and b C. Each makes the statistics, the first keeps them.
@@ -107,11 +108,26 @@ def _fold(weights, partial, affine, folded, transposed, constants, parts, pixels
     real = (out < outs)[:, None] & (c < k)[None, :]
     weight = tl.load(weights + at + out[:, None] * k + c[None, :], real, other=0.0).to(tl.float64)
     inside = (out < OUTS)[:, None] & (c < K)[None, :]
-    scaled = weight * scale[None, :]
-    tl.store(folded + (unit * OUTS + out[:, None]) * K + c[None, :], scaled, inside)
+    scaled = (weight * scale[None, :]).to(folded.dtype.element_ty)
+    place = (unit * OUTS + out[:, None]) * K + c[None, :]
+    other_place = (unit * K + c[None, :]) * OUTS + out[:, None]
+    if PARTS:
+        scaled, small = _parts(scaled)
+        beside = tl.num_programs(1) * OUTS * K
+        tl.store(folded + beside + place, small, inside)
+        if BACK:
+            tl.store(transposed + beside + other_place, small, inside)
+    tl.store(folded + place, scaled, inside)
     if BACK:  # products are fast where the factor's rows are what is summed over
-        tl.store(transposed + (unit * K + c[None, :]) * OUTS + out[:, None], scaled, inside)
+        tl.store(transposed + other_place, scaled, inside)
     tl.store(constants + unit * OUTS + out, tl.sum(weight * shift[None, :], axis=1), out < OUTS)
+
+
+@triton.jit
+def _parts(x):  # type: ignore[no-untyped-def]
+    """A number as two, of which TF32 has the first as it is and the second nearly so."""
+    large = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return large, x - large
 
 
 @triton.jit
@@ -127,7 +143,10 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=_SIZES)
 def _pixel_product(a, b, out, size, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
                    PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Pixels (size, K) times the transpose of a matrix (K, K). Programs (pixels, columns, unit)."""
+    """Pixels (size, K) times the transpose of a matrix (K, K). Programs (pixels, columns, unit).
+
+    For TF32 the matrices come in their two parts, one array after the other.
+    """
     unit = tl.program_id(2).to(tl.int64)
     a += unit * size * K
     b += unit * K * K
@@ -140,14 +159,24 @@ def _pixel_product(a, b, out, size, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS
         left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
         here = (j < K)[:, None] & (n < K)[None, :]
         right = tl.load(b + n[None, :] * K + j[:, None], here, other=0.0)
-        acc = _dot(left, right, acc, PRECISION)
+        if PRECISION == "tf32x3":
+            small = tl.load(b + tl.num_programs(2) * K * K + n[None, :] * K + j[:, None], here, other=0.0)
+            large_left, small_left = _parts(left)
+            acc = tl.dot(large_left, small, acc, input_precision="tf32")
+            acc = tl.dot(small_left, right, acc, input_precision="tf32")
+            acc = tl.dot(large_left, right, acc, input_precision="tf32")
+        else:
+            acc = _dot(left, right, acc, PRECISION)
     tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _correlation(a, b, out, size, chunk, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _correlation(a, b, out, sums, size, chunk, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                  INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """a^T b (K, K) over some of the pixels of a and b (size, K). Programs (chunk, block of the product, unit)."""
+    """a^T b (K, K), and sums of b, over some of the pixels of both (size, K).
+
+    Programs (chunk, block of the product, unit).
+    """
     part, unit = tl.program_id(0), tl.program_id(2).to(tl.int64)
     columns = tl.cdiv(K, COLUMNS)
     m = tl.program_id(1) // columns * ROWS + tl.arange(0, ROWS)
@@ -155,14 +184,18 @@ def _correlation(a, b, out, size, chunk, K: tl.constexpr, ROWS: tl.constexpr, CO
     a += unit * size * K
     b += unit * size * K
     acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
+    total = tl.zeros((INNER, COLUMNS), a.dtype.element_ty)
     end = tl.minimum((part + 1) * chunk, size)
     for start in range(part * chunk, end, INNER):
         p = start + tl.arange(0, INNER)
         left = tl.load(a + p[None, :] * K + m[:, None], (p < end)[None, :] & (m < K)[:, None], other=0.0)
         right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
         acc = _dot(left, right, acc, PRECISION)
-    out += (unit * tl.num_programs(0) + part) * K * K
-    tl.store(out + m[:, None] * K + n[None, :], acc, (m < K)[:, None] & (n < K)[None, :])
+        total += right
+    row = unit * tl.num_programs(0) + part
+    tl.store(out + row * K * K + m[:, None] * K + n[None, :], acc, (m < K)[:, None] & (n < K)[None, :])
+    if tl.program_id(1) < columns:
+        tl.store(sums + row * K + n, tl.sum(total, axis=0), n < K)
 
 
 @triton.jit
@@ -355,10 +388,10 @@ def _neighbours(z, row, left, j, right, c, here, constant, w, K: tl.constexpr): 
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_start, y_fraction, x_start, x_fraction,
+def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, y_start, y_fraction, x_start, x_fraction,
             h, w, H, W, tall, taps, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
             TAPS: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Gradients past ReLU and upsampling. Programs (patch, unit, channels); partial sums of the result.
+    """Gradients past ReLU and upsampling. Programs (patch, unit, channels).
 
     A low-resolution pixel gets something from at most `taps` pixels of each row that touches it: a program goes down
     the rows of a patch of `COLUMNS` such pixels, adds up these by their weights, and rows by theirs. In the `LAST`
@@ -389,7 +422,6 @@ def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_st
     else:
         r += unit * H * W * K
         dy += unit * H * W * K
-    total = tl.zeros((COLUMNS, CHANNELS), kind)
     for begin in range(0, taps, TAPS):  # once, but where a pixel becomes very many
         shares, left_shares, right_shares = (), (), ()
         for t in tl.static_range(TAPS):
@@ -397,9 +429,9 @@ def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_st
             inside = x < x2
             fraction = tl.load(x_fraction + x, inside, other=0.0)
             share = tl.where(x < x1, fraction, 1.0 - fraction)
-            shares = shares + (tl.where(inside, share, 0.0)[:, None],)  # noqa: RUF005
-            left_shares = left_shares + (tl.where(x < x1, 1.0 - share, 0.0)[:, None],)  # noqa: RUF005
-            right_shares = right_shares + (tl.where(x < x1, 0.0, 1.0 - share)[:, None],)  # noqa: RUF005
+            shares = shares + (tl.where(inside, share, 0.0)[:, None],)  # type: ignore[assignment] # noqa: RUF005
+            left_shares = left_shares + (tl.where(x < x1, 1.0 - share, 0.0)[:, None],)  # type: ignore[assignment] # noqa: RUF005
+            right_shares = right_shares + (tl.where(x < x1, 0.0, 1.0 - share)[:, None],)  # type: ignore[assignment] # noqa: RUF005
         above = tl.zeros((COLUMNS, CHANNELS), kind)
         if LAST:
             upper0, upper1, upper2 = _neighbours(z, first, before, j, after, c, here, constant, w, K)
@@ -443,18 +475,15 @@ def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, partial, y_st
             if LAST:
                 upper0, upper1, upper2 = lower0, lower1, lower2
             if i >= i0:
-                rows = tl.where(here, rows, 0.0)
-                total += rows
                 target = d + (i * w + j[:, None]) * K + c[None, :]
                 if begin > 0:
                     tl.debug_barrier()  # other threads may have stored what this one adds to
                     rows += tl.load(target, here, other=0.0)
                 tl.store(target, rows, here)
-    tl.store(partial + (unit * tl.num_programs(0) + part) * K + c, tl.sum(total, axis=0), c < K)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _block_gradient(weights, gradients, affine, correlation, partial, alpha_beta, chunks, parts, parameters, norm, at,
+def _block_gradient(weights, gradients, affine, correlation, sums, alpha_beta, chunks, parameters, norm, at,
                     k, pixels, tiles, K: tl.constexpr, OUTS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr,
                     ROWS: tl.constexpr, INPUT: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Gradients of a convolution and of the normalisation before it. Programs (input channels, unit)."""
@@ -474,7 +503,7 @@ def _block_gradient(weights, gradients, affine, correlation, partial, alpha_beta
         there = ((unit * chunks + chunk[:, None, None]) * K + c[None, :, None]) * K + out[None, None, :]
         values = tl.load(correlation + there, (chunk < chunks)[:, None, None] & here[None, :, :], other=0.0)
         r_dz += tl.sum(values.to(tl.float64), axis=0)
-    sum_dz = _sum_rows(partial + unit * parts * K, parts, K, out, out < K, ROWS, OUTS)
+    sum_dz = _sum_rows(sums + unit * chunks * K, chunks, K, out, out < K, ROWS, OUTS)
     tl.store(gradients + place, scale[:, None] * r_dz + shift[:, None] * sum_dz[None, :], here)
     if not INPUT:
         sum_dy, sum_dy_r = tl.sum(weight * sum_dz[None, :], axis=1), tl.sum(weight * r_dz, axis=1)
@@ -558,7 +587,7 @@ class _Tuning(NamedTuple):
     """Sizes of the kernels' blocks: they decide how fast a card is, and how sums are rounded.
 
     Attributes:
-        fold: partial sums that a program has in hand, warps.
+        fold: partial sums that a program has in hand, warps; of the head's gradient, too.
         blend: programs of a unit at most, numbers that one has in hand, warps.
         head: likewise.
         gather: programs of a unit at most, low-resolution pixels along a row, channels, warps.
@@ -580,20 +609,20 @@ class _Tuning(NamedTuple):
 # by padded channels; `benchmarks/gpu.py --tune` on an H100. A table rather than a choice at run time: numbers must not
 # depend on what was faster when a study began, nor differ between the cards of a cluster
 _TUNED = {
-    8: _Tuning((4096, 4), (128, 1024, 2), (128, 1024, 4), (256, 64, 8, 4), (1, 32, 4096, 4),
-               (64, 16, 16, 2, 2), (16, 16, 32, 4, 3)),
-    16: _Tuning((4096, 4), (128, 2048, 4), (512, 1024, 2), (256, 32, 16, 4), (1, 32, 4096, 4),
-                (64, 16, 16, 4, 3), (16, 16, 32, 4, 3)),
-    32: _Tuning((4096, 4), (128, 1024, 2), (256, 1024, 4), (256, 32, 16, 4), (1, 16, 4096, 4),
-                (64, 32, 32, 4, 2), (32, 32, 32, 4, 4)),
-    64: _Tuning((4096, 4), (128, 1024, 2), (512, 1024, 4), (256, 8, 64, 4), (1, 32, 4096, 4),
-                (64, 64, 32, 4, 3), (64, 32, 32, 4, 2)),
-    96: _Tuning((4096, 4), (128, 1024, 4), (512, 1024, 4), (256, 16, 32, 4), (4, 16, 4096, 4),
-                (64, 32, 32, 4, 3), (64, 32, 64, 4, 4)),
-    128: _Tuning((4096, 4), (128, 1024, 4), (512, 1024, 4), (256, 8, 64, 4), (2, 32, 4096, 4),
-                 (128, 64, 32, 8, 4), (64, 32, 32, 4, 2)),
-    192: _Tuning((4096, 4), (128, 1024, 4), (512, 1024, 4), (256, 8, 64, 4), (2, 32, 4096, 4),
-                 (128, 64, 32, 8, 4), (64, 32, 32, 4, 2)),
+    8: _Tuning((8192, 4), (128, 1024, 2), (512, 1024, 2), (256, 64, 8, 4), (1, 64, 8192, 4),
+               (64, 16, 16, 4, 3), (16, 16, 32, 1, 4)),
+    16: _Tuning((8192, 4), (256, 512, 2), (512, 1024, 2), (256, 32, 16, 4), (2, 128, 8192, 4),
+                (64, 16, 16, 4, 2), (16, 16, 32, 2, 3)),
+    32: _Tuning((8192, 4), (256, 512, 2), (256, 1024, 4), (512, 8, 32, 2), (1, 64, 4096, 2),
+                (64, 32, 32, 4, 2), (32, 32, 32, 1, 4)),
+    64: _Tuning((8192, 4), (128, 1024, 2), (1024, 512, 2), (256, 8, 64, 4), (1, 64, 2048, 2),
+                (64, 64, 32, 4, 3), (32, 64, 32, 4, 3)),
+    96: _Tuning((8192, 4), (256, 512, 2), (512, 1024, 4), (256, 8, 32, 2), (1, 48, 2048, 2),
+                (128, 64, 32, 4, 3), (32, 64, 32, 4, 3)),
+    128: _Tuning((8192, 4), (128, 1024, 4), (256, 1024, 4), (256, 8, 64, 4), (1, 64, 2048, 2),
+                 (128, 64, 32, 8, 3), (32, 64, 32, 4, 3)),
+    192: _Tuning((8192, 4), (128, 1024, 4), (256, 1024, 4), (256, 8, 64, 4), (1, 64, 4096, 2),
+                 (128, 64, 32, 8, 3), (32, 64, 64, 4, 3)),
 }  # fmt: skip
 
 
@@ -723,17 +752,18 @@ class _Scratch:
         # pixels of one product for the weights' gradient, and how many there are
         self.chunk = [_CHUNK * triton.cdiv(h * w, _CHUNK * wanted) for h, w in sizes[:-1]]
         self.chunks = [triton.cdiv(h * w, chunk) for (h, w), chunk in zip(sizes[:-1], self.chunk, strict=True)]
-        # of each convolution, the head being the last: diag(a) C as (outputs, inputs), and b C
-        self.folded = [kernels.zeros((units, K, K), dtype) for _ in range(l)] + [step.head]
-        self.transposed = [kernels.zeros((units, K, K), dtype) for _ in range(l)]
+        # of each convolution, the head being the last: diag(a) C as (outputs, inputs), in `_parts` or whole, and b C
+        self.parts = kernels.precision(step) == "tf32x3"
+        self.folded = [kernels.zeros((1 + self.parts, units, K, K), dtype) for _ in range(l)] + [step.head]
+        self.transposed = [kernels.zeros((1 + self.parts, units, K, K), dtype) for _ in range(l)]
         self.constants = [kernels.zeros((units, outs), dtype) for outs in [K] * l + [C]]
         self.alpha_beta = kernels.zeros((units, 2, K), dtype)
         self.unit_gradients = kernels.zeros((units, prior.parameters) if T > 1 else (0,), dtype)
-        parts = max([3 * split.parts for split in self.blends] + [split.parts for split in self.gathers])
-        self.partial = kernels.zeros((units * parts * K,), dtype)
+        self.partial = kernels.zeros((units * max(split.parts for split in self.blends) * 3 * K,), dtype)
         self.head_partial = kernels.zeros((units, self.head.parts, C, K), dtype)
         self.head_sums = kernels.zeros((units, self.head.parts, 2, C), dtype)
         self.correlation = kernels.zeros((units * max(self.chunks) * K * K,), dtype)
+        self.correlation_sums = kernels.zeros((units * max(self.chunks) * K,), dtype)
         self.dy = kernels.zeros((units * max([0] + [H * W for H, W in sizes[1:-1]]) * K,), dtype)
 
     @staticmethod
@@ -764,13 +794,13 @@ class _Scratch:
         )  # fmt: skip
 
     def correlate(self, a: torch.Tensor, b: torch.Tensor, chunk: int, precision: str) -> None:
-        """Products of pixels (units, size, K) with each other, a chunk of them at a time."""
+        """Products of pixels (units, size, K) with each other, and sums of b, a chunk of them at a time."""
         units, size, K = a.shape
         rows, columns, inner, warps, stages = self.tuning.correlation
         blocks = triton.cdiv(K, rows) * triton.cdiv(K, columns)
         _correlation[(triton.cdiv(size, chunk), blocks, units)](
-            a, b, self.correlation, size, chunk, K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
-            num_warps=warps, num_stages=stages,
+            a, b, self.correlation, self.correlation_sums, size, chunk, K=K, ROWS=rows, COLUMNS=columns, INNER=inner,
+            PRECISION=precision, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
 
@@ -945,7 +975,7 @@ class TritonKernels:
             )  # fmt: skip
             if mode == self.OUTPUT:
                 return
-            channels, (_, _, table, warps) = min(16, work.channels), work.tuning.gradient
+            channels, (table, warps) = min(16, work.channels), work.tuning.fold
             _head_gradient[(triton.cdiv(K, channels), work.units)](
                 weights, work.into(gradients), step.affine[i], work.head_partial, work.head_sums, step.losses,
                 step.measured, work.alpha_beta, split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, H * W,
@@ -968,17 +998,18 @@ class TritonKernels:
                 work.times(_pixels(step.d[i + 1]), work.transposed[i + 1], work.dy, self.precision(step))
             _gather[(split.parts, work.units, triton.cdiv(K, work.tuning.gather[2]))](
                 z, work.constants[i], step.head, step.grad_logits, z if last else step.r[i], work.dy, work.alpha_beta,
-                d, work.partial, rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.tall,
+                d, rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.tall,
                 work.taps[i], K=K, C=prior.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.pixels,
-                TAPS=min(_TAPS, work.taps[i] + work.taps[i] % 2), LAST=last, num_warps=work.tuning.gather[3],
+                TAPS=min(_TAPS, work.taps[i] + work.taps[i] % 2), LAST=last,
+                num_warps=work.tuning.gather[3], maxnreg=_REGISTERS if work.taps[i] <= 4 else None,
             )  # fmt: skip
             x = step.r[i - 1] if i else inputs
             work.correlate(_pixels(x), _pixels(d), work.chunk[i], self.precision(step))
             (channels, _, table, warps), outs = work.tuning.gradient, work.channels
             together = min(_power(chunks), max(1, table // (channels * outs)))
             _block_gradient[(triton.cdiv(K, channels), work.units)](
-                weights, work.into(gradients), step.affine[i], work.correlation, work.partial, work.alpha_beta, chunks,
-                split.parts, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, work.tiles, K=K, OUTS=outs,
+                weights, work.into(gradients), step.affine[i], work.correlation, work.correlation_sums, work.alpha_beta,
+                chunks, weights.shape[1], step.at[i] - 2 * k, step.at[i], k, h * w, work.tiles, K=K, OUTS=outs,
                 CHANNELS=channels, CHUNKS=together, ROWS=table // outs, INPUT=i == 0, num_warps=warps,
             )  # fmt: skip
             if i == 0 and work.tiles > 1:
@@ -991,7 +1022,7 @@ class TritonKernels:
         """How `tl.dot` multiplies: three products of TF32 have the accuracy of float32."""
         if step.precision == "bfloat16":
             return "bfloat16"
-        return "tf32x3" if step.dtype == "float32" and self.device.type == "cuda" else "ieee"
+        return "tf32x3" if step.dtype == "float32" else "ieee"
 
     def _fold(self, step: Step, i: int, weights: torch.Tensor) -> None:
         """The normalisation before convolution i, and that convolution; the last is the head."""
@@ -1006,7 +1037,7 @@ class TritonKernels:
             weights, work.partial, step.affine[i], work.folded[i], work.transposed[min(i, l - 1)], work.constants[i],
             parts, H * W, weights.shape[1], step.at[i] - 2 * k, step.at[i], outs, k, work.tiles, K=K, OUTS=padded,
             BLOCK=block, CHANNELS=work.channels, ROWS=work.tuning.fold[0] // work.channels, INPUT=i == 0,
-            BACK=0 < i < l, num_warps=work.tuning.fold[1],
+            BACK=0 < i < l, PARTS=work.parts and i < l, num_warps=work.tuning.fold[1],
         )  # fmt: skip
 
 
