@@ -195,7 +195,7 @@ def evaluate_together(
     """
     method = choose(device, jobs[0].options.engine, jobs[0].options.precision)
     trackers = [_Tracker(job, device, method) for job in jobs]
-    # metrics take a processor: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
+    # metrics take a core each: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
     pending: deque[tuple[int, Check | Future[list[Result]] | None]] = deque()
 
@@ -212,7 +212,7 @@ def evaluate_together(
     busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
     running = set(range(len(jobs)))
     # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
-    with contextlib.closing(fitting), ThreadPoolExecutor(1) as metrics:  # type: ignore[type-var]  # it has close()
+    with contextlib.closing(fitting), ThreadPoolExecutor(threads) as metrics:  # type: ignore[type-var]  # it has close()
         try:
             for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
                 check, measure = trackers[index].observe(snapshot, waited)
