@@ -571,7 +571,7 @@ def test_ctrl_c_keeps_what_is_finished(folder: Path, store_url: str) -> None:
     text = (folder / "tiny.toml").read_text().replace("[5, 10]", "[100, 1000000]").replace("every = 5", "every = 50")
     (folder / "slow.toml").write_text(text.replace("[fit]\n", '[fit]\nengine = "reference"\n'))
     for arguments in (["run", "slow.toml"], ["run", "slow.toml", "--tpe", "--trials", "6"]):
-        if store_url.startswith("sqlite"):
+        if store_url.startswith("sqlite") and "--tpe" not in arguments:
             process = start(*arguments, store=store_url, folder=folder)
             assert process.stdout is not None
             assert any(" dB" in line for line in process.stdout)
@@ -579,7 +579,7 @@ def test_ctrl_c_keeps_what_is_finished(folder: Path, store_url: str) -> None:
             _, said = process.communicate(timeout=20)  # within seconds
             code = process.returncode
             assert said.startswith("ddstudy: Stopped.")
-        else:
+        else:  # which starts sooner
             driver = Driver(folder, *arguments, "--store", store_url)
             driver.wait_for_results()
             os.kill(driver.pid, signal.SIGINT)
