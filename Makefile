@@ -10,7 +10,8 @@ run: $(STAMP)
 	$(BIN)/ddstudy run --grid
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder # much of it waits for servers and browsers
+	# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
