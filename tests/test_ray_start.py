@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,9 +60,13 @@ def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environm
     lists = "k = [2, 4]\ns = [4]\nl = [2]\niterations = [5, 10]"
     (tmp_path / "tiny.toml").write_text(f"[target]\nfile = '{picture}'\n[space]\n{lists}\n[fit]\nmembers = 2\n")
     environment = json.dumps({"py_modules": [str(CLUSTER.parent / "ddstudy")]})
-    # clusters beside this one have an agent at the usual port
+    # clusters beside this one have an agent at the usual port, and Ray tells a job of the cluster that its folder names
     ports = {"dashboard_port": 0, "dashboard_agent_listen_port": clusters.free_port("127.0.0.1")}
-    with clusters.cluster(**{"include_dashboard": True, **ports}) as head:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as ray,  # sockets need a short path
+        clusters.cluster(**{"include_dashboard": True, "temp_dir": ray, **ports}) as head,
+    ):
+        Path(ray, "ray_current_cluster").write_text(head.address)
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--runtime-env-json", environment]
         submit += ["--address", f"http://{head.head_node.webui_url}", "--"]
         program = f"{sys.executable} -m ddstudy.cli run {tmp_path}/tiny.toml --ray --store sqlite:///{tmp_path}/job.db"
