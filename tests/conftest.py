@@ -19,8 +19,9 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.study import planner
 from ddstudy.study.evaluate import Job
 
-# files that take long, the longest first: whole files are shared out, and the last must not be a long one
-LONG = [f"test_{name}" for name in ("ray", "ray_start", "ray_nodes", "cli", "solvers_tasks", "runner", "views",
+# files that take long, about the longest first: whole files are shared out, and the last must not be a long one.
+# Those of Ray mostly wait, and run beside others that compute
+LONG = [f"test_{name}" for name in ("ray", "cli", "ray_start", "solvers_tasks", "views", "ray_nodes", "runner",
                                     "dashboard", "kernels_cuda", "fused", "faults", "axes", "damage", "tasks", "store",
                                     "executors", "together", "api_run", "samplers", "report", "findings")]  # fmt: skip
 

@@ -408,10 +408,16 @@ def test_out_follows_links_and_writes_into_what_is_no_file(ddstudy: Cli, folder:
         assert reader.wait(timeout=60) == 0
     assert (folder / "read").read_bytes() == (folder / "far/page.html").read_bytes()
     assert stat.S_ISFIFO(os.stat("pipe").st_mode)
-    for out in ("/dev/stdout", ">(cat)"):  # the pipes that these lead to have no path of their own
-        shell = ["bash", "-c", f'"$0" -m ddstudy.cli report --out {out}', sys.executable]
-        done = subprocess.run(shell, capture_output=True, check=True, timeout=100)
-        assert done.stdout == (folder / "far/page.html").read_bytes()
+    twice = """
+import sys
+from ddstudy.cli import app
+for out in sys.argv[1:]:
+    app(["report", "--out", out], standalone_mode=False)
+"""
+    # the pipes that these lead to have no path of their own
+    shell = ["bash", "-c", '"$0" -c "$1" /dev/stdout >(cat)', sys.executable, twice]
+    done = subprocess.run(shell, capture_output=True, check=True, timeout=100)
+    assert done.stdout == 2 * (folder / "far/page.html").read_bytes()
     code, _, err = ddstudy("report", "--out", "/dev/full")
     assert code == 2
     assert "No space left" in err
