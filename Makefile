@@ -9,8 +9,9 @@ STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
 
+# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder # much of it waits for servers and browsers
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

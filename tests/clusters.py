@@ -38,14 +38,12 @@ WATCHFUL = {"_system_config": {"health_check_period_ms": 400, "health_check_init
 
 
 @contextlib.contextmanager
-def cluster(nodes: int = 1, cpus: int = 1, **head: Any) -> "Iterator[Cluster]":
-    """Nodes with some processors each; the first is the head."""
+def cluster(**head: Any) -> "Iterator[Cluster]":
+    """A head with one processor."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **SMALL, **ALONE, **WATCHFUL, **head})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL, **ALONE, **WATCHFUL, **head})
     try:
-        for _ in range(nodes - 1):
-            add_node(made, cpus)
         yield made
     finally:
         made.shutdown()
@@ -123,8 +121,8 @@ def kill(words: str) -> int:
     return count
 
 
-def add_node(cluster: "Cluster", cpus: int = 1, **how: Any) -> Any:
-    return cluster.add_node(num_cpus=cpus, object_store_memory=SMALL["object_store_memory"], **how)
+def add_node(cluster: "Cluster", **how: Any) -> Any:
+    return cluster.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"], **how)
 
 
 def wish(address: str, fit: FitSpec | None = None, **changes: Any) -> Wish:
@@ -138,25 +136,19 @@ def executor(address: str, tell: Callable[[str], object] = print, **changes: Any
     return Ray(wish(address, **changes), tell)
 
 
-def kill_worker(address: str, fit_id: str) -> None:
-    """SIGKILL to the worker of a cluster that is fitting something: Ray calls processes after what they do."""
+def kill_worker(address: str, fit_id: str) -> bool:
+    """SIGKILL to the worker of a cluster that is fitting something; False if none is any more.
+
+    Ray calls processes after what they do.
+    """
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "cmdline").read_bytes().startswith(f"ray::{fit_id}".encode()):
                 node = (process / "stat").read_text().rpartition(")")[2].split()[1]
                 if address.encode() in Path(f"/proc/{node}/cmdline").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
-                    return
-    raise LookupError(fit_id)
-
-
-def nothing(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
-    """A fit that takes no time."""
-    for budget in job.budgets:
-        values: dict[str, float | int | str] = {"seconds": 0.0, "psnr": 1.0, "iterations_done": budget}
-        yield Check(budget, 0.0, (1.0, 1.0))
-        curve: dict[str, list[object]] = {"iterations": [], "seconds": [], "psnr_members": []}
-        yield Result(budget, values, np.zeros((1, 1, 1), np.float32), curve, False)
+                    return True
+    return False
 
 
 def anything(job: Job, *, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:

@@ -10,15 +10,20 @@ import numpy as np
 import postgres
 import pytest
 import revisions  # noqa: F401 - stores open faster
+from points import fit_of
 
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
+from ddstudy.study import planner
+from ddstudy.study.evaluate import Job
 
-# files that take long, the longest first: whole files are shared out, and the last must not be a long one
-LONG = [f"test_{name}" for name in ("ray", "cli", "views", "kernels_cuda", "faults", "axes", "runner", "dashboard",
-                                    "damage", "samplers", "together", "store", "report", "findings")]  # fmt: skip
+# files that take long, about the longest first: whole files are shared out, and the last must not be a long one.
+# Those of Ray mostly wait, and run beside others that compute
+LONG = [f"test_{name}" for name in ("ray", "cli", "ray_start", "solvers_tasks", "views", "ray_nodes", "runner",
+                                    "dashboard", "kernels_cuda", "fused", "faults", "axes", "damage", "tasks", "store",
+                                    "executors", "together", "api_run", "samplers", "report", "findings")]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,13 +117,25 @@ def tiny_target(make_spec: Callable[..., StudySpec]) -> Target:
 
 
 @pytest.fixture(scope="session")
+def make_job(make_spec: Callable[..., StudySpec]) -> Callable[..., Job]:
+    """Makes the fit of a tiny decoder with k channels, to 5 iterations and to more, with a check every 500."""
+    spec = make_spec(fit={"check_every": 500})
+    target = load_target(spec.target)
+
+    def make(k: int = 2, iterations: int = 10) -> Job:
+        return planner.job(spec, target, fit_of(k, 4, 2, "uniform", "1x1"), (5, iterations))
+
+    return make
+
+
+@pytest.fixture(scope="module")  # of the session, it would go on beside other tests, and take 5 % of a core
 def cluster() -> "Iterator[clusters.Cluster]":
-    """A Ray cluster of two nodes with a processor each; whoever takes a node away puts another in its place."""
-    with clusters.cluster(nodes=2) as made:
+    """A Ray cluster of one node with one processor; whoever adds a node takes it away again."""
+    with clusters.cluster() as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool(cluster: "clusters.Cluster") -> Iterator[Ray]:
     """The executor on it."""
     executor = clusters.executor(cluster.address)
