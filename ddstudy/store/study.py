@@ -187,6 +187,7 @@ def trials_table(records: Sequence[Record], axes: Sequence[str]) -> pd.DataFrame
             **record.attrs,
             "number": record.number,
             "state": record.state.name,
+            "iterations": record.setting.budget,  # 0 of priors without weights, so that it can be compared
             **record.setting,
             "started": record.started,
             "finished": record.finished,

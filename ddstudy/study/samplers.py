@@ -110,7 +110,7 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
             case "nsga3":
                 return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
             case "gp":
-                budgets = len(spec.search_space["iterations"])
+                budgets = len(spec.values_of("iterations")) or 1
                 return _KnowingGP(seed=seed, n_startup_trials=(GP_START - 1) * budgets + 1)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
@@ -218,7 +218,7 @@ class Unseen(BaseSampler):
         if not free:
             raise SpaceExhaustedError(trial)
         # of the settings of a fit the last has the most iterations
-        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting["iterations"])}
+        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.budget)}
         if isinstance(self._inner, _KnowingGP):
             # of whole fits, too, it judges every budget: the best one is seldom the largest
             self._inner.candidates = [_numbers(self._space.params(setting)) for setting in free]
