@@ -1,8 +1,8 @@
 """The torch loop's speed for each prior that it fits, beside a plain loop over members, and deepinv's fit of one.
 
 The packaged slice at a size, denoised (sigma 0.1), in one process, every way in turn, medians over rounds. The plain
-loop fits one member after another with autograd and Adam and all threads, as scripts do; deepinv's `DeepImagePrior` fits
-its own ConvDecoder so, which has biases besides. PSNR is that of the members' mean after all iterations.
+loop fits one member after another with autograd and Adam and all threads, as scripts do; so does deepinv's
+`DeepImagePrior`, with its own ConvDecoder, which has biases besides. PSNR is that of the members' mean at the end.
 
     python benchmarks/prior_speed.py [--device cpu] [--size 128] [--members 5] [--iterations 40] [--json FILE]
 """

@@ -14,7 +14,7 @@ import ddstudy
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 PANELS = [
     "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "ranks", "transfer",
-    "slices", "by_level", "stopping", "judges",
+    "slices", "by_level", "stopping", "judges", "priors",
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
@@ -30,7 +30,8 @@ ORDER = [
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
     "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
     "study.forecasting", "study.runner",
-    "report", "report.words", "report.tables", "report.inverse", "report.anova", "report.intervals", "report.facts",
+    "report", "report.words", "report.tables", "report.inverse", "report.anova", "report.intervals", "report.priors",
+    "report.facts",
     "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page",
     "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",

@@ -83,7 +83,9 @@ def named(axis: str, value: Any) -> str:
     """A value of an axis with its name, where it does not speak for itself: `k 64`, `sigma 0.1`, `uniform`."""
     if axis == "iterations":
         return f"{text_of(value)} iterations"
-    return text_of(value) if axis in FACETS else f"{axis.removeprefix('task.')} {text_of(value)}"
+    if axis in (*FACETS, "prior.kind"):
+        return text_of(value)
+    return f"{axis.removeprefix('task.').removeprefix('prior.')} {text_of(value)}"
 
 
 def in_words(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:

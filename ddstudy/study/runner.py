@@ -90,7 +90,7 @@ class _InFlight:
     @property
     def share(self) -> float:
         """How much of the fit is done."""
-        return self.reached / max(self.budgets)
+        return self.reached / max(1, *self.budgets)  # a prior without weights has the budget 0
 
 
 @dataclass
