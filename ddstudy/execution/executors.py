@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 
 from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.priors.deep_decoder import DeepDecoder
-from ddstudy.solvers import choose, fused
+from ddstudy.solvers import fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
 from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together
 
@@ -246,8 +246,7 @@ def careful_together(
 def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     first, on_gpu = jobs[0], device.startswith("cuda")
     prior = first.model
-    method = choose(device, first.options.engine, first.options.precision, prior)
-    if method.engine != "fused":  # the memory of others was never measured
+    if first.method(device).engine != "fused":  # the memory of others was never measured
         return
     assert isinstance(prior, DeepDecoder)
     rows, columns = rows_and_columns(first.fit.tiling)
@@ -301,8 +300,7 @@ def room_on(device: str, job: Job, workers: int) -> int:
         workers: packs that run there at the same time.
     """
     prior, members = job.model, job.options.members
-    method = choose(device, job.options.engine, job.options.precision, prior)
-    if method.engine != "fused" or not device.startswith("cuda"):
+    if job.method(device).engine != "fused" or not device.startswith("cuda"):
         return 1
     import torch
 

@@ -89,6 +89,27 @@ def draw(layers: Sequence[Weights], rng: np.random.Generator) -> NDArray[np.floa
     return np.concatenate(parts).astype(np.float32)
 
 
+def of_products(prior: Prior) -> NDArray[np.bool_]:
+    """Which weights of a network (parameters,) are factors of products: those of convolutions and linear layers.
+
+    The others, biases and the scales and shifts of normalisations, are tensors of one dimension.
+    """
+    import torch  # heavy, and most callers want shapes only
+
+    with torch.device("meta"):
+        shapes = [parameter.shape for parameter in prior.build().parameters()]
+    return np.concatenate([np.full(shape.numel(), len(shape) > 1) for shape in shapes])
+
+
+def normal_weights(
+    prior: Prior, start: NDArray[np.float32], sd: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """A random start (parameters,) whose factors of products are N(0, sd^2) instead; the others stay as they are."""
+    drawn = np.float32(sd) * rng.standard_normal(len(start), dtype=np.float32)
+    made: NDArray[np.float32] = np.where(of_products(prior), drawn, start)
+    return made
+
+
 def growing(size: int, s: float, steps: int) -> list[int]:
     """Sizes that grow geometrically from max(1, round(size / s)) (halves up) to `size` in so many steps.
 

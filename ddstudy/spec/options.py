@@ -337,6 +337,11 @@ class NoiseSpec(BaseModel):
         return value
 
 
+def _optimisers(*names: str) -> tuple[str, tuple[Value, ...]]:
+    """What options need that mean something for some optimisers only."""
+    return "fit.optimiser", names
+
+
 class FitSpec(BaseModel):
     """`[fit]`: the optimiser and its ensemble (thesis sec. 2.2 and 3.3)."""
 
@@ -349,7 +354,12 @@ class FitSpec(BaseModel):
         0, "every random number derives from it", label="seed", short="seed{}", needs=_OF_TRAINED
     )
     learning_rate: Annotated[float, Field(gt=0, le=10)] = option(
-        0.01, "of Adam", label="learning rate", short="lr{}", log=True, needs=_OF_TRAINED
+        0.01,
+        "of the optimiser; of 'lbfgs' the first step of its line searches, for which 1 is usual",
+        label="learning rate",
+        short="lr{}",
+        log=True,
+        needs=_OF_TRAINED,
     )
     keep: Literal["last", "best", "average"] = option(
         "best",
@@ -377,6 +387,88 @@ class FitSpec(BaseModel):
         label="decay of jitter",
         short="decay{}",
         needs=_OF_TRAINED,
+    )
+    optimiser: Literal["adam", "adamw", "radam", "sgd", "rmsprop", "lbfgs", "sgld"] = option(
+        "adam",
+        "adam, adamw, radam, sgd, rmsprop; lbfgs (in the reference engine); sgld: Adam with noise on the weights",
+        label="optimiser",
+        needs=_OF_TRAINED,
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.9, "of 'sgd'", label="momentum", short="momentum{}", needs=_optimisers("sgd")
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = option(
+        0.0,
+        "times the weights is added to their gradient; 'adamw' takes it off the weights instead, times learning rate",
+        label="weight decay",
+        short="wd{}",
+        needs=_optimisers("adam", "adamw", "radam", "sgd", "rmsprop", "sgld"),
+    )
+    sgld_noise: Annotated[float, Field(ge=0, le=1000)] = option(
+        2.0,
+        "standard deviation of the noise that 'sgld' adds to weights after each update, in learning rates",
+        label="noise of SGLD",
+        short="langevin{}",
+        needs=_optimisers("sgld"),
+    )
+    schedule: Literal["constant", "step"] = option(
+        "constant",
+        "of the learning rate: constant, or 'step', multiplied with fit.decay every fit.decay_every iterations",
+        label="schedule",
+        short="schedule-{}",
+        needs=_OF_TRAINED,
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] = option(
+        0.5,
+        "what schedule 'step' multiplies the learning rate with",
+        label="decay of the learning rate",
+        short="lrdecay{}",
+        needs=("fit.schedule", ("step",)),
+    )
+    decay_every: Annotated[int, Field(ge=1)] = option(
+        1000,
+        "iterations after each of which schedule 'step' does so",
+        label="decay every",
+        short="every{}",
+        unit="iterations",
+        log=True,
+        needs=("fit.schedule", ("step",)),
+    )
+    loss: Literal["mse", "l1", "huber", "log_mse"] = option(
+        "mse",
+        "mean over measured samples of squared errors, absolute errors or Huber's function; log_mse is log(mse)",
+        label="loss",
+        needs=_OF_TRAINED,
+    )
+    huber_delta: Annotated[float, Field(gt=0, le=100)] = option(
+        0.05,
+        "error at which loss 'huber' turns from squared to absolute, relative to the target's range",
+        label="Huber's delta",
+        short="delta{}",
+        log=True,
+        needs=("fit.loss", ("huber",)),
+    )
+    tv_weight: Annotated[float, Field(ge=0, le=1000)] = option(
+        0.0,
+        "times the isotropic total variation of the output, its mean over pixels, is added to the loss",
+        label="weight of total variation",
+        short="tv{}",
+        needs=_OF_TRAINED,
+    )
+    initialisation: Literal["default", "normal"] = option(
+        "default",
+        "of the weights: torch's, or 'normal' for those of convolutions, with mean 0",
+        label="initialisation",
+        short="init-{}",
+        needs=_of(*(kind for kind in TRAINED if kind != "siren")),
+    )
+    initialisation_sd: Annotated[float, Field(gt=0, le=100)] = option(
+        0.02,
+        "standard deviation of initialisation 'normal'",
+        label="sd of the initialisation",
+        short="sd{}",
+        log=True,
+        needs=("fit.initialisation", ("normal",)),
     )
     stop: Literal["budget", "wmv", "emv", "discrepancy", "held_out"] = option(
         "budget",
@@ -406,7 +498,7 @@ class FitSpec(BaseModel):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = option(
         "auto",
-        "'fused' is for the Deep Decoders; 'reference' is plain torch, slow",
+        "'fused' is for the Deep Decoders, without lbfgs; 'reference' is plain torch, slow",
         label="engine",
         needs=_OF_TRAINED,
     )

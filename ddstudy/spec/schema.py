@@ -287,6 +287,9 @@ class StudySpec(BaseModel):
                     f"fit.{option} = '{value}' is for prior.kind = {' or '.join(map(repr, FUSED))} only, "
                     f"not {' or '.join(map(repr, others))}"
                 )
+        faster = {"fused", "bfloat16"} & {*self.values_of("fit.engine"), *self.values_of("fit.precision")}
+        if faster and "lbfgs" in self.values_of("fit.optimiser"):
+            raise ValueError("fit.optimiser = 'lbfgs' is for fit.engine = 'auto' or 'reference' in float32 only")
         handcrafted = [kind for kind in kinds if kind in HANDCRAFTED]
         if not handcrafted:
             return

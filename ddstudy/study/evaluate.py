@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from ddstudy.errors import UserError
 from ddstudy.images.inputs import coordinates, noise_volume
 from ddstudy.images.metrics import COLUMNS, METRICS, psnr, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
-from ddstudy.priors.base import Prior
+from ddstudy.priors.base import Prior, normal_weights
 from ddstudy.priors.conv_decoder import conv_decoder
 from ddstudy.priors.deep_decoder import deep_decoder, deep_decoder_2019
 from ddstudy.priors.dip import DeepImagePrior
@@ -82,11 +82,20 @@ class Job:
         """The prior of one tile."""
         return prior_of(self.fit, self.case.measurement, self.prior)
 
+    def method(self, device: str) -> Method:
+        """How it is computed on a torch device.
+
+        Raises:
+            UserError: the device does not have it.
+        """
+        of = self.options
+        return choose(device, of.engine, of.precision, self.model, of.optimiser)
+
     @property
     def config(self) -> Config:
         """How its members are optimised."""
         of = self.options
-        return Config(of.learning_rate, of.keep, average=of.average, jitter=of.jitter, jitter_decay=of.jitter_decay)
+        return Config(**{field.name: getattr(of, field.name) for field in fields(Config)})
 
 
 @dataclass(frozen=True)
@@ -176,8 +185,8 @@ def problem(
 ) -> Problem:
     """What a solver sees: the measurement, and input tensors and starting weights of every member.
 
-    Seeds derive from (study seed, identity of the fit, member), separately for noise, weights and jitter, so a member
-    is the same whatever the worker, the order and the number of members.
+    Seeds derive from (study seed, identity of the fit, member), separately for noise, weights, jitter and the noise of
+    `sgld`, so a member is the same whatever the worker, the order and the number of members.
 
     Args:
         fit: the decoder's shape, kind of noise and tiling.
@@ -190,9 +199,9 @@ def problem(
     assert not isinstance(prior, Handcrafted)
     rows, columns = rows_and_columns(fit["tiling"])
     k, h0, w0 = prior.input_shape
-    inputs, weights, jitter = [], [], []
+    inputs, weights, jitter, langevin = [], [], [], []
     for member in range(options.members):
-        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(3)
+        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(4)
         noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds[:2])
         if prior.input_kind == "coordinates":
             volume = coordinates(rows * h0, columns * w0)
@@ -201,8 +210,12 @@ def problem(
             if prior.input_scale != 1:
                 volume = np.float32(prior.input_scale) * volume
         inputs.append(split(volume, fit["tiling"]))
-        weights.append(prior.initial_weights(weight_rng))
+        start = prior.initial_weights(weight_rng)
+        if options.initialisation == "normal":
+            start = normal_weights(prior, start, options.initialisation_sd, weight_rng)
+        weights.append(start)
         jitter.append(seeds[2].generate_state(1, np.uint64)[0])
+        langevin.append(seeds[3].generate_state(1, np.uint64)[0])
     _, height, width = measurement.shape
     tiles = rows * columns
     pixels = None
@@ -219,6 +232,7 @@ def problem(
         operator=operator,
         shape=measurement.shape,
         jitter_seeds=np.array(jitter),
+        noise_seeds=np.array(langevin),
     )
 
 
@@ -244,7 +258,7 @@ def evaluate_together(
         threads: of the fit.
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
-    method = choose(device, jobs[0].options.engine, jobs[0].options.precision, jobs[0].model)
+    method = jobs[0].method(device)
     trackers = [_Tracker(job, device, method) for job in jobs]
     # metrics take a processor: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
