@@ -24,6 +24,7 @@ from ddstudy.study.evaluate import problem
 from ddstudy.tasks.base import Measurement
 
 STEP: dict[str, Any] = {"schedule": "step", "decay": 0.3, "decay_every": 2}
+SGD: dict[str, Any] = {"optimiser": "sgd"}
 CONFIGS: dict[str, Config] = {
     "adam, step": Config(**STEP),
     "adam, decay of weights": Config(weight_decay=0.3),
@@ -33,11 +34,12 @@ CONFIGS: dict[str, Config] = {
     "sgd, step": Config(0.5, optimiser="sgd", **STEP),
     "rmsprop": Config(0.001, optimiser="rmsprop", weight_decay=0.1, **STEP),
     "sgld": Config(optimiser="sgld", sgld_noise=1.5, weight_decay=0.1, **STEP),
-    "l1": Config(loss="l1"),
-    "huber": Config(loss="huber", huber_delta=0.2),
-    "log_mse": Config(loss="log_mse"),
-    "mse, tv": Config(tv_weight=0.2),
-    "huber, tv, best": Config(loss="huber", huber_delta=0.1, tv_weight=0.1, keep="best"),
+    # Adam's first updates are the gradients' signs, so that the rounding of those near zero would hide a wrong gradient
+    "l1": Config(0.5, loss="l1", **SGD),
+    "huber": Config(0.5, loss="huber", huber_delta=0.2, **SGD),
+    "log_mse": Config(0.02, loss="log_mse", **SGD),
+    "mse, tv": Config(0.5, tv_weight=0.2, **SGD),
+    "huber, tv, best": Config(0.5, loss="huber", huber_delta=0.1, tv_weight=0.1, keep="best", **SGD),
     "radam, l1, jitter": Config(optimiser="radam", loss="l1", jitter=0.1, average=0.5),
 }
 PROBLEMS: dict[str, dict[str, Any]] = {
@@ -54,10 +56,6 @@ TORCHS = {
 @pytest.fixture(params=["reference", "fused"])
 def method(request: pytest.FixtureRequest) -> Method:
     return choose("cpu", request.param)
-
-
-def seeded(work: Problem) -> Problem:
-    return replace(work, noise_seeds=np.arange(40, 40 + len(work.weights), dtype=np.uint64))
 
 
 def loss_of(work: Problem, config: Config, outputs: torch.Tensor) -> torch.Tensor:
@@ -103,7 +101,7 @@ def plain_loop(work: Problem, config: Config, iterations: int) -> NDArray[Any]:
         optimiser = TORCHS[config.optimiser](net.parameters(), **settings)
         every, factor = (config.decay_every, config.decay) if config.schedule == "step" else (1000, 1.0)
         schedule = torch.optim.lr_scheduler.StepLR(optimiser, every, factor)
-        noise, jitter = np.random.default_rng(40 + member), np.random.default_rng(7 + member)
+        noise, jitter = np.random.default_rng(1007 + member), np.random.default_rng(7 + member)
         best, mean, kept = np.inf, None, None
         for _ in range(iterations):
             drawn = jitter.standard_normal(x.shape, dtype=np.float32) if config.jitter else np.zeros(x.shape)
@@ -138,15 +136,16 @@ def test_a_short_fit_is_that_of_a_plain_loop(name: str, method: Method) -> None:
     config = CONFIGS[name]
     kinds = ["tiles"] if config.is_plain_mse else list(PROBLEMS)
     for kind in kinds:
-        work = seeded(make_problem(**PROBLEMS[kind]))
+        work = make_problem(**PROBLEMS[kind])
         (snapshot,) = fit(work, config, [5], method=method)
-        np.testing.assert_allclose(snapshot.outputs, plain_loop(work, config, 5), atol=2e-4)
+        bound = 2e-5 if config.optimiser == "sgd" else 2e-4
+        np.testing.assert_allclose(snapshot.outputs, plain_loop(work, config, 5), atol=bound)
 
 
 @pytest.mark.parametrize("name", ["radam", "sgd, step", "sgld", "huber, tv, best"])
 def test_stops_threads_and_neighbours_change_no_bit(name: str, method: Method) -> None:
     config = CONFIGS[name]
-    pack = [seeded(make_problem(**PROBLEMS["tiles"], seed=seed)) for seed in range(2)]
+    pack = [make_problem(**PROBLEMS["tiles"], seed=seed) for seed in range(2)]
     first, second = fit(pack[1], config, [3, 6], method=method, threads=2)
     (alone,) = fit(pack[1], config, [6], method=method)
     assert same(second, alone)
@@ -226,7 +225,7 @@ def test_lbfgs_is_torchs_with_a_line_search() -> None:
 
 def test_sgld_needs_seeds_and_draws_anew_for_each_member(method: Method) -> None:
     with pytest.raises(ValueError, match="noise_seeds"):
-        next(fit(make_problem(), CONFIGS["sgld"], [1], method=method))
+        next(fit(replace(make_problem(), noise_seeds=None), CONFIGS["sgld"], [1], method=method))
     work = make_problem(members=1)
     twice = replace(
         work, inputs=np.repeat(work.inputs, 2, 0), weights=np.repeat(work.weights, 2, 0),
@@ -244,7 +243,7 @@ def test_total_variation_is_that_of_known_images_and_its_gradient_that_of_autogr
     edge = torch.zeros(1, 1, 4, 6, dtype=torch.float64)
     edge[..., 3:] = 1
     assert total_variation(edge).item() == pytest.approx(1 / 6, abs=SMOOTHING)  # one of six columns has a step
-    assert total_variation(edge.mT).item() == total_variation(edge).item()
+    assert total_variation(edge.mT).item() == pytest.approx(total_variation(edge).item())
     images = torch.rand(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(total_variation(images).sum(), images)
     torch.testing.assert_close(variation_gradient(images.detach()), expected)

@@ -62,7 +62,7 @@ def test_an_axis_at_its_default_changes_neither_identity_nor_seed() -> None:
     for path, option in OPTIONS.items():
         parent, wanted = option.needs or ("", ())
         meaningless = (parent == "prior.kind" and "deep_decoder" not in wanted) or (
-            parent in ("noise", "task.kind", "fit.stop") and "blur3" not in wanted
+            parent not in ("", "prior.kind") and "blur3" not in wanted and "adam" not in wanted
         )
         if option.is_of_thesis or option.default is None or meaningless:
             continue
@@ -79,6 +79,10 @@ def test_an_axis_at_its_default_changes_neither_identity_nor_seed() -> None:
                 "float32",
                 "inpaint",
                 "conv_decoder",
+                "radam",
+                "step",
+                "l1",
+                "normal",
             )
             if option.accepts(value)
         ]

@@ -87,7 +87,7 @@ def make_problem(
     weights = np.stack([prior.initial_weights(stream) for stream in streams])
     pixels = None if len(tiles) == 1 else places
     seeds = np.arange(7, 7 + members, dtype=np.uint64) + np.uint64(100 * seed)
-    return Problem(prior, measurement, inputs, weights, pixels, operator, shape, seeds)
+    return Problem(prior, measurement, inputs, weights, pixels, operator, shape, seeds, seeds + np.uint64(1000))
 
 
 def plain_loop(work: Problem, config: Config, iterations: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -320,12 +320,19 @@ FITS: dict[str, tuple[Config, dict[str, Any]]] = {
         Config(average=0.5, jitter=0.1),
         {"channels": 2, "tiling": "1x2", "samples": (6, 5), "missing": 0.3, "head": "linear", **TINY},
     ),
+    "optimiser and loss": (
+        Config(optimiser="sgld", schedule="step", decay_every=1, loss="huber", tv_weight=0.1, keep="best"),
+        {"channels": 2, "tiling": "1x2", "missing": 0.3, **TINY},
+    ),
 }
 JOBS: dict[str, Callable[[Any], Numbers]] = {
     "sigmoid": lambda kernels: masked_job("sigmoid", 2, "float64", kernels),
     "linear": lambda kernels: masked_job("linear", 2, "float64", kernels),
     "masked": lambda kernels: fits_job(FITS["masked"][0], kernels, **FITS["masked"][1]),
     "operator": lambda kernels: fits_job(FITS["operator"][0], kernels, **FITS["operator"][1]),
+    "optimiser and loss": lambda kernels: fits_job(
+        FITS["optimiser and loss"][0], kernels, **FITS["optimiser and loss"][1]
+    ),
 }
 
 

@@ -52,9 +52,10 @@ def optimiser_of(
         case "rmsprop":
             return torch.optim.RMSprop(parameters, lr=rate, weight_decay=decay, **several, **graph)
         case "lbfgs":
-            # one update for each call, which ends where the line search ends, not at a tolerance
+            # one update for each call, which ends where the line search ends, not at a tolerance; the search has what
+            # the first of all evaluations leaves
             return torch.optim.LBFGS(
-                parameters, lr=rate, max_iter=1, tolerance_grad=0, tolerance_change=0, history_size=10,
+                parameters, lr=rate, max_iter=1, max_eval=26, tolerance_grad=0, tolerance_change=0, history_size=10,
                 line_search_fn="strong_wolfe",
             )  # fmt: skip
 
@@ -113,55 +114,60 @@ class FlatOptimiser:
         weights: (M, parameters), changed in place.
         gradients: (M, parameters), read at each update.
         noises: of each member, with `sgld`; else none.
+
+    Attributes:
+        weights: (M, parameters).
+        optimiser: torch's.
+        iteration: updates that were prepared.
     """
 
     def __init__(
         self, config: Config, weights: torch.Tensor, gradients: torch.Tensor, noises: Sequence[Langevin]
     ) -> None:
-        self._config, self._noises, self._iteration, self._weights = config, noises, 0, weights
+        self._config, self._noises, self.iteration, self.weights = config, noises, 0, weights
         self._noise = torch.zeros_like(weights) if noises else None
         self._parameters = list(weights.unbind())
         for parameter, gradient in zip(self._parameters, gradients.unbind(), strict=True):
             parameter.grad = gradient
-        self._torch = optimiser_of(config, self._parameters, str(weights.device), captured=weights.is_cuda)
+        self.optimiser = optimiser_of(config, self._parameters, str(weights.device), captured=weights.is_cuda)
         # torch makes its state at the first step, which in a graph would be at each; all of it starts at zero
         start = weights.clone()
-        self._torch.step()
+        self.optimiser.step()
         weights.copy_(start)
-        for state in self._states:
+        for state in self.states:
             for value in state.values():
                 value.zero_()
 
     @property
-    def _states(self) -> list[dict[str, torch.Tensor]]:
+    def states(self) -> list[dict[str, torch.Tensor]]:
         """Of each member."""
         return [
-            {name: value for name, value in self._torch.state[parameter].items() if isinstance(value, torch.Tensor)}
+            {name: value for name, value in self.optimiser.state[parameter].items() if isinstance(value, torch.Tensor)}
             for parameter in self._parameters
         ]
 
     def prepare(self) -> None:
         """What comes from outside before each update, and is no part of a graph: learning rate and noise."""
-        set_learning_rate(self._torch, self._config, self._iteration)
-        self._iteration += 1
+        set_learning_rate(self.optimiser, self._config, self.iteration)
+        self.iteration += 1
         if self._noise is not None:
             self._noise.copy_(torch.from_numpy(np.stack([noise.draw() for noise in self._noises])))
 
     def update(self) -> None:
         """One step."""
-        self._torch.step()
+        self.optimiser.step()
         if self._noise is not None:
-            self._weights.add_(self._noise)
+            self.weights.add_(self._noise)
 
     def take_over(self, old: FlatOptimiser, members: Sequence[int]) -> None:
         """Goes on where some members of a larger group stood, whose indices there are given."""
-        self._iteration = old._iteration
-        self._weights.copy_(old._weights[members])
-        states = old._states
-        for ours, member in zip(self._states, members, strict=True):
+        self.iteration = old.iteration
+        self.weights.copy_(old.weights[members])
+        states = old.states
+        for ours, member in zip(self.states, members, strict=True):
             for name, value in states[member].items():
                 ours[name].copy_(value)
-        for group, theirs in zip(self._torch.param_groups, old._torch.param_groups, strict=True):
+        for group, theirs in zip(self.optimiser.param_groups, old.optimiser.param_groups, strict=True):
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].copy_(theirs["lr"])
             else:
