@@ -239,6 +239,11 @@ class StudySpec(BaseModel):
         return self.values_of("task.kind") != ("represent",)
 
     @property
+    def trains(self) -> bool:
+        """Whether any prior here has weights: members, iterations, stability."""
+        return any(kind in TRAINED for kind in self.values_of("prior.kind"))
+
+    @property
     def score(self) -> Literal["psnr", "judge"]:
         """The metric that the judge measures: of objectives, of the members at checks, of what pruners compare."""
         return "psnr" if self.judge.against == "truth" else "judge"
