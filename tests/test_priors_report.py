@@ -117,6 +117,23 @@ def test_a_study_over_priors_is_measured_once_and_whole(folder: Path, head: str)
         assert all(kind in page for kind in rows.index)
 
 
+def test_a_union_reuses_what_was_measured_without_one(folder: Path) -> None:
+    url = write(folder, "grid")
+    text = (folder / "study.toml").read_text()
+    first, last = text.index("[[space.prior]]"), text.index("[fit]")
+    plain = text[:first] + "s = [4]\nl = [2]\n\n" + text[last:]
+    (folder / "plain.toml").write_text(plain)
+    for command in (("run", "plain.toml"), ("run", "study.toml", "--trials", "4", "--reuse", "plain")):
+        code, printed = here(*command, "--store", url)
+        assert code == 0, printed
+    with Store(url, read_only=True) as store:
+        rows, old = store.view("study").trials, store.view("plain").trials
+    reused = rows[rows["reused_from"].notna()]
+    assert list(reused["prior.kind"]) == ["deep_decoder"] * 2
+    assert sorted(reused["psnr"]) == sorted(old["psnr"])
+    assert set(reused["fit_id"]) == {"k4-s4-l2-uniform-1x1"}
+
+
 def test_a_union_may_grow(folder: Path) -> None:
     url = write(folder, "grid")
     code, printed = here("run", "study.toml", "--trials", "3", "--store", url)
