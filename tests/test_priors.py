@@ -29,6 +29,7 @@ from ddstudy.spec.files import parse_spec, stored_spec
 from ddstudy.spec.options import HANDCRAFTED, TRAINED, FitSpec, NoiseSpec, PriorSpec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import problem
+from ddstudy.study.samplers import Unseen, sampler
 from ddstudy.tasks.base import Measurement
 
 torch.set_num_threads(1)
@@ -420,6 +421,21 @@ def test_a_union_of_priors_has_the_lists_of_each() -> None:
     assert (
         spec_of({"space": {**UNION["space"], "prior": UNION["space"]["prior"][:2]}}).fingerprint() != spec.fingerprint()
     )
+
+
+def test_a_proposal_outside_of_a_union_keeps_its_prior() -> None:
+    spec = spec_of(UNION)
+    space, chooser = spec.search_space, sampler(spec)
+    assert isinstance(chooser, Unseen)
+    every = list(space)
+    for kind in ("dip", "tv", "conv_decoder"):
+        wanted = space.setting({**space.params(every[0]), "prior.kind": kind, "k": 8, "prior.strength": 0.1})
+        assert wanted is not None
+        found = chooser._nearest(wanted, every)
+        assert found["prior.kind"] == kind
+        assert found in space
+    others = [setting for setting in every if setting["prior.kind"] != "tv"]
+    assert chooser._nearest(wanted, others) in others
 
 
 @pytest.mark.parametrize(

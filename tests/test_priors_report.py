@@ -117,6 +117,23 @@ def test_a_study_over_priors_is_measured_once_and_whole(folder: Path, head: str)
         assert all(kind in page for kind in rows.index)
 
 
+def test_a_union_reuses_what_was_measured_without_one(folder: Path) -> None:
+    url = write(folder, "grid")
+    text = (folder / "study.toml").read_text()
+    first, last = text.index("[[space.prior]]"), text.index("[fit]")
+    plain = text[:first] + "s = [4]\nl = [2]\n\n" + text[last:]
+    (folder / "plain.toml").write_text(plain)
+    for command in (("run", "plain.toml"), ("run", "study.toml", "--trials", "4", "--reuse", "plain")):
+        code, printed = here(*command, "--store", url)
+        assert code == 0, printed
+    with Store(url, read_only=True) as store:
+        rows, old = store.view("study").trials, store.view("plain").trials
+    reused = rows[rows["reused_from"].notna()]
+    assert list(reused["prior.kind"]) == ["deep_decoder"] * 2
+    assert sorted(reused["psnr"]) == sorted(old["psnr"])
+    assert set(reused["fit_id"]) == {"k4-s4-l2-uniform-1x1"}
+
+
 def test_a_union_may_grow(folder: Path) -> None:
     url = write(folder, "grid")
     code, printed = here("run", "study.toml", "--trials", "3", "--store", url)
@@ -177,6 +194,37 @@ def test_a_union_in_two_sittings_has_the_numbers_of_one(folder: Path) -> None:
             rows = store.view("study").trials
             tables.append(rows.sort_values(["fit_id", "iterations"])["psnr"].tolist())
     assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "study"),
+    [
+        ("dip", 'prior = {kind = "dip"}\nspace = {k = [4], l = [2], iterations = [5, 10]}'),
+        ("tv", 'prior = {kind = "tv"}\nspace = {"prior.strength" = [0.05, 0.1]}'),
+        ("both", 'space = {"prior.kind" = ["deep_decoder_2019", "wavelet"], k = [4], l = [2], iterations = [5, 10]}'),
+    ],
+)
+def test_a_study_of_other_priors_is_shown_without_what_they_lack(folder: Path, name: str, study: str) -> None:
+    """No scale factor, no members, no noise; and no finding of the thesis, which is about its decoder."""
+    target = 'target = {file = "image.npy"}\nfit = {members = 2, device = "cpu"}'
+    (folder / f"{name}.toml").write_text(f"{study}\n{target}\n[stability]\nmin_psnr = 0\ncv_percent = 100\n")
+    url = f"sqlite:///{folder}/store.db"
+    dashboard = Path(__file__).parent.parent / "dashboards" / "thesis.toml"
+    for command in (
+        *(("run", f"{name}.toml"), ("report", name, "--out", "page.html"), ("status",), ("export", name)),
+        *(("report", name, "--dashboard", str(dashboard), "--out", "thesis.html"), ("logs", name)),
+    ):
+        code, printed = here(*command, "--store", url)
+        assert code == 0, printed
+    code, printed = here("findings", name, "--store", url)
+    assert code == 0
+    assert "its findings and tables are not tested on other priors" in " ".join(printed.split())
+    assert "-i0" not in here("status", "--store", url)[1]
+    page = (folder / "page.html").read_text()
+    assert ("Gain of the ensemble" in page) == (name != "tv")
+    assert ("Best setting of each prior" in page) == (name == "both")
+    with pytest.raises(ddstudy.UserError, match="other priors\nValid: a study without a"):
+        ddstudy.open_study(name, url).published("4.3")
 
 
 # tables

@@ -104,7 +104,12 @@ class Setting(_Point):
     @property
     def id(self) -> str:
         """Readable identity, for example `k64-s16-l5-blur3-4x5-i2000`."""
-        return f"{self.fit.id}-{OPTIONS[SERVED].in_identity(self.budget)}" if self.budget else self.fit.id
+        return setting_id(self.fit.id, self.budget)
+
+
+def setting_id(fit: str, budget: int) -> str:
+    """The identity of the setting that a fit of an identity serves at a budget of iterations; 0: it has none."""
+    return f"{fit}-{OPTIONS[SERVED].in_identity(budget)}" if budget else fit
 
 
 def _in_order(values: Mapping[str, Value]) -> dict[str, Value]:

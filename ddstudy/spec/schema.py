@@ -239,6 +239,11 @@ class StudySpec(BaseModel):
         return self.values_of("task.kind") != ("represent",)
 
     @property
+    def trains(self) -> bool:
+        """Whether any prior here has weights: members, iterations, stability."""
+        return any(kind in TRAINED for kind in self.values_of("prior.kind"))
+
+    @property
     def score(self) -> Literal["psnr", "judge"]:
         """The metric that the judge measures: of objectives, of the members at checks, of what pruners compare."""
         return "psnr" if self.judge.against == "truth" else "judge"
@@ -278,7 +283,7 @@ class StudySpec(BaseModel):
         for part, lists in zip(self._parts, self.search_space.parts, strict=False):
             if away := [path for path in part if path not in lists]:
                 raise ValueError(f"space.prior: {_for_only(away[0])}")
-        if away := [path for path in self.space.model_fields_set & OPTIONS.keys() if self._is_unused(path)]:
+        if away := [path for path in OPTIONS if self._is_unused(path)]:
             raise ValueError(f"space.{_for_only(away[0])}")
         for option, value in (("engine", "fused"), ("precision", "bfloat16")):
             others = [kind for kind in kinds if kind in TRAINED and kind not in FUSED]

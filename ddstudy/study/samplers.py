@@ -276,10 +276,14 @@ class Unseen(BaseSampler):
         return axis.values[steps.index(min(steps))]
 
     def _nearest(self, wanted: Setting, free: list[Setting]) -> Setting:
-        """The unseen setting with the fewest steps along the listed values; another word counts one."""
+        """The unseen setting with the fewest steps along the listed values, of the same prior if one is left.
 
-        def steps(setting: Setting) -> float:
-            return sum(
+        Another word counts one.
+        """
+
+        def steps(setting: Setting) -> tuple[bool, float]:
+            # of a union most combinations of its axes are no setting: those of few lists must not draw all proposals
+            return setting.get("prior.kind") != wanted.get("prior.kind"), sum(
                 abs(axis.values.index(setting[axis.name]) - axis.values.index(wanted[axis.name]))
                 if axis.is_ordered and axis.name in setting and axis.name in wanted
                 else float(setting.get(axis.name) != wanted.get(axis.name))
