@@ -151,7 +151,9 @@ def fit(
     skip_channels: Annotated[int | None, typer.Option(min=0, max=1024, help="Of skip connections, of dip.")] = None,
     omega: Annotated[float | None, typer.Option(help="Frequency of the sines, of siren.")] = None,
     strength: Annotated[float | None, typer.Option(help="Of tv, wavelet or nlm.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.01,
+    optimiser: Annotated[str, typer.Option(help="adam, adamw, radam, sgd, rmsprop, lbfgs or sgld.")] = "adam",
+    learning_rate: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.01,
+    loss: Annotated[str, typer.Option(help="mse, l1, huber or log_mse.")] = "mse",
     task: Annotated[str, typer.Option(help="represent, denoise, inpaint, super_resolve or mri.")] = "represent",
     measured: Annotated[
         bool, typer.Option("--measured", help="The image is the measurement itself; else one is simulated from it.")
@@ -219,7 +221,8 @@ def fit(
             raise UserError(f"--{key} means nothing for --task {task}", f"It is for {' or '.join(map(str, kinds))}.")
     found = ddstudy.fit(
         target, task=table, rule=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
-        tiling=tiling, prior={"kind": prior, **model}, target=cut, threads=threads, learning_rate=learning_rate,
+        tiling=tiling, prior={"kind": prior, **model}, target=cut, threads=threads, optimiser=optimiser,
+        learning_rate=learning_rate, loss=loss,
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),
     )  # fmt: skip

@@ -127,7 +127,7 @@ def fit(
         k: channels of every block, 64 by default.
         s: scale factor, image size / input size, 16 by default, where the prior has one.
         l: number of blocks, 5 by default.
-        iterations: of Adam, 2,000 by default.
+        iterations: of the optimiser, 2,000 by default.
         noise: kind of the input tensor, "uniform" by default, "blur3" or "simplex".
         tiling: "1x1" by default, "2x2", "3x3" or "4x5".
         prior: its kind, "deep_decoder", "deep_decoder_2019", "conv_decoder", "dip", "siren", "tv", "wavelet" or "nlm";
@@ -140,8 +140,8 @@ def fit(
         progress: is called with a `Check` every `check_every` iterations and at the end.
         tell: is called with a line about what is done, for example `print`.
         stop: ends the fit when another thread sets it.
-        **options: what the `[fit]` table of a study file may say: members (5), seed (0), learning_rate, keep, device,
-            engine, check_every, ...
+        **options: what the `[fit]` table of a study file may say: members (5), seed (0), learning_rate, optimiser,
+            loss, keep, device, engine, check_every, ...
 
     Raises:
         UserError: an option or the image is not valid.
