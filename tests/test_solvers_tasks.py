@@ -322,7 +322,7 @@ FITS: dict[str, tuple[Config, dict[str, Any]]] = {
     ),
     "optimiser and loss": (
         Config(optimiser="sgld", schedule="step", decay_every=1, loss="huber", tv_weight=0.1, keep="best"),
-        {"channels": 2, "tiling": "1x2", "missing": 0.3, **TINY},
+        {"missing": 0.3, **TINY},
     ),
 }
 JOBS: dict[str, Callable[[Any], Numbers]] = {
