@@ -11,6 +11,7 @@ from points import fit_of
 from test_solvers_tasks import make_problem, same
 from torch import nn
 
+import ddstudy
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target
 from ddstudy.priors.base import normal_weights, of_products
@@ -271,6 +272,24 @@ def test_options_reach_the_solver_and_the_default_start_stays(tiny_target: Targe
     assert plain.noise_seeds is not None
     assert plain.jitter_seeds is not None
     assert len({*plain.noise_seeds.tolist(), *plain.jitter_seeds.tolist()}) == 4
+
+
+def test_one_fit_takes_all_of_them() -> None:
+    image = np.random.default_rng(0).random((16, 20))
+    numbers: dict[str, Any] = {"k": 4, "s": 4, "l": 2, "iterations": 5, "members": 2}
+    plain = ddstudy.fit(image, **numbers)
+    for options in (
+        {"optimiser": "radam", "weight_decay": 0.1, "schedule": "step", "decay_every": 2},
+        {"optimiser": "lbfgs", "learning_rate": 1.0},
+        {"optimiser": "sgld", "keep": "last"},
+        {"loss": "huber", "tv_weight": 0.1},
+        {"initialisation": "normal"},
+    ):
+        other = ddstudy.fit(image, **numbers, **options)
+        assert np.isfinite(other.output).all()
+        assert not np.array_equal(other.output, plain.output)
+    same_again = ddstudy.fit(image, **numbers, momentum=0.1, huber_delta=0.3, decay=0.1, initialisation_sd=3.0)
+    assert np.array_equal(same_again.output, plain.output)
 
 
 def test_conditional_options_are_of_their_settings_only() -> None:

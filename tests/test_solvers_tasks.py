@@ -283,6 +283,7 @@ def test_memory_counts_what_tasks_add() -> None:
     plain = fused.memory(prior, 1, 5, 1)
     assert fused.memory(prior, 1, 5, 1, config=Config(average=0.9)) == plain + 5 * picture
     assert fused.memory(prior, 1, 5, 1, config=Config(jitter=0.1)) == plain + 5 * 4 * 8 * 8 * 8
+    assert fused.memory(prior, 1, 5, 1, config=Config(loss="l1")) == fused.memory(prior, 1, 5, 1, samples=32 * 32)
     assert fused.memory(prior, 1, 5, 1, samples=1000) >= plain + 5 * picture + 4 * 1000
 
 
