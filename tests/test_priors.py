@@ -355,6 +355,7 @@ def spec_of(text: dict[str, Any]) -> StudySpec:
 
 
 LISTS = {"k": [8], "l": [2], "iterations": [5, 10]}
+TV = {"prior": {"kind": "tv"}}
 
 
 def test_priors_are_an_axis_and_each_has_its_own_options() -> None:
@@ -470,7 +471,7 @@ def test_a_proposal_outside_of_a_union_keeps_its_prior() -> None:
             r"prior\.kind = 'nlm' is for task\.kind = 'represent' or 'denoise' only.*not 'inpaint'",
         ),
         (
-            {"prior": {"kind": "tv"}, "task": {"kind": "denoise"}, "judge": {"against": "held_out"}, "space": {}},
+            {**TV, "task": {"kind": "denoise", "sigma": 0.1}, "judge": {"against": "held_out"}, "space": {}},
             r"takes whole images: nothing can be held out",
         ),
         (

@@ -129,8 +129,8 @@ def curves_of_tasks(records: Sequence[Record], spec: StudySpec) -> list[Curve]:
     curves = []
     for fit, record in longest.items():
         here, iterations = spec.at(fit), record.curve["iterations"]
-        if iterations[-1] < max(spec.search_space.budgets(fit), default=0):
-            continue
+        if not record.setting.budget or iterations[-1] < max(spec.search_space.budgets(fit), default=0):
+            continue  # also priors without weights, which have no curve
         regular = [at for at, it in enumerate(iterations) if it % here.fit.check_every == 0 or it == iterations[-1]]
         numbers = {
             key: [math.nan if (value := record.curve[key][at]) is None else float(value) for at in regular]

@@ -90,7 +90,10 @@ def named(axis: str, value: Any) -> str:
 
 def in_words(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:
     """A setting, without options that do not apply: `k 64, s 16, l 5, 2000 iterations, uniform, 1x1`."""
-    return ", ".join(named(axis, setting[axis]) for axis in axes if text_of(setting[axis]) != MISSING)
+    missing = {
+        axis for axis in axes if text_of(setting[axis]) == MISSING or (axis == "iterations" and not setting[axis])
+    }
+    return ", ".join(named(axis, setting[axis]) for axis in axes if axis not in missing)
 
 
 def in_braces(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:

@@ -400,10 +400,14 @@ class StudySpec(BaseModel):
     ) -> dict[str, tuple[Value, ...]]:
         """What a part lists, else what `[space]` lists, else what a table says, of all that any part lists."""
         own = self._own_lists
-        named = [path for path in OPTIONS if path in own or any(path in each for each in self._parts)]
+        listed = own.keys() | {path for each in self._parts for path in each}
         every: dict[str, tuple[Value, ...]] = {path: (value,) for path, value in base.items()}
         every |= own | dict(part)
-        return {path: _listed(every[path]) for path in named if path in every and may_apply(OPTIONS[path], every)}
+        return {
+            path: _listed(every[path])
+            for path, option in OPTIONS.items()
+            if path in listed and path in every and may_apply(option, every)
+        }
 
     def _base(self, path: str) -> Value:
         """What the table of an option says of it."""

@@ -302,7 +302,7 @@ class Plane(Filtered):
 
 
 def _called(axis: str) -> str:
-    return OPTIONS[axis].label if axis.startswith("task.") else axis
+    return OPTIONS[axis].label if axis.startswith(("task.", "prior.")) else axis
 
 
 def chosen_by(view: StudyView) -> str:

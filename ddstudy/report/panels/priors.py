@@ -48,7 +48,7 @@ class Priors(Filtered):
             return Shown(sentence, missing=f"Filled by {whose(y)[1]}.")
         if "gain" in table:
             over = list(dict.fromkeys(table["over"].dropna())) if "over" in table else []
-            single = ", of a single member" if over == ["members"] else ""
+            single = ", of a single member," if over == ["members"] else ""
             sentence += f" The gain{single} is over the best prior without weights on the same measurement"
             sentence += f", with its 95 % interval over {' or '.join(over)}." if over else "."
         sentence += roughness([view], self, "seconds")
