@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -26,10 +25,9 @@ import numpy as np
 from skimage.data import astronaut
 
 from ddstudy.images.metrics import psnr
-from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.solvers import Config, fit
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.options import FitSpec, NoiseSpec
+from ddstudy.spec.options import FitSpec, NoiseSpec, PriorSpec
 from ddstudy.study.evaluate import problem
 from ddstudy.tasks.base import Measurement
 
@@ -63,11 +61,10 @@ def main() -> None:
         noisy = np.clip(truth + sigma / 255 * noise, 0, 1)
         if name not in known:
             setting = Fit({"k": k, "s": 32, "l": 5, "noise": "uniform", "tiling": "1x1"})
-            # the authors' input is U[0, 0.1)
-            seen = problem(setting, Measurement.of(noisy), FitSpec(members=1), NoiseSpec(range=(0.0, 0.1)))
-            if chosen.variant == "2019":
-                prior = DeepDecoder(k, 3, (*seen.prior.sizes, seen.prior.sizes[-1]))
-                seen = replace(seen, prior=prior, weights=prior.initial_weights(np.random.default_rng(0))[None])
+            # the authors' input is U[0, 0.1), which their own variant scales its input to
+            table = PriorSpec(kind="deep_decoder_2019" if chosen.variant == "2019" else "deep_decoder")
+            noise_of = NoiseSpec() if chosen.variant == "2019" else NoiseSpec(range=(0.0, 0.1))
+            seen = problem(setting, Measurement.of(noisy), FitSpec(members=1), noise_of, table)
             curve, start = [], time.perf_counter()
             for shot in fit(
                 seen, Config(keep=chosen.keep), range(100, chosen.iterations + 1, 100), device=chosen.device

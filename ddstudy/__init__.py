@@ -11,10 +11,12 @@ Data flows one way: a module imports only from those above it, and a library has
     tasks/       base (what a solver may see), operators (downsampling, MRI), measurements (simulated or taken from a
                  file; pictures of them, data consistency, held-out samples), judges, cases (what is measured of an
                  image, and what judges it)
-    priors/      base (the protocol), deep_decoder: geometry, cost, random starts, and its network in torch
-    solvers/     base (the protocol: problem, configuration, snapshots), fidelity (the loss through an operator),
-                 torch_loop (autograd; the oracle),
-                 fused/ (step: gradients by hand; groups of members; kernels for processors, with simd, and for CUDA)
+    priors/      base (the protocol); deep_decoder, conv_decoder, dip, siren: geometry, cost, random starts, and their
+                 networks in torch; handcrafted: those without weights
+    solvers/     base (the protocol: problem, configuration, snapshots), fidelity (losses, through operators, too),
+                 optimisers (torch's, schedules, Langevin noise), torch_loop (autograd; the oracle), direct (applies
+                 what has no weights), fused/ (step: gradients by hand; groups of members; kernels for processors,
+                 with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
                  early), stopping (rules that choose an iterate without the truth), evaluate (one fit -> the results of
                  every setting that it serves), samplers (proposals that were not measured yet), planner (which fits,

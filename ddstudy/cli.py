@@ -139,12 +139,21 @@ _TASKS_OF = {"mask": ("task.kind", ("inpaint",)), "maps": ("task.kind", ("mri",)
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
 def fit(
     target: Annotated[Path | None, typer.Argument(help="Image or volume [the packaged MNI152 slice].")] = None,
-    k: Annotated[int, typer.Option(min=1, max=1024, help="Channels.")] = 64,
-    s: Annotated[int, typer.Option(min=1, max=1024, help="Scale factor.")] = 16,
-    l: Annotated[int, typer.Option("--l", min=1, max=16, help="Blocks.")] = 5,
-    iterations: Annotated[int, typer.Option(min=1, help="Iterations.")] = 2000,
-    noise: Annotated[str, typer.Option(help="uniform, blur3 or simplex.")] = "uniform",
-    tiling: Annotated[str, typer.Option(help="1x1, 2x2, 3x3 or 4x5.")] = "1x1",
+    k: Annotated[int | None, typer.Option(min=1, max=1024, help="Channels [64].")] = None,
+    s: Annotated[int | None, typer.Option(min=1, max=1024, help="Scale factor [16].")] = None,
+    l: Annotated[int | None, typer.Option("--l", min=1, max=16, help="Blocks [5].")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Iterations [2000].")] = None,
+    noise: Annotated[str | None, typer.Option(help="uniform, blur3 or simplex [uniform].")] = None,
+    tiling: Annotated[str | None, typer.Option(help="1x1, 2x2, 3x3 or 4x5 [1x1].")] = None,
+    prior: Annotated[
+        str, typer.Option(help="deep_decoder, deep_decoder_2019, conv_decoder, dip, siren, tv, wavelet or nlm.")
+    ] = "deep_decoder",
+    skip_channels: Annotated[int | None, typer.Option(min=0, max=1024, help="Of skip connections, of dip.")] = None,
+    omega: Annotated[float | None, typer.Option(help="Frequency of the sines, of siren.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Of tv, wavelet or nlm.")] = None,
+    optimiser: Annotated[str, typer.Option(help="adam, adamw, radam, sgd, rmsprop, lbfgs or sgld.")] = "adam",
+    learning_rate: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.01,
+    loss: Annotated[str, typer.Option(help="mse, l1, huber or log_mse.")] = "mse",
     task: Annotated[str, typer.Option(help="represent, denoise, inpaint, super_resolve or mri.")] = "represent",
     measured: Annotated[
         bool, typer.Option("--measured", help="The image is the measurement itself; else one is simulated from it.")
@@ -196,6 +205,15 @@ def fit(
         "maps": maps, "consistency": consistency,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
+    model: dict[str, Any] = {"skip_channels": skip_channels, "omega": omega, "strength": strength}
+    model = {key: value for key, value in model.items() if value is not None}
+    for key in model:
+        _, priors = OPTIONS[f"prior.{key}"].needs or ("", ())
+        if prior not in priors:
+            name = key.replace("_", "-")
+            raise UserError(
+                f"--{name} means nothing for --prior {prior}", f"It is for {' or '.join(map(str, priors))}."
+            )
     table: dict[str, Any] = {"kind": task, **given} | ({"source": "file"} if measured else {})
     for key in given:
         _, kinds = _TASKS_OF.get(key) or OPTIONS[f"task.{key}"].needs or ("", ())
@@ -203,7 +221,8 @@ def fit(
             raise UserError(f"--{key} means nothing for --task {task}", f"It is for {' or '.join(map(str, kinds))}.")
     found = ddstudy.fit(
         target, task=table, rule=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
-        tiling=tiling, target=cut, threads=threads,
+        tiling=tiling, prior={"kind": prior, **model}, target=cut, threads=threads, optimiser=optimiser,
+        learning_rate=learning_rate, loss=loss,
         members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
         tell=teller(console),
     )  # fmt: skip
@@ -330,6 +349,7 @@ def findings(
     from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
     from ddstudy.thesis.findings import FINDINGS, ask, retest
+    from ddstudy.thesis.published import beside_the_thesis
 
     by_name = {finding.name: finding for finding in FINDINGS}
     if trials is not None and trials not in by_name:
@@ -339,11 +359,11 @@ def findings(
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
-        if trials is None or view.spec.is_task:
+        if trials is None or beside_the_thesis(view.spec):
             print_answers(console, view, retest(view, others))
         else:
             print_trials(console, view, ask(by_name[trials], view, others))
-    if trials is None and not all(view.spec.is_task for view in views):
+    if trials is None and not all(beside_the_thesis(view.spec) for view in views):
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
     _say_left_out(left_out)
 

@@ -24,6 +24,7 @@ from ddstudy.images.volumes import Target, Targets, finer, nifti_bytes, png_byte
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
+from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import planner
 from ddstudy.study.evaluate import Check, Job, Result
@@ -31,6 +32,7 @@ from ddstudy.tasks.cases import Case
 from ddstudy.tasks.judges import Judge
 from ddstudy.tasks.measurements import measure, picture
 
+_DEFAULTS = {"k": 64, "s": 16, "l": 5, "iterations": 2000}
 MOST_CORES = 1024  # that workers or threads could fill
 
 
@@ -97,12 +99,13 @@ class ImageFit:
 def fit(
     image: ArrayLike | Path | None = None,
     *,
-    k: int = 64,
-    s: int = 16,
-    l: int = 5,
-    iterations: int = 2000,
-    noise: str = "uniform",
-    tiling: str = "1x1",
+    k: int | None = None,
+    s: int | None = None,
+    l: int | None = None,
+    iterations: int | None = None,
+    noise: str | None = None,
+    tiling: str | None = None,
+    prior: str | Mapping[str, Any] = "deep_decoder",
     target: Mapping[str, Any] | None = None,
     task: Mapping[str, Any] | None = None,
     rule: str = "budget",
@@ -112,18 +115,23 @@ def fit(
     stop: threading.Event | None = None,
     **options: Any,
 ) -> ImageFit:
-    """Fits an ensemble of Deep Decoders to one image, as `ddstudy fit` does, with the same numbers.
+    """Fits an ensemble of untrained networks to one image, as `ddstudy fit` does, with the same numbers.
+
+    What is fitted is a Deep Decoder unless `prior` says otherwise. A prior without weights (tv, wavelet, nlm) denoises
+    the image in one go.
 
     Args:
         image: real numbers of any range, (H, W), (C, H, W) or (H, W, C) with 1 or 3 channels and sides of 8 to 4096
             pixels; or the path of an image or volume; or None for the packaged MNI152 slice. An array is taken as the
             same array in a .npy file would be: its minimum and maximum become 0 and 1, equal channels are grey.
-        k: channels of every block.
-        s: scale factor, image size / input size.
-        l: number of blocks.
-        iterations: of Adam.
-        noise: kind of the input tensor, "uniform", "blur3" or "simplex".
-        tiling: "1x1", "2x2", "3x3" or "4x5".
+        k: channels of every block, 64 by default.
+        s: scale factor, image size / input size, 16 by default, where the prior has one.
+        l: number of blocks, 5 by default.
+        iterations: of the optimiser, 2,000 by default.
+        noise: kind of the input tensor, "uniform" by default, "blur3" or "simplex".
+        tiling: "1x1" by default, "2x2", "3x3" or "4x5".
+        prior: its kind, "deep_decoder", "deep_decoder_2019", "conv_decoder", "dip", "siren", "tv", "wavelet" or "nlm";
+            or what the `[prior]` table of a study file may say: kind, skip_channels, omega, strength, ...
         target: what the `[target]` table of a study file may say besides `file`: plane, slice, size, ...
         task: what the `[task]` table of a study file may say: kind, sigma, acceleration, ... With source = "file" the
             image is the measurement itself, and what is written is its reconstruction.
@@ -132,15 +140,20 @@ def fit(
         progress: is called with a `Check` every `check_every` iterations and at the end.
         tell: is called with a line about what is done, for example `print`.
         stop: ends the fit when another thread sets it.
-        **options: what the `[fit]` table of a study file may say: members (5), seed (0), learning_rate, keep, device,
-            engine, check_every, ...
+        **options: what the `[fit]` table of a study file may say: members (5), seed (0), learning_rate, optimiser,
+            loss, keep, device, engine, check_every, ...
 
     Raises:
         UserError: an option or the image is not valid.
         StoppedError: `stop` was set before the fit ended.
         WorkError: the fit diverged, or there is too little memory for it.
     """
-    space = {"k": k, "s": s, "l": l, "iterations": iterations, "noise": noise, "tiling": tiling}
+    model = plain({"kind": prior} if isinstance(prior, str) else prior)
+    given = {"k": k, "s": s, "l": l, "iterations": iterations, "noise": noise, "tiling": tiling}
+    space = {axis: value for axis, value in given.items() if value is not None}
+    for axis, value in _DEFAULTS.items():
+        if model.get("kind", "deep_decoder") in (OPTIONS[axis].needs or ("", ()))[1]:
+            space.setdefault(axis, value)
     table = plain(target or {})
     if isinstance(image, str | os.PathLike):
         table["file"], image = os.fspath(image), None
@@ -151,6 +164,7 @@ def fit(
             "name": "fit",
             "target": table,
             "task": measured,
+            "prior": model,
             # one fit needs no judge; nothing is held out below
             "judge": {"against": "held_out"} if from_file else {},
             "space": {axis: [plain(value)] for axis, value in space.items()},
@@ -165,8 +179,10 @@ def fit(
     if tell:
         done = f"Reconstructing {of.name} ({spec.task.kind}) by" if spec.is_task else "Fitting"
         to = "" if spec.is_task else f" to {of.name}"
-        tell(f"{done} {setting.fit.id}{to}, {spec.fit.members} members, {iterations} iterations")
-    job = planner.job(spec, of, setting.fit, (setting["iterations"],))
+        kind = f"{spec.prior.kind} " if spec.prior.kind != "deep_decoder" else ""
+        what = f"{setting.fit.id}{to}, {spec.fit.members} members, {setting.budget} iterations"
+        tell(f"{done} {kind}{what if setting.budget else f'of strength {spec.prior.strength:g}{to}'}")
+    job = planner.job(spec, of, setting.fit, (setting.budget,))
     if from_file:
         job = replace(job, case=_unjudged(of, spec))
     found, checks = _fitted(job, threads=threads, progress=progress, stop=stop)
@@ -211,7 +227,7 @@ def fit_setting(
         StoppedError: `stop` was set before the fit ended.
         WorkError: the fit diverged, or there is too little memory for it.
     """
-    job = planner.job(spec, target, setting.fit, (setting["iterations"],))
+    job = planner.job(spec, target, setting.fit, (setting.budget,))
     return _fitted(job, threads=threads, progress=progress, stop=stop)
 
 

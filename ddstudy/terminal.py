@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,12 +22,13 @@ from ddstudy.report import tables
 from ddstudy.report.facts import facts
 from ddstudy.report.words import ensemble_of, text_of, with_whose
 from ddstudy.results import Study
+from ddstudy.spec.axes import setting_id
 from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
 from ddstudy.thesis.findings import TOGETHER, Answer
-from ddstudy.thesis.published import OF_COPIES, differences
+from ddstudy.thesis.published import beside_the_thesis, differences
 
 if TYPE_CHECKING:
     from ddstudy.image_fit import ImageFit
@@ -97,7 +98,7 @@ def print_studies(console: Console, studies: Sequence[Study]) -> None:
         if metric in study.best.index:
             row = study.best.loc[metric]
             whose = with_whose(metric, ensemble_of(study.spec))
-            best = f"{whose} {row[metric]:.4g} at {row['fit_id']}-i{row['iterations']}"
+            best = f"{whose} {row[metric]:.4g} at {setting_id(str(row['fit_id']), cast(int, row['iterations']))}"
         if lost := study.view.lost_images:
             notes.append(f"{study.name}: {lost}; the numbers are complete")
         pruned, failed = int(study.trials["state"].eq("PRUNED").sum()), study.failed
@@ -108,7 +109,7 @@ def print_studies(console: Console, studies: Sequence[Study]) -> None:
             notes.append(
                 f"{study.name}: {counted(len(failed), 'setting')} failed, `ddstudy run` tries them again, "
                 f"`ddstudy logs {study.name}` tells all; "
-                f"the last, {last['fit_id']}-i{last['iterations']}: {last['reason']}"
+                f"the last, {setting_id(last['fit_id'], last['iterations'])}: {last['reason']}"
             )
     console.print(table)
     for note in notes:
@@ -213,8 +214,8 @@ def follow(console: Console, opened: Store, name: str | None) -> StudyView:
 
 def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
     """The answers to the thesis' findings as a table; as paragraphs where a table would be all columns of one word."""
-    if view.spec.is_task:
-        console.print(f"{view.name}: {OF_COPIES}", soft_wrap=True)
+    if why := beside_the_thesis(view.spec):
+        console.print(f"{view.name}: {why}", soft_wrap=True)
         return
     title = f"The thesis' findings on {view.name}, {view.facts['target']}"
     if console.width < NARROW:

@@ -70,6 +70,21 @@ def test_a_killed_driver_loses_nothing(folder: Path, truth: dict[Key, float], se
     assert len(findings(url, "study").results) >= 6
 
 
+def test_a_killed_driver_loses_nothing_of_other_optimisers_and_losses(tmp_path: Path) -> None:
+    """Their state and their streams of noise are a fit's own, which begins anew."""
+    drivers.write_study(tmp_path, 300, 600)
+    file = tmp_path / "study.toml"
+    axes = 'l = [2]\nfit.optimiser = ["sgd", "radam", "sgld"]\nfit.loss = ["mse", "huber"]'
+    text = file.read_text().replace("k = [4, 8]", "k = [4]").replace("l = [1, 2]", axes)
+    file.write_text(text.replace('engine = "reference"', 'engine = "fused"\nschedule = "step"\ndecay_every = 100'))
+    truth = drivers.undisturbed(tmp_path)
+    url = f"sqlite:///{tmp_path}/killed.db"
+    command = ("run", "study.toml", "--name", "study", "--store", url)
+    assert list(drivers.kill_and_restart(tmp_path, command, 2, random.Random(5)))
+    assert_sound(url, truth)
+    assert len(truth) == 12
+
+
 def test_a_fit_that_runs_die_of_is_given_up_and_the_rest_is_measured(
     folder: Path, truth: dict[Key, float], store_url: str
 ) -> None:

@@ -1,6 +1,7 @@
 """The fused engine against autograd in double precision."""
 
 import inspect
+import threading
 import tracemalloc
 from dataclasses import replace
 from importlib.util import find_spec
@@ -196,8 +197,10 @@ def test_the_fused_solver_is_for_deep_decoders_only() -> None:
         input_shape, parameters, cost = (1, 1, 1), 1, 1
 
     work = replace(make_problem(), prior=Other())
-    with pytest.raises(TypeError, match="Deep Decoders"):
+    with pytest.raises(UserError, match="fused kernels are for the Deep Decoders only"):
         next(fit(work, Config(), [1], method=choose("cpu", "fused")))
+    with pytest.raises(TypeError, match="Deep Decoders"):
+        next(fused.solve([work], Config(), [[1]], device="cpu", threads=1, ended=[threading.Event()]))
 
 
 def test_what_a_device_cannot_do_is_refused() -> None:

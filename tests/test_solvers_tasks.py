@@ -87,7 +87,7 @@ def make_problem(
     weights = np.stack([prior.initial_weights(stream) for stream in streams])
     pixels = None if len(tiles) == 1 else places
     seeds = np.arange(7, 7 + members, dtype=np.uint64) + np.uint64(100 * seed)
-    return Problem(prior, measurement, inputs, weights, pixels, operator, shape, seeds)
+    return Problem(prior, measurement, inputs, weights, pixels, operator, shape, seeds, seeds + np.uint64(1000))
 
 
 def plain_loop(work: Problem, config: Config, iterations: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -283,6 +283,7 @@ def test_memory_counts_what_tasks_add() -> None:
     plain = fused.memory(prior, 1, 5, 1)
     assert fused.memory(prior, 1, 5, 1, config=Config(average=0.9)) == plain + 5 * picture
     assert fused.memory(prior, 1, 5, 1, config=Config(jitter=0.1)) == plain + 5 * 4 * 8 * 8 * 8
+    assert fused.memory(prior, 1, 5, 1, config=Config(loss="l1")) == fused.memory(prior, 1, 5, 1, samples=32 * 32)
     assert fused.memory(prior, 1, 5, 1, samples=1000) >= plain + 5 * picture + 4 * 1000
 
 
@@ -320,12 +321,19 @@ FITS: dict[str, tuple[Config, dict[str, Any]]] = {
         Config(average=0.5, jitter=0.1),
         {"channels": 2, "tiling": "1x2", "samples": (6, 5), "missing": 0.3, "head": "linear", "members": 1, **TINY},
     ),
+    "optimiser and loss": (
+        Config(optimiser="sgld", schedule="step", decay_every=1, loss="huber", tv_weight=0.1, keep="best"),
+        {"missing": 0.3, **TINY},
+    ),
 }
 JOBS: dict[str, Callable[[Any], Numbers]] = {
     "sigmoid": lambda kernels: masked_job("sigmoid", 2, "float64", kernels),
     "linear": lambda kernels: masked_job("linear", 2, "float64", kernels),
     "masked": lambda kernels: fits_job(FITS["masked"][0], kernels, **FITS["masked"][1]),
     "operator": lambda kernels: fits_job(FITS["operator"][0], kernels, **FITS["operator"][1]),
+    "optimiser and loss": lambda kernels: fits_job(
+        FITS["optimiser and loss"][0], kernels, **FITS["optimiser and loss"][1]
+    ),
 }
 
 

@@ -104,9 +104,9 @@ def test_all_mistakes_are_said_and_unknown_keys_first(tmp_path: Path) -> None:
         read_spec(path)
     assert str(caught.value).replace(f"{path}: ", "").split("\n") == [
         "space.K: unknown key",
-        f"Did you mean 'k'? Valid in space: {', '.join(OPTIONS)}.",
+        f"Did you mean 'k'? Valid in space: {', '.join((*OPTIONS, 'prior'))}.",
         "space.a b: unknown key",
-        f"Valid in space: {', '.join(OPTIONS)}.",
+        f"Valid in space: {', '.join((*OPTIONS, 'prior'))}.",
         "members: unknown key",
         f"Did you mean 'fit.members'? Valid in a study file: {', '.join(StudySpec.model_fields)}.",
         "space.k: missing",

@@ -86,7 +86,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A version with one more option, which has a default; undone within a test, it is today's again."""
 
     class LaterFitSpec(FitSpec):
-        optimiser: str = Field("adam", description="of the fit")
+        restarts: str = Field("none", description="of the fit")
 
     class LaterSpec(StudySpec):
         fit: LaterFitSpec = LaterFitSpec()  # type: ignore[call-arg]
@@ -101,16 +101,16 @@ def test_an_option_that_came_later_has_its_default_in_stored_studies(
     for study in STUDIES:
         drive(old, study, tmp_path)
     study = (tmp_path / "grid.toml").read_text()
-    (tmp_path / "grid.toml").write_text(study.replace("[fit]", '[fit]\noptimiser = "lbfgs"'))
-    with pytest.raises(UserError, match=r"differs: fit\.optimiser: stored 'adam', now 'lbfgs'"):
+    (tmp_path / "grid.toml").write_text(study.replace("[fit]", '[fit]\nrestarts = "warm"'))
+    with pytest.raises(UserError, match=r"differs: fit\.restarts: stored 'none', now 'warm'"):
         drive(old, "grid", tmp_path)
     with Store(old, read_only=True) as store:
-        assert store.view("grid").spec.fit.optimiser == "adam"  # type: ignore[attr-defined]
+        assert store.view("grid").spec.fit.restarts == "none"  # type: ignore[attr-defined]
     later.undo()  # a store of the later version in today's
     with Store(old, read_only=True) as store:
         assert len(store.view("grid").trials) == 4
     (tmp_path / "grid.toml").write_text(study)
-    with pytest.raises(UserError, match=r"stored by a later version.* not know: fit\.optimiser"):
+    with pytest.raises(UserError, match=r"stored by a later version.* not know: fit\.restarts"):
         drive(old, "grid", tmp_path)
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from ddstudy.errors import StoppedError, UserError, WorkError
-from ddstudy.solvers import choose, fused
+from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.solvers import fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
-from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together, prior_of
+from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together
 
 
 @dataclass(frozen=True)
@@ -244,13 +245,13 @@ def careful_together(
 
 def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     first, on_gpu = jobs[0], device.startswith("cuda")
-    method = choose(device, first.options.engine, first.options.precision)
-    if method.engine == "reference":  # its memory was never measured
+    prior = first.model
+    if first.method(device).engine != "fused":  # the memory of others was never measured
         return
-    rows, columns = rows_and_columns(first.fit["tiling"])
+    assert isinstance(prior, DeepDecoder)
+    rows, columns = rows_and_columns(first.fit.tiling)
     members = sum(job.options.members for job in jobs)
     kernels = fused.kernels_for(device) if on_gpu else None
-    prior = prior_of(first.fit, first.case.measurement)
     samples = first.case.measurement.operated
     need = fused.memory(prior, rows * columns, members, threads, kernels, config=first.config, samples=samples)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
@@ -298,15 +299,15 @@ def room_on(device: str, job: Job, workers: int) -> int:
         job: one of them.
         workers: packs that run there at the same time.
     """
-    method = choose(device, job.options.engine, job.options.precision)
-    if method.engine != "fused" or not device.startswith("cuda"):
+    prior, members = job.model, job.options.members
+    if job.method(device).engine != "fused" or not device.startswith("cuda"):
         return 1
     import torch
 
     free = _free_on_gpu(device)
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
-    rows, columns = rows_and_columns(job.fit["tiling"])
-    prior, members = prior_of(job.fit, job.case.measurement), job.options.members
+    assert isinstance(prior, DeepDecoder)
+    rows, columns = rows_and_columns(job.fit.tiling)
     samples, room = job.case.measurement.operated, min(free, (free + held) / workers)
     most = fused.capacity(prior, rows * columns, device, room, config=job.config, samples=samples)
     return max(1, most // members)

@@ -1,4 +1,4 @@
-"""Input tensors: the fixed random input of the Deep Decoder (thesis sec. 3.1).
+"""Input tensors: the fixed random input of the Deep Decoder (thesis sec. 3.1), and coordinates.
 
 Noise is made once for the whole slice, on a grid of (rows * h0, columns * w0), and cut like the slice, so that
 neighbouring tiles get neighbouring noise (Fig. 3.5). `uniform` is the thesis' Blur = 0, `blur3` its Blur = 3,
@@ -25,6 +25,12 @@ from ddstudy.spec.options import Noise
 def gaussian_sigma(kernel: int) -> float:
     """Standard deviation that belongs to a kernel size (Eq. 3.2): 0.8 for 3."""
     return 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+
+
+def coordinates(height: int, width: int) -> NDArray[np.float32]:
+    """Where the pixels of a slice are, float32 (2, height, width): row and column, each evenly from -1 to 1."""
+    rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
+    return np.stack(np.meshgrid(rows, columns, indexing="ij")).astype(np.float32)
 
 
 def noise_volume(

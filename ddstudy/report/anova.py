@@ -136,9 +136,12 @@ def _contrasts(codes: NDArray[np.int64]) -> NDArray[np.float64]:
         codes: (axes of the term, settings), which value a setting has; -1 where the axis does not apply.
 
     Returns:
-        (settings, columns); none where an axis has one value among the settings to which all apply.
+        (settings, columns); none where an axis has one value among the settings to which all apply, or where none has
+        all, as options of two priors.
     """
     applies = (codes >= 0).all(axis=0)
+    if not applies.any():
+        return np.zeros((codes.shape[1], 0))
     block = np.ones((int(applies.sum()), 1))
     for values in codes[:, applies]:
         levels, places = np.unique(values, return_inverse=True)

@@ -25,6 +25,12 @@ _RULES = {
     "discrepancy": "discrepancy principle: loss down to the noise level",
     "held_out": "least error on held-out samples",
 }
+_LOSSES = {
+    "mse": "mean squared error",
+    "l1": "mean absolute error",
+    "huber": "Huber's function",
+    "log_mse": "logarithm of the mean squared error",
+}
 _NOISES = {"gaussian": "Gaussian", "clipped": "clipped Gaussian", "rician": "Rician", "poisson": "Poisson"}
 _EARLIER = ("target", "target shape", "target digest", "created")  # told before the versions, under names of their own
 
@@ -40,7 +46,9 @@ def facts(view: StudyView) -> dict[str, str]:
         "sampler": spec.search.sampler + (f", seed {spec.search.seed}" if spec.search.sampler != "grid" else ""),
         "members": _members(view),
         "seed": _values(view, "fit.seed"),
+        "optimiser": _values(view, "fit.optimiser") if spec.values_of("fit.optimiser") != ("adam",) else "",
         "learning rate": _values(view, "fit.learning_rate"),
+        "loss": _values(view, "fit.loss", _LOSSES) if spec.values_of("fit.loss") != ("mse",) else "",
         "iterate that counts": _values(view, "fit.keep", _ITERATES),
         "stopping rule": _values(view, "fit.stop", _RULES) if spec.is_task else "",
         "stable means": _limits(view),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
 from ddstudy.images.volumes import SIDES, error_png_bytes, png_bytes
-from ddstudy.spec.options import rows_and_columns
+from ddstudy.spec.options import Noise, rows_and_columns
 from ddstudy.store.study import StudyView, is_whole
 
 _THUMBNAIL = 80  # pixels of the longer side
@@ -123,7 +123,7 @@ def noise_previews(view: StudyView) -> dict[str, NDArray[np.float32]]:
     (rows, columns), options = _input_shape(view), view.spec.noise.model_dump()
     return {
         kind: noise_volume(kind, 1, rows, columns, np.random.default_rng(view.spec.fit.seed), **options)
-        for kind in view.spec.search_space["noise"]
+        for kind in cast("tuple[Noise, ...]", view.spec.values_of("noise"))
     }
 
 
@@ -142,7 +142,8 @@ def feature_sizes(view: StudyView) -> dict[float, NDArray[np.float32]]:
 
 def _input_shape(view: StudyView) -> tuple[int, int]:
     height, width = (int(side) for side in view.facts["target shape"].split("x")[1:])
-    s = min(view.spec.search_space["s"])
+    s = min(view.spec.values_of("s"), default=1)  # a prior without scale factors may take the image's size
+    assert isinstance(s, int)
     return max(1, round(height / s)), max(1, round(width / s))
 
 
@@ -158,7 +159,7 @@ def tilings(view: StudyView, image: NDArray[np.float32]) -> dict[str, NDArray[np
     """
     gap = max(1, max(image.shape) // 60)
     shown: dict[str, NDArray[np.float32]] = {}
-    for tiling in view.spec.search_space["tiling"]:
+    for tiling in map(str, view.spec.values_of("tiling")):
         rows, columns = rows_and_columns(tiling)
         padded = np.pad(split(image, tiling), ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=1)
         tiles = padded.reshape(rows, columns, *padded.shape[2:])

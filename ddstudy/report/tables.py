@@ -22,6 +22,7 @@ import pandas as pd
 from ddstudy.images.metrics import COLUMNS, METRICS, Direction
 from ddstudy.images.tiling import tile_shape
 from ddstudy.report.words import FACETS, text_of
+from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.options import OPTIONS, THESIS
 from ddstudy.study.stability import Recorded
 from ddstudy.study.stopping import Curve
@@ -56,6 +57,11 @@ def finished(trials: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(stable=rows["stable"].eq(True))
 
 
+def trained(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials of priors with weights, which have members."""
+    return trials[trials["iterations"] > 0]
+
+
 def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The measured trials among which `metric` may be compared: the rules at the top of this module."""
     rows = finished(trials)
@@ -88,10 +94,11 @@ def recorded(trials: pd.DataFrame, checks: pd.DataFrame, spec: StudySpec) -> lis
     """
     regular, fits = checks[checks["iteration"] % spec.fit.check_every == 0], []
     curves = dict(iter(regular.groupby("fit_id")))
+    last = {fit.id: budgets[-1] for fit, budgets in budgets_by_fit(spec.search_space).items()}
     whole = finished(trials)
     whole = whole[whole["iterations_done"].ge(whole["iterations"])]
     for fit, rows in whole.groupby("fit_id", sort=False):
-        if rows["iterations"].max() == max(spec.search_space["iterations"]) and fit in curves:
+        if rows["iterations"].max() == last.get(str(fit)) and fit in curves:
             curve = curves[fit].pivot(index="iteration", columns="member", values="psnr")
             scores = zip(rows["psnr"].astype(float), rows["stable"].astype(bool), strict=True)
             results = dict(zip(rows["iterations"].astype(int), scores, strict=True))
@@ -122,8 +129,8 @@ def curves_of_tasks(records: Sequence[Record], spec: StudySpec) -> list[Curve]:
     curves = []
     for fit, record in longest.items():
         here, iterations = spec.at(fit), record.curve["iterations"]
-        if iterations[-1] < max(spec.search_space["iterations"]):
-            continue
+        if not record.setting.budget or iterations[-1] < max(spec.search_space.budgets(fit), default=0):
+            continue  # also priors without weights, which have no curve
         regular = [at for at, it in enumerate(iterations) if it % here.fit.check_every == 0 or it == iterations[-1]]
         numbers = {
             key: [math.nan if (value := record.curve[key][at]) is None else float(value) for at in regular]
@@ -229,7 +236,8 @@ def best_settings(
         trials the one with the lowest number.
     """
     by, others = list(facets[::-1]), [axis for axis in axes if axis not in facets]
-    rows = in_order(_best_first(trials, metric).drop_duplicates(by), by)
+    best = _best_first(trials, metric)
+    rows = in_order(best.drop_duplicates(by), by) if by else best.head(1)
     return rows[[*by, *others, "number", metric]].reset_index(drop=True)
 
 
@@ -363,8 +371,8 @@ def thin_inputs(view: StudyView) -> list[tuple[str, int]]:
     if not (shape := view.facts.get("target shape")):
         return []
     height, width = map(int, shape.split("x")[-2:])
-    space = view.spec.search_space
-    sizes = {(tiling, s): min(tile_shape(height, width, tiling)) for tiling in space["tiling"] for s in space["s"]}
+    tilings, factors = view.spec.values_of("tiling"), view.spec.values_of("s")
+    sizes = {(str(tiling), int(s)): min(tile_shape(height, width, str(tiling))) for tiling in tilings for s in factors}
     return [pair for pair, size in sizes.items() if size / pair[1] < 1.5]  # the input has size / s pixels, rounded
 
 

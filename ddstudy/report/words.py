@@ -83,12 +83,17 @@ def named(axis: str, value: Any) -> str:
     """A value of an axis with its name, where it does not speak for itself: `k 64`, `sigma 0.1`, `uniform`."""
     if axis == "iterations":
         return f"{text_of(value)} iterations"
-    return text_of(value) if axis in FACETS else f"{axis.removeprefix('task.')} {text_of(value)}"
+    if axis in (*FACETS, "prior.kind"):
+        return text_of(value)
+    return f"{axis.removeprefix('task.').removeprefix('prior.')} {text_of(value)}"
 
 
 def in_words(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:
     """A setting, without options that do not apply: `k 64, s 16, l 5, 2000 iterations, uniform, 1x1`."""
-    return ", ".join(named(axis, setting[axis]) for axis in axes if text_of(setting[axis]) != MISSING)
+    missing = {
+        axis for axis in axes if text_of(setting[axis]) == MISSING or (axis == "iterations" and not setting[axis])
+    }
+    return ", ".join(named(axis, setting[axis]) for axis in axes if axis not in missing)
 
 
 def in_braces(setting: Mapping[Any, Any], axes: Sequence[str]) -> str:

@@ -9,8 +9,10 @@ so a snapshot at 2,000 equals a fit that was asked for 2,000.
 a GPU, and each has the numbers of its own fit alone. Each ends when it likes; the others go on.
 
 Two solvers of one protocol (`base.Solver`) compute the same: `fused`, by hand-derived gradients in compiled kernels,
-and `torch_loop`, plain torch with autograd, for devices without kernels and as the oracle; it is called the `reference`
-engine in study files. `choose` says which one a device gets. `fidelity` has the loss through an operator.
+for the Deep Decoders, and `torch_loop`, plain torch with autograd, for any prior, for devices without kernels and as
+the oracle; it is called the `reference` engine in study files. `choose` says which one a prior gets on a device.
+`fidelity` has the losses, through operators, too, and `optimisers` those of torch. `direct` applies priors without
+weights, which are not fitted.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from functools import partial
 from typing import Literal
 
 from ddstudy.errors import UserError
-from ddstudy.solvers.base import Config, Problem, Snapshot, Solver
+from ddstudy.priors.base import Prior
+from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.priors.handcrafted import Handcrafted
+from ddstudy.solvers.base import Config, Optimiser, Problem, Snapshot, Solver
 
 __all__ = ["Config", "Method", "Problem", "Snapshot", "Solver", "choose", "fit", "fit_together", "solver_of"]
 
@@ -32,11 +37,11 @@ class Method:
     """How a fit is computed.
 
     Attributes:
-        engine: `fused` or `reference`.
+        engine: `fused` or `reference`; `direct` of a prior without weights.
         precision: of the factors of matrix products; everything else, and their sums, are float32.
     """
 
-    engine: Literal["fused", "reference"]
+    engine: Literal["fused", "reference", "direct"]
     precision: Literal["float32", "bfloat16"]
 
     def __str__(self) -> str:
@@ -44,17 +49,37 @@ class Method:
         return f"{self.engine} {self.precision}"
 
 
-def choose(device: str, engine: str = "auto", precision: str = "auto") -> Method:
-    """The fastest method that a device has within what is asked for.
+def choose(
+    device: str,
+    engine: str = "auto",
+    precision: str = "auto",
+    prior: Prior | Handcrafted | None = None,
+    optimiser: Optimiser = "adam",
+) -> Method:
+    """The fastest method that a device has for a prior within what is asked for.
 
     Args:
         device: a torch device, `cpu`, `cuda`, `cuda:1`, `mps`.
         engine: `auto`, `fused` or `reference`.
         precision: `auto`, `float32` or, on CUDA GPUs, `bfloat16`. `auto` is float32: see README, "Speed".
+        prior: that is fitted; a Deep Decoder when not given.
+        optimiser: `Config.optimiser`.
 
     Raises:
-        UserError: the device does not have it.
+        UserError: the device does not have it, or the prior, or the optimiser.
     """
+    if isinstance(prior, Handcrafted):
+        return Method("direct", "float32")
+    if prior is not None and not isinstance(prior, DeepDecoder):
+        if engine == "fused":
+            raise UserError("fit.engine: fused kernels are for the Deep Decoders only", "Valid: auto, reference.")
+        engine = "reference"
+    if optimiser == "lbfgs":  # whose line search evaluates the loss as often as it likes
+        if engine == "fused":
+            raise UserError(
+                "fit.engine: fused kernels have no fit.optimiser = 'lbfgs'", "Valid there: auto, reference."
+            )
+        engine = "reference"
     kernels = device == "cpu" or (device.startswith("cuda") and _has_triton())
     if engine == "fused" and not kernels:
         raise UserError(f"fit.engine: there are no fused kernels for {device} here", "Valid: auto, reference.")
@@ -140,6 +165,8 @@ def fit_together(
     """
     if len({problem.kind for problem in problems}) != 1:
         raise ValueError("problems that are fitted together have one prior, one operator and arrays of one shape")
-    method = choose(device, method.engine, method.precision) if method else choose(device)
+    prior = problems[0].prior
+    engine, precision = (method.engine, method.precision) if method else ("auto", "auto")
+    method = choose(device, engine, precision, prior, config.optimiser)
     ended = ended or [threading.Event() for _ in problems]
     return solver_of(method)(problems, config, stops, device=device, threads=threads, ended=ended)

@@ -24,6 +24,7 @@ from ddstudy.tasks.base import Operator
 
 EMA_ITERATIONS = 100  # of the average of weights: the mean of the first so many, then exponential with this constant
 JITTER_ITERATIONS = 500  # with one standard deviation, before it decays
+Optimiser = Literal["adam", "adamw", "radam", "sgd", "rmsprop", "lbfgs", "sgld"]
 FLAT_VARIANCE = 1e-12  # of its squared mean: a channel of less variance in a tile is constant there but for rounding
 
 
@@ -44,6 +45,7 @@ class Problem:
         operator: A; None: A = 1.
         shape: (C, H, W) of the slice that the operator takes; None: it is one tile.
         jitter_seeds: uint64 (M,), of the streams that `Config.jitter` is drawn from; not needed without.
+        noise_seeds: uint64 (M,), of the streams that the noise of `sgld` is drawn from; not needed without.
     """
 
     prior: Prior
@@ -54,6 +56,7 @@ class Problem:
     operator: Operator | None = None
     shape: tuple[int, int, int] | None = None
     jitter_seeds: NDArray[np.uint64] | None = None
+    noise_seeds: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         if not self.measured:
@@ -73,13 +76,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Config:
-    """How members are optimised, by Adam on the mean squared error of all samples that were measured.
+    """How members are optimised: by default by Adam on the mean squared error of all samples that were measured.
 
     Attributes:
-        learning_rate: of Adam.
+        learning_rate: of the optimiser, before any schedule; of `lbfgs` the first trial step of its line searches.
         keep: which weights of a member a snapshot shows: the `last`; the `best`, those of the least loss of all whose
             loss the fit has seen; or the `average`, the mean of the first `EMA_ITERATIONS` and an exponential moving
-            average (EMA) of that time constant from there on. Adam goes the same way in any case.
+            average (EMA) of that time constant from there on. The optimiser goes the same way in any case. The loss
+            is the one that is optimised.
         average: in [0, 1), weight of the past in an exponential average of outputs: the first output, and from then
             on mean <- average mean + (1 - average) output in each iteration (Ulyanov et al., 2018, with 0.99). A
             snapshot shows this mean, whatever `keep` says. Outputs are those whose losses the fit sees: of the current
@@ -87,6 +91,20 @@ class Config:
         jitter: standard deviation of normal noise that is added to the input tensor anew in each iteration. Snapshots
             that show weights have their outputs for the input as it is. 0: none.
         jitter_decay: what that is multiplied with every `JITTER_ITERATIONS` iterations.
+        optimiser: with torch's defaults but for what follows. `sgld` is Adam with noise on the weights after each
+            update; `lbfgs` has a strong Wolfe line search of up to 25 evaluations in each iteration.
+        momentum: of `sgd`.
+        weight_decay: times the weights is added to their gradient; of `adamw`, each update takes off this times the
+            learning rate of the weights instead. `lbfgs` has none.
+        sgld_noise: standard deviation of the noise of `sgld`, in learning rates; see `solvers.optimisers.Langevin`.
+        schedule: of the learning rate; `step` multiplies it with `decay` every `decay_every` iterations.
+        decay: see `schedule`.
+        decay_every: see `schedule`.
+        loss: a mean over the samples that were measured, of their errors e = A x - y: `mse` of e^2, `l1` of |e|,
+            `huber` of e^2 / 2 where |e| <= delta and delta (|e| - delta / 2) beyond (Huber, 1964); `log_mse` is
+            log(mse). The real and the imaginary part of a complex sample are two samples.
+        huber_delta: see `loss`.
+        tv_weight: times the total variation of x is added to the loss; see `solvers.fidelity.total_variation`.
     """
 
     learning_rate: float = 0.01
@@ -94,6 +112,32 @@ class Config:
     average: float = 0.0
     jitter: float = 0.0
     jitter_decay: float = 1.0
+    optimiser: Optimiser = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    sgld_noise: float = 2.0  # of Cheng et al.'s code
+    schedule: Literal["constant", "step"] = "constant"
+    decay: float = 0.5
+    decay_every: int = 1000
+    loss: Literal["mse", "l1", "huber", "log_mse"] = "mse"
+    huber_delta: float = 0.05
+    tv_weight: float = 0.0
+
+    @property
+    def is_plain_adam(self) -> bool:
+        """Whether the optimiser is Adam with a constant learning rate and nothing else, for which there are kernels."""
+        return self.optimiser == "adam" and self.schedule == "constant" and not self.weight_decay
+
+    @property
+    def is_plain_mse(self) -> bool:
+        """Whether the loss is the mean squared error and nothing else, for which there are kernels."""
+        return self.loss == "mse" and not self.tv_weight
+
+    def rate_at(self, iteration: int) -> float:
+        """The learning rate of the update that follows after so many."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * self.decay ** (iteration // self.decay_every)
 
 
 class Jitter:
@@ -135,7 +179,8 @@ class Snapshot:
         iteration: updates done.
         seconds: time spent on them, without metrics, snapshots or compilation; of a pack the share of its members.
         losses: float64 (M,), mean squared error of each member against the samples that were measured, without
-            operator those among `Problem.pixels` (Eq. 2.3 without its padding); NaN where a member diverged.
+            operator those among `Problem.pixels` (Eq. 2.3 without its padding); NaN where a member diverged. It is that
+            whatever `Config.loss` is, so that it can be held against the noise's variance and told as PSNR.
         ranges: float32 (M, T), largest minus smallest output of each tile.
         fetch: takes the outputs from the device.
     """

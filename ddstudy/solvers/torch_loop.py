@@ -1,4 +1,4 @@
-"""The solver in plain torch: any prior's network, autograd and Adam, one member per thread.
+"""The solver in plain torch: any prior's network and loss, autograd and torch's optimisers, one member per thread.
 
 It is the oracle of every faster solver and runs on any torch device. Members share no operation, and each is
 computed by one thread whatever the number of cores: sums that are split over threads differ in their last bits, and
@@ -32,6 +32,7 @@ from ddstudy.solvers.base import (
     summary,
 )
 from ddstudy.solvers.fidelity import Fidelity
+from ddstudy.solvers.optimisers import Langevin, add_noise, optimiser_of, set_learning_rate
 
 
 def solve(
@@ -69,10 +70,10 @@ class _Ensemble:
         pool: ThreadPoolExecutor,
         leaving: threading.Event,
     ) -> None:
-        self.problems, self.device, self.pool, self.leaving = problems, device, pool, leaving
+        self.problems, self.config, self.device, self.pool, self.leaving = problems, config, device, pool, leaving
         self.members: dict[int, list[_Member]] = {}
         for index, problem in enumerate(problems):
-            loss = _loss(problem, device)
+            loss = _loss(problem, config, device)
             self.members[index] = [_Member(problem, config, m, loss, device) for m in range(len(problem.weights))]
         # sets up kernels and memory: not part of the fit's time
         list(pool.map(_Member.backward, itertools.chain(*self.members.values())))
@@ -94,7 +95,8 @@ class _Ensemble:
             if problem.operator is None:
                 found = summary(outputs, problem.measurement, problem.pixels)
             else:
-                found = self.pool.submit(Fidelity(problem, "cpu").summary, torch.from_numpy(outputs)).result()
+                fidelity = Fidelity(problem, self.config, "cpu")
+                found = self.pool.submit(fidelity.summary, torch.from_numpy(outputs)).result()
             states[index] = State(*found, partial(np.copy, outputs))
         return states
 
@@ -109,10 +111,10 @@ class _Ensemble:
             torch.mps.synchronize()
 
 
-def _loss(problem: Problem, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _loss(problem: Problem, config: Config, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Of one member's outputs (T, C, h, w), over the samples that were measured."""
-    if problem.operator is not None:
-        return Fidelity(problem, device).loss
+    if problem.operator is not None or not config.is_plain_mse:
+        return Fidelity(problem, config, device).loss
     measurement = torch.tensor(problem.measurement, device=device)
     if problem.measured == problem.measurement.size:
         return partial(nn.functional.mse_loss, target=measurement)
@@ -135,11 +137,12 @@ class _Member:
         self.average, self.mean = config.average, torch.empty(0)
         self.keep, self.best_loss, self.averaged = config.keep, torch.tensor(torch.inf, device=device), 0
         self.kept = self.net if self.keep == "last" else copy.deepcopy(self.net)
-        # fused: one call for all parameters instead of a dozen small ones for each
-        self.adam = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate, fused=device != "mps")
+        self.config, self.iteration = config, 0
+        self.optimiser = optimiser_of(config, self.net.parameters(), device)
+        self.langevin = Langevin(config, problem, index) if config.optimiser == "sgld" else None
 
     def backward(self) -> None:
-        self.adam.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         outputs = self.net(self.current_input)
         loss = self.loss_of(outputs)
         loss.backward()
@@ -155,11 +158,29 @@ class _Member:
             if self.average:
                 self.mean = self.mean.lerp(self.outputs, 1 - self.average) if len(self.mean) else self.outputs
             self.update_kept()
-            self.adam.step()
+            self.update()
+
+    def update(self) -> None:
+        """One step of the optimiser along the gradient that was just computed."""
+        set_learning_rate(self.optimiser, self.config, self.iteration)
+        self.iteration += 1
+        if isinstance(self.optimiser, torch.optim.LBFGS):
+            known = [self.loss]  # of the first evaluation that it asks for
+
+            def evaluate() -> float:
+                if not known:
+                    self.backward()
+                return float(known.pop() if known else self.loss)
+
+            self.optimiser.step(evaluate)
+        else:
+            self.optimiser.step()
+        if self.langevin is not None:
+            add_noise(list(self.net.parameters()), self.langevin.draw())
 
     @torch.no_grad()
     def update_kept(self) -> None:
-        """Takes the weights that the loss was just computed of, before Adam changes them, as `Config.keep` says."""
+        """Takes the weights that the loss was just computed of, before they change, as `Config.keep` says."""
         if self.keep == "best" and not self.loss >= self.best_loss:  # NaN is kept
             self.best_loss = self.loss
             nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(self.net.parameters()), self.kept.parameters())

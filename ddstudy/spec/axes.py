@@ -1,11 +1,13 @@
 """Axes: the options that a study searches, and the points of its space.
 
-A setting has one value for each axis of its study. All settings that differ only in `iterations` are served by one
-fit, which passes the smaller budgets on its way to the largest; a `Fit` is therefore a setting without iterations.
-Both have a readable identity (`k64-s16-l5-blur3-4x5` and `k64-s16-l5-blur3-4x5-i2000`) from which seeds, leases and
-file names derive, so that the same setting is the same everywhere. It names the six options of the thesis always and
-any other only where it differs from the default (`k64-s16-l5-blur3-4x5-lr0.003`), so that an option which becomes an
-axis changes no identity.
+A setting has one value for each axis of its study that means something there. All settings that differ only in
+`iterations` are served by one fit, which passes the smaller budgets on its way to the largest; a `Fit` is therefore a
+setting without iterations. Both have a readable identity (`k64-s16-l5-blur3-4x5` and `k64-s16-l5-blur3-4x5-i2000`) from
+which seeds, leases and file names derive, so that the same setting is the same everywhere. It names those of the six
+options of the thesis that the prior has, and any other only where it differs from the default
+(`k64-s16-l5-blur3-4x5-lr0.003`), so that an option which becomes an axis changes no identity.
+
+A space is the product of its axes, or, over several priors, a union of such products, each with its own lists.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -67,16 +69,21 @@ class Fit(_Point):
             for axis, value in self._values.items()
             if axis in THESIS or value != OPTIONS[axis].default
         )
-        return "-".join(shown)
+        return "-".join(shown) or "default"  # of a prior without weights, whose only axes have their defaults
 
     @property
     def digest(self) -> int:
         """128-bit hash of the identity, the same on every machine; seeds derive from it."""
         return int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:16], "big")
 
-    def at(self, iterations: int) -> Setting:
-        """The setting that this fit serves at a budget."""
-        return Setting(_in_order({**self._values, SERVED: iterations}))
+    @property
+    def tiling(self) -> str:
+        """Rows x columns of tiles; a prior without weights takes the slice as a whole."""
+        return str(self.get("tiling", "1x1"))
+
+    def at(self, budget: int) -> Setting:
+        """The setting that this fit serves at a budget of iterations; 0 is that of a prior without weights."""
+        return Setting(_in_order({**self._values, SERVED: budget}) if budget else self._values)
 
 
 class Setting(_Point):
@@ -90,13 +97,23 @@ class Setting(_Point):
         return Fit({axis: value for axis, value in self._values.items() if axis != SERVED})
 
     @property
+    def budget(self) -> int:
+        """Iterations; 0 where the prior has no weights that are trained."""
+        return int(self.get(SERVED, 0))
+
+    @property
     def id(self) -> str:
         """Readable identity, for example `k64-s16-l5-blur3-4x5-i2000`."""
-        return f"{self.fit.id}-{OPTIONS[SERVED].in_identity(self[SERVED])}"
+        return setting_id(self.fit.id, self.budget)
+
+
+def setting_id(fit: str, budget: int) -> str:
+    """The identity of the setting that a fit of an identity serves at a budget of iterations; 0: it has none."""
+    return f"{fit}-{OPTIONS[SERVED].in_identity(budget)}" if budget else fit
 
 
 def _in_order(values: Mapping[str, Value]) -> dict[str, Value]:
-    return {axis: values[axis] for axis in THESIS} | dict(values)
+    return {axis: values[axis] for axis in THESIS if axis in values} | dict(values)
 
 
 @dataclass(frozen=True)
@@ -119,15 +136,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """The axes of a study; the grid is their product (thesis Table 3.1).
+    """The axes of a study; the grid is their product (thesis Table 3.1), or the union of the products of its parts.
 
     Attributes:
-        axes: those of the thesis first, then in the order of the study file's options.
+        axes: those of the thesis first, then in the order of the study file's options; of a union, the values of all
+            parts.
         base: what the study file says of options that are no axis, by path; for options that need a value of these.
+        parts: of a union, the lists of each part, for all axes that may mean something there.
     """
 
     axes: tuple[Axis, ...]
     base: Mapping[str, Value] = field(default_factory=dict, compare=False)
+    parts: tuple[Mapping[str, tuple[Value, ...]], ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -140,32 +160,46 @@ class Space:
 
     @cached_property
     def _conditional(self) -> list[Option]:
-        return [axis.option for axis in self.axes if axis.option.needs]
+        """The options of axes that mean nothing somewhere in this space."""
+        return [axis.option for axis in self.axes if not self._always(axis.option)]
 
     def __getitem__(self, axis: str) -> tuple[Any, ...]:
         return self._values[axis]
 
     @cached_property
     def _size(self) -> int:
-        return sum(1 for _ in self) if self._conditional else math.prod(len(axis.values) for axis in self.axes)
+        is_product = not self._conditional and not self.parts
+        return math.prod(len(axis.values) for axis in self.axes) if is_product else sum(1 for _ in self)
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Setting]:
         seen = set[Setting]()
-        for values in itertools.product(*self._values.values()):
-            setting = self._setting(dict(zip(self._values, values, strict=True)))
-            if self._conditional:  # where an option means nothing, all its values are one setting
-                if setting in seen:
-                    continue
-                seen.add(setting)
-            yield setting
+        for part in self.parts or ({},):
+            lists = {**self._values, **part}
+            # an axis that nowhere applies here would only multiply what is one setting
+            known = {**{path: (value,) for path, value in self.base.items()}, **lists}
+            lists = {axis: each if may_apply(OPTIONS[axis], known) else each[:1] for axis, each in lists.items()}
+            for values in itertools.product(*lists.values()):
+                setting = self._setting(dict(zip(lists, values, strict=True)))
+                if self._conditional or self.parts:  # where an option means nothing, all its values are one setting
+                    if setting in seen:
+                        continue
+                    seen.add(setting)
+                yield setting
 
     def __contains__(self, setting: object) -> bool:
         if not isinstance(setting, Setting) or self._applying(setting) != setting.keys():
             return False
-        return all(value in self._values[axis] for axis, value in setting.items())
+        return all(value in self._values[axis] for axis, value in setting.items()) and (
+            not self.parts
+            or any(all(value in part.get(axis, (value,)) for axis, value in setting.items()) for part in self.parts)
+        )
+
+    def budgets(self, fit: Fit) -> tuple[int, ...]:
+        """The budgets of iterations that a fit has here, ascending; 0 alone for a prior without weights."""
+        return tuple(budget for budget in (0, *map(int, self._values.get(SERVED, ()))) if fit.at(budget) in self)
 
     def setting(self, values: Mapping[str, Any]) -> Setting | None:
         """The setting that parameters of a trial say, listed or not; None where they are not those of a setting."""
@@ -182,21 +216,37 @@ class Space:
         if option.needs is None:
             return True
         parent, wanted = option.needs
-        return values.get(parent, self.base.get(parent)) in wanted
+        return values.get(parent, self.base.get(parent)) in wanted and self.applies(OPTIONS[parent], values)
+
+    def _always(self, option: Option) -> bool:
+        """Whether an option means something wherever in this space."""
+        if option.needs is None:
+            return True
+        parent, wanted = option.needs
+        values = self._values.get(parent) or (self.base.get(parent),)
+        return all(value in wanted for value in values) and self._always(OPTIONS[parent])
 
     def _applying(self, values: Mapping[str, Value]) -> set[str]:
         return {axis.name for axis in self.axes if self.applies(axis.option, values)}
 
     def _setting(self, values: dict[str, Value]) -> Setting:
-        for option in self._conditional:
-            if not self.applies(option, values):
-                del values[option.path]
+        away = [option.path for option in self._conditional if not self.applies(option, values)]
+        for path in away:  # when all are known: an option may need one that goes, too
+            del values[path]
         return Setting(values)
+
+
+def may_apply(option: Option, lists: Mapping[str, Sequence[Value]]) -> bool:
+    """Whether an option may mean something where others have values of these lists."""
+    if option.needs is None:
+        return True
+    parent, wanted = option.needs
+    return any(value in wanted for value in lists.get(parent, ())) and may_apply(OPTIONS[parent], lists)
 
 
 def budgets_by_fit(settings: Iterable[Setting]) -> dict[Fit, tuple[int, ...]]:
     """Groups settings by the fit that serves them: fit -> its budgets of iterations, ascending."""
     groups: dict[Fit, set[int]] = {}
     for setting in settings:
-        groups.setdefault(setting.fit, set()).add(setting[SERVED])
+        groups.setdefault(setting.fit, set()).add(setting.budget)
     return {fit: tuple(sorted(budgets)) for fit, budgets in groups.items()}

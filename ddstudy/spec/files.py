@@ -212,6 +212,13 @@ def _is_table(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    """The table that a type is, or is a list of."""
+    if _is_table(annotation):
+        return annotation
+    return next((table for arg in get_args(annotation) if (table := _table_in(arg)) is not None), None)
+
+
 def known_keys() -> list[tuple[str, str, str]]:
     """(dotted key, default as TOML or 'required', description) of everything that a study file may say."""
     return list(_keys(StudySpec, ""))
@@ -264,14 +271,14 @@ def _valid(location: list[Any]) -> str:
     for depth, name in enumerate(names):
         if name not in model.model_fields:
             keys = list(model.model_fields)
-            table = ".".join(names[:depth]) or "a study file"
+            where = ".".join(names[:depth]) or "a study file"
             elsewhere = (key for key, *_ in known_keys() if key.lower().endswith(f".{name.lower()}"))
             near = _near(name, keys) or next(elsewhere, None)
             hint = f"Did you mean '{near}'? " if near else ""
-            return f"{hint}Valid in {table}: {', '.join(keys)}."
+            return f"{hint}Valid in {where}: {', '.join(keys)}."
         field = model.model_fields[name]
-        if _is_table(field.annotation):
-            model = field.annotation
+        if (table := _table_in(field.annotation)) is not None:
+            model = table
             continue
         return f"Valid: {describe(field.annotation, field.metadata)} - {field.description}."
     return f"Valid tables and keys: {', '.join(StudySpec.model_fields)}."

@@ -1,9 +1,9 @@
 """Options: everything of a study file that decides what is fitted, and how; each can be searched.
 
-The six of the thesis are always searched. Any other number or choice of the tables `target`, `task`, `noise` and `fit`
-is searched where `[space]` lists values for it by its dotted path, such as `fit.learning_rate`. What an option is, is
-said once, where its table declares it: type and limits, how it reads in an identity, its scale, whether its words have
-an order, and which value of another option it needs to mean anything.
+The six of the thesis are always searched, as far as the prior has them. Any other number or choice of the tables
+`prior`, `target`, `task`, `noise` and `fit` is searched where `[space]` lists values for it by its dotted path, such as
+`fit.learning_rate`. What an option is, is said once, where its table declares it: type and limits, how it reads in an
+identity, its scale, whether its words have an order, and which value of another option it needs to mean anything.
 """
 
 from __future__ import annotations
@@ -55,22 +55,81 @@ def option(
     return Field(default, description=description, json_schema_extra={"option": facts})  # type: ignore[dict-item]
 
 
+PriorKind = Literal["deep_decoder", "deep_decoder_2019", "conv_decoder", "dip", "siren", "tv", "wavelet", "nlm"]
+HANDCRAFTED: tuple[PriorKind, ...] = ("tv", "wavelet", "nlm")  # those without weights
+TRAINED = tuple(kind for kind in get_args(PriorKind) if kind not in HANDCRAFTED)
+FUSED: tuple[PriorKind, ...] = ("deep_decoder", "deep_decoder_2019")  # those that the fused engine has
+
+
+def _of(*kinds: PriorKind) -> tuple[str, tuple[Value, ...]]:
+    """What options need that mean something for some priors only."""
+    return "prior.kind", kinds
+
+
+_OF_TRAINED = _of(*TRAINED)
+
+
 class ThesisOptions(BaseModel):
     """What the thesis searches (Table 3.1), named in `[space]` without a table."""
 
     model_config = MODEL
 
-    k: Annotated[int, Field(ge=1, le=1024)] = option(..., "channels", label="channels k", short="k{}", log=True)
+    k: Annotated[int, Field(ge=1, le=1024)] = option(
+        ..., "channels", label="channels k", short="k{}", log=True, needs=_OF_TRAINED
+    )
     s: Annotated[int, Field(ge=1, le=1024)] = option(
-        ..., "scale factors", label="scale factor s", short="s{}", log=True
+        ...,
+        "scale factors",
+        label="scale factor s",
+        short="s{}",
+        log=True,
+        needs=_of("deep_decoder", "conv_decoder"),
     )
-    l: Annotated[int, Field(ge=1, le=16)] = option(..., "blocks", label="blocks l", short="l{}")
+    l: Annotated[int, Field(ge=1, le=16)] = option(..., "blocks", label="blocks l", short="l{}", needs=_OF_TRAINED)
     iterations: Annotated[int, Field(ge=1, le=1_000_000)] = option(
-        ..., "budgets of iterations", label="iterations", short="i{}", log=True
+        ..., "budgets of iterations", label="iterations", short="i{}", log=True, needs=_OF_TRAINED
     )
-    noise: Noise = option("uniform", "input tensors", label="noise")
+    noise: Noise = option(
+        "uniform",
+        "input tensors",
+        label="noise",
+        needs=_of(*(kind for kind in TRAINED if kind != "siren")),
+    )
     tiling: Tiling = option(
-        "1x1", "rows x columns of tiles", label="tiling", order={tiling: tiles(tiling) for tiling in TILINGS}
+        "1x1",
+        "rows x columns of tiles",
+        label="tiling",
+        order={tiling: tiles(tiling) for tiling in TILINGS},
+        needs=_OF_TRAINED,
+    )
+
+
+class PriorSpec(BaseModel):
+    """`[prior]`: what is fitted; `ddstudy.priors` says what each is, and what k, s and l are of it."""
+
+    model_config = MODEL
+
+    kind: PriorKind = option(
+        "deep_decoder", f"{', '.join(TRAINED)}; without weights {', '.join(HANDCRAFTED)}", label="prior"
+    )
+    skip_channels: Annotated[int, Field(ge=0, le=1024)] = option(
+        4, "of each skip connection of 'dip'; 0: none", label="skip channels", short="skip{}", needs=_of("dip")
+    )
+    input_channels: Annotated[int, Field(ge=1, le=1024)] = option(
+        32, "of the input of 'dip'", label="input channels", short="in{}", log=True, needs=_of("dip")
+    )
+    upsampling: Literal["bilinear", "nearest"] = option("bilinear", "of 'dip'", label="upsampling", needs=_of("dip"))
+    omega: Annotated[float, Field(gt=0, le=1000)] = option(
+        30.0, "frequency of the sines of 'siren'", label="frequency", short="omega{}", log=True, needs=_of("siren")
+    )
+    strength: Annotated[float, Field(gt=0, le=100)] = option(
+        0.1,
+        "of 'tv' the weight of the total variation, of 'wavelet' and 'nlm' the noise that they are to remove: its "
+        "standard deviation relative to the target's range",
+        label="strength",
+        short="strength{}",
+        log=True,
+        needs=_of(*HANDCRAFTED),
     )
 
 
@@ -278,43 +337,145 @@ class NoiseSpec(BaseModel):
         return value
 
 
+def _optimisers(*names: str) -> tuple[str, tuple[Value, ...]]:
+    """What options need that mean something for some optimisers only."""
+    return "fit.optimiser", names
+
+
 class FitSpec(BaseModel):
     """`[fit]`: the optimiser and its ensemble (thesis sec. 2.2 and 3.3)."""
 
     model_config = MODEL
 
     members: Annotated[int, Field(ge=1, le=100)] = option(
-        5, "random initialisations per fit (5DD)", label="members", short="{}dd", log=True
+        5, "random initialisations per fit (5DD)", label="members", short="{}dd", log=True, needs=_OF_TRAINED
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = option(
-        0, "every random number derives from it", label="seed", short="seed{}"
+        0, "every random number derives from it", label="seed", short="seed{}", needs=_OF_TRAINED
     )
     learning_rate: Annotated[float, Field(gt=0, le=10)] = option(
-        0.01, "of Adam", label="learning rate", short="lr{}", log=True
+        0.01,
+        "of the optimiser; of 'lbfgs' the first step of its line searches, for which 1 is usual",
+        label="learning rate",
+        short="lr{}",
+        log=True,
+        needs=_OF_TRAINED,
     )
     keep: Literal["last", "best", "average"] = option(
-        "best", "which iterate counts: the last, the best (least loss so far) or a running average", label="iterate"
+        "best",
+        "which iterate counts: the last, the best (least loss so far) or a running average",
+        label="iterate",
+        needs=_OF_TRAINED,
     )
     average: Annotated[float, Field(ge=0, lt=1)] = option(
         0.0,
         "weight of the past in an exponential average of outputs over iterations, as 0.99; 0: none",
         label="average of outputs",
         short="average{}",
+        needs=_OF_TRAINED,
     )
     jitter: Annotated[float, Field(ge=0, le=10)] = option(
         0.0,
         "standard deviation of noise that is added to the input tensor anew in each iteration",
         label="jitter",
         short="jitter{}",
+        needs=_OF_TRAINED,
     )
     jitter_decay: Annotated[float, Field(gt=0, le=1)] = option(
-        1.0, "what jitter is multiplied with every 500 iterations", label="decay of jitter", short="decay{}"
+        1.0,
+        "what jitter is multiplied with every 500 iterations",
+        label="decay of jitter",
+        short="decay{}",
+        needs=_OF_TRAINED,
+    )
+    optimiser: Literal["adam", "adamw", "radam", "sgd", "rmsprop", "lbfgs", "sgld"] = option(
+        "adam",
+        "adam, adamw, radam, sgd, rmsprop; lbfgs (in the reference engine); sgld: Adam with noise on the weights",
+        label="optimiser",
+        needs=_OF_TRAINED,
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.9, "of 'sgd'", label="momentum", short="momentum{}", needs=_optimisers("sgd")
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = option(
+        0.0,
+        "times the weights is added to their gradient; 'adamw' takes it off the weights instead, times learning rate",
+        label="weight decay",
+        short="wd{}",
+        needs=_optimisers("adam", "adamw", "radam", "sgd", "rmsprop", "sgld"),
+    )
+    sgld_noise: Annotated[float, Field(ge=0, le=1000)] = option(
+        2.0,
+        "standard deviation of the noise that 'sgld' adds to weights after each update, in learning rates",
+        label="noise of SGLD",
+        short="langevin{}",
+        needs=_optimisers("sgld"),
+    )
+    schedule: Literal["constant", "step"] = option(
+        "constant",
+        "of the learning rate: constant, or 'step', multiplied with fit.decay every fit.decay_every iterations",
+        label="schedule",
+        short="schedule-{}",
+        needs=_OF_TRAINED,
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] = option(
+        0.5,
+        "what schedule 'step' multiplies the learning rate with",
+        label="decay of the learning rate",
+        short="lrdecay{}",
+        needs=("fit.schedule", ("step",)),
+    )
+    decay_every: Annotated[int, Field(ge=1)] = option(
+        1000,
+        "iterations after each of which schedule 'step' does so",
+        label="decay every",
+        short="every{}",
+        unit="iterations",
+        log=True,
+        needs=("fit.schedule", ("step",)),
+    )
+    loss: Literal["mse", "l1", "huber", "log_mse"] = option(
+        "mse",
+        "mean over measured samples of squared errors, absolute errors or Huber's function; log_mse is log(mse)",
+        label="loss",
+        needs=_OF_TRAINED,
+    )
+    huber_delta: Annotated[float, Field(gt=0, le=100)] = option(
+        0.05,
+        "error at which loss 'huber' turns from squared to absolute, relative to the target's range",
+        label="Huber's delta",
+        short="delta{}",
+        log=True,
+        needs=("fit.loss", ("huber",)),
+    )
+    tv_weight: Annotated[float, Field(ge=0, le=1000)] = option(
+        0.0,
+        "times the isotropic total variation of the output, its mean over pixels, is added to the loss",
+        label="weight of total variation",
+        short="tv{}",
+        needs=_OF_TRAINED,
+    )
+    initialisation: Literal["default", "normal"] = option(
+        "default",
+        "of the weights: torch's, or 'normal' for those of convolutions, with mean 0",
+        label="initialisation",
+        short="init-{}",
+        needs=_of(*(kind for kind in TRAINED if kind != "siren")),
+    )
+    initialisation_sd: Annotated[float, Field(gt=0, le=100)] = option(
+        0.02,
+        "standard deviation of initialisation 'normal'",
+        label="sd of the initialisation",
+        short="sd{}",
+        log=True,
+        needs=("fit.initialisation", ("normal",)),
     )
     stop: Literal["budget", "wmv", "emv", "discrepancy", "held_out"] = option(
         "budget",
         "which iterate of those up to the budget is the answer: the last, or that of a rule which sees no truth",
         label="stopping rule",
         short="stop-{}",
+        needs=_OF_TRAINED,
     )
     patience: Annotated[int, Field(ge=1)] = option(
         1000,
@@ -326,12 +487,26 @@ class FitSpec(BaseModel):
         needs=("fit.stop", ("wmv", "emv", "held_out")),
     )
     check_every: Annotated[int, Field(ge=1)] = option(
-        100, "iterations between stability checks", label="check every", short="check{}", unit="iterations", log=True
+        100,
+        "iterations between stability checks",
+        label="check every",
+        short="check{}",
+        unit="iterations",
+        log=True,
+        needs=_OF_TRAINED,
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    engine: Literal["auto", "fused", "reference"] = option("auto", "'reference' is plain torch, slow", label="engine")
+    engine: Literal["auto", "fused", "reference"] = option(
+        "auto",
+        "'fused' is for the Deep Decoders, without lbfgs; 'reference' is plain torch, slow",
+        label="engine",
+        needs=_OF_TRAINED,
+    )
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "of the factors of matrix products; bfloat16 on CUDA GPUs only", label="precision"
+        "auto",
+        "of the factors of matrix products; bfloat16 on CUDA GPUs only",
+        label="precision",
+        needs=_OF_TRAINED,
     )
 
 
@@ -366,7 +541,7 @@ class Option:
 
     @property
     def is_of_thesis(self) -> bool:
-        """Whether it is part of every setting and every identity."""
+        """Whether it is part of every setting whose prior has it, and of its identity."""
         return "." not in self.path
 
     @property
@@ -404,6 +579,7 @@ def _options() -> dict[str, Option]:
     found = {}
     tables: tuple[tuple[str, type[BaseModel]], ...] = (
         ("", ThesisOptions),
+        ("prior.", PriorSpec),
         ("target.", TargetSpec),
         ("task.", TaskSpec),
         ("noise.", NoiseSpec),

@@ -8,7 +8,7 @@ are raised by whoever changes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -23,8 +23,23 @@ from pydantic import (
 )
 
 from ddstudy.images.metrics import METRICS, QUALITY, Direction
-from ddstudy.spec.axes import Axis, Space
-from ddstudy.spec.options import MODEL, OPTIONS, FitSpec, JudgeSpec, NoiseSpec, Option, TargetSpec, TaskSpec, Value
+from ddstudy.spec.axes import Axis, Space, may_apply
+from ddstudy.spec.options import (
+    FUSED,
+    HANDCRAFTED,
+    MODEL,
+    OPTIONS,
+    THESIS,
+    TRAINED,
+    FitSpec,
+    JudgeSpec,
+    NoiseSpec,
+    Option,
+    PriorSpec,
+    TargetSpec,
+    TaskSpec,
+    Value,
+)
 
 Sampler = Literal["grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc"]
 Pruner = Literal["median", "hyperband", "wilcoxon"]
@@ -53,7 +68,7 @@ class _Lists(BaseModel):
     @field_validator("*")
     @classmethod
     def _no_repeats(cls, value: list[Any] | None) -> list[Any] | None:
-        if value and len(set(value)) != len(value):
+        if value and not isinstance(value[0], BaseModel) and len(set(value)) != len(value):
             raise ValueError("must not name a value twice")
         return value
 
@@ -62,18 +77,45 @@ class _Lists(BaseModel):
         return {axis: values for axis, values in handler(self).items() if values is not None}
 
 
+class _PartLists(_Lists):
+    """One of `[[space.prior]]`: lists that hold for some priors, in place of those of `[space]`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_names(cls, tree: Any) -> Any:
+        """Options of the prior are named without their table here: `kind`, which may be one word, `strength`."""
+        if not isinstance(tree, dict):
+            return tree
+        named = {f"prior.{key}" if key in PriorSpec.model_fields else key: value for key, value in flatten(tree)}
+        if isinstance(kind := named.get("prior.kind"), str):
+            named["prior.kind"] = [kind]
+        return named
+
+
 def _field_of_list(option: Option) -> Any:
-    annotation: Any = list[option.annotation]  # type: ignore[name-defined]
+    annotation: Any = list[option.annotation] | None  # type: ignore[name-defined]
+    default: Any = None
     if option.is_of_thesis:
         default = ... if option.default is None else [option.default]
-        return annotation, Field(default, min_length=1, description=option.description)
-    return annotation | None, Field(None, min_length=1, description=option.description)
+    return annotation, Field(default, min_length=1, description=option.description)
+
+
+def _field_of_part(option: Option) -> Any:
+    annotation, field = _field_of_list(option)
+    default = ... if option.path == "prior.kind" else None
+    return annotation, Field(default, min_length=1, description=field.description)
 
 
 if TYPE_CHECKING:
     SpaceSpec = _Lists
 else:
+    parts = {path: _field_of_part(option) for path, option in OPTIONS.items()}
+    PartSpec = create_model("PartSpec", __base__=_PartLists, __doc__=_PartLists.__doc__, **parts)
     lists = {path: _field_of_list(option) for path, option in OPTIONS.items()}
+    lists["prior"] = (
+        list[PartSpec] | None,
+        Field(None, min_length=1, description="lists that hold for some priors only: [[space.prior]] tables with kind"),
+    )
     SpaceSpec = create_model("SpaceSpec", __base__=_Lists, __doc__=_Lists.__doc__, **lists)
 
 
@@ -145,6 +187,7 @@ class StudySpec(BaseModel):
     target: TargetSpec = TargetSpec()
     task: TaskSpec = TaskSpec()
     judge: JudgeSpec = JudgeSpec()
+    prior: PriorSpec = PriorSpec()
     space: SpaceSpec
     noise: NoiseSpec = NoiseSpec()
     fit: FitSpec = FitSpec()
@@ -165,6 +208,26 @@ class StudySpec(BaseModel):
             return {**tree, "objectives": {"judge": "maximize"}}
         return tree
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_of_priors(cls, tree: Any) -> Any:
+        """Lists of the thesis' options may be left out where no prior has them, or where each prior has its own."""
+        space = tree.get("space") if isinstance(tree, dict) else None
+        if not isinstance(space, dict):
+            return tree
+        flat = dict(flatten(space))
+        parts = [part for part in _sequence(flat.get("prior")) if isinstance(part, dict)]
+        prior = tree.get("prior")
+        kinds = _sequence(flat.get("prior.kind", prior.get("kind") if isinstance(prior, dict) else None))
+        of_parts = [(_sequence(part.get("kind", part.get("prior.kind"))), part) for part in parts]
+        wanting = of_parts or [(kinds or ["deep_decoder"], {})]
+        for path in THESIS:
+            have = OPTIONS[path].needs[1]  # type: ignore[index]  # each needs some prior
+            missing = [part for of, part in wanting if path not in part and any(kind in have for kind in of)]
+            if path not in flat and not missing:
+                flat[path] = None
+        return {**tree, "space": flat}
+
     @property
     def knows_truth(self) -> bool:
         """Whether the image that is looked for is known, as in simulations."""
@@ -174,6 +237,11 @@ class StudySpec(BaseModel):
     def is_task(self) -> bool:
         """Whether an image is reconstructed from a measurement, and not copied, as in the thesis."""
         return self.values_of("task.kind") != ("represent",)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any prior here has weights: members, iterations, stability."""
+        return any(kind in TRAINED for kind in self.values_of("prior.kind"))
 
     @property
     def score(self) -> Literal["psnr", "judge"]:
@@ -192,8 +260,8 @@ class StudySpec(BaseModel):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
         for axis in self.search_space.axes:
             if axis.option.needs and not any(axis.name in setting for setting in self.search_space):
-                parent, wanted = axis.option.needs
-                raise ValueError(f"space.{axis.name} is for {parent} = {' or '.join(map(repr, wanted))} only")
+                raise ValueError(f"space.{_for_only(axis.name)}")
+        self._check_priors()
         if self.search.pruner and self.search.sampler == "grid":
             raise ValueError("search.pruner needs a search, since a grid measures every setting")
         if self.search.pruner and self.objectives not in ({"psnr": "maximize"}, {"judge": "maximize"}):
@@ -209,6 +277,50 @@ class StudySpec(BaseModel):
         if self.executor.fallback != "none" and "bfloat16" in self.values_of("fit.precision"):
             raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16, which is for CUDA GPUs")
         return self
+
+    def _check_priors(self) -> None:
+        kinds = self.values_of("prior.kind")
+        for part, lists in zip(self._parts, self.search_space.parts, strict=False):
+            if away := [path for path in part if path not in lists]:
+                raise ValueError(f"space.prior: {_for_only(away[0])}")
+        if away := [path for path in OPTIONS if self._is_unused(path)]:
+            raise ValueError(f"space.{_for_only(away[0])}")
+        for option, value in (("engine", "fused"), ("precision", "bfloat16")):
+            others = [kind for kind in kinds if kind in TRAINED and kind not in FUSED]
+            if others and value in self.values_of(f"fit.{option}"):
+                raise ValueError(
+                    f"fit.{option} = '{value}' is for prior.kind = {' or '.join(map(repr, FUSED))} only, "
+                    f"not {' or '.join(map(repr, others))}"
+                )
+        faster = {"fused", "bfloat16"} & {*self.values_of("fit.engine"), *self.values_of("fit.precision")}
+        if faster and "lbfgs" in self.values_of("fit.optimiser"):
+            raise ValueError("fit.optimiser = 'lbfgs' is for fit.engine = 'auto' or 'reference' in float32 only")
+        handcrafted = [kind for kind in kinds if kind in HANDCRAFTED]
+        if not handcrafted:
+            return
+        unserved = [kind for kind in self.values_of("task.kind") if kind not in ("represent", "denoise")]
+        if unserved:
+            raise ValueError(
+                f"prior.kind = '{handcrafted[0]}' is for task.kind = 'represent' or 'denoise' only, whose measurements "
+                f"are whole images, not '{unserved[0]}'"
+            )
+        if self.holds_out:
+            raise ValueError(
+                f"prior.kind = '{handcrafted[0]}' takes whole images: nothing can be held out by judge.against or "
+                "fit.stop"
+            )
+        if self.search.pruner:
+            raise ValueError(f"search.pruner compares fits on their way, and prior.kind = '{handcrafted[0]}' has none")
+
+    def _is_unused(self, path: str) -> bool:
+        """Whether `[space]` lists values of an option that no part of a union takes."""
+        listed = getattr(self.space, path) is not None and OPTIONS[path].default is None
+        return listed and path not in self.search_space.names
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether samples are kept from the loss."""
+        return self.judge.against == "held_out" or "held_out" in self.values_of("fit.stop")
 
     def _check_task(self) -> None:
         task, kinds, against = self.task, set(self.values_of("task.kind")), self.judge.against
@@ -259,14 +371,43 @@ class StudySpec(BaseModel):
     @cached_property
     def search_space(self) -> Space:
         """What is searched."""
+        base = {path: self._base(path) for path in OPTIONS if "." in path}
+        parts = [self._lists_of_part(part, base) for part in self._parts] or [self._own_lists]
         axes = []
         for path, option in OPTIONS.items():
-            if (values := getattr(self.space, path)) is not None:
-                is_ordered = all(not isinstance(value, str) for value in values)
-                axes.append(Axis(option, tuple(sorted(values) if is_ordered else values)))
+            values = dict.fromkeys(value for part in parts for value in part.get(path, ()))
+            if values:
+                axes.append(Axis(option, _listed(values)))
         searched = {axis.name for axis in axes}
-        base = {path: self._base(path) for path in OPTIONS if "." in path and path not in searched}
-        return Space(tuple(axes), base)
+        left = {path: value for path, value in base.items() if path not in searched}
+        return Space(tuple(axes), left, tuple(parts) if self._parts else ())
+
+    @property
+    def _own_lists(self) -> dict[str, tuple[Value, ...]]:
+        """Those of `[space]` itself."""
+        return {path: tuple(values) for path in OPTIONS if (values := getattr(self.space, path)) is not None}
+
+    @property
+    def _parts(self) -> list[dict[str, tuple[Value, ...]]]:
+        """The lists of each `[[space.prior]]`."""
+        tables = getattr(self.space, "prior", None) or ()
+        return [
+            {path: tuple(values) for path in OPTIONS if (values := getattr(part, path)) is not None} for part in tables
+        ]
+
+    def _lists_of_part(
+        self, part: Mapping[str, tuple[Value, ...]], base: Mapping[str, Value]
+    ) -> dict[str, tuple[Value, ...]]:
+        """What a part lists, else what `[space]` lists, else what a table says, of all that any part lists."""
+        own = self._own_lists
+        listed = own.keys() | {path for each in self._parts for path in each}
+        every: dict[str, tuple[Value, ...]] = {path: (value,) for path, value in base.items()}
+        every |= own | dict(part)
+        return {
+            path: _listed(every[path])
+            for path, option in OPTIONS.items()
+            if path in listed and path in every and may_apply(option, every)
+        }
 
     def _base(self, path: str) -> Value:
         """What the table of an option says of it."""
@@ -275,9 +416,11 @@ class StudySpec(BaseModel):
         return value
 
     def values_of(self, path: str) -> tuple[Value, ...]:
-        """All values that an option has in this study."""
+        """All values that an option has in this study; none of an option of the thesis that no prior here has."""
         space = self.search_space
-        return space[path] if path in space.names else (self._base(path),)
+        if path in space.names:
+            return space[path]
+        return (self._base(path),) if "." in path else ()
 
     def at(self, point: Mapping[str, Value]) -> Self:
         """This study with its tables as they are at one point of its space.
@@ -323,6 +466,8 @@ class StudySpec(BaseModel):
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
         tree["objectives"] = [f"{metric} {direction}" for metric, direction in self.objectives.items()]
         tree["space"] = {axis.name: list(axis.values) for axis in self.search_space.axes}
+        if parts := self.search_space.parts:
+            tree["space"]["prior"] = [{path: list(values) for path, values in part.items()} for part in parts]
         flat = {key: json.loads(json.dumps(value)) for key, value in flatten(tree)}
         for axis in self.search_space.names:
             flat.pop(axis, None)  # what its table says of an axis is of no account
@@ -331,6 +476,23 @@ class StudySpec(BaseModel):
     def stored(self) -> str:
         """The whole study as JSON, for `stored_spec` of this and all later versions."""
         return json.dumps({"schema": SCHEMA, **self.model_dump(mode="json")})
+
+
+def _listed(values: Iterable[Any]) -> tuple[Value, ...]:
+    """The values of an axis: numbers ascending, words as they are listed."""
+    values = tuple(values)
+    return tuple(sorted(values)) if all(not isinstance(value, str) for value in values) else values
+
+
+def _sequence(value: Any) -> list[Any]:
+    """What may be one or a list, as a list."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _for_only(path: str) -> str:
+    """What an option is for, as a clause."""
+    parent, wanted = OPTIONS[path].needs or ("", ())
+    return f"{path} is for {parent} = {' or '.join(map(repr, wanted))} only"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Any:

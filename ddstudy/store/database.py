@@ -237,7 +237,7 @@ class Store:
         study = next(study for study in self._ours() if study.study_name == other.name)
         theirs, _ = self._stored_fingerprint(study)
         ours = spec.fingerprint()
-        tables = ("target.", "noise.", "fit.")
+        tables = ("prior.", "target.", "noise.", "fit.")
         both = ours.keys() & theirs.keys()
         differences = [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
@@ -255,7 +255,7 @@ class Store:
         if differences:
             raise UserError(
                 f"--reuse {name}: its results are not results of study '{spec.name}': {'; '.join(differences)}",
-                "Only the results of the same target, noise and fit options can be reused.",
+                "Only the results of the same prior, target, noise and fit options can be reused.",
             )
         return other
 
@@ -421,7 +421,7 @@ class Store:
                 "Stop the others, start one with the longer lists, then the rest.",
             )
         new = distributions(spec.search_space)
-        self.storage.set_distributions(id_of(study), {axis: new[axis] for axis in axes})
+        self.storage.set_distributions(id_of(study), {axis: new[axis] for axis in axes if axis in new})
 
 
 def _lock_from_the_beginning(engine: sa.Engine) -> None:
@@ -449,6 +449,11 @@ def _grows(key: str, old: list[Any], new: list[Any]) -> bool:
     table, _, _ = key.partition(".")
     if table != "space":
         return False
+    if key == "space.prior":  # a union: parts may be added, and their lists may grow
+        return all(
+            one.keys() == other.keys() and all(_grows("space", one[path], other[path]) for path in one)
+            for one, other in zip(old, new, strict=False)
+        ) and len(new) >= len(old)
     words = any(isinstance(value, str) for value in [*old, *new])
     return new[: len(old)] == old if words else set(old) <= set(new)
 

@@ -108,8 +108,8 @@ def records_of(trials: Sequence[FrozenTrial], spec: StudySpec) -> tuple[list[Rec
         passed = False
         if setting is not None:
             # a search asks for the last budget of a fit, then adds those that the fit passes on its way
-            passed = setting["iterations"] < asked.get(setting.fit.id, 0)
-            asked[setting.fit.id] = max(asked.get(setting.fit.id, 0), setting["iterations"])
+            passed = setting.budget < asked.get(setting.fit.id, 0)
+            asked[setting.fit.id] = max(asked.get(setting.fit.id, 0), setting.budget)
         failed_early = trial.state == TrialState.FAIL and not set(spec.search_space.names) <= trial.params.keys()
         if not trial.state.is_finished() or failed_early:
             continue

@@ -18,6 +18,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from ddstudy.errors import UserError
+from ddstudy.spec.axes import setting_id
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.optuna_rows import FrozenStudy
@@ -121,7 +122,7 @@ class StudyView:
         logs = {record.number: record.log for record in self.records}
         failed = failed_settings(self.trials, self.axes)
         rows = failed[["number", "fit_id", "iterations", "reason"]].itertuples(index=False, name=None)
-        return {f"{fit}-i{budget}": (why, logs[number]) for number, fit, budget, why in rows}
+        return {setting_id(fit, budget): (why, logs[number]) for number, fit, budget, why in rows}
 
 
 def view_of(
@@ -187,6 +188,7 @@ def trials_table(records: Sequence[Record], axes: Sequence[str]) -> pd.DataFrame
             **record.attrs,
             "number": record.number,
             "state": record.state.name,
+            "iterations": record.setting.budget,  # 0 of priors without weights, so that it can be compared
             **record.setting,
             "started": record.started,
             "finished": record.finished,

@@ -160,7 +160,7 @@ class StudyWriter:
             setting = self.space.setting({**theirs.base, **theirs.params(record.setting)})
             if setting is None or setting.id != record.setting.id or not record.has_result or "pruner" in attrs:
                 continue
-            stopped = attrs["iterations_done"] < setting["iterations"] and "ended_by" not in attrs
+            stopped = attrs["iterations_done"] < setting.budget and "ended_by" not in attrs
             comparable = not attrs["shared"] and not attrs.get("disturbed") and attrs["device"] == device
             complete = "cv_percent" not in attrs or all(metric in attrs for metric in self.spec.objectives)
             wanted = setting in self.space and setting not in measured and complete
@@ -170,7 +170,7 @@ class StudyWriter:
             if VERSION not in values:  # left out by the first version; this one has not measured what it imports
                 values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
             curve = {key: list(rows) for key, rows in record.curve.items()}
-            result = Result(setting["iterations"], values, np.empty(0, np.float32), curve, stopped)
+            result = Result(setting.budget, values, np.empty(0, np.float32), curve, stopped)
             images = {key: json.dumps(meta) for key, meta in record.images.items()}
             self.record(
                 setting,

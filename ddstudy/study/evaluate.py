@@ -18,19 +18,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.images.inputs import noise_volume
+from ddstudy.errors import UserError
+from ddstudy.images.inputs import coordinates, noise_volume
 from ddstudy.images.metrics import COLUMNS, METRICS, psnr, psnr_of, quality
 from ddstudy.images.tiling import join, split, tile_shape
-from ddstudy.priors.deep_decoder import DeepDecoder, deep_decoder
-from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, fit_together
+from ddstudy.priors.base import Prior, normal_weights
+from ddstudy.priors.conv_decoder import conv_decoder
+from ddstudy.priors.deep_decoder import deep_decoder, deep_decoder_2019
+from ddstudy.priors.dip import DeepImagePrior
+from ddstudy.priors.handcrafted import Handcrafted
+from ddstudy.priors.siren import Siren
+from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, direct, fit_together
 from ddstudy.spec.axes import Fit
-from ddstudy.spec.options import FitSpec, NoiseSpec, rows_and_columns
+from ddstudy.spec.options import FitSpec, NoiseSpec, PriorSpec, rows_and_columns
 from ddstudy.study.load import DISTURBED_PERCENT, watched
 from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_percent, spread_stops_at, stops_at
 from ddstudy.study.stopping import Rule, Watch
@@ -52,6 +58,7 @@ class Job:
         rule: stops the fit early, also when a member is dead; None: nothing does but a member that diverges.
         timed: its seconds are compared with others: nothing else is done meanwhile.
         every_member: results carry the output of every member, too.
+        prior: what is fitted.
     """
 
     fit: Fit
@@ -62,19 +69,33 @@ class Job:
     rule: StopRule | None = None
     timed: bool = False
     every_member: bool = False
+    prior: PriorSpec = field(default_factory=PriorSpec)
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What jobs of one study that are done as a pack have in common."""
         how = self.config, self.options.engine, self.options.precision
-        operator = self.case.measurement.operator
-        return prior_of(self.fit, self.case.measurement), rows_and_columns(self.fit["tiling"]), operator, how
+        return self.model, rows_and_columns(self.fit.tiling), self.case.measurement.operator, how
+
+    @property
+    def model(self) -> Prior | Handcrafted:
+        """The prior of one tile."""
+        return prior_of(self.fit, self.case.measurement, self.prior)
+
+    def method(self, device: str) -> Method:
+        """How it is computed on a torch device.
+
+        Raises:
+            UserError: the device does not have it.
+        """
+        of = self.options
+        return choose(device, of.engine, of.precision, self.model, of.optimiser)
 
     @property
     def config(self) -> Config:
         """How its members are optimised."""
         of = self.options
-        return Config(of.learning_rate, of.keep, average=of.average, jitter=of.jitter, jitter_decay=of.jitter_decay)
+        return Config(**{field.name: getattr(of, field.name) for field in fields(Config)})
 
 
 @dataclass(frozen=True)
@@ -122,41 +143,84 @@ class Result:
     residual: NDArray[np.float32] | None = None
 
 
-def prior_of(fit: Fit, measurement: Measurement) -> DeepDecoder:
-    """The decoder that fits one tile of an image."""
+def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec) -> Prior | Handcrafted:
+    """What fits one tile of an image.
+
+    Args:
+        fit: its k, s and l, as far as the prior has them, and tiling.
+        measurement: of the image.
+        table: the prior's kind and options, as they are at this fit.
+
+    Raises:
+        UserError: the prior cannot make an image, or a tile, of this size.
+    """
     channels, height, width = measurement.shape
-    tile = tile_shape(height, width, fit["tiling"])
-    return deep_decoder(fit["k"], fit["s"], fit["l"], *tile, channels=channels, head=measurement.head)
+    size, head = tile_shape(height, width, fit.tiling), measurement.head
+    match table.kind:
+        case "deep_decoder":
+            return deep_decoder(fit["k"], fit["s"], fit["l"], *size, channels=channels, head=head)
+        case "deep_decoder_2019":
+            return deep_decoder_2019(fit["k"], fit["l"], *size, channels=channels, head=head)
+        case "conv_decoder":
+            return conv_decoder(fit["k"], fit["s"], fit["l"], *size, channels=channels, head=head)
+        case "dip":
+            if min(size) <= 2 ** fit["l"]:
+                most = max(0, math.ceil(math.log2(min(size))) - 1)
+                raise UserError(
+                    f"prior dip: {fit['l']} scales (l) need sides of more than {2 ** fit['l']} pixels, "
+                    f"not {size[0]}x{size[1]}",
+                    f"Valid: l up to {most}, or fewer tiles, or a larger target.",
+                )
+            return DeepImagePrior(
+                fit["k"], fit["l"], channels, size, table.skip_channels, table.input_channels, table.upsampling, head
+            )
+        case "siren":
+            return Siren(fit["k"], fit["l"], channels, size, table.omega, head)
+        case "tv" | "wavelet" | "nlm":
+            return Handcrafted(table.kind, table.strength)
 
 
-def problem(fit: Fit, measurement: Measurement, options: FitSpec, noise: NoiseSpec) -> Problem:
+def problem(
+    fit: Fit, measurement: Measurement, options: FitSpec, noise: NoiseSpec, table: PriorSpec | None = None
+) -> Problem:
     """What a solver sees: the measurement, and input tensors and starting weights of every member.
 
-    Seeds derive from (study seed, identity of the fit, member), separately for noise, weights and jitter, so a member
-    is the same whatever the worker, the order and the number of members.
+    Seeds derive from (study seed, identity of the fit, member), separately for noise, weights, jitter and the noise of
+    `sgld`, so a member is the same whatever the worker, the order and the number of members.
 
     Args:
         fit: the decoder's shape, kind of noise and tiling.
         measurement: what is known of the image; without an operator it is cut into tiles.
         options: members and seed.
         noise: how input tensors are made.
+        table: the prior, one with weights; the thesis' Deep Decoder when not given.
     """
-    prior = prior_of(fit, measurement)
+    prior = prior_of(fit, measurement, table or PriorSpec())
+    assert not isinstance(prior, Handcrafted)
     rows, columns = rows_and_columns(fit["tiling"])
     k, h0, w0 = prior.input_shape
-    inputs, weights, jitter = [], [], []
+    inputs, weights, jitter, langevin = [], [], [], []
     for member in range(options.members):
-        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(3)
+        seeds = np.random.SeedSequence([options.seed, fit.digest, member]).spawn(4)
         noise_rng, weight_rng = (np.random.default_rng(seed) for seed in seeds[:2])
-        volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, **noise.model_dump())
+        if prior.input_kind == "coordinates":
+            volume = coordinates(rows * h0, columns * w0)
+        else:
+            volume = noise_volume(fit["noise"], k, rows * h0, columns * w0, noise_rng, **noise.model_dump())
+            if prior.input_scale != 1:
+                volume = np.float32(prior.input_scale) * volume
         inputs.append(split(volume, fit["tiling"]))
-        weights.append(prior.initial_weights(weight_rng))
+        start = prior.initial_weights(weight_rng)
+        if options.initialisation == "normal":
+            start = normal_weights(prior, start, options.initialisation_sd, weight_rng)
+        weights.append(start)
         jitter.append(seeds[2].generate_state(1, np.uint64)[0])
-    channels, height, width = measurement.shape
+        langevin.append(seeds[3].generate_state(1, np.uint64)[0])
+    _, height, width = measurement.shape
     tiles = rows * columns
     pixels = None
     if tiles > 1:
-        numbers = np.arange(tiles * channels * math.prod(prior.sizes[-1])).reshape(tiles, channels, *prior.sizes[-1])
+        numbers = np.arange(tiles * math.prod(prior.output_shape)).reshape(tiles, *prior.output_shape)
         pixels = join(numbers, fit["tiling"], height, width).ravel()
     operator, samples = measurement.operator, measurement.samples
     return Problem(
@@ -168,6 +232,7 @@ def problem(fit: Fit, measurement: Measurement, options: FitSpec, noise: NoiseSp
         operator=operator,
         shape=measurement.shape,
         jitter_seeds=np.array(jitter),
+        noise_seeds=np.array(langevin),
     )
 
 
@@ -193,7 +258,7 @@ def evaluate_together(
         threads: of the fit.
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
-    method = choose(device, jobs[0].options.engine, jobs[0].options.precision)
+    method = jobs[0].method(device)
     trackers = [_Tracker(job, device, method) for job in jobs]
     # metrics take a core each: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
@@ -205,10 +270,14 @@ def evaluate_together(
             for one in event.result() if isinstance(event, Future) else [event]:
                 yield index, one
 
-    problems, iterations = [tracker.problem for tracker in trackers], [tracker.stops for tracker in trackers]
-    fitting = fit_together(
-        problems, jobs[0].config, iterations, device=device, threads=threads, method=method, ended=stops
-    )
+    if method.engine == "direct":
+        fitting = _applied(jobs)
+    else:
+        problems = [problem(job.fit, job.case.measurement, job.options, job.noise, job.prior) for job in jobs]
+        iterations = [tracker.stops for tracker in trackers]
+        fitting = fit_together(
+            problems, jobs[0].config, iterations, device=device, threads=threads, method=method, ended=stops
+        )
     busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
     running = set(range(len(jobs)))
     # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
@@ -237,18 +306,24 @@ def evaluate_together(
         yield from ready(wait=True)
 
 
+def _applied(jobs: Sequence[Job]) -> Iterator[tuple[int, Snapshot]]:
+    """What priors without weights make of the measurements."""
+    for index, job in enumerate(jobs):
+        prior = job.model
+        assert isinstance(prior, Handcrafted)
+        yield index, direct.solve(prior, job.case.measurement.samples)
+
+
 class _Tracker:
     """A job under way: its checks so far, and what is to be measured at a snapshot.
 
     Attributes:
-        problem: what the solver is handed.
         stops: iterations at which a snapshot is wanted.
         over: no further snapshot is wanted.
     """
 
     def __init__(self, job: Job, device: str, method: Method) -> None:
-        self.job, self.device, self.method = job, device, method
-        self.problem = problem(job.fit, job.case.measurement, job.options, job.noise)
+        self.job, self.device, self.method = job, "cpu" if method.engine == "direct" else device, method
         self.budgets = set(job.budgets)
         self.last = max(self.budgets)
         self.stops = sorted(self.budgets | set(range(job.options.check_every, self.last, job.options.check_every)))
@@ -306,7 +381,7 @@ class _Tracker:
 
     def _joined(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (M, T, C, h, w) as whole images (M, C, H, W), measured k-space put back where that is asked for."""
-        joined = join(outputs, self.job.fit["tiling"], *self.job.case.measurement.shape[1:])
+        joined = join(outputs, self.job.fit.tiling, *self.job.case.measurement.shape[1:])
         return consistent(joined, self.job.case.measurement) if self.job.case.task.consistency == "hard" else joined
 
     def _residual(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -335,7 +410,7 @@ class _Tracker:
         values: dict[str, float | int | str] = {
             "seconds": check.seconds,
             "seconds_per_member": check.seconds / len(members),
-            "parameters": self.problem.prior.parameters,
+            "parameters": self.job.model.parameters,
             "iterations_done": check.iteration,
             "device": device_name(self.device),
             "engine": str(self.method),
@@ -363,7 +438,7 @@ class _Tracker:
         self, state: _State, ensemble: NDArray[np.float32], members: NDArray[np.float32]
     ) -> dict[str, float | int | str]:
         """Quality against the truth, where it is known; members (M, C, H, W)."""
-        reference, tiling = self.job.case.judge.truth, self.job.fit["tiling"]
+        reference, tiling = self.job.case.judge.truth, self.job.fit.tiling
         values: dict[str, float | int | str] = {}
         if reference is not None:
             of_ensemble, *of_members = quality(np.stack([ensemble, *members]), reference)

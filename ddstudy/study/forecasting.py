@@ -121,7 +121,9 @@ def calibrate(
     Raises:
         WorkError: no fit works.
     """
-    order = sorted(fits, key=lambda fit: cost(spec, fit, target))
+    order = sorted((fit for fit in fits if cost(spec, fit, target)), key=lambda fit: cost(spec, fit, target))
+    if not order:
+        return Forecast()  # priors without weights have no iterations
     chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
     if leases is not None:
         elsewhere = leases.orphans() | leases.alive()

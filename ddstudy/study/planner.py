@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
 from ddstudy.images.volumes import Target, Targets
+from ddstudy.priors.base import Prior
+from ddstudy.priors.deep_decoder import DeepDecoder
+from ddstudy.priors.handcrafted import Handcrafted
 from ddstudy.solvers.fused import kernels_for, memory
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
-from ddstudy.spec.options import tiles
+from ddstudy.spec.options import PriorSpec, tiles
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Job, prior_of
 from ddstudy.study.stability import StopRule
@@ -43,10 +47,11 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
         reused: of these, imported from other studies; a search tries its own number beside them.
 
     Raises:
-        UserError: an objective cannot be measured on a target of this size, or a target not as the task says.
+        UserError: an objective cannot be measured on a target of this size, a target not as the task says, or a prior
+            cannot make an image of its size.
     """
     for fit in budgets_by_fit(spec.search_space):
-        case_of(spec, target, fit)
+        model_of(spec, fit, target)
     for height, width in {image.shape[-2:] for image in target.all}:
         for metric in (METRICS[name] for name in spec.objectives):
             if not metric.measurable(height, width):
@@ -67,28 +72,53 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
     return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
 
 
-def operations(fit: Fit, case: Case) -> float:
-    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it."""
-    return float(tiles(fit["tiling"]) * prior_of(fit, case.measurement).cost)
+def model_of(spec: StudySpec, fit: Fit, target: Target | Targets) -> Prior | Handcrafted:
+    """The prior of one tile of a fit of a study.
+
+    Raises:
+        UserError: the target cannot be measured as the study's task says, or the prior cannot make a tile of its size.
+    """
+    return prior_of(fit, case_of(spec, target, fit).measurement, spec.at(fit).prior)
+
+
+def operations(fit: Fit, case: Case, table: PriorSpec | None = None) -> float:
+    """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it.
+
+    Args:
+        fit: which.
+        case: it is of.
+        table: the prior at this fit; the thesis' Deep Decoder when not given.
+    """
+    return float(tiles(fit.tiling) * prior_of(fit, case.measurement, table or PriorSpec()).cost)
 
 
 def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
     """Cost of one iteration of all members of a fit of a study, in `operations` of as many as its file names."""
-    return operations(fit, case_of(spec, target, fit)) * spec.at(fit).fit.members / spec.fit.members
+    at = spec.at(fit)
+    return operations(fit, case_of(spec, target, fit), at.prior) * at.fit.members / spec.fit.members
 
 
-def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str = "cpu") -> int:
-    """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU."""
+def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str = "cpu") -> float:
+    """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU.
+
+    Infinite where a prior is not a Deep Decoder: the memory of their fits was never measured.
+    """
+    models = {fit: model_of(spec, fit, target) for fit in budgets_by_fit(spec.search_space)}
+    decoders = {fit: model for fit, model in models.items() if isinstance(model, DeepDecoder)}
+    if len(decoders) < sum(not isinstance(model, Handcrafted) for model in models.values()):
+        return math.inf
 
     def size(fit: Fit) -> int:
-        prior = prior_of(fit, case_of(spec, target, fit).measurement)
-        return prior.k * sum(h * w for h, w in prior.sizes) * tiles(fit["tiling"]) * spec.at(fit).fit.members
+        prior = decoders[fit]
+        return prior.k * sum(h * w for h, w in prior.sizes) * tiles(fit.tiling) * spec.at(fit).fit.members
 
-    largest = max(budgets_by_fit(spec.search_space), key=size)
+    if not decoders:
+        return 0
+    largest = max(decoders, key=size)
     work = job(spec, target, largest, ())
-    members, measurement = work.options.members, work.case.measurement
-    prior, kernels, samples = prior_of(largest, measurement), kernels_for(device), measurement.operated
-    return memory(prior, tiles(largest["tiling"]), members, members, kernels, config=work.config, samples=samples)
+    members, samples, kernels = work.options.members, work.case.measurement.operated, kernels_for(device)
+    prior, count = decoders[largest], tiles(largest.tiling)
+    return memory(prior, count, members, members, kernels, config=work.config, samples=samples)
 
 
 def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:
@@ -101,4 +131,4 @@ def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int,
     percent = table.cv_percent if spec.score == "psnr" else table.spread_percent
     rule = StopRule(percent, table.stop, table.warmup, table.window, table.patience) if table.prune else None
     timed = "seconds" in spec.objectives
-    return Job(fit, budgets, case_of(spec, target, fit), at.fit, at.noise, rule, timed)
+    return Job(fit, budgets, case_of(spec, target, fit), at.fit, at.noise, rule, timed, prior=at.prior)

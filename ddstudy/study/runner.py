@@ -90,7 +90,7 @@ class _InFlight:
     @property
     def share(self) -> float:
         """How much of the fit is done."""
-        return self.reached / max(self.budgets)
+        return self.reached / max(1, *self.budgets)  # a prior without weights has the budget 0
 
 
 @dataclass
@@ -251,7 +251,7 @@ class _Run:
             self.study.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
         self._refresh()
-        if self._is_given_up(setting.fit, (setting["iterations"],), trial):
+        if self._is_given_up(setting.fit, (setting.budget,), trial):
             self.study.leases.release(setting.fit.id)
             return True
         if setting in self.results:  # it was enqueued, or another driver was faster
@@ -259,7 +259,7 @@ class _Run:
             self.study.leases.release(setting.fit.id)
             return True
         # budgets that the fit passes on its way are results too, for free
-        passed = [b for b in self.study.space["iterations"] if b <= setting["iterations"]]
+        passed = [b for b in self.study.space.budgets(setting.fit) if b <= setting.budget]
         budgets = tuple(b for b in passed if setting.fit.at(b) not in self.results)
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
@@ -374,9 +374,10 @@ class _Run:
         self._count()
         if flight.setting == setting:
             flight.trial = None
-        per_iteration = cost(self.study.spec, flight.fit, self.study.target)
         iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
-        self.forecast.learn(per_iteration, max(seconds, 1e-6) / iterations)
+        if iterations:  # a prior without weights has none
+            per_iteration = cost(self.study.spec, flight.fit, self.study.target)
+            self.forecast.learn(per_iteration, max(seconds, 1e-6) / iterations)
         flight.fitted, flight.recorded = max(flight.fitted, seconds), flight.recorded + 1
         if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
             self.kept = time.monotonic()
@@ -480,8 +481,8 @@ class _Run:
     def _done_elsewhere(self, setting: Setting) -> None:
         """Takes what another driver did from the work that is ahead."""
         done, budgets = self.average, self.todo.get(setting.fit, ())
-        if setting["iterations"] in budgets:
-            rest = tuple(budget for budget in budgets if budget != setting["iterations"])
+        if setting.budget in budgets:
+            rest = tuple(budget for budget in budgets if budget != setting.budget)
             done = self._work(setting.fit, budgets) - self._work(setting.fit, rest)
             self.ahead -= done
             self.todo[setting.fit] = rest

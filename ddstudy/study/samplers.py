@@ -110,7 +110,7 @@ def _inner(spec: StudySpec, seed: int) -> BaseSampler:
             case "nsga3":
                 return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
             case "gp":
-                budgets = len(spec.search_space["iterations"])
+                budgets = len(spec.values_of("iterations")) or 1
                 return _KnowingGP(seed=seed, n_startup_trials=(GP_START - 1) * budgets + 1)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
@@ -218,7 +218,7 @@ class Unseen(BaseSampler):
         if not free:
             raise SpaceExhaustedError(trial)
         # of the settings of a fit the last has the most iterations
-        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting["iterations"])}
+        largest = {setting.fit: setting for setting in sorted(free, key=lambda setting: setting.budget)}
         if isinstance(self._inner, _KnowingGP):
             # of whole fits, too, it judges every budget: the best one is seldom the largest
             self._inner.candidates = [_numbers(self._space.params(setting)) for setting in free]
@@ -276,10 +276,14 @@ class Unseen(BaseSampler):
         return axis.values[steps.index(min(steps))]
 
     def _nearest(self, wanted: Setting, free: list[Setting]) -> Setting:
-        """The unseen setting with the fewest steps along the listed values; another word counts one."""
+        """The unseen setting with the fewest steps along the listed values, of the same prior if one is left.
 
-        def steps(setting: Setting) -> float:
-            return sum(
+        Another word counts one.
+        """
+
+        def steps(setting: Setting) -> tuple[bool, float]:
+            # of a union most combinations of its axes are no setting: those of few lists must not draw all proposals
+            return setting.get("prior.kind") != wanted.get("prior.kind"), sum(
                 abs(axis.values.index(setting[axis.name]) - axis.values.index(wanted[axis.name]))
                 if axis.is_ordered and axis.name in setting and axis.name in wanted
                 else float(setting.get(axis.name) != wanted.get(axis.name))

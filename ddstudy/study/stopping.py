@@ -140,7 +140,7 @@ class Rule:
 
         Args:
             iteration: updates done, ascending from check to check, evenly spaced.
-            watched: `loss`, the mean of the members' losses; `held_out`, mean squared error of the ensemble on the
+            watched: `loss`, the mean of the members' mean squared errors; `held_out`, that of the ensemble on the
                 held-out samples; `wmv` and `emv` of `Watch`. A rule needs its own only.
         """
         return self._lowest.take(iteration, _criterion(self._name, watched, self._sigma))

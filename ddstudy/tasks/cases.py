@@ -57,8 +57,7 @@ def case_of(spec: StudySpec, target: Target | Targets, point: Mapping[str, Value
         UserError: the target cannot be measured so.
     """
     task, judge = spec.at(point).task, spec.judge
-    holds_out = judge.against == "held_out" or "held_out" in spec.values_of("fit.stop")
-    return _case(target.of(point), task, judge.against, spec.knows_truth, judge.share if holds_out else 0.0)
+    return _case(target.of(point), task, judge.against, spec.knows_truth, judge.share if spec.holds_out else 0.0)
 
 
 @functools.lru_cache(maxsize=64)  # a study has few, and asks for each with every fit

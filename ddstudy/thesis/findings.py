@@ -36,7 +36,7 @@ from ddstudy.report.intervals import LEVEL, Mean, at_least, at_most, holm, mean_
 from ddstudy.report.tables import PAIR, comparable, disturbed, finished, paired, thin_inputs, timed, widened
 from ddstudy.report.words import axes_of
 from ddstudy.spec.options import OPTIONS, THESIS, TILINGS
-from ddstudy.thesis.published import by_tiles, seconds_by_blocks
+from ddstudy.thesis.published import beside_the_thesis, by_tiles, seconds_by_blocks
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -126,15 +126,15 @@ class Answer(Found):
 
 
 def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
-    """All findings, tested on one study; none where an image is reconstructed, see `published.OF_COPIES`.
+    """All findings, tested on one study; none where it is of something else, see `published.beside_the_thesis`.
 
     Args:
         view: the study.
         others: studies of other slices, for the finding on slices away from the middle.
     """
-    if view.spec.is_task:
+    if beside_the_thesis(view.spec):
         return []
-    others = [other for other in others if not other.spec.is_task]
+    others = [other for other in others if not beside_the_thesis(other.spec)]
     axes = axes_of(view, *others)
     view, *others = (
         replace(one, trials=_drawing(widened(one, axes)).assign(study=one.name)) for one in (view, *others)

@@ -24,8 +24,8 @@ class Published(Panel):
     table: Number = Field(..., description="table of the thesis, or the numbers of its text")
 
     def _of_study(self, view: StudyView) -> Shown:
-        if view.spec.is_task:
-            return Shown("", missing=published.OF_COPIES, never=True)
+        if why := published.beside_the_thesis(view.spec):
+            return Shown("", missing=why, never=True)
         ours = published.beside(view, self.table)
         if tables.finished(view.trials).empty:
             return Shown(f"{ours.source}.", missing="Filled by measured trials.")
@@ -40,8 +40,8 @@ class Findings(Panel):
     kind: Literal["findings"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        if view.spec.is_task:
-            return Shown("", missing=published.OF_COPIES, never=True)
+        if why := published.beside_the_thesis(view.spec):
+            return Shown("", missing=why, never=True)
         sentence = (
             "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: "
             f"equal on all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists "

@@ -34,10 +34,12 @@ from ddstudy.report.tables import (
 from ddstudy.spec.options import OPTIONS, THESIS, TILINGS, Value
 
 if TYPE_CHECKING:
+    from ddstudy.spec.schema import StudySpec
     from ddstudy.store.study import StudyView
 
 Number = Literal["3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "text"]
 OF_COPIES = "The thesis is about copies of clean slices: its findings and tables are not tested on an inverse task."
+OF_DECODERS = "The thesis is about its Deep Decoder: its findings and tables are not tested on other priors."
 NUMBERS: tuple[Number, ...] = get_args(Number)
 _FILE = Path(__file__).with_suffix(".toml")
 
@@ -71,18 +73,24 @@ def seconds_by_blocks() -> dict[tuple[int, int], float]:
     return {(l, s): seconds for l, s, seconds in _thesis()["tables"]["4.2"]["rows"]}
 
 
+def beside_the_thesis(spec: StudySpec) -> str:
+    """Why a study is not about what the thesis is about, a sentence; empty if it is."""
+    if spec.is_task:
+        return OF_COPIES
+    return "" if spec.values_of("prior.kind") == ("deep_decoder",) else OF_DECODERS
+
+
 def beside(view: StudyView, number: Number) -> Beside:
     """One table of the thesis, or the numbers of its text, from the trials of a study.
 
     Raises:
-        UserError: there is no such table, or the study reconstructs images.
+        UserError: there is no such table, or the study is of something else.
     """
     if number not in NUMBERS:
         raise UserError(f"no table {number!r} of the thesis", f"Valid: {', '.join(NUMBERS)}.")
-    if view.spec.is_task:
-        raise UserError(
-            f"study {view.name}: {OF_COPIES[0].lower()}{OF_COPIES[1:-1]}", "Valid: a study without a [task]."
-        )
+    if why := beside_the_thesis(view.spec):
+        valid = "Valid: a study without a [task], of prior.kind = 'deep_decoder'."
+        raise UserError(f"study {view.name}: {why[0].lower()}{why[1:-1]}", valid)
     known = _thesis()["tables"][number]
     make: dict[str, Callable[[StudyView, dict[str, Any]], tuple[pd.DataFrame, str]]] = {
         "3.1": _options,

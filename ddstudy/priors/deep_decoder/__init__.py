@@ -3,6 +3,9 @@
 A decoder is l blocks of 1x1 convolution, bilinear upsampling, ReLU and instance normalisation (Eq. 2.1), then a 1x1
 convolution to the image's channels and a sigmoid (Eq. 2.2), or no sigmoid where images are not in [0, 1]. Sizes grow
 geometrically from the input's to the tile's, so that any scale factor s and any number of blocks l fit together.
+
+The decoder of the original paper (Heckel and Hand, ICLR 2019, `decodernw` of its code) is the same with another
+geometry: l blocks each double the size, one more block follows at full size, and the input is scaled by 0.1.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ddstudy.priors.base import Head, growing
 
 if TYPE_CHECKING:
     from ddstudy.priors.deep_decoder.network import Network
@@ -30,12 +35,14 @@ class DeepDecoder:
         channels: channels of the output: 1 grey, 2 complex (real and imaginary part), 3 RGB.
         sizes: (rows, columns) of the input and after each block, l + 1 entries; the last is the tile's.
         head: what follows the last convolution: `sigmoid`, or nothing, `linear`.
+        input_scale: what the noise in [0, 1] is multiplied with.
     """
 
     k: int
     channels: int
     sizes: tuple[tuple[int, int], ...]
-    head: Literal["sigmoid", "linear"] = "sigmoid"
+    head: Head = "sigmoid"
+    input_scale: float = 1.0
 
     @property
     def blocks(self) -> int:
@@ -46,6 +53,16 @@ class DeepDecoder:
     def input_shape(self) -> tuple[int, int, int]:
         """(k, h0, w0) of one tile's input tensor."""
         return self.k, *self.sizes[0]
+
+    @property
+    def input_kind(self) -> Literal["noise"]:
+        """Fixed noise."""
+        return "noise"
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(channels, h, w) of one tile."""
+        return self.channels, *self.sizes[-1]
 
     @property
     def parameters(self) -> int:
@@ -86,18 +103,24 @@ class DeepDecoder:
 
 
 def deep_decoder(
-    k: int, s: int, l: int, height: int, width: int, channels: int = 1, head: Literal["sigmoid", "linear"] = "sigmoid"
+    k: int, s: int, l: int, height: int, width: int, channels: int = 1, head: Head = "sigmoid"
 ) -> DeepDecoder:
-    """The decoder for a tile of (height, width).
+    """The thesis' decoder for a tile of (height, width).
 
     The input is max(1, round(height / s)) rows (halves up), likewise columns; block i of l ends at
     ceil(h0 (height / h0)^(i / l)) rows, the last at the tile's size exactly.
     """
-    rows, columns = _progression(height, s, l), _progression(width, s, l)
+    rows, columns = growing(height, s, l), growing(width, s, l)
     return DeepDecoder(k, channels, tuple(zip(rows, columns, strict=True)), head)
 
 
-def _progression(size: int, s: int, l: int) -> list[int]:
-    start = max(1, math.floor(size / s + 0.5))
-    # the subtracted 1e-9 keeps exact powers exact: 8 * (256 / 8)^(3 / 5) is 64, not 64.00000000000001
-    return [start, *(math.ceil(start * (size / start) ** (i / l) - 1e-9) for i in range(1, l)), size]
+def deep_decoder_2019(
+    k: int, l: int, height: int, width: int, channels: int = 1, head: Head = "sigmoid"
+) -> DeepDecoder:
+    """The decoder of Heckel and Hand (2019) for a tile of (height, width): l blocks that double the size, and one more.
+
+    The input has 1 / 2^l of the tile's rows and columns; where 2^l does not divide them, sizes grow geometrically, by
+    nearly 2. Parameters (l + 1) (k^2 + 2k) + channels k: 25,408 for k = 64, l = 5, grey.
+    """
+    sizes = deep_decoder(k, 2**l, l, height, width).sizes
+    return DeepDecoder(k, channels, (*sizes, sizes[-1]), head, input_scale=0.1)

@@ -27,6 +27,7 @@ from ddstudy.report.panels.members import Convergence, Ensemble, Unstable
 from ddstudy.report.panels.outputs import Outputs
 from ddstudy.report.panels.parallel import Parallel
 from ddstudy.report.panels.plane import Fronts, Pareto
+from ddstudy.report.panels.priors import Priors
 from ddstudy.report.panels.ranks import Ranks
 from ddstudy.report.panels.slices import Slices
 from ddstudy.report.panels.stopping import Stopping
@@ -74,6 +75,7 @@ register(
     ByLevel,
     Stopping,
     Judges,
+    Priors,
 )
 
 

@@ -254,7 +254,7 @@ class Faceted(Filtered):
     facets: list[Axis] = Field(
         ["noise", "tiling"],
         min_length=1,
-        description="axes by which trials are grouped, those that the study has; of a task by default its levels",
+        description="axes by which trials are grouped, those that the study has; by default priors and task levels",
     )
 
     @field_validator("facets")
@@ -277,8 +277,11 @@ class Faceted(Filtered):
         return any(axis in space.names and len(space[axis]) > 1 for axis in self._facets_of(view))
 
     def _facets_of(self, view: StudyView) -> Sequence[str]:
-        """Those named; else the levels of a task, since what is best over several of them is that of the easiest."""
-        return self.facets if "facets" in self.model_fields_set else levels_of(view) or self.facets
+        """Those named; else priors, and the levels of a task: what is best over several is that of the easiest."""
+        if "facets" in self.model_fields_set:
+            return self.facets
+        priors = ["prior.kind"] if len(view.spec.values_of("prior.kind")) > 1 else []
+        return [*priors, *levels_of(view)] or self.facets
 
     def group(self, facets: Sequence[str]) -> str:
         """What each of the groups by some facets is called."""
@@ -299,7 +302,7 @@ class Plane(Filtered):
 
 
 def _called(axis: str) -> str:
-    return OPTIONS[axis].label if axis.startswith("task.") else axis
+    return OPTIONS[axis].label if axis.startswith(("task.", "prior.")) else axis
 
 
 def chosen_by(view: StudyView) -> str:

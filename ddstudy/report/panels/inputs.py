@@ -23,6 +23,8 @@ class NoisePreview(Panel):
 
     def _of_study(self, view: StudyView) -> Shown:
         kinds = self.x == "noise"
+        if not view.spec.values_of("noise"):
+            return Shown("Input tensors.", missing="This takes a prior whose input is noise.", never=True)
         if "target shape" not in view.facts:
             return Shown("Input tensors.", missing="Filled by a study that tells the size of its target.")
         shown = images.noise_previews(view) if kinds else images.feature_sizes(view)
@@ -44,6 +46,8 @@ class Tilings(Panel):
 
     def _of_study(self, view: StudyView) -> Shown:
         sentence = f"The target, {view.facts['target']}, in the tiles that are fitted as one batch."
+        if not view.spec.values_of("tiling"):
+            return Shown(sentence, missing="This takes a prior that is fitted in tiles.", never=True)
         file = next((files["target.png"] for files in view.images.values() if "target.png" in files), None)
         target = None if file is None else images.read_grey(file)
         if target is None:

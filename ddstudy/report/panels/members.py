@@ -22,8 +22,12 @@ class Convergence(Filtered):
     kind: Literal["convergence"]
     y: Literal["mse", "psnr"] = Field("mse", description="what is drawn over the iterations")
 
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where nothing has members."""
+        return [self] if view.spec.trains else []
+
     def _of_study(self, view: StudyView) -> Shown:
-        curves = tables.convergence(view, self.filter(view.trials))
+        curves = tables.convergence(view, tables.trained(self.filter(view.trials)))
         score = METRICS[view.spec.score].title  # members are scored by the judge
         y, quantity = ("mse", title_of("mse")) if self.y == "mse" else ("psnr", score)
         what = f"{quantity} of each member over the iterations"
@@ -55,8 +59,8 @@ class Unstable(Faceted):
     kind: Literal["unstable"]
 
     def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
-        """None where all trials are one group, which would be one bar."""
-        return [self] if self.has_groups(view) else []
+        """None where all trials are one group, which would be one bar, or nothing has members."""
+        return [self] if self.has_groups(view) and view.spec.trains else []
 
     def _of_study(self, view: StudyView) -> Shown:
         limits, (facets, _) = view.spec.stability, self.split(view)
@@ -64,7 +68,7 @@ class Unstable(Faceted):
         threshold, percent = (
             (limits.cv_percent, "cv_percent") if by_truth else (limits.spread_percent, "spread_percent")
         )
-        table = tables.unstable_share(self.filter(view.trials), threshold, facets, percent)
+        table = tables.unstable_share(tables.trained(self.filter(view.trials)), threshold, facets, percent)
         what = "PSNR has a coefficient of variation" if by_truth else "outputs have a spread, relative to their mean,"
         sentence = f"Share of measured settings whose members' {what} above {threshold:g} %."
         if table.empty or view.spec.fit.members == 1:
@@ -79,9 +83,13 @@ class Ensemble(Faceted):
 
     kind: Literal["ensemble"]
 
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where nothing has members."""
+        return [self] if view.spec.trains else []
+
     def _of_study(self, view: StudyView) -> Shown:
         members, (facets, _), metric = view.spec.fit.members, self.split(view), view.spec.quality
-        table = tables.gain_of_ensemble(self.filter(view.trials), facets, metric)
+        table = tables.gain_of_ensemble(tables.trained(self.filter(view.trials)), facets, metric)
         name = "PSNR" if metric == "psnr" else "score by the judge"
         sentence = (
             f"Mean {name} over stable trials of one decoder (1DD) and of the mean of {members} outputs ({members}DD)."

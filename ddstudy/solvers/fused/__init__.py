@@ -77,13 +77,15 @@ def memory(
         members: of all problems that are fitted together.
         threads: of the fit, on the processor.
         kernels: of the device, by default the processor's; nothing is allocated there.
-        config: of the fit; averages and jitter take some.
+        config: of the fit; averages, jitter and losses other than the mean squared error take some.
         samples: of an operator's measurement; 0: there is no operator.
     """
     kernels = kernels or kernels_for("cpu")
     h, w = prior.sizes[0]
     picture = 4 * tiles * prior.channels * math.prod(prior.sizes[-1])
     config = config or Config()
+    if not config.is_plain_mse:  # such losses take the way of operators
+        samples = samples or tiles * prior.channels * math.prod(prior.sizes[-1])
     # of a member: the average of its outputs, its input with noise, and the gradient by its outputs
     more = picture * (config.average > 0) + picture * (samples > 0)
     more += 4 * tiles * h * w * int(kernels.padded(prior.k)) * (config.jitter > 0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.solvers.base import Config, Jitter, Problem, State, set_on_exit
 from ddstudy.solvers.fused.kernels import Array, Fidelity, Kernels
 from ddstudy.solvers.fused.step import Step
+
+if TYPE_CHECKING:  # torch is heavy, and Adam does without
+    from ddstudy.solvers.optimisers import FlatOptimiser, Langevin
 
 _log = logging.getLogger("ddstudy")
 
@@ -44,7 +47,8 @@ def ensemble(
         raise TypeError(f"the fused solver is for Deep Decoders, not for {prior}")
     leaving = threading.Event()
     count = 1 if kernels.BATCHED else min(threads, sum(len(problem.weights) for problem in problems))
-    begin = kernels.begin_thread if problems[0].operator is None else partial(_begin_with_torch, kernels)
+    with_torch = problems[0].operator is not None or not (config.is_plain_adam and config.is_plain_mse)
+    begin = partial(_begin_with_torch, kernels) if with_torch else kernels.begin_thread
     with ThreadPoolExecutor(count, initializer=begin) as pool:
         made = _Ensemble(problems, prior, config, kernels, precision, pool, count, leaving)
         try:
@@ -56,7 +60,7 @@ def ensemble(
 
 
 def _begin_with_torch(kernels: Kernels) -> None:
-    """Operators are computed by torch, which would split sums over threads, and take the cores of other members."""
+    """Where torch computes, it would split sums over threads, and take the cores of other members."""
     from ddstudy.images.metrics import take_one_core
 
     kernels.begin_thread()
@@ -82,13 +86,16 @@ class _Ensemble:
         self.pool, self.threads, self.leaving = pool, threads, leaving
         self.measurements: dict[int, _Measurement] = {}
         self.fidelities: dict[int, Fidelity] = {}
+        # of members, whose streams go on whatever group they are in
+        everyone = [(index, m) for index, problem in self.problems.items() for m in range(len(problem.weights))]
         self.jitters: dict[tuple[int, int], Jitter] = {}
         if config.jitter:
-            self.jitters = {
-                (index, m): Jitter(config, problem, m)
-                for index, problem in self.problems.items()
-                for m in range(len(problem.weights))
-            }
+            self.jitters = {(index, m): Jitter(config, problems[index], m) for index, m in everyone}
+        self.noises: dict[tuple[int, int], Langevin] = {}
+        if config.optimiser == "sgld":
+            from ddstudy.solvers.optimisers import Langevin
+
+            self.noises = {(index, m): Langevin(config, problems[index], m) for index, m in everyone}
         self.groups: list[_Group] = []
         self.steps: list[Step] = []
         self.advances = 0  # and closings: outputs on the device are those of the latest
@@ -107,8 +114,10 @@ class _Ensemble:
             ]
             if some.operator is None:
                 self.measurements = _measurements(self.problems, self.kernels)
-            else:
-                self.fidelities = {i: self.kernels.Fidelity(problem) for i, problem in self.problems.items()}
+            if some.operator is not None or not self.config.is_plain_mse:
+                self.fidelities = {
+                    i: self.kernels.Fidelity(problem, self.config) for i, problem in self.problems.items()
+                }
             for step in self.steps:
                 first = self._group(parts[0], step)
                 first.iterate(step)
@@ -157,10 +166,10 @@ class _Ensemble:
                 states = {}
                 for index in group.rows.keys() & set(indices):
                     outputs = on_device[group.rows[index]]
-                    if index in self.fidelities:
-                        losses, ranges = self.fidelities[index].summary(outputs)
-                    else:
+                    if index in self.measurements:
                         losses, ranges = self.kernels.summary(outputs, *self.measurements[index])
+                    else:
+                        losses, ranges = self.fidelities[index].summary(outputs)
                     fetch = partial(self._fetch, outputs, self.advances) if self.kernels.BATCHED else outputs.copy
                     states[index] = State(losses, ranges, fetch)
             idle.put(step)
@@ -251,7 +260,15 @@ class _Group:
         starts = np.stack([problems[index].weights[m] for index, m in members])
         self.weights = self.kernels.from_numpy(starts, step.dtype)
         self.gradients = self.kernels.from_numpy(np.zeros_like(starts), step.dtype)
-        self.adam = self.kernels.Adam(self.weights, config.learning_rate)
+        # one of the two
+        self.adam = self.kernels.Adam(self.weights, config.learning_rate) if config.is_plain_adam else None
+        self.flat: FlatOptimiser | None = None
+        if self.adam is None:
+            from ddstudy.solvers.optimisers import FlatOptimiser
+
+            weights, gradients = (self.kernels.as_tensor(values) for values in (self.weights, self.gradients))
+            noises = [ensemble.noises[member] for member in members] if ensemble.noises else []
+            self.flat = FlatOptimiser(config, weights, gradients, noises)
         self.kept = self.kernels.Iterate(self.weights, "last" if config.average else config.keep)
         self.average = self.kernels.Average(step.outputs, config.average) if config.average else None
         self.measured = self.kernels.from_numpy(np.array([problems[index].measured for index in owners]), "int64")
@@ -273,6 +290,9 @@ class _Group:
         if self.jitters:
             with self.kernels.device_lock():
                 step.write_inputs(self.current_inputs, np.stack([jitter.inputs() for jitter in self.jitters]))
+        if self.flat is not None:
+            with self.kernels.device_lock():
+                self.flat.prepare()
         self.captured_iterate(step)
 
     def iterate(self, step: Step) -> None:
@@ -284,10 +304,13 @@ class _Group:
         if self.average is not None:
             self.average.update(step.outputs)
         self.kept.update(losses, self.weights)
-        self.adam.update(self.gradients)
+        if self.adam is not None:
+            self.adam.update(self.gradients)
+        if self.flat is not None:
+            self.flat.update()
 
     def _fit_samples(self, step: Step) -> Array:
-        """Losses of A x, and their gradient."""
+        """Losses that kernels do not have, and their gradient."""
         outputs = step.forward(self.current_inputs, self.weights)
         for fidelity, rows in self.fidelities:
             fidelity.gradient(outputs[rows], self.losses[rows], self.measurement[rows])
@@ -312,6 +335,8 @@ class _Group:
     def take_over(self, old: _Group) -> None:
         """Goes on where some members stood in a larger group."""
         members = [m for index in self.rows for m in range(len(old.weights))[old.rows[index]]]
+        if self.flat is not None and old.flat is not None:
+            self.flat.take_over(old.flat, members)
         for ours, theirs in [(self.adam, old.adam), (self.kept, old.kept), (self.average, old.average)]:
             if theirs is None:
                 continue

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ddstudy.solvers.base import Problem
+from ddstudy.solvers.base import Config, Problem
 
 if TYPE_CHECKING:
+    import torch
+
     from ddstudy.solvers.fused.step import Step
 
 Array: TypeAlias = Any  # where the kernels compute: a numpy array, or a tensor on a GPU
@@ -55,7 +57,7 @@ class Average(Protocol):
 
 
 class Fidelity(Protocol):
-    """The loss of a problem with an operator; made of the problem. Threads share it."""
+    """A loss that is not the mean squared error of outputs; made of the problem and `Config`. Threads share it."""
 
     def gradient(self, outputs: Array, losses: Array, grad_outputs: Array, /) -> None:
         """Writes losses (M,) of outputs (M, T, C, h, w), and their gradient but for what is no pixel of the slice.
@@ -64,7 +66,10 @@ class Fidelity(Protocol):
         """
 
     def summary(self, outputs: Array, /) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `ddstudy.solvers.base.Snapshot` has them."""
+        """Losses (M,) and ranges (M, T) of outputs (M, T, C, h, w), as `ddstudy.solvers.base.Snapshot` has them.
+
+        Of a problem with an operator.
+        """
 
 
 class Kernels(Protocol):
@@ -112,6 +117,9 @@ class Kernels(Protocol):
     def to_numpy(self, values: Array, /) -> NDArray[Any]:
         """A copy in numpy."""
 
+    def as_tensor(self, values: Array, /) -> torch.Tensor:
+        """An array as a tensor of torch in the same memory."""
+
     def write(self, into: Array, values: NDArray[Any], /) -> None:
         """Overwrites an array with one of numpy, once what was asked for so far has read it."""
 
@@ -149,8 +157,8 @@ class Kernels(Protocol):
         """Makes the average of outputs like the first ones, and `Config.average`."""
 
     @property
-    def Fidelity(self) -> Callable[[Problem], Fidelity]:  # noqa: N802
-        """Makes the loss of a problem with an operator."""
+    def Fidelity(self) -> Callable[[Problem, Config], Fidelity]:  # noqa: N802
+        """Makes the loss of a problem with an operator, or any other than the mean squared error."""
 
     def forward(self, step: Step, i: int, inputs: Array, weights: Array, /) -> None:
         """Block i: products, upsampling, ReLU, and what the normalisation that follows needs.

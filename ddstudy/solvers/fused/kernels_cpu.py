@@ -24,7 +24,7 @@ from llvmlite import binding
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import EPS
-from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Problem
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Config, Problem
 from ddstudy.solvers.base import summary as summary_of
 from ddstudy.solvers.fused.simd import (
     LANES_1,
@@ -45,6 +45,8 @@ from ddstudy.solvers.fused.simd import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from ddstudy.solvers.fused.step import Step
 
 # the tile of a matrix product that fits the registers: 32 of 16 lanes, or what other processors have
@@ -112,6 +114,13 @@ def to_numpy(values: NDArray[Any]) -> NDArray[Any]:
 def summary(outputs: NDArray[Any], measurement: NDArray[Any], pixels: NDArray[Any] | None) -> tuple[Any, Any]:
     """See `ddstudy.solvers.base.summary`."""
     return summary_of(outputs, measurement[0], pixels)
+
+
+def as_tensor(values: NDArray[Any]) -> torch.Tensor:
+    """The same memory."""
+    import torch
+
+    return torch.from_numpy(values)
 
 
 def write(into: NDArray[Any], values: NDArray[Any]) -> None:
@@ -738,13 +747,37 @@ class Average:
         self.share = self.later
 
 
-class Fidelity:
-    """Data fidelity with an operator, of one member at a time; see `ddstudy.solvers.fidelity.Fidelity`.
+def Fidelity(problem: Problem, config: Config) -> _InTorch | _MeanSquares:  # noqa: N802 - makes one, as a class would
+    """The loss of a problem; see `ddstudy.solvers.fidelity.Fidelity`."""
+    return _MeanSquares(problem, config) if config.is_plain_mse else _InTorch(problem, config)
+
+
+class _InTorch:
+    """Any loss, by the calls of torch that it is made of."""
+
+    def __init__(self, problem: Problem, config: Config) -> None:
+        import torch
+
+        from ddstudy.solvers import fidelity
+
+        self._tensor, self._fidelity = torch.from_numpy, fidelity.Fidelity(problem, config, "cpu")
+
+    def gradient(self, outputs: NDArray[Any], losses: NDArray[np.float64], grad_outputs: NDArray[Any]) -> None:
+        """See `ddstudy.solvers.fidelity.Fidelity.gradient`."""
+        self._fidelity.gradient(*map(self._tensor, (outputs, losses, grad_outputs)))
+
+    def summary(self, outputs: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """See `ddstudy.solvers.fidelity.Fidelity.summary`."""
+        return self._fidelity.summary(self._tensor(outputs))
+
+
+class _MeanSquares:
+    """Mean squared error with an operator, of one member at a time.
 
     Of torch there are the operator's own calls only: a small iteration takes no longer than some dozens of calls.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, config: Config) -> None:
         import torch
 
         from ddstudy.solvers import fidelity
@@ -753,7 +786,7 @@ class Fidelity:
         self._operator, self._pixels, self._shape = problem.operator, problem.pixels, problem.shape
         self._samples = problem.measurement.ravel()
         self._samples_shape, self._count = (1, *problem.measurement.shape), problem.measured
-        self._tensor, self._in_torch = torch.from_numpy, fidelity.Fidelity(problem, "cpu")
+        self._tensor, self._in_torch = torch.from_numpy, fidelity.Fidelity(problem, config, "cpu")
 
     def gradient(self, outputs: NDArray[Any], losses: NDArray[np.float64], grad_outputs: NDArray[Any]) -> None:
         """See `ddstudy.solvers.fidelity.Fidelity.gradient`; of one member."""

@@ -38,7 +38,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import EPS
-from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Problem
+from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Config, Problem
 from ddstudy.solvers.fidelity import Fidelity
 
 if TYPE_CHECKING:
@@ -870,13 +870,17 @@ class TritonKernels:
         made: NDArray[Any] = values.detach().cpu().numpy().copy()
         return made
 
+    def as_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """What it is."""
+        return values
+
     def write(self, into: torch.Tensor, values: NDArray[Any]) -> None:
         """Overwrites an array, in the order of the thread's stream."""
         into.copy_(torch.from_numpy(np.ascontiguousarray(values)))
 
-    def Fidelity(self, problem: Problem) -> Fidelity:  # noqa: N802 - makes one, as a class would
-        """Data fidelity of a problem with an operator, for the device."""
-        return Fidelity(problem, self.device)
+    def Fidelity(self, problem: Problem, config: Config) -> Fidelity:  # noqa: N802 - makes one, as a class would
+        """The loss of a problem, for the device."""
+        return Fidelity(problem, config, self.device)
 
     def rows_kept(self, height: int, last: bool) -> int:
         """All, as one product makes them."""
