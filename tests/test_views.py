@@ -87,7 +87,7 @@ def everything(view: StudyView, views: list[StudyView]) -> dict[str, object]:
             kind, **{name: value for name, value in (fields | own.get(kind, {})).items() if name in model.model_fields}
         )
         for kind, model in KINDS.items()
-        if kind not in ("by_level", "stopping", "judges")  # of inverse tasks, see test_task_views
+        if kind not in ("by_level", "stopping", "judges", "priors")  # see test_task_views and test_priors_report
     }
 
 
@@ -748,7 +748,7 @@ def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
         seen = "return document.querySelector('#study-1-panel-1 h2').getBoundingClientRect().top"
         browser.execute_script("document.querySelector('.index').open = true; scrollTo(0, 700); window.old = true")
         before = browser.execute_script(seen)
-        page.write_text(render([view], read_panels()[:9], reload_seconds=2), encoding="utf-8")
+        page.write_text(render([view], read_panels()[:10], reload_seconds=2), encoding="utf-8")
         WebDriverWait(browser, 40).until(
             lambda b: b.execute_script("return document.readyState === 'complete' && !window.old")
         )
