@@ -323,7 +323,7 @@ FITS: dict[str, tuple[Config, dict[str, Any]]] = {
     ),
     "optimiser and loss": (
         Config(optimiser="sgld", schedule="step", decay_every=1, loss="huber", tv_weight=0.1, keep="best"),
-        {"missing": 0.3, **TINY},
+        {"missing": 0.3, "members": 1, **TINY},
     ),
 }
 JOBS: dict[str, Callable[[Any], Numbers]] = {
