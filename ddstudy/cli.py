@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -136,6 +136,17 @@ def run(
 _TASKS_OF = {"mask": ("task.kind", ("inpaint",)), "maps": ("task.kind", ("mri",))}
 
 
+def _need(options: Mapping[str, tuple[str, tuple[Any, ...]] | None], flag: str, kind: str) -> None:
+    """Refuses what means nothing for the task or prior that was chosen; options by name, with the kinds they need."""
+    for key, needs in options.items():
+        _, kinds = needs or ("", ())
+        if kind not in kinds:
+            raise UserError(
+                f"--{key.replace('_', '-')} means nothing for --{flag} {kind}",
+                f"It is for {' or '.join(map(str, kinds))}.",
+            )
+
+
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
 def fit(
     target: Annotated[Path | None, typer.Argument(help="Image or volume [the packaged MNI152 slice].")] = None,
@@ -207,18 +218,9 @@ def fit(
     given = {key: value for key, value in given.items() if value is not None}
     model: dict[str, Any] = {"skip_channels": skip_channels, "omega": omega, "strength": strength}
     model = {key: value for key, value in model.items() if value is not None}
-    for key in model:
-        _, priors = OPTIONS[f"prior.{key}"].needs or ("", ())
-        if prior not in priors:
-            name = key.replace("_", "-")
-            raise UserError(
-                f"--{name} means nothing for --prior {prior}", f"It is for {' or '.join(map(str, priors))}."
-            )
+    _need({key: OPTIONS[f"prior.{key}"].needs for key in model}, "prior", prior)
     table: dict[str, Any] = {"kind": task, **given} | ({"source": "file"} if measured else {})
-    for key in given:
-        _, kinds = _TASKS_OF.get(key) or OPTIONS[f"task.{key}"].needs or ("", ())
-        if task not in kinds:
-            raise UserError(f"--{key} means nothing for --task {task}", f"It is for {' or '.join(map(str, kinds))}.")
+    _need({key: _TASKS_OF.get(key) or OPTIONS[f"task.{key}"].needs for key in given}, "task", task)
     found = ddstudy.fit(
         target, task=table, rule=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
         tiling=tiling, prior={"kind": prior, **model}, target=cut, threads=threads, optimiser=optimiser,
