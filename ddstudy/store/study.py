@@ -55,6 +55,7 @@ class StudyView:
         checks: one row per member and check of every fit, see `checks_table`.
         left_out: finished trials that are in none of these: number -> what is wrong with it.
         records: what the tables are made of.
+        by_case: of a study with cases, its study of cases, whose trials are settings on one case.
     """
 
     name: str
@@ -64,6 +65,7 @@ class StudyView:
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     records: Sequence[Record] = field(default=(), repr=False)
     _artifacts: Path | None = field(default=None, repr=False)
+    by_case: StudyView | None = field(default=None, repr=False)
 
     @property
     def axes(self) -> tuple[str, ...]:
