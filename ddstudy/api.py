@@ -21,11 +21,13 @@ from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, load_target
+from ddstudy.report.cases import settings_to_judge
 from ddstudy.report.words import about_cases, about_judge, ensemble_of
-from ddstudy.results import Study, images_folder, store_url, tree_of, warn
+from ddstudy.results import Study, images_folder, open_study, store_url, tree_of, warn
 from ddstudy.spec.axes import Setting, budgets_by_fit
 from ddstudy.spec.files import parse_spec, read_spec, read_study, target_of
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.options import Value
+from ddstudy.spec.schema import StudySpec, on
 from ddstudy.store.database import NoStudiesError, Store
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import StudyWriter
@@ -128,6 +130,73 @@ def run(
         troubles = [failed, "The same command tries them again."]
     if last is not None and last.images_lost:
         troubles += [f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}"]
+    warn([*troubles, *view.complaints])
+    return Study(view, troubles)
+
+
+# the thesis' largest decoder that is usual, and what `fit` takes unless told otherwise (secs. 3.3 and 4)
+LITERATURE: tuple[dict[str, Value], ...] = (
+    {"k": 64, "s": 16, "l": 5, "iterations": 2000, "noise": "uniform", "tiling": "1x1"},
+    {"k": 128, "s": 16, "l": 5, "iterations": 2000, "noise": "uniform", "tiling": "1x1"},
+)
+
+
+def judge(
+    study: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    store: str | None = None,
+    artifacts: str | Path | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    tell: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None,
+) -> Study:
+    """Fits the chosen settings of a study on the cases that it holds out, each once; `Study.judged` has the outcome.
+
+    Chosen are the best stable setting by each objective, the Pareto front where there are several objectives, and the
+    defaults of the literature as far as the study lists them.
+
+    Args:
+        study: name of a study of the store, or its study file; by default the latest.
+        workers: fits at a time; by default as the cores allow.
+        threads: of a fit; by default one per member.
+        store: see `run`.
+        artifacts: see `run`.
+        progress: see `run`.
+        tell: see `run`.
+        stop: see `run`.
+
+    Raises:
+        UserError: there is no such study, it holds no cases out, or it has no stable setting yet.
+        WorkError: no fit works, or the store is gone.
+    """
+    tell = tell or _silent
+    found = open_study(study, store, artifacts)
+    spec, fitted = found.spec, found.spec.by_case
+    if fitted is None or not spec.cases.held_out:
+        raise UserError(f"study '{found.name}' holds no cases out", "Valid: a study with cases.holdout in its file.")
+    chosen = settings_to_judge(found.view, LITERATURE)
+    if chosen.empty:
+        raise UserError(f"study '{found.name}' has no stable setting yet", "Run it first: ddstudy run.")
+    numbers = set(chosen["number"])
+    settings = [record.setting for record in found.view.records if record.number in numbers]
+    wanted = {on(setting, case) for setting in settings for case in spec.cases.held_out}
+    image, last = load_targets(fitted), None
+    with Store(store_url(store), images_folder(artifacts)) as opened:
+        writer = opened.drive(fitted, image, sampler(fitted))
+        with (
+            contextlib.suppress(StoppedError),
+            executor_for(fitted, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor,
+        ):
+            the_plan = planner.plan(fitted, image, set(writer.measured()), wanted=wanted)
+            judged = f"{counted(len(settings), 'setting')} on {counted(len(spec.cases.held_out), 'held-out case')}"
+            tell(f"Judging {judged}: {', '.join(setting.id for setting in settings)}")
+            forecast = announce(tell, spec, image, the_plan, executor, writer)
+            if forecast is not None and not is_stopped(stop):
+                last = follow(runner.run(writer, executor, forecast, wanted=wanted), progress, stop)
+        view = opened.view(spec.name)
+    troubles = [f"{counted(last.failed, 'fit')} failed (`ddstudy status` says why)"] if last and last.failed else []
     warn([*troubles, *view.complaints])
     return Study(view, troubles)
 

@@ -133,6 +133,7 @@ class _Run:
         self.study = study
         self.over = over
         self.asked = over.over if over else study  # whose settings are asked for
+        self.wanted = wanted
         self.is_grid = self.asked.spec.search.sampler == "grid" or wanted is not None
         self.open: list[_Open] = []  # settings of a search that are on their way through the cases
         self.executor = executor
@@ -652,9 +653,10 @@ class _Run:
     def progress(self, message: str = "") -> Progress:
         """Where the run stands."""
         self.left = self._time_left()
-        total = max(self.plan.settings, len(self.results))
+        done = len(self.results) if self.wanted is None else sum(each in self.results for each in self.wanted)
+        total = max(self.plan.settings, done)
         failed = sum(setting not in self.results for setting in self.failed)  # these are few, results are many
-        counts = len(self.results), total, self.pruned, failed
+        counts = done, total, self.pruned, failed
         spec, objective = self.asked.spec, next(iter(self.asked.spec.objectives))
         if self.best and "members" in METRICS[objective].inputs:
             objective += f" {spec.at(self.best[0]).fit.members}DD"

@@ -20,6 +20,7 @@ from ddstudy.report.panels.base import KINDS, Filter, Filtered, Panel, Picture, 
 from ddstudy.report.panels.best import Best
 from ddstudy.report.panels.by_axis import Heatmap, Means, Quartiles
 from ddstudy.report.panels.by_level import ByLevel
+from ddstudy.report.panels.cases import Cases, CasesByAxis, CasesNeeded, CasesTransfer, HeldOut
 from ddstudy.report.panels.importance import Importance
 from ddstudy.report.panels.inputs import NoisePreview, Tilings
 from ddstudy.report.panels.judges import Judges
@@ -76,6 +77,11 @@ register(
     Stopping,
     Judges,
     Priors,
+    Cases,
+    CasesByAxis,
+    CasesTransfer,
+    CasesNeeded,
+    HeldOut,
 )
 
 
