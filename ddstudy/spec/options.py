@@ -481,10 +481,15 @@ class CasesSpec(BaseModel):
 def _slices(item: object) -> list[object]:
     """The slices that a range names."""
     if isinstance(item, str) and (found := _RANGE.fullmatch(item)):
-        return list(range(int(found["first"]), int(found["end"]), int(found["step"] or 1)))
+        slices = range(int(found["first"]), int(found["end"]), int(found["step"] or 1))
+        if not slices:
+            raise ValueError(f"'{item}' names no slice")
+        return list(slices)
     if isinstance(item, str) and (found := _AROUND.fullmatch(item)):
         reach = int(found["reach"])
         step = int(found["step"] or reach)
+        if step > reach:
+            raise ValueError(f"'{item}' names no slice but the middle")
         steps = [number * step for number in range(-(reach // step), reach // step + 1)]
         return [f"mid{number:+d}" if number else "mid" for number in steps]
     return [item]

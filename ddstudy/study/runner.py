@@ -127,8 +127,8 @@ class _Run:
         study: StudyWriter,
         executor: Executor,
         forecast: Forecast,
-        over: OverCases | None,
-        wanted: Collection[Setting] | None,
+        over: OverCases | None = None,
+        wanted: Collection[Setting] | None = None,
     ) -> None:
         self.study = study
         self.over = over
