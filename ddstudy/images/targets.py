@@ -21,7 +21,7 @@ def load_targets(spec: StudySpec) -> Target | Targets:
     """
     axes = tuple(axis for axis in spec.search_space.names if axis.startswith("target.") or axis == CASE)
     if not axes:
-        return _load(spec)
+        return _load(spec.at({}))
     tables = {tuple(fit.get(axis) for axis in axes): spec.at(fit) for fit in budgets_by_fit(spec.search_space)}
     images = {at.target: at for at in tables.values()}  # cases may differ in their noise alone
     loaded = {table: _load(at) for table, at in images.items()}

@@ -32,7 +32,13 @@ _LOSSES = {
     "log_mse": "logarithm of the mean squared error",
 }
 _NOISES = {"gaussian": "Gaussian", "clipped": "clipped Gaussian", "rician": "Rician", "poisson": "Poisson"}
-_EARLIER = ("target", "target shape", "target digest", "created")  # told before the versions, under names of their own
+_EARLIER = (
+    "target",
+    "target shape",
+    "targets",
+    "target digest",
+    "created",
+)  # told before the versions, under names of their own
 
 
 def facts(view: StudyView) -> dict[str, str]:

@@ -470,7 +470,7 @@ class StudySpec(BaseModel):
 
         It is a grid whose axes are those of this study and the case, and holds all that is fitted.
         """
-        if not self.cases.by_name or CASE in self.search_space.names:
+        if not self.cases.by_name or self.cases.case or CASE in self.search_space.names:
             return None
         tree = self.model_dump(exclude_none=True)
         tree["name"] += OF_CASES

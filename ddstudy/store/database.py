@@ -32,7 +32,7 @@ from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import Target, Targets, short_digest
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.options import OPTIONS
-from ddstudy.spec.schema import OF_CASES, StudySpec
+from ddstudy.spec.schema import CASE, OF_CASES, StudySpec
 from ddstudy.store.leases import AtWork, Leases, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
@@ -393,6 +393,8 @@ class Store:
         """Stores what a study is, as far as `check` allows it to change."""
         if grown is None:
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
+            if isinstance(target, Targets) and target.axes == (CASE,):
+                facts["targets"] = json.dumps({values[0]: each.name for values, each in target.images.items()})
             study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": short_digest(target)}))
         elif grown:
             self._grow(study, spec, grown)

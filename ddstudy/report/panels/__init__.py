@@ -30,7 +30,7 @@ from ddstudy.report.panels.parallel import Parallel
 from ddstudy.report.panels.plane import Fronts, Pareto
 from ddstudy.report.panels.priors import Priors
 from ddstudy.report.panels.ranks import Ranks
-from ddstudy.report.panels.slices import Slices
+from ddstudy.report.panels.slices import CasesSlices, Slices
 from ddstudy.report.panels.stopping import Stopping
 from ddstudy.report.panels.transfer import Transfer
 from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
@@ -82,6 +82,7 @@ register(
     CasesTransfer,
     CasesNeeded,
     HeldOut,
+    CasesSlices,
 )
 
 
