@@ -1,12 +1,12 @@
 """How many fits a search over cases needs, with and without a pruner over them, replayed on a grid that was measured.
 
     ddstudy run benchmarks/cases_search.toml
-    python benchmarks/cases_search.py --export ddstudy.db     # results/cases_search.csv: a row for each setting and case
+    python benchmarks/cases_search.py --export ddstudy.db     # results/cases_search.csv
     python benchmarks/cases_search.py [--seeds 20]
 
 A fit is looked up instead of run; all else is real: the runner with its store, leases and sampler. Each seed searches
 twice, without a pruner and with Optuna's Wilcoxon pruner over cases, the sampler's seed being the same. "Choice" is the
-best stable setting of a search, its regret what the mean over all cases of that loses against the best setting there is.
+best stable setting of a search, its regret what its mean over all cases loses against that of the best setting there is.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def main() -> None:
         same = int((own["chosen wilcoxon"] == own["chosen None"]).sum())
         print(
             f"{name}: fits {own['fits None'].median():.0f} -> {own['fits wilcoxon'].median():.0f} (median), ratio "
-            f"{saved.mean:.2f} ({saved.low:.2f} to {saved.high:.2f}); the same choice in {same} of {len(own)}; mean regret "
-            f"{own['regret None'].mean():.3f} -> {own['regret wilcoxon'].mean():.3f} dB"
+            f"{saved.mean:.2f} ({saved.low:.2f} to {saved.high:.2f}); the same choice in {same} of {len(own)}; "
+            f"mean regret {own['regret None'].mean():.3f} -> {own['regret wilcoxon'].mean():.3f} dB"
         )
 
 

@@ -268,8 +268,9 @@ class Store:
         return other
 
     def at_work(self, name: str) -> list[AtWork]:
-        """The fits of a study that are being done now, by whichever drivers."""
-        return at_work(self.storage.engine, self.storage.get_study_id_from_name(name))
+        """The fits of a study that are being done now, by whichever drivers; of one with cases, those of its cases."""
+        stored = {study.study_name: id_of(study) for study in self._ours()}
+        return at_work(self.storage.engine, stored.get(name + OF_CASES, stored[name]))
 
     # driving
 
