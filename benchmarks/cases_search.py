@@ -6,7 +6,7 @@
 
 A fit is looked up instead of run; all else is real: the runner with its store, leases and sampler. Each seed searches
 twice, without a pruner and with Optuna's Wilcoxon pruner over cases, the sampler's seed being the same. "Choice" is the
-best stable setting of a search, its regret what its mean over all cases loses against that of the best setting there is.
+best stable setting of a search, its regret what its mean over all cases loses against the best mean that there is.
 """
 
 from __future__ import annotations
