@@ -32,6 +32,7 @@ Data flows one way: a module imports only from those above it, and a library has
     results      a study to look at: tables, figures, findings, images
     api          runs a study in one call: what Python and the command line share
     housekeeping whole studies: delete, rename, copy
+    first_study  a commented study file for one's own image
     dashboard    optuna-dashboard over the store, for eyes only
     terminal     what commands print
     cli          commands

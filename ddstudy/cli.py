@@ -22,7 +22,7 @@ from typer.core import TyperCommand
 
 import ddstudy
 from ddstudy import DEFAULT_STORE
-from ddstudy.errors import StudyWarning, UserError, WorkError, counted
+from ddstudy.errors import StudyWarning, UserError, WorkError, counted, duration
 
 if TYPE_CHECKING:
     from ddstudy.study.evaluate import Check
@@ -413,6 +413,30 @@ def export(
     for path, rows in zip(found.export(out), filter(None, (trials, trials, checks, cases)), strict=True):
         typer.echo(f"Wrote {path} ({rows})")
     _say_left_out(left_out)
+
+
+@app.command(epilog="Example: ddstudy init brain.nii.gz --measured")
+def init(
+    image: Annotated[Path, typer.Argument(help="Image or volume.")],
+    out: Annotated[Path | None, typer.Option(help="Study file to write [the image's name].")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="That the study may take on this machine.")] = 10.0,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="The image is a measurement with noise, not the truth.")
+    ] = False,
+    plane: Annotated[str | None, typer.Option(help="Of a volume: axial, coronal or sagittal [axial].")] = None,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D series.")] = None,
+) -> None:
+    """Write a commented study of an image, as large as this machine finishes in ten minutes."""
+    from ddstudy import first_study
+    from ddstudy.terminal import teller, terminal
+
+    written = first_study.write(
+        image, out, minutes=minutes, measured=measured, plane=plane, volume=volume, tell=teller(terminal())
+    )
+    typer.echo(
+        f"Wrote {written.path}: {counted(len(written.spec.search_space), 'setting')}, about "
+        f"{duration(written.seconds)} by forecast. Next: ddstudy run {written.path}"
+    )
 
 
 @app.command(epilog="Example: ddstudy delete quick")

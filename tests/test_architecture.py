@@ -36,13 +36,13 @@ ORDER = [
     "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page",
     "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
-    "housekeeping", "dashboard", "terminal", "cli",
+    "housekeeping", "first_study", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
     "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
     "study.load",
 )  # fmt: skip
-SURFACE = {"results", "api", "housekeeping", "dashboard", "terminal", "cli"}  # what users call
+SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
         *("spec.options", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
