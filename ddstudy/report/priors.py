@@ -39,7 +39,7 @@ def best_of_each(trials: pd.DataFrame, axes: Sequence[str], levels: Sequence[str
         metric, `gain_low` and `gain_high` of its 95 % interval, and `over` what that is, `seeds` or `members`; these
         are missing for the handcrafted prior itself, and where there is none.
     """
-    repeats = [axis for axis in axes if axis == "fit.seed" or (axis in case_axes(axes) and axis not in levels)]
+    repeats = repeats_of(axes, levels)
     setting = [axis for axis in axes if axis not in repeats]
     measured = tables.finished(trials).dropna(subset=[metric])
     sign = -1.0 if METRICS[metric].minimized else 1.0
@@ -58,6 +58,11 @@ def best_of_each(trials: pd.DataFrame, axes: Sequence[str], levels: Sequence[str
         ranked = sorted(chosen.values(), key=lambda rows: -sign * rows[metric].mean())
         found += [_row(rows, setting, metric, sign, repeats, reference) for rows in ranked]
     return pd.DataFrame(found)
+
+
+def repeats_of(axes: Sequence[str], levels: Sequence[str]) -> list[str]:
+    """The axes of a study over whose values a setting is repeated: measurements at one level of a task, and starts."""
+    return [axis for axis in axes if axis == "fit.seed" or (axis in case_axes(axes) and axis not in levels)]
 
 
 def _best(rows: pd.DataFrame, setting: list[str], metric: str, sign: float) -> pd.DataFrame:
