@@ -739,7 +739,7 @@ def _chosen_on_others(scores: pd.DataFrame) -> pd.Series[float]:
     """On each measurement (a column) the score of that setting (a row) which is best on the other half of them.
 
     Halves, not all others but one: those choices share nearly all that they are made on, and the differences that come
-    of them are too much alike (16 to 30 % wrong verdicts of two priors that are equal, against 5 to 7).
+    of them are too much alike (14 to 32 % wrong verdicts on two priors that are equal, against 3 to 8).
     """
     table, odd = scores.to_numpy(), np.arange(len(scores.columns)) % 2 == 1
     best = np.where(odd, table[:, ~odd].mean(axis=1).argmax(), table[:, odd].mean(axis=1).argmax())
