@@ -299,6 +299,11 @@ def _check_values(values: Any, where: str) -> None:
         raise UserError(f"{where}: holds no values, its shape is {shape}", "Valid: at least one value on each axis.")
 
 
+def slice_index(wanted: int | str, depth: int) -> int:
+    """Which of so many slices `target.slice` means; it may be outside."""
+    return depth // 2 + int(wanted.removeprefix("mid") or 0) if isinstance(wanted, str) else wanted
+
+
 def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float64], Affine, int]:
     """The slice as displayed, what leads from its (row, column, normal) to stored voxels, and its index in RAS+."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
@@ -311,9 +316,9 @@ def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float
     rows, columns, normal = axes = _AXES[spec.plane]
     stored = [int(np.flatnonzero(order[:, 0] == axis)[0]) for axis in axes]
     depth = shape[stored[2]]
-    index = depth // 2 if spec.slice == "mid" else spec.slice
-    if index >= depth:
-        valid = f"Valid: `slice` from 0 to {depth - 1} ({_NORMALS[spec.plane]}), or 'mid'."
+    index = slice_index(spec.slice, depth)
+    if not 0 <= index < depth:
+        valid = f"Valid: `slice` from 0 to {depth - 1} ({_NORMALS[spec.plane]}), or 'mid' = {depth // 2}."
         raise UserError(f"{where}: has no {spec.plane} slice {index}", valid)
     height, width = shape[stored[0]], shape[stored[1]]
     check_pixels(height, width, where)

@@ -16,6 +16,7 @@ from ddstudy.report import tables
 from ddstudy.report.intervals import mean_of
 from ddstudy.report.inverse import case_axes
 from ddstudy.spec.options import HANDCRAFTED
+from ddstudy.spec.schema import CASE
 
 PRIOR = "prior.kind"
 
@@ -61,8 +62,9 @@ def best_of_each(trials: pd.DataFrame, axes: Sequence[str], levels: Sequence[str
 
 
 def repeats_of(axes: Sequence[str], levels: Sequence[str]) -> list[str]:
-    """The axes of a study over whose values a setting is repeated: measurements at one level of a task, and starts."""
-    return [axis for axis in axes if axis == "fit.seed" or (axis in case_axes(axes) and axis not in levels)]
+    """The axes of a study over whose values a setting is repeated: cases, measurements at one level of a task, starts."""
+    measured = case_axes(axes)
+    return [axis for axis in axes if axis in ("fit.seed", CASE) or (axis in measured and axis not in levels)]
 
 
 def _best(rows: pd.DataFrame, setting: list[str], metric: str, sign: float) -> pd.DataFrame:
