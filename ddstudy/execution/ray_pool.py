@@ -413,7 +413,7 @@ class _Pool:
             if self._slots:
                 since = time.monotonic()
             elif self._given_up and not any(not task.done() for tasks in self._nodes.values() for task in tasks):
-                raise WorkError(f"no worker starts: {self._given_up}\nEvery node needs ddstudy; see README, Ray.")
+                raise WorkError(f"no worker starts: {self._given_up}\nEvery node needs ddstudy; see docs/ray.md.")
             elif time.monotonic() - since > PATIENCE_SECONDS:
                 raise WorkError("the Ray cluster has no worker for this study\nThe same command goes on once it has.")
             elif time.monotonic() - since > SILENCE_SECONDS and not self._begun and not told:

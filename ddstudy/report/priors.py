@@ -62,7 +62,7 @@ def best_of_each(trials: pd.DataFrame, axes: Sequence[str], levels: Sequence[str
 
 
 def repeats_of(axes: Sequence[str], levels: Sequence[str]) -> list[str]:
-    """The axes of a study over whose values a setting is repeated: cases, measurements at one level of a task, starts."""
+    """The axes of a study over whose values a setting is repeated: cases, measurements at one level, starts."""
     measured = case_axes(axes)
     return [axis for axis in axes if axis in ("fit.seed", CASE) or (axis in measured and axis not in levels)]
 
