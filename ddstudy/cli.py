@@ -378,8 +378,7 @@ def findings(
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
     from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
-    from ddstudy.thesis.findings import FINDINGS, ask, retest
-    from ddstudy.thesis.published import beside_the_thesis
+    from ddstudy.thesis.findings import FINDINGS, about, ask, retest
 
     by_name = {finding.name: finding for finding in FINDINGS}
     if trials is not None and trials not in by_name:
@@ -389,11 +388,11 @@ def findings(
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
-        if trials is None or beside_the_thesis(view.spec):
+        if trials is None or about(view.spec) is None:
             print_answers(console, view, retest(view, others))
         else:
             print_trials(console, view, ask(by_name[trials], view, others))
-    if trials is None and not all(beside_the_thesis(view.spec) for view in views):
+    if trials is None and any(about(view.spec) for view in views):
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
     _say_left_out(left_out)
 

@@ -41,8 +41,8 @@ source = "file"
 against = "held_out"
 
 """
-_CLEAN = """# The file is taken for the clean image: PSNR (dB) tells how well a setting copies it. Of a measurement with noise,
-# run `ddstudy init --measured`; for a simulated one, see docs/tasks.md.
+_CLEAN = """# The file is taken for the clean image: PSNR (dB) tells how well a setting copies it. For a measurement
+# with noise, run `ddstudy init --measured`; for a simulated one, see docs/tasks.md.
 
 """
 _TEXT = """# Which settings of the Deep Decoder serve {name}? Written by `ddstudy init`; change it as you like.
