@@ -9,9 +9,10 @@ STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
 
-# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin
+# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin; bytecode is
+# kept, since dozens of processes start
 test: $(STAMP)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

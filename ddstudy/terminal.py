@@ -96,9 +96,9 @@ def print_studies(console: Console, studies: Sequence[Study]) -> None:
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     for study in studies:
-        metric, best = next(iter(study.spec.objectives)), ""
-        if metric in study.best.index:
-            row = study.best.loc[metric]
+        metric, rows, best = next(iter(study.spec.objectives)), study.best, ""
+        if metric in rows.index:
+            row = rows.loc[metric]
             whose = with_whose(metric, ensemble_of(study.spec))
             best = f"{whose} {row[metric]:.4g} at {setting_id(str(row['fit_id']), cast(int, row['iterations']))}"
         if lost := study.view.lost_images:
