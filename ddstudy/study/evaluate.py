@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,8 @@ class Job:
         timed: its seconds are compared with others: nothing else is done meanwhile.
         every_member: results carry the output of every member, too.
         prior: what is fitted.
+        start: float32 (M, parameters), weights that members start from instead of random ones, with a new optimiser.
+        with_weights: results carry the weights that made their output.
     """
 
     fit: Fit
@@ -70,6 +73,8 @@ class Job:
     timed: bool = False
     every_member: bool = False
     prior: PriorSpec = field(default_factory=PriorSpec)
+    start: NDArray[np.float32] | None = None
+    with_weights: bool = False
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -131,6 +136,7 @@ class Result:
         shared: other fits ran on its device, so its seconds are not comparable; the executor says so.
         members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
         residual: float32 (C, H, W), what of the measurement the answer leaves over, as it is looked at; None of copies.
+        weights: float32 (M, parameters), a `Job.start` for a fit that goes on from here, where the job asked for them.
     """
 
     budget: int
@@ -141,6 +147,7 @@ class Result:
     shared: bool = False
     members: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32] | None = None
 
 
 def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec) -> Prior | Handcrafted:
@@ -181,7 +188,12 @@ def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec) -> Prior | Ha
 
 
 def problem(
-    fit: Fit, measurement: Measurement, options: FitSpec, noise: NoiseSpec, table: PriorSpec | None = None
+    fit: Fit,
+    measurement: Measurement,
+    options: FitSpec,
+    noise: NoiseSpec,
+    table: PriorSpec | None = None,
+    start: NDArray[np.float32] | None = None,
 ) -> Problem:
     """What a solver sees: the measurement, and input tensors and starting weights of every member.
 
@@ -194,6 +206,10 @@ def problem(
         options: members and seed.
         noise: how input tensors are made.
         table: the prior, one with weights; the thesis' Deep Decoder when not given.
+        start: weights that members start from, see `Job.start`.
+
+    Raises:
+        ValueError: `start` is of other members, or of another network.
     """
     prior = prior_of(fit, measurement, table or PriorSpec())
     assert not isinstance(prior, Handcrafted)
@@ -210,10 +226,10 @@ def problem(
             if prior.input_scale != 1:
                 volume = np.float32(prior.input_scale) * volume
         inputs.append(split(volume, fit["tiling"]))
-        start = prior.initial_weights(weight_rng)
+        fresh = prior.initial_weights(weight_rng)
         if options.initialisation == "normal":
-            start = normal_weights(prior, start, options.initialisation_sd, weight_rng)
-        weights.append(start)
+            fresh = normal_weights(prior, fresh, options.initialisation_sd, weight_rng)
+        weights.append(fresh)
         jitter.append(seeds[2].generate_state(1, np.uint64)[0])
         langevin.append(seeds[3].generate_state(1, np.uint64)[0])
     _, height, width = measurement.shape
@@ -223,11 +239,13 @@ def problem(
         numbers = np.arange(tiles * math.prod(prior.output_shape)).reshape(tiles, *prior.output_shape)
         pixels = join(numbers, fit["tiling"], height, width).ravel()
     operator, samples = measurement.operator, measurement.samples
+    if start is not None and start.shape != (options.members, prior.parameters):
+        raise ValueError(f"weights of shape {start.shape} start {options.members} members of {prior.parameters} each")
     return Problem(
         prior,
         samples if operator is not None else split(samples, fit["tiling"]),
         np.stack(inputs),
-        np.stack(weights),
+        np.stack(weights) if start is None else start,
         pixels,
         operator=operator,
         shape=measurement.shape,
@@ -273,7 +291,9 @@ def evaluate_together(
     if method.engine == "direct":
         fitting = _applied(jobs)
     else:
-        problems = [problem(job.fit, job.case.measurement, job.options, job.noise, job.prior) for job in jobs]
+        problems = [
+            problem(job.fit, job.case.measurement, job.options, job.noise, job.prior, job.start) for job in jobs
+        ]
         iterations = [tracker.stops for tracker in trackers]
         fitting = fit_together(
             problems, jobs[0].config, iterations, device=device, threads=threads, method=method, ended=stops
@@ -332,7 +352,7 @@ class _Tracker:
         self.is_copy = job.case.task.kind == "represent"
         self.watch = Watch()
         self.rule = Rule(job.options.stop, job.options.patience, job.case.task.sigma)
-        self.chosen: tuple[int, NDArray[np.float32]] | None = None
+        self.chosen: _Answer | None = None
 
     def observe(
         self, snapshot: Snapshot, waited: float | None
@@ -355,8 +375,8 @@ class _Tracker:
         self.over = stopped or answered or not before
         measure = None
         if self.over or check.iteration in self.budgets:
-            iteration, outputs = self.chosen or (check.iteration, snapshot.outputs)
-            state = _State(check, iteration, outputs, dead, stopped, answered, waited, _curve(self.checks))
+            answer = self.chosen or self._answer(snapshot)
+            state = _State(check, answer, dead, stopped, answered, waited, _curve(self.checks))
             measure = partial(self._measure, state)
         return check if finite else None, measure
 
@@ -373,11 +393,15 @@ class _Tracker:
         if iteration % job.options.check_every == 0:  # the rule sees these only, so that budgets do not change it
             told |= self.watch.observe(iteration, mean)
             if self.rule.observe(iteration, told):
-                self.chosen = None if self.rule.is_undecided else (iteration, snapshot.outputs)
+                self.chosen = None if self.rule.is_undecided else self._answer(snapshot)
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
         told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
         return Check(iteration, seconds, self._scores(joined, np.stack(images)), told)
+
+    def _answer(self, snapshot: Snapshot) -> _Answer:
+        weights = snapshot.weights if self.job.with_weights else None
+        return _Answer(snapshot.iteration, snapshot.outputs, weights)
 
     def _joined(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (M, T, C, h, w) as whole images (M, C, H, W), measured k-space put back where that is asked for."""
@@ -402,8 +426,8 @@ class _Tracker:
         return stops_at(iterations, [check.psnr_members for check in regular], rule) is not None
 
     def _measure(self, state: _State) -> list[Result]:
-        check = state.check
-        joined = self._joined(state.outputs)
+        check, answer = state.check, state.answer
+        joined = self._joined(answer.outputs)
         members = to_images(joined, self.job.case.measurement)
         mean = joined.mean(axis=0)
         ensemble = members.mean(axis=0) if self.is_copy else to_images(mean[None], self.job.case.measurement)[0]
@@ -431,7 +455,11 @@ class _Tracker:
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = state.stopped and (budget > check.iteration or not check.psnr_members)
                 each = members if self.job.every_member else None
-                made.append(Result(budget, values, ensemble, state.curve, late, members=each, residual=left))
+                made.append(
+                    Result(
+                        budget, values, ensemble, state.curve, late, members=each, residual=left, weights=answer.weights
+                    )
+                )
         return made
 
     def _quality(
@@ -442,7 +470,7 @@ class _Tracker:
         values: dict[str, float | int | str] = {}
         if reference is not None:
             of_ensemble, *of_members = quality(np.stack([ensemble, *members]), reference)
-            in_tiles = state.outputs.mean(axis=0) if self.is_copy else split(ensemble, tiling)
+            in_tiles = state.answer.outputs.mean(axis=0) if self.is_copy else split(ensemble, tiling)
             found = {
                 "ensemble": of_ensemble,
                 "members": {name: float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble},
@@ -465,7 +493,7 @@ class _Tracker:
         values: dict[str, float | int | str] = {
             "judge": self._scores(mean[None], ensemble[None])[0],
             "judge_1dd": float(np.mean(scores)),
-            "chosen_iteration": state.iteration,
+            "chosen_iteration": state.answer.iteration,
         }
         if state.answered:
             values["ended_by"] = self.job.options.stop
@@ -478,14 +506,27 @@ class _Tracker:
         return values
 
 
+class _Answer(NamedTuple):
+    """The iterate that a result is of: that of a snapshot, or an earlier one that the rule chose.
+
+    Attributes:
+        iteration: its.
+        outputs: (M, T, C, h, w).
+        weights: (M, parameters), where the job asks for them.
+    """
+
+    iteration: int
+    outputs: NDArray[np.float32]
+    weights: NDArray[np.float32] | None
+
+
 @dataclass(frozen=True, eq=False)
 class _State:
     """Where a fit stands at a snapshot that results are made of.
 
     Attributes:
         check: at the snapshot.
-        iteration: of the iterate that is the answer: that of the snapshot, or an earlier one that the rule chose.
-        outputs: its, (M, T, C, h, w).
+        answer: the iterate that the results are of.
         dead: members.
         stopped: diverged, or unstable for too long.
         answered: the stopping rule has its answer, before the last budget.
@@ -494,8 +535,7 @@ class _State:
     """
 
     check: Check
-    iteration: int
-    outputs: NDArray[np.float32]
+    answer: _Answer
     dead: int
     stopped: bool
     answered: bool
