@@ -2,7 +2,8 @@
 
 `evaluate` is a generator of events and a pure function of its job: no Optuna, no storage, picklable, the same
 numbers on every worker. A `Check` tells how the members are doing, a `Result` is what is recorded of one setting.
-`evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end.
+`evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end. Jobs of
+adjacent slices may share one network, whose output has a channel for each; each is still observed and measured alone.
 
 Here truth and measurement part ways. A solver is handed what `problem` makes of `Case.measurement`; what outputs are
 judged by, `Case.judge`, stays in this module. Where the image itself is measured without noise, checks come from the
@@ -18,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_p
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.cases import Case
-from ddstudy.tasks.measurements import consistent, held_out_errors, residual, residual_picture, to_images
+from ddstudy.tasks.measurements import consistent, held_out_errors, joint, residual, residual_picture, to_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,8 @@ class Job:
         prior: what is fitted.
         start: float32 (M, parameters), weights that members start from instead of random ones, with a new optimiser.
         with_weights: results carry the weights that made their output.
+        joint: so many jobs, one after the other in a pack, differ in their case alone and are fitted by one network,
+            with one loss over all. Seconds are shared out among them; `start` is that of the first.
     """
 
     fit: Fit
@@ -75,6 +78,7 @@ class Job:
     prior: PriorSpec = field(default_factory=PriorSpec)
     start: NDArray[np.float32] | None = None
     with_weights: bool = False
+    joint: int = 1
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -84,8 +88,8 @@ class Job:
 
     @property
     def model(self) -> Prior | Handcrafted:
-        """The prior of one tile."""
-        return prior_of(self.fit, self.case.measurement, self.prior)
+        """The prior of one tile, of all slices that share it."""
+        return prior_of(self.fit, self.case.measurement, self.prior, self.joint)
 
     def method(self, device: str) -> Method:
         """How it is computed on a torch device.
@@ -150,18 +154,20 @@ class Result:
     weights: NDArray[np.float32] | None = None
 
 
-def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec) -> Prior | Handcrafted:
+def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec, slices: int = 1) -> Prior | Handcrafted:
     """What fits one tile of an image.
 
     Args:
         fit: its k, s and l, as far as the prior has them, and tiling.
         measurement: of the image.
         table: the prior's kind and options, as they are at this fit.
+        slices: that share it, each with the image's channels.
 
     Raises:
         UserError: the prior cannot make an image, or a tile, of this size.
     """
     channels, height, width = measurement.shape
+    channels *= slices
     size, head = tile_shape(height, width, fit.tiling), measurement.head
     match table.kind:
         case "deep_decoder":
@@ -271,13 +277,14 @@ def evaluate_together(
     """Runs the fits of a pack; yields the index of a job and what `evaluate` would yield for it, None at its end.
 
     Args:
-        jobs: of one `kind`.
+        jobs: of one `kind`; as many as their `joint` share a network, one after the other.
         device: a torch device.
         threads: of the fit.
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
     method = jobs[0].method(device)
     trackers = [_Tracker(job, device, method) for job in jobs]
+    groups = [range(first, first + jobs[0].joint) for first in range(0, len(jobs), jobs[0].joint)]
     # metrics take a core each: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
     pending: deque[tuple[int, Check | Future[list[Result]] | None]] = deque()
@@ -291,30 +298,40 @@ def evaluate_together(
     if method.engine == "direct":
         fitting = _applied(jobs)
     else:
-        problems = [
-            problem(job.fit, job.case.measurement, job.options, job.noise, job.prior, job.start) for job in jobs
-        ]
-        iterations = [tracker.stops for tracker in trackers]
+        problems = []
+        for first, group in zip((jobs[group[0]] for group in groups), groups, strict=True):
+            measurement = joint([jobs[index].case.measurement for index in group])
+            problems.append(problem(first.fit, measurement, first.options, first.noise, first.prior, first.start))
         fitting = fit_together(
-            problems, jobs[0].config, iterations, device=device, threads=threads, method=method, ended=stops
+            problems,
+            jobs[0].config,
+            [trackers[group[0]].stops for group in groups],
+            device=device,
+            threads=threads,
+            method=method,
+            ended=[_All([stops[index] for index in group]) for group in groups],
         )
-    busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
+    busy = min(threads, sum(jobs[group[0]].options.members for group in groups)) if device == "cpu" else 1
     running = set(range(len(jobs)))
     # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
     with contextlib.closing(fitting), ThreadPoolExecutor(threads) as metrics:  # type: ignore[type-var]  # it has close()
         try:
-            for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
-                check, measure = trackers[index].observe(snapshot, waited)
-                if check is not None:
-                    pending.append((index, check))
-                if measure is not None and metrics_beside:
-                    pending.append((index, metrics.submit(measure)))
-                elif measure is not None:
-                    yield from ready(wait=True)
-                    for result in measure():
-                        yield index, result
-                if trackers[index].over:
-                    stops[index].set()
+            for (number, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
+                group = groups[number]
+                for index, part in zip(group, _parts(snapshot, [jobs[each] for each in group]), strict=True):
+                    if index not in running:  # while others of its network are
+                        continue
+                    check, measure = trackers[index].observe(part, waited)
+                    if check is not None:
+                        pending.append((index, check))
+                    if measure is not None and metrics_beside:
+                        pending.append((index, metrics.submit(measure)))
+                    elif measure is not None:
+                        yield from ready(wait=True)
+                        for result in measure():
+                            yield index, result
+                    if trackers[index].over:
+                        stops[index].set()
                 ended = {one for one in running if stops[one].is_set()}
                 running -= ended
                 pending.extend((one, None) for one in ended)
@@ -332,6 +349,36 @@ def _applied(jobs: Sequence[Job]) -> Iterator[tuple[int, Snapshot]]:
         prior = job.model
         assert isinstance(prior, Handcrafted)
         yield index, direct.solve(prior, job.case.measurement.samples)
+
+
+def _parts(snapshot: Snapshot, jobs: Sequence[Job]) -> Iterator[Snapshot]:
+    """The snapshot of each of the jobs that share a network, of its own channels."""
+    if len(jobs) == 1:
+        yield snapshot
+        return
+    for job, outputs in zip(jobs, np.split(snapshot.outputs, len(jobs), axis=2), strict=True):
+        measurement = job.case.measurement
+        joined = join(outputs, job.fit.tiling, *measurement.shape[1:])
+        errors = residual(joined.astype(np.float64), measurement)[:, ~np.isnan(measurement.samples)]
+        yield replace(
+            snapshot,
+            seconds=snapshot.seconds / len(jobs),
+            losses=(errors**2).mean(axis=1),
+            ranges=np.ptp(outputs, axis=(2, 3, 4)),
+            fetch=partial(np.copy, outputs),
+        )
+
+
+class _All(threading.Event):
+    """Set as soon as all of some events are."""
+
+    def __init__(self, events: Sequence[threading.Event]) -> None:
+        super().__init__()
+        self._events = events
+
+    def is_set(self) -> bool:
+        """Whether all are."""
+        return all(event.is_set() for event in self._events)
 
 
 class _Tracker:
