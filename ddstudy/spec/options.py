@@ -24,6 +24,8 @@ Tiling = Literal["1x1", "2x2", "3x3", "4x5"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
 TILINGS: tuple[Tiling, ...] = get_args(Tiling)
 
+MOST_JOINT = 63  # slices of one network: more are far from each other, and memory grows with them
+
 MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -494,6 +496,14 @@ class FitSpec(BaseModel):
         unit="iterations",
         log=True,
         needs=_OF_TRAINED,
+    )
+    start: Literal["random", "neighbour"] = Field(
+        "random",
+        description="where a slice of a volume starts, in `ddstudy fit --all-slices`: random weights, or those of its "
+        "neighbour, from the middle outwards",
+    )
+    joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = Field(
+        1, description="adjacent slices of a volume that share one network, likewise"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = option(
