@@ -192,6 +192,9 @@ def fit(
     start: Annotated[
         str | None, typer.Option(help="Where a slice of several starts: random, or the weights of its neighbour.")
     ] = None,
+    start_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of a slice that starts from its neighbour [as many as of the first].")
+    ] = None,
     joint: Annotated[int | None, typer.Option(min=1, help="Adjacent slices of several that share one network.")] = None,
     volume: Annotated[int | None, typer.Option(min=0, help="Volume of a 4-D series.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns to resize and pad to.")] = None,
@@ -241,12 +244,12 @@ def fit(
         "optimiser": optimiser, "learning_rate": learning_rate, "loss": loss, "members": members, "seed": seed,
         "device": device, "engine": engine, "precision": precision, "tell": teller(console),
     }  # fmt: skip
-    several: dict[str, Any] = {
-        key: value for key, value in {"start": start, "joint": joint}.items() if value is not None
-    }
+    several: dict[str, Any] = {"start": start, "start_iterations": start_iterations, "joint": joint}
+    several = {key: value for key, value in several.items() if value is not None}
     if not all_slices and slices is None:
         if several:
-            raise UserError(f"--{next(iter(several))} is for slices of a volume", "Give --all-slices or --slices, too.")
+            flag = next(iter(several)).replace("_", "-")
+            raise UserError(f"--{flag} is for slices of a volume", "Give --all-slices or --slices, too.")
         found = ddstudy.fit(target, progress=show, **options)
         print_fit(console, found)
         written: Sequence[Path] = found.save(out)

@@ -113,6 +113,7 @@ def fit_volume(
     slices: Chosen = "all",
     *,
     start: str = "random",
+    start_iterations: int = 0,
     joint: int = 1,
     out: str | Path | None = None,
     workers: int | None = None,
@@ -133,6 +134,7 @@ def fit_volume(
         slices: "all"; an index or several; ranges as "40:140:10", without the end, or "mid+-30:10" around the middle.
         start: "random", or "neighbour": slices are fitted from the middle outwards, each from the weights of the one
             before it, with a new optimiser.
+        start_iterations: of slices that start from their neighbour; 0: as many as of the first.
         joint: so many slices, adjacent among the chosen ones, share one network, with a channel for each and one loss.
             Where it does not divide their number, the last network has some slices again that another had, and only
             the others are taken from it.
@@ -152,7 +154,7 @@ def fit_volume(
     """
     file = os.fspath(volume) if volume is not None else None
     spec = asked(file, **options)
-    spec = spec.model_copy(update={"fit": _with(spec.fit, start, joint)})
+    spec = spec.model_copy(update={"fit": _with(spec.fit, start, start_iterations, joint)})
     _check(spec)
     (setting,) = spec.search_space
     found = load_slices(spec.target, slices)
@@ -180,12 +182,18 @@ def fit_volume(
     return made
 
 
-def _with(fit: FitSpec, start: str, joint: int) -> FitSpec:
+def _with(fit: FitSpec, start: str, iterations: int, joint: int) -> FitSpec:
     if start not in ("random", "neighbour"):
         raise UserError(f"fit.start: cannot be {start!r}", "Valid: 'random', 'neighbour'.")
+    if type(iterations) is not int or not 0 <= iterations <= 1_000_000:
+        raise UserError(f"fit.start_iterations: cannot be {iterations!r}", "Valid: a whole number from 0 to 1,000,000.")
+    if iterations and start == "random":
+        raise UserError(
+            "fit.start_iterations: is of slices that start from their neighbour", "Give start = 'neighbour'."
+        )
     if type(joint) is not int or not 1 <= joint <= MOST_JOINT:
         raise UserError(f"fit.joint: cannot be {joint!r}", f"Valid: a whole number from 1 to {MOST_JOINT}.")
-    return fit.model_copy(update={"start": start, "joint": joint})
+    return fit.model_copy(update={"start": start, "start_iterations": iterations, "joint": joint})
 
 
 def _check(spec: StudySpec) -> None:
@@ -245,8 +253,9 @@ class _Work:
             self.inner = inner_neighbours(self.units)
         kept = {unit: folder.read(unit) for unit in self.units}
         self.finished = {unit: found for unit, found in kept.items() if found is not None}
-        self.reached: dict[Unit, float] = {}  # share of the budget, of fits under way
+        self.reached: dict[Unit, int] = {}  # iterations, of fits under way
         self.begun, self.before = time.monotonic(), self.done
+        self.found = self._iterations()
 
     @property
     def done(self) -> int:
@@ -259,6 +268,11 @@ class _Work:
             yield from self._fit([unit for unit in todo if (of := self.inner[unit]) is None or of in self.finished])
             waiting = (self.inner[unit] for unit in self.units if unit not in self.finished)
             self.folder.forget_weights({unit for unit in waiting if unit is not None})
+
+    def budget(self, unit: Unit) -> int:
+        """Iterations of its fit."""
+        onwards = self.spec.fit.start_iterations if self.inner[unit] is not None else 0
+        return onwards or self.setting.budget
 
     def volume(self) -> VolumeFit:
         """What was made, once all is finished."""
@@ -295,8 +309,8 @@ class _Work:
             if isinstance(event, Failed):
                 raise WorkError(f"slice {unit[place]}: {event.why}")
             if isinstance(event, Check):
-                self.reached[unit] = event.iteration / max(1, self.setting.budget)
-                yield self._progress(f"slice {unit[place]} at {event.iteration} of {self.setting.budget}")
+                self.reached[unit] = event.iteration
+                yield self._progress(f"slice {unit[place]} at {event.iteration} of {self.budget(unit)}")
             if isinstance(event, Result):
                 results[unit, place] = event
                 if all((unit, each) in results for each in range(len(unit))):
@@ -307,7 +321,8 @@ class _Work:
         inner, warm = self.inner[unit], self.spec.fit.start == "neighbour"
         start = None if inner is None else self.folder.weights(inner)
         jobs = (job_of(self.spec, self.slices.targets[index], self.setting) for index in unit)
-        return [replace(job, start=start, with_weights=warm, joint=len(unit)) for job in jobs]
+        budgets = (self.budget(unit),)
+        return [replace(job, budgets=budgets, start=start, with_weights=warm, joint=len(unit)) for job in jobs]
 
     def _packs(self, jobs: Mapping[Unit, list[Job]]) -> list[list[Unit]]:
         units = list(jobs)
@@ -328,11 +343,13 @@ class _Work:
         self.reached.pop(unit, None)
 
     def _progress(self, current: str, message: str = "") -> SliceProgress:
-        total = len(self.slices.targets)
-        under_way = sum(share * len(unit) for unit, share in self.reached.items())
-        here, left = self.done - self.before + under_way, total - self.done - under_way
+        iterations = self._iterations()
+        here, left = iterations - self.found, sum(map(self.budget, self.units)) - iterations
         eta = (time.monotonic() - self.begun) * left / here if here else None
-        return SliceProgress(self.done, total, current, eta, message)
+        return SliceProgress(self.done, len(self.slices.targets), current, eta, message)
+
+    def _iterations(self) -> int:
+        return sum(map(self.budget, self.finished)) + sum(self.reached.values())
 
 
 def _line(done: Finished) -> str:

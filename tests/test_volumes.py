@@ -256,6 +256,8 @@ def test_a_slice_starts_from_its_inner_neighbour(tmp_path: Path) -> None:
         done = result(replace(job_of(spec, found.targets[index], setting), with_weights=True, start=start))
         outputs[index], weights[index] = done.output, done.weights
     assert np.array_equal(made.output, found.volume(outputs))
+    short = ddstudy.fit_volume(tmp_path / "volume.nii.gz", "3:7", start="neighbour", start_iterations=10, **SMALL)
+    assert dict(short.slices["iterations_done"]) == {3: 10, 4: 10, 5: 40, 6: 10}
     cold = ddstudy.fit_volume(tmp_path / "volume.nii.gz", "3:7", **SMALL)
     assert made.slices["psnr"][5] == cold.slices["psnr"][5]
     assert (made.slices["psnr"].drop(5) > cold.slices["psnr"].drop(5)).all()
@@ -349,6 +351,7 @@ def test_a_measured_volume_is_denoised_by_a_prior_without_weights(tmp_path: Path
     [
         ({"start": "warm"}, "fit.start: cannot be 'warm'"),
         ({"joint": 0}, "fit.joint: cannot be 0"),
+        ({"start_iterations": 5}, "fit.start_iterations: is of slices that start from their neighbour"),
         ({"prior": "tv", "joint": 3, "task": {"kind": "denoise", "sigma": 0.1}}, "prior tv: has no weights"),
         ({"task": {"kind": "super_resolve", "source": "file"}}, "has another grid than the file"),
         ({"membres": 3}, "fit.membres: unknown key"),

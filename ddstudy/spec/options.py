@@ -502,6 +502,9 @@ class FitSpec(BaseModel):
         description="where a slice of a volume starts, in `ddstudy fit --all-slices`: random weights, or those of its "
         "neighbour, from the middle outwards",
     )
+    start_iterations: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="of a slice that starts from its neighbour; 0: as many as of the first"
+    )
     joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = Field(
         1, description="adjacent slices of a volume that share one network, likewise"
     )
