@@ -9,7 +9,8 @@ are of the processor, over all threads and slices, metrics included, since the m
 
     random         each slice from random weights
     neighbour N    the middle one so, then outwards, N iterations each, from the weights of the slice before
-    joint 3, 5     five networks of three slices, or three of five; x3: with three times the iterations, so at about the time of `random`
+    joint 3, 5     five networks of three slices, or three of five; x3: with three times the iterations, which takes
+                   about the time of `random`
     sliding 3      for each slice a network of it and its two neighbours, of which only its own channel is taken
 """
 

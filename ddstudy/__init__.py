@@ -42,7 +42,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddstudy.api import DryRun, dry_run, run
+    from ddstudy.api import DryRun, dry_run, judge, run
     from ddstudy.errors import StoppedError, StudyWarning, UserError, WorkError
     from ddstudy.image_fit import ImageFit, fit
     from ddstudy.results import Study, open_study, studies
@@ -69,6 +69,7 @@ __all__ = [
     "dry_run",
     "fit",
     "fit_volume",
+    "judge",
     "open_study",
     "run",
     "studies",
@@ -77,7 +78,7 @@ __version__ = version("ddstudy")
 DEFAULT_STORE = "sqlite:///ddstudy.db"  # where neither a caller nor DDSTUDY_STORE names one
 
 _HOMES = {
-    **dict.fromkeys(("DryRun", "dry_run", "run"), "ddstudy.api"),
+    **dict.fromkeys(("DryRun", "dry_run", "judge", "run"), "ddstudy.api"),
     **dict.fromkeys(("Study", "open_study", "studies"), "ddstudy.results"),
     **dict.fromkeys(("StoppedError", "StudyWarning", "UserError", "WorkError"), "ddstudy.errors"),
     **dict.fromkeys(("ImageFit", "fit"), "ddstudy.image_fit"),

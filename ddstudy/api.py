@@ -21,17 +21,20 @@ from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, load_target
-from ddstudy.report.words import about_judge, ensemble_of
-from ddstudy.results import Study, images_folder, store_url, tree_of, warn
+from ddstudy.report.cases import settings_to_judge
+from ddstudy.report.words import about_cases, about_judge, ensemble_of
+from ddstudy.results import Study, images_folder, open_study, store_url, tree_of, warn
 from ddstudy.spec.axes import Setting, budgets_by_fit
 from ddstudy.spec.files import parse_spec, read_spec, read_study, target_of
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.options import Value
+from ddstudy.spec.schema import StudySpec, on
 from ddstudy.store.database import NoStudiesError, Store
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study import forecasting, planner, runner
 from ddstudy.study.evaluate import device_name
 from ddstudy.study.forecasting import Forecast
+from ddstudy.study.over_cases import OverCases
 from ddstudy.study.planner import Plan
 from ddstudy.study.runner import Progress
 from ddstudy.study.samplers import Unseen, sampler
@@ -96,30 +99,30 @@ def run(
     """
     tell = tell or _silent
     spec = asked(study, mode=mode, target=target, trials=trials, name=name, engine=engine, ray=ray)
-    image = load_targets(spec)
-    planner.plan(spec, image, set())  # refuses what cannot be measured before anything is stored
+    fitted = spec.by_case or spec  # what is done is a setting on a case
+    image = load_targets(fitted)
+    planner.plan(fitted, image, set())  # refuses what cannot be measured before anything is stored
     last = None
     with Store(store_url(store), images_folder(artifacts)) as opened:
-        source = opened.source(reuse, spec, image) if reuse is not None else None  # or refuses, before a study is made
-        writer = opened.drive(spec, image, sampler(spec))
+        source = opened.source(reuse, fitted, image) if reuse is not None else None  # or refuses, before one is made
+        asking = opened.drive(spec, image, sampler(spec))
+        writer = opened.drive(fitted, image, sampler(fitted)) if fitted is not spec else asking
+        over = OverCases(asking, writer) if fitted is not spec else None
         with (
             contextlib.suppress(StoppedError),
-            executor_for(spec, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor,
+            executor_for(fitted, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor,
         ):
             if source is not None:
                 _import(writer, source, executor, tell)
             so_far = writer.measured()
-            writer.study.sampler = sampler(spec, len(so_far))
-            the_plan = planner.plan(spec, image, set(so_far), writer.reused)
+            asking.study.sampler = sampler(spec, len(asking.measured()))
+            the_plan = planner.plan(fitted, image, set(so_far), writer.reused, over=spec if over else None)
+            if over is not None:
+                over.settle()
             forecast = announce(tell, spec, image, the_plan, executor, writer)
             if forecast is not None and not is_stopped(stop):
-                steps = runner.run(writer, executor, forecast)
-                with contextlib.closing(steps):  # type: ignore[type-var]  # a generator has close()
-                    for last in steps:
-                        if progress is not None:
-                            progress(last)
-                        if is_stopped(stop):
-                            break
+                steps = runner.run(writer, executor, forecast, over=over)
+                last = follow(steps, progress, stop)
         view = opened.view(spec.name)
     troubles = []
     if last is not None and last.failed:
@@ -129,6 +132,87 @@ def run(
         troubles += [f"all numbers are stored, but not all images: {last.images_lost.removeprefix('not kept: ')}"]
     warn([*troubles, *view.complaints])
     return Study(view, troubles)
+
+
+# the thesis' largest decoder that is usual, and what `fit` takes unless told otherwise (secs. 3.3 and 4)
+LITERATURE: tuple[dict[str, Value], ...] = (
+    {"k": 64, "s": 16, "l": 5, "iterations": 2000, "noise": "uniform", "tiling": "1x1"},
+    {"k": 128, "s": 16, "l": 5, "iterations": 2000, "noise": "uniform", "tiling": "1x1"},
+)
+
+
+def judge(
+    study: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    store: str | None = None,
+    artifacts: str | Path | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    tell: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None,
+) -> Study:
+    """Fits the chosen settings of a study on the cases that it holds out, each once; `Study.judged` has the outcome.
+
+    Chosen are the best stable setting by each objective, the Pareto front where there are several objectives, and the
+    defaults of the literature as far as the study lists them.
+
+    Args:
+        study: name of a study of the store, or its study file; by default the latest.
+        workers: fits at a time; by default as the cores allow.
+        threads: of a fit; by default one per member.
+        store: see `run`.
+        artifacts: see `run`.
+        progress: see `run`.
+        tell: see `run`.
+        stop: see `run`.
+
+    Raises:
+        UserError: there is no such study, it holds no cases out, or it has no stable setting yet.
+        WorkError: no fit works, or the store is gone.
+    """
+    tell = tell or _silent
+    found = open_study(study, store, artifacts)
+    spec, fitted = found.spec, found.spec.by_case
+    if fitted is None or not spec.cases.held_out:
+        raise UserError(f"study '{found.name}' holds no cases out", "Valid: a study with cases.holdout in its file.")
+    chosen = settings_to_judge(found.view, LITERATURE)
+    if chosen.empty:
+        raise UserError(f"study '{found.name}' has no stable setting yet", "Run it first: ddstudy run.")
+    numbers = set(chosen["number"])
+    settings = [record.setting for record in found.view.records if record.number in numbers]
+    wanted = {on(setting, case) for setting in settings for case in spec.cases.held_out}
+    image, last = load_targets(fitted), None
+    with Store(store_url(store), images_folder(artifacts)) as opened:
+        writer = opened.drive(fitted, image, sampler(fitted))
+        with (
+            contextlib.suppress(StoppedError),
+            executor_for(fitted, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor,
+        ):
+            the_plan = planner.plan(fitted, image, set(writer.measured()), wanted=wanted)
+            judged = f"{counted(len(settings), 'setting')} on {counted(len(spec.cases.held_out), 'held-out case')}"
+            tell(f"Judging {judged}: {', '.join(setting.id for setting in settings)}")
+            forecast = announce(tell, spec, image, the_plan, executor, writer)
+            if forecast is not None and not is_stopped(stop):
+                last = follow(runner.run(writer, executor, forecast, wanted=wanted), progress, stop)
+        view = opened.view(spec.name)
+    troubles = [f"{counted(last.failed, 'fit')} failed (`ddstudy status` says why)"] if last and last.failed else []
+    warn([*troubles, *view.complaints])
+    return Study(view, troubles)
+
+
+def follow(
+    steps: Iterator[Progress], progress: Callable[[Progress], object] | None, stop: threading.Event | None
+) -> Progress | None:
+    """Lets a run go on to its end, or until `stop` is set; where it stands then."""
+    last = None
+    with contextlib.closing(steps):  # type: ignore[type-var]  # a generator has close()
+        for last in steps:
+            if progress is not None:
+                progress(last)
+            if is_stopped(stop):
+                break
+    return last
 
 
 @dataclass(frozen=True)
@@ -176,14 +260,15 @@ def dry_run(
     """
     tell = tell or _silent
     spec = asked(study, mode=mode, target=target, trials=trials, name=name, engine=engine, ray=ray)
-    image = load_targets(spec)
-    done, complaints = _measured_so_far(store_url(store), spec, image)
-    the_plan = planner.plan(spec, image, done)
-    with executor_for(spec, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor:
+    fitted = spec.by_case or spec
+    image = load_targets(fitted)
+    done, complaints = _measured_so_far(store_url(store), fitted, image)
+    the_plan = planner.plan(fitted, image, done, over=spec if spec.by_case else None)
+    with executor_for(fitted, image, workers=workers, threads=threads, tell=tell, stop=stop) as executor:
         forecast = announce(tell, spec, image, the_plan, executor)
         seconds: float | None = 0.0
         if forecast is not None:
-            ahead = forecasting.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
+            ahead = forecasting.forecast_seconds(fitted, image, the_plan, forecast, executor.slots)
             seconds = ahead if forecast.known else None
     warn(complaints)
     return DryRun(spec, the_plan.settings, the_plan.fits, the_plan.done, seconds, complaints)
@@ -208,9 +293,10 @@ def check_study(path: str | Path) -> tuple[list[str], StudySpec | None]:
         mistakes.append(str(error))
     target = target_of(tree)
     try:
-        image = load_targets(spec) if spec else load_target(target) if target is not None else None
-        if spec is not None and image is not None:
-            planner.plan(spec, image, set())
+        fitted = spec and (spec.by_case or spec)
+        image = load_targets(fitted) if fitted else load_target(target) if target is not None else None
+        if fitted is not None and image is not None:
+            planner.plan(fitted, image, set())
     except UserError as error:
         mistakes.append(f"{path}: {error}" if image is not None else f"{path}: target: {error}")
     return mistakes, spec
@@ -329,7 +415,9 @@ def announce(
     shape = "x".join(map(str, image.image.shape[1:]))
     tell(f"Study {spec.name}: {spec.search.sampler}, {objectives}")
     tell(f"Target {image.name}, {shape}{' RGB' if len(image.image) == 3 else ''}")
-    most = "" if spec.search.sampler == "grid" else "at most "
+    if spec.cases.by_name:
+        tell(about_cases(spec))
+    most = "at most " if the_plan.is_search else ""
     done = f", {the_plan.done:,} done" if the_plan.done else ""
     fewest, *_, most_members = sorted(2 * [int(count) for count in spec.values_of("fit.members")])
     members = counted(fewest, "member") if fewest == most_members else f"{fewest} to {most_members} members"
@@ -341,26 +429,27 @@ def announce(
         tell(f"{n}DD: {what} of the mean of {n} outputs; 1DD: mean {what.removeprefix('the ')} of single members")
     if spec.score == "judge":
         tell(about_judge(spec))
-    if not the_plan.todo if spec.search.sampler == "grid" else the_plan.done >= the_plan.settings:
+    fitted = spec.by_case or spec
+    if the_plan.done >= the_plan.settings if the_plan.is_search else not the_plan.todo:
         tell("Nothing left to do.")
         return None
-    to_try = list(the_plan.todo) or list(budgets_by_fit(spec.search_space))
+    to_try = list(the_plan.todo) or list(budgets_by_fit(fitted.search_space))
     where = f"{executor.slots} x {_device_of(executor, spec)}, {spec.fit.engine}"
     forecast = forecasting.kept_forecast(study, where) if study is not None else None
     if forecast is None:
         most = f"{forecasting.CALIBRATION_SECONDS:.0f} s at most, unless kernels are compiled"
         tell(f"Trying some iterations for a forecast: {most}")
-        forecast = forecasting.calibrate(spec, image, to_try, executor, study.leases if study else None)
+        forecast = forecasting.calibrate(fitted, image, to_try, executor, study.leases if study else None)
         forecast.where = where
         if study is not None:
             forecasting.keep_forecast(study, forecast)
     if not forecast.known:
         tell("Forecast: known after the first fit")
         return forecast
-    seconds = forecasting.forecast_seconds(spec, image, the_plan, forecast, executor.slots)
-    fitting = forecast.fitting(forecasting.work_ahead(spec, image, the_plan)) / max(1, executor.slots)
+    seconds = forecasting.forecast_seconds(fitted, image, the_plan, forecast, executor.slots)
+    fitting = forecast.fitting(forecasting.work_ahead(fitted, image, the_plan)) / max(1, executor.slots)
     at_most = ", less where unstable fits are stopped" if spec.stability.prune else ""
-    if "seconds" not in spec.objectives and executor.room(planner.job(spec, image, to_try[0], (1,))) > 1:
+    if "seconds" not in spec.objectives and executor.room(planner.job(fitted, image, to_try[0], (1,))) > 1:
         at_most += ", less in packs"
     tell(f"Forecast: about {duration(seconds)}, {duration(min(fitting, seconds))} of fitting{at_most}")
     return forecast

@@ -372,6 +372,34 @@ def report(
         _say_left_out([*damaged, *(line for name in names for line in opened.view(name).complaints)])
 
 
+@app.command(epilog="Example: ddstudy judge slices")
+def judge(
+    study: StudyArgument = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_CORES, help="Fits at a time [as the cores allow].")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_CORES, help="Threads of a fit [one per member].")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Fit the chosen settings of a study once on the cases that it holds out, and say what they keep."""
+    from ddstudy.terminal import live, print_judged, teller, terminal
+
+    console = terminal()
+    try:
+        with live(console) as show:
+            done = ddstudy.judge(
+                study, workers=workers, threads=threads, store=store, artifacts=artifacts, progress=show,
+                tell=teller(console),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+    print_judged(console, done)
+    _say_left_out(done.view.complaints, *done.troubles)
+
+
 @app.command("claims", hidden=True)  # as earlier versions named it
 @app.command(epilog="Example: ddstudy findings quick --trials blur")
 def findings(
@@ -417,7 +445,8 @@ def export(
 
     (found,), left_out = look(store, [study] if study else None)
     trials, checks = f"{len(found.trials)} trials", f"{len(found.checks)} checks of members"
-    for path, rows in zip(found.export(out), (trials, trials, checks), strict=True):
+    cases = f"{len(found.cases.trials)} trials of cases" if found.cases is not None else ""
+    for path, rows in zip(found.export(out), filter(None, (trials, trials, checks, cases)), strict=True):
         typer.echo(f"Wrote {path} ({rows})")
     _say_left_out(left_out)
 

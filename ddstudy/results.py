@@ -20,6 +20,7 @@ from ddstudy.image_fit import arranged, fit_setting, plain
 from ddstudy.images.metrics import METRICS
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, short_digest
+from ddstudy.report.panels.base import chosen_by
 from ddstudy.report.writing import write_file, write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec, read_spec
@@ -153,6 +154,23 @@ class Study:
         return self.view.checks.rename(columns={"psnr": self.spec.score})
 
     @property
+    def cases(self) -> Study | None:
+        """The study whose trials are the settings of this one on each case, `cases.case`; None without cases."""
+        return None if self.view.by_case is None else Study(self.view.by_case)
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """The settings that `judge` fitted on the held-out cases, the best by the other cases first.
+
+        Besides the axes: `chosen`, the first objective over the cases that settings were chosen by; `held_out`, its
+        mean over those held out, with `low` and `high` of its 95 % interval; `difference`, what the first setting gains
+        over this one on the same cases, with its interval.
+        """
+        from ddstudy.report import cases
+
+        return cases.judged(self.view, chosen_by(self.view))
+
+    @property
     def best(self) -> pd.DataFrame:
         """The best stable trial by each metric: the rows of `trials`, indexed by the metric.
 
@@ -226,7 +244,7 @@ class Study:
         return arranged(self._target().image)
 
     def _target(self) -> Target | Targets:
-        target = load_targets(self.spec)
+        target = load_targets(self.spec.by_case or self.spec)
         if short_digest(target) != self.facts.get("target digest", short_digest(target)):
             raise UserError(
                 f"{self.spec.target.file or target.name}: is not the image that study '{self.name}' was run on",
@@ -266,6 +284,11 @@ class Study:
             StoppedError: `stop` was set before the fit ended.
             WorkError: the fit diverged, or there is too little memory for it.
         """
+        if self.spec.by_case is not None:
+            raise UserError(
+                f"study '{self.name}' has several cases",
+                "Valid: study.cases.reconstruct, of which 'cases.case' is an axis.",
+            )
         spec, wanted = self._setting(setting, device)
         found, _ = fit_setting(spec, self._target(), wanted, threads=threads, progress=progress, stop=stop)
         return arranged(found.output)
@@ -338,7 +361,8 @@ class Study:
             stem: folder and name of the files, without suffix; by default `export-NAME` in the current folder.
 
         Returns:
-            The files: `*.csv`, `*.parquet` and `*-checks.csv`.
+            The files: `*.csv`, `*.parquet` and `*-checks.csv`; of a study with cases also `*-cases.csv`, a row for each
+            setting on each case.
 
         Raises:
             UserError: they cannot be written.
@@ -347,6 +371,9 @@ class Study:
         trials.to_parquet(parquet, index=False)
         table, curves = (rows.to_csv(index=False).encode() for rows in (trials, self.checks))
         files = {".csv": table, ".parquet": parquet.getvalue(), "-checks.csv": curves}
+        if self.cases is not None:
+            each = self.cases.trials.drop(columns=sorted(never_measured(self.spec)))
+            files["-cases.csv"] = each.to_csv(index=False).encode()
         return write_files(Path(stem or f"export-{self.name}"), files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from ddstudy.errors import counted, duration
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import tables
 from ddstudy.report.facts import facts
+from ddstudy.report.panels.base import chosen_by
 from ddstudy.report.words import ensemble_of, text_of, with_whose
 from ddstudy.results import Study
 from ddstudy.spec.axes import setting_id
@@ -143,6 +145,30 @@ def print_summary(console: Console, study: Study, shown_url: str, option: str) -
     pruned = int((results["state"] == "PRUNED").sum())
     console.print(f"{counted(len(results), 'setting')} measured, {unstable} unstable ({share:.0f} %), {pruned} pruned.")
     console.print(f"Results are in {shown_url}. Next: ddstudy report {study.name}{option}", soft_wrap=True)
+
+
+def print_judged(console: Console, study: Study) -> None:
+    """What the chosen settings of a study keep on the cases that it holds out."""
+    judged, metric = study.judged, chosen_by(study.view)
+    name = with_whose(metric, ensemble_of(study.spec))
+    held_out = counted(len(study.spec.cases.held_out), "held-out case")
+    table = Table(title=f"Settings of {study.name} on {held_out}: mean {name}, 95 % interval")
+    axes = study.view.axes
+    for column in (*axes, "by choice", "held out", "interval", "gain of the first", "its interval"):
+        table.add_column(column)
+    for row in judged.to_dict("records"):
+        gain, interval = "", ""
+        if row.get("difference") == row.get("difference") and "difference" in row:
+            gain = f"{row['difference']:+.2f}"
+            interval = _interval(row["difference_low"], row["difference_high"], "+")
+        numbers = (f"{row['chosen']:.4g}", f"{row['held_out']:.4g}", _interval(row["low"], row["high"]))
+        table.add_row(*(text_of(row[axis]) for axis in axes), *numbers, gain, interval)
+    console.print(table)
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    """An interval, empty where one number has none."""
+    return "" if math.isnan(low) else f"{low:{sign}.2f} to {high:{sign}.2f}"
 
 
 def _front(study: Study, ensemble: str) -> Table:

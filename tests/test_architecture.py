@@ -14,7 +14,7 @@ import ddstudy
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 PANELS = [
     "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "ranks", "transfer",
-    "slices", "by_level", "stopping", "judges", "priors",
+    "slices", "by_level", "stopping", "judges", "priors", "cases",
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
@@ -29,10 +29,10 @@ ORDER = [
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",
     "study", "study.load", "study.stability", "study.stopping", "study.evaluate",
     "store", "store.urls", "store.leases", "store.optuna_rows", "store.records", "store.study", "store.writer",
-    "store.database", "study.samplers", "execution", "execution.executors", "execution.ray_pool", "study.planner",
-    "study.forecasting", "study.runner",
+    "store.database", "study.samplers", "study.over_cases", "execution", "execution.executors", "execution.ray_pool",
+    "study.planner", "study.forecasting", "study.runner",
     "report", "report.words", "report.tables", "report.inverse", "report.anova", "report.intervals", "report.priors",
-    "report.facts",
+    "report.cases", "report.facts",
     "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page",
     "report.writing", "report.slice_folder",
@@ -64,7 +64,7 @@ HOMES = {
     "triton": {"solvers.fused.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
-        *("study.samplers", "study.forecasting", "study.runner", "dashboard"),
+        *("study.samplers", "study.over_cases", "study.forecasting", "study.runner", "dashboard"),
     },
     "sqlalchemy": {"store.urls", "store.leases", "store.optuna_rows", "store.database"},
     "psycopg": {"store.urls"},

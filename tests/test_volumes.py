@@ -212,7 +212,8 @@ def test_all_slices_are_on_the_scale_of_the_volume(tmp_path: Path) -> None:
     [
         ("40:140:10", "there is no axial slice 40"),
         ("-1", "cannot be '-1'"),
-        ("3:3", "none are chosen"),
+        ("3:3", "'3:3' names no slice"),
+        ([], "none are chosen"),
         ("mid+-30", "there is no axial slice -25"),
         ([2.5], "cannot be 2.5"),
         ("0,9", "every chosen slice is constant"),

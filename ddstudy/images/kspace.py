@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ddstudy.errors import UserError
 from ddstudy.images.files import check_file, check_pixels, open_array
-from ddstudy.images.volumes import SIDE, Target, reading
+from ddstudy.images.volumes import SIDE, Target, reading, slice_index
 from ddstudy.spec.files import path_of
 from ddstudy.spec.options import TargetSpec
 
@@ -120,8 +120,8 @@ def _fastmri(path: Path, spec: TargetSpec, where: str) -> tuple[NDArray[np.compl
         if not isinstance(stored, h5py.Dataset):
             raise UserError(f"{where}: holds no dataset `kspace`", _LAYOUT)
         _check(stored, (3, 4), where, _LAYOUT)
-        index = len(stored) // 2 if spec.slice == "mid" else spec.slice
-        if index >= len(stored):
+        index = slice_index(spec.slice, len(stored))
+        if not 0 <= index < len(stored):
             raise UserError(f"{where}: has no slice {index}", f"Valid: `slice` from 0 to {len(stored) - 1}, or 'mid'.")
         measured = np.asarray(stored[index], dtype=np.complex128)
         if "mask" in file:

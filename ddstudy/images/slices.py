@@ -26,15 +26,14 @@ from ddstudy.images.volumes import (
     reading,
     resample,
     sides_of,
+    slice_index,
     source_of,
     unit_range,
     unresample,
 )
-from ddstudy.spec.options import TargetSpec
+from ddstudy.spec.options import TargetSpec, slices_of
 
 Chosen = str | int | Iterable[int]
-_RANGE = re.compile(r"(?P<first>[0-9]{1,6}):(?P<end>[0-9]{1,6})(:(?P<step>[1-9][0-9]{0,5}))?")
-_AROUND = re.compile(r"mid\+-(?P<reach>[1-9][0-9]{0,4})(:(?P<step>[1-9][0-9]{0,4}))?")
 _VALID = "Valid: 'all', indices, ranges as '40:140:10', without the end, or 'mid+-30:10' around the middle"
 
 
@@ -150,18 +149,14 @@ def _indices(chosen: Chosen, depth: int, where: str, plane: str) -> list[int]:
     items = chosen.split(",") if isinstance(chosen, str) else [chosen] if isinstance(chosen, int) else list(chosen)
     for item in items:
         text = str(item).strip()
-        if text == "all":
-            found |= set(range(depth))
-        elif match := _RANGE.fullmatch(text):
-            found |= set(range(int(match["first"]), int(match["end"]), int(match["step"] or 1)))
-        elif match := _AROUND.fullmatch(text):
-            reach = int(match["reach"])
-            step = int(match["step"] or reach)
-            found |= {depth // 2 + number * step for number in range(-(reach // step), reach // step + 1)}
-        elif match := re.fullmatch(r"mid(?P<by>[+-][0-9]{1,5})?|[0-9]{1,6}", text):
-            found.add(depth // 2 + int(match["by"] or 0) if text.startswith("mid") else int(text))
-        else:
-            raise UserError(f"{where}: cannot be {item!r}", f"{_VALID}.")
+        try:
+            named = range(depth) if text == "all" else slices_of(text)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}", f"{_VALID}.") from None
+        for each in map(str, named):
+            if not re.fullmatch("mid([+-][0-9]{1,5})?|[0-9]{1,6}", each):
+                raise UserError(f"{where}: cannot be {item!r}", f"{_VALID}.")
+            found.add(slice_index(int(each) if each.isdecimal() else each, depth))
     if not found:
         raise UserError(f"{where}: none are chosen", f"{_VALID}.")
     if away := [index for index in sorted(found) if not 0 <= index < depth]:

@@ -11,20 +11,22 @@ from ddstudy.images.volumes import MNI152, Target, Targets, load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import path_of
 from ddstudy.spec.options import TaskSpec
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.schema import CASE, StudySpec
 
 
 def load_targets(spec: StudySpec) -> Target | Targets:
-    """The image of a study, or its images where it searches options of `[target]`.
+    """The image of a study, or its images where it searches options of `[target]` or has cases.
 
     Raises:
         UserError: one of its files is missing, damaged or of another kind; see `load_target` and `kspace_target`.
     """
-    axes = tuple(axis for axis in spec.search_space.names if axis.startswith("target."))
+    axes = tuple(axis for axis in spec.search_space.names if axis.startswith("target.") or axis == CASE)
     if not axes:
-        return _load(spec)
+        return _load(spec.at({}))
     tables = {tuple(fit.get(axis) for axis in axes): spec.at(fit) for fit in budgets_by_fit(spec.search_space)}
-    return Targets(axes, {values: _load(at) for values, at in tables.items()})
+    images = {at.target: at for at in tables.values()}  # cases may differ in their noise alone
+    loaded = {table: _load(at) for table, at in images.items()}
+    return Targets(axes, {values: loaded[at.target] for values, at in tables.items()})
 
 
 def digest_beside(task: TaskSpec) -> bytes:

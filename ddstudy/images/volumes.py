@@ -305,6 +305,11 @@ def _check_values(values: Any, where: str) -> None:
         raise UserError(f"{where}: holds no values, its shape is {shape}", "Valid: at least one value on each axis.")
 
 
+def slice_index(wanted: int | str, depth: int) -> int:
+    """Which of so many slices `target.slice` means; it may be outside."""
+    return depth // 2 + int(wanted.removeprefix("mid") or 0) if isinstance(wanted, str) else wanted
+
+
 @dataclass(frozen=True, eq=False)
 class Plane:
     """How the slices of a volume along a plane, as they are displayed, lie among its stored voxels.
@@ -384,9 +389,9 @@ def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float
     plane = plane_of(volume, spec, where)
     number = number_of(spec.volume, volume, where)
     depth = plane.shape[2]
-    index = depth // 2 if spec.slice == "mid" else spec.slice
-    if index >= depth:
-        valid = f"Valid: `slice` from 0 to {depth - 1} ({NORMALS[spec.plane]}), or 'mid'."
+    index = slice_index(spec.slice, depth)
+    if not 0 <= index < depth:
+        valid = f"Valid: `slice` from 0 to {depth - 1} ({NORMALS[spec.plane]}), or 'mid' = {depth // 2}."
         raise UserError(f"{where}: has no {spec.plane} slice {index}", valid)
     at = index if plane.forwards else depth - 1 - index
     return plane.displayed(volume.slice(plane.stored_axes[2], at, number))[..., 0], plane.to_stored(index), index

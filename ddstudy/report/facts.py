@@ -8,7 +8,7 @@ import pandas as pd
 
 from ddstudy.errors import duration
 from ddstudy.report import tables
-from ddstudy.report.words import about_judge, ensemble_of, text_of
+from ddstudy.report.words import about_cases, about_judge, ensemble_of, text_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -32,7 +32,13 @@ _LOSSES = {
     "log_mse": "logarithm of the mean squared error",
 }
 _NOISES = {"gaussian": "Gaussian", "clipped": "clipped Gaussian", "rician": "Rician", "poisson": "Poisson"}
-_EARLIER = ("target", "target shape", "target digest", "created")  # told before the versions, under names of their own
+_EARLIER = (
+    "target",
+    "target shape",
+    "targets",
+    "target digest",
+    "created",
+)  # told before the versions, under names of their own
 
 
 def facts(view: StudyView) -> dict[str, str]:
@@ -42,6 +48,7 @@ def facts(view: StudyView) -> dict[str, str]:
         "target": ", ".join(filter(None, [stored.get("target"), stored.get("target shape", "").removeprefix("1x")])),
         "task": _task(view),
         "judge": _judge(view),
+        "cases": about_cases(spec) if spec.cases.by_name else "",
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in spec.objectives.items()),
         "sampler": spec.search.sampler + (f", seed {spec.search.seed}" if spec.search.sampler != "grid" else ""),
         "members": _members(view),
@@ -56,9 +63,10 @@ def facts(view: StudyView) -> dict[str, str]:
         or "none yet",
         "measured": f"{len(measured.drop_duplicates(list(view.axes))):,} of {len(spec.search_space):,} settings",
         "unstable": _share(measured),
+        "ended early": _ended_early(measured),
         "device": _kinds(measured["device"]),
         "engine": _kinds(measured["engine"]),
-        "duration": _duration(measured),
+        "duration": _duration(measured if view.by_case is None else tables.finished(view.by_case.trials)),
         "load": _load(measured),
         "created": stored.get("created", ""),
         "target digest": stored.get("target digest", ""),
@@ -136,8 +144,17 @@ def _limits(view: StudyView) -> str:
 def _share(measured: pd.DataFrame) -> str:
     if measured.empty:
         return "no trial is measured yet"
+    measured = measured[measured["pruner"].isna()] if "pruner" in measured else measured  # whose end is unknown
+    if measured.empty:
+        return ""
     unstable = int((~measured["stable"]).sum())
     return f"{unstable / len(measured):.1%} ({unstable:,} of {len(measured):,} measured trials)"
+
+
+def _ended_early(measured: pd.DataFrame) -> str:
+    """What the study's pruner ended."""
+    ended = measured["pruner"].dropna() if "pruner" in measured else measured["state"].iloc[:0]
+    return f"{len(ended):,} trials by the {ended.iloc[0]} pruner" if len(ended) else ""
 
 
 def _kinds(column: pd.Series[str]) -> str:

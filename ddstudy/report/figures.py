@@ -392,6 +392,25 @@ def slices(table: pd.DataFrame, metric: str) -> go.Figure:
     return figure
 
 
+def cases(table: pd.DataFrame, metric: str) -> go.Figure:
+    """A metric of the common setting and of each case's own best, over the cases. Of `cases.by_case`."""
+    figure = _figure("case", title_of(metric), {"xaxis": {**_AXIS, "type": "category"}})
+    for column, name, colour, symbol, dash in (
+        ("own", "best of the case", _BLUE, "circle-open", "dot"),
+        ("common", "one setting for all", _VERMILLION, "x", "solid"),
+    ):
+        figure.add_scatter(
+            name=name,
+            x=[html.escape(case) for case in table["case"]],
+            y=table[column].tolist(),
+            mode="lines+markers",
+            marker={"color": colour, "symbol": symbol, "size": 9},
+            line={"width": 1.5, "dash": dash},
+            hovertemplate=f"%{{x}}: %{{y:{METRICS[metric].format}}}",
+        )
+    return figure
+
+
 def by_level(
     table: pd.DataFrame, lines: pd.DataFrame, level: str, metric: str, groups: Sequence[str], axes: Sequence[str]
 ) -> go.Figure:

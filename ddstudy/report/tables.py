@@ -47,7 +47,9 @@ _ALIKE = (
     (r"\d+ dead members", "dead members"),
     (r"diverged by iteration \d+", "diverged"),
 )
-_ORDERS = {path: option.words for path, option in OPTIONS.items() if option.kind is str}  # not the alphabet's
+_ORDERS = {
+    path: option.words for path, option in OPTIONS.items() if option.words and option.kind is str
+}  # not the alphabet's
 
 
 def finished(trials: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ddstudy.errors import counted
 from ddstudy.images.metrics import METRICS
 from ddstudy.spec.options import OPTIONS
 
@@ -55,6 +56,16 @@ def about_judge(*specs: StudySpec) -> str:
     against = dict.fromkeys(_JUDGES[spec.judge.against] for spec in specs)
     unknown = "; the truth is not known" * (not all(spec.knows_truth for spec in specs))
     return f"The judge's score is PSNR against {' or '.join(against)}{unknown}."
+
+
+def about_cases(spec: StudySpec) -> str:
+    """What the settings of a study are judged over, in a sentence."""
+    cases = spec.cases
+    first, *others = cases.chosen_by
+    names = f"{first} to {others[-1]}" if others else first
+    how = {"mean": "the mean", "worst": "the worst", "quantile": f"the {cases.quantile:g} quantile from the worst"}
+    held_out = f"; {counted(len(cases.held_out), 'case')} held out" if cases.held_out else ""
+    return f"Each number is {how[cases.objective]} over {counted(len(cases.chosen_by), 'case')} ({names}){held_out}."
 
 
 def digits_of(column: str) -> int | None:

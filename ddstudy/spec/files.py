@@ -7,8 +7,10 @@ read as the version that stored it meant it: through migrations, with today's de
 from __future__ import annotations
 
 import difflib
+import glob
 import importlib.util
 import json
+import os
 import tomllib
 import types
 from collections.abc import Callable, Iterator
@@ -53,7 +55,39 @@ def read_study(path: Path) -> dict[str, Any]:
                 named[key] = str((path.parent / named[key]).resolve())
             except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
                 raise UserError(f"{path}: {table}.{key}: {error}", "Valid: the path of a file.") from None
+    cases = tree.get("cases")
+    if isinstance(cases, dict):
+        if isinstance(named := cases.get("files"), list):
+            cases["files"] = [file for each in named for file in _files(each, path)]
+        for row in cases["table"] if isinstance(cases.get("table"), list) else ():
+            if isinstance(row, dict) and isinstance(row.get("file"), str):
+                row["file"] = _beside(row["file"], path)
     return tree
+
+
+def _beside(file: str, study: Path) -> str:
+    """The path of a file that a study file names relative to itself."""
+    return file if file.startswith(PACKAGE) else os.path.abspath(study.parent / file)
+
+
+def _files(named: object, study: Path) -> list[object]:
+    """The files that an entry of `cases.files` names: itself, what a pattern matches, the T1 images of a BIDS folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not isinstance(named, str) or named.startswith(PACKAGE):
+        return [named]
+    path = _beside(named, study)
+    patterns = [path]
+    if os.path.isdir(path):
+        patterns = [os.path.join(glob.escape(path), sub, "anat", "*_T1w.nii*") for sub in ("sub-*", "sub-*/ses-*")]
+    elif not glob.has_magic(path):
+        return [path]
+    if found := sorted({file for pattern in patterns for file in glob.glob(pattern, recursive=True)}):
+        return [*found]
+    what = "there is no sub-*/anat/*_T1w.nii in it" if path not in patterns else "matches no file"
+    raise UserError(f"{study}: cases.files: {named}: {what}", "Valid: a file, a folder in BIDS, a pattern with *.")
 
 
 def path_of(file: str) -> Path:

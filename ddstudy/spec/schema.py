@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from ddstudy.images.metrics import METRICS, QUALITY, Direction
-from ddstudy.spec.axes import Axis, Space, may_apply
+from ddstudy.spec.axes import Axis, Fit, Setting, Space, may_apply
 from ddstudy.spec.options import (
     FUSED,
     HANDCRAFTED,
@@ -31,6 +31,7 @@ from ddstudy.spec.options import (
     OPTIONS,
     THESIS,
     TRAINED,
+    CasesSpec,
     FitSpec,
     JudgeSpec,
     NoiseSpec,
@@ -50,6 +51,8 @@ else:
 
 # Raise it where the same study file gives other numbers, by more than devices differ: 2 since a6b599d, before it 1.
 NUMERICS = 2
+CASE = "cases.case"  # the axis of a study of cases
+OF_CASES = ".cases"  # ends the name of the study that holds each setting on each case
 # Raise it where a key of a study file changes its name, its meaning or its default, with a function in _MIGRATIONS.
 SCHEMA = 1
 
@@ -185,6 +188,7 @@ class StudySpec(BaseModel):
     description: str = Field("", description="one sentence for people")
     images: bool = Field(True, description="keep target, output and error map of every trial")
     target: TargetSpec = TargetSpec()
+    cases: CasesSpec = CasesSpec()
     task: TaskSpec = TaskSpec()
     judge: JudgeSpec = JudgeSpec()
     prior: PriorSpec = PriorSpec()
@@ -258,6 +262,7 @@ class StudySpec(BaseModel):
         self._check_task()
         if (self.fit.start, self.fit.start_iterations, self.fit.joint) != ("random", 0, 1):
             raise ValueError("fit.start and fit.joint are of volumes, which `ddstudy fit --all-slices` reconstructs")
+        self._check_cases()
         if "cv_percent" in self.objectives and 1 in self.values_of("fit.members"):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
         for axis in self.search_space.axes:
@@ -279,6 +284,23 @@ class StudySpec(BaseModel):
         if self.executor.fallback != "none" and "bfloat16" in self.values_of("fit.precision"):
             raise ValueError("executor.fallback must be 'none' where fit.precision is bfloat16, which is for CUDA GPUs")
         return self
+
+    def _check_cases(self) -> None:
+        cases, listed = self.cases, self.search_space.names
+        own = {path for case in cases.by_name.values() for path in case.own}
+        if twice := [path for path in sorted(own) if path in listed]:
+            raise ValueError(f"space.{twice[0]}: is what cases differ in; name its values in one of the two")
+        if unknown := [name for name in self.values_of(CASE) if name and name not in cases.by_name]:
+            raise ValueError(f"space.{CASE}: there is no case '{unknown[0]}'")
+        of_tasks = own & {"task.seed", "task.sigma"}
+        if of_tasks and "represent" in self.values_of("task.kind"):
+            raise ValueError("cases: seeds and noise levels need a task other than 'represent', which has no noise")
+        if cases.by_name and len(self.name) > 100 - len(OF_CASES):
+            raise ValueError(f"name: a study of cases has up to {100 - len(OF_CASES)} letters")
+        if cases.by_name and self.search.pruner not in (None, "wilcoxon"):
+            raise ValueError("search.pruner over cases is 'wilcoxon', which compares settings case by case")
+        if cases.by_name and self.search.pruner and cases.objective != "mean":
+            raise ValueError("search.pruner compares means over cases: cases.objective must be 'mean'")
 
     def _check_priors(self) -> None:
         kinds = self.values_of("prior.kind")
@@ -422,7 +444,8 @@ class StudySpec(BaseModel):
         space = self.search_space
         if path in space.names:
             return space[path]
-        return (self._base(path),) if "." in path else ()
+        of_cases = tuple(dict.fromkeys(case.own[path] for case in self.cases.by_name.values() if path in case.own))
+        return of_cases or ((self._base(path),) if "." in path else ())
 
     def at(self, point: Mapping[str, Value]) -> Self:
         """This study with its tables as they are at one point of its space.
@@ -431,12 +454,31 @@ class StudySpec(BaseModel):
             point: a setting or a fit.
         """
         changes: dict[str, dict[str, Value]] = {}
-        for path, value in point.items():
+        for path, value in {**self._of_case(point), **point}.items():
             table, _, name = path.rpartition(".")
             if table:
                 changes.setdefault(table, {})[name] = value
         tables = {table: getattr(self, table).model_copy(update=values) for table, values in changes.items()}
         return self.model_copy(update=tables) if tables else self
+
+    def _of_case(self, point: Mapping[str, Value]) -> dict[str, Value]:
+        """What the case of a point says in place of the tables."""
+        name = point.get(CASE) or self.cases.case
+        return self.cases.by_name[str(name)].own if name else {}
+
+    @cached_property
+    def by_case(self) -> StudySpec | None:
+        """The study whose trials are the settings of this one on each of its cases, held-out ones last; None: no cases.
+
+        It is a grid whose axes are those of this study and the case, and holds all that is fitted.
+        """
+        if not self.cases.by_name or self.cases.case or CASE in self.search_space.names:
+            return None
+        tree = self.model_dump(exclude_none=True)
+        tree["name"] += OF_CASES
+        tree["space"][CASE] = [*self.cases.chosen_by, *self.cases.held_out]
+        tree["search"] = {"sampler": "grid"}
+        return StudySpec.model_validate(tree)
 
     @property
     def trials(self) -> int:
@@ -463,6 +505,7 @@ class StudySpec(BaseModel):
                 "target": {"file"},
                 "task": {"mask", "maps"},
                 "judge": {"file"},
+                "cases": True,
             },
         )
         del tree["search"]["trials"], tree["fit"]["device"], tree["fit"]["engine"]
@@ -473,7 +516,17 @@ class StudySpec(BaseModel):
         flat = {key: json.loads(json.dumps(value)) for key, value in flatten(tree)}
         for axis in self.search_space.names:
             flat.pop(axis, None)  # what its table says of an axis is of no account
-        return flat | {"numerics": NUMERICS}
+        return flat | self._fingerprint_of_cases() | {"numerics": NUMERICS}
+
+    def _fingerprint_of_cases(self) -> dict[str, Any]:
+        """What each case is, but for its file, and how a setting is judged over them."""
+        if not self.cases.by_name:
+            return {}
+        by_name = {f"cases.{name}": {**case.own, "holdout": case.holdout} for name, case in self.cases.by_name.items()}
+        for own in by_name.values():
+            own.pop("target.file", None)
+        over = {"cases.objective": self.cases.objective}
+        return by_name | over | ({"cases.quantile": self.cases.quantile} if "quantile" in over.values() else {})
 
     def stored(self) -> str:
         """The whole study as JSON, for `stored_spec` of this and all later versions."""
@@ -504,3 +557,23 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Any:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def setting_of(of_case: Setting) -> Setting:
+    """The setting that was measured on a case."""
+    return Setting({axis: value for axis, value in of_case.items() if axis != CASE})
+
+
+def fit_of(of_case: Fit) -> Fit:
+    """The fit that was done of a case."""
+    return Fit({axis: value for axis, value in of_case.items() if axis != CASE})
+
+
+def fit_on(fit: Fit, case: str) -> Fit:
+    """A fit of a setting as it is of one case."""
+    return Fit({**fit, CASE: case})
+
+
+def on(setting: Setting, case: str) -> Setting:
+    """A setting on one case."""
+    return fit_on(setting.fit, case).at(setting.budget)

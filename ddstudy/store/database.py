@@ -19,6 +19,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from ddstudy.errors import UserError, WorkError
 from ddstudy.images.volumes import Target, Targets, short_digest
 from ddstudy.spec.files import stored_spec
 from ddstudy.spec.options import OPTIONS
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.schema import CASE, OF_CASES, StudySpec
 from ddstudy.store.leases import AtWork, Leases, at_work, create_table
 from ddstudy.store.optuna_rows import FrozenStudy, TrialStorage, count_finished, distributions, has_tables, id_of
 from ddstudy.store.records import VERSION, is_sound
@@ -74,6 +75,7 @@ class Store:
         self._url = parse_url(url)
         self.lease_seconds = lease_seconds
         self._stack = contextlib.ExitStack()
+        self._driving = False
         self.driver = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self.is_sqlite = self._url.drivername == "sqlite"
         self.path = Path(self._url.database or "").absolute() if self.is_sqlite else None
@@ -179,8 +181,11 @@ class Store:
     # looking
 
     def names(self) -> list[str]:
-        """Names of our studies, latest first."""
-        return [study.study_name for study in self._ours()]
+        """Names of our studies, latest first; without those of cases, which the study they are of has."""
+        names = [study.study_name for study in self._ours()]
+        return [
+            name for name in names if name.removesuffix(OF_CASES) == name or name.removesuffix(OF_CASES) not in names
+        ]
 
     def _ours(self) -> list[FrozenStudy]:
         studies = [s for s in self.storage.get_all_studies() if _SPEC in s.user_attrs]
@@ -211,9 +216,12 @@ class Store:
             raise self._no_studies()
         if name is not None and name not in studies:
             raise UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(studies)}.")
-        study = studies[name or next(iter(studies))]
+        study = studies[name or self.names()[0]]
         trials, left_out = self.storage.read_trials(id_of(study))
-        return view_of(study, trials, self.artifacts, self.shown_url, left_out)
+        view = view_of(study, trials, self.artifacts, self.shown_url, left_out)
+        if view.spec.by_case is not None and view.spec.by_case.name in studies:
+            return replace(view, by_case=self.view(view.spec.by_case.name))
+        return view
 
     def _no_studies(self) -> NoStudiesError:
         return NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
@@ -260,8 +268,9 @@ class Store:
         return other
 
     def at_work(self, name: str) -> list[AtWork]:
-        """The fits of a study that are being done now, by whichever drivers."""
-        return at_work(self.storage.engine, self.storage.get_study_id_from_name(name))
+        """The fits of a study that are being done now, by whichever drivers; of one with cases, those of its cases."""
+        stored = {study.study_name: id_of(study) for study in self._ours()}
+        return at_work(self.storage.engine, stored.get(name + OF_CASES, stored[name]))
 
     # driving
 
@@ -272,7 +281,7 @@ class Store:
             UserError: the study exists with another spec or target; another driver has the SQLite file.
         """
         with contextlib.ExitStack() as stack:  # undone if anything below is refused
-            if self.path is not None:
+            if self.path is not None and not self._driving:
                 stack.enter_context(self._file_lock(self.path))
             with self._alone():
                 grown = self.check(spec, target)
@@ -301,6 +310,7 @@ class Store:
                 writer.settle()
             writer.close_abandoned()
             self._stack.push(stack.pop_all())
+            self._driving = True
         return writer
 
     def _file_lock(self, path: Path) -> contextlib.AbstractContextManager[object]:
@@ -384,6 +394,8 @@ class Store:
         """Stores what a study is, as far as `check` allows it to change."""
         if grown is None:
             facts = {"target": target.name, "target shape": "x".join(map(str, target.image.shape)), **environment()}
+            if isinstance(target, Targets) and target.axes == (CASE,):
+                facts["targets"] = json.dumps({values[0]: each.name for values, each in target.images.items()})
             study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": short_digest(target)}))
         elif grown:
             self._grow(study, spec, grown)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from ddstudy.errors import UserError
 from ddstudy.spec.axes import setting_id
 from ddstudy.spec.files import stored_spec
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.schema import CASE, StudySpec
 from ddstudy.store.optuna_rows import FrozenStudy
 from ddstudy.store.records import NUMBERS, Record, records_of
 from ddstudy.store.urls import shown_path
@@ -55,6 +55,7 @@ class StudyView:
         checks: one row per member and check of every fit, see `checks_table`.
         left_out: finished trials that are in none of these: number -> what is wrong with it.
         records: what the tables are made of.
+        by_case: of a study with cases, its study of cases, whose trials are settings on one case.
     """
 
     name: str
@@ -64,11 +65,33 @@ class StudyView:
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     records: Sequence[Record] = field(default=(), repr=False)
     _artifacts: Path | None = field(default=None, repr=False)
+    by_case: StudyView | None = field(default=None, repr=False)
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the options that it searches: columns of `trials`, missing there where an option does not apply."""
         return self.spec.search_space.names
+
+    @cached_property
+    def each_case(self) -> list[StudyView]:
+        """The study as it is on each of its cases alone, without held-out ones; empty where it has none."""
+        if self.by_case is None:
+            return []
+        trials, facts = self.by_case.trials, self.by_case.facts
+        targets = json.loads(facts.get("targets", "{}"))
+        return [
+            replace(
+                self,
+                name=f"{self.name} {case}",
+                spec=self.spec.at({CASE: case}),
+                facts={**facts, "target": targets.get(case, case)},
+                trials=trials[trials[CASE] == case].drop(columns=CASE).reset_index(drop=True),
+                left_out={},
+                records=[record for record in self.by_case.records if record.setting[CASE] == case],
+                by_case=None,
+            )
+            for case in self.spec.cases.chosen_by
+        ]
 
     @property
     def measured(self) -> int:

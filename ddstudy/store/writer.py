@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ddstudy.errors import counted
 from ddstudy.images.metrics import COLUMNS
 from ddstudy.images.volumes import Target, Targets, error_png_bytes, png_bytes
 from ddstudy.spec.axes import Setting
@@ -33,7 +34,7 @@ from ddstudy.store.optuna_rows import (
     id_of,
     image_attribute,
 )
-from ddstudy.store.records import REUSED, VERSION, Outcome, Outcomes
+from ddstudy.store.records import REUSED, VERSION, Outcome, Outcomes, Record, records_of
 from ddstudy.store.study import StudyView
 from ddstudy.study.evaluate import Check, Result
 from ddstudy.study.stability import Limits, cv_percent, reason, violations
@@ -42,7 +43,7 @@ from ddstudy.tasks.cases import Case, case_of
 from ddstudy.tasks.measurements import picture
 
 _DIVERGED = "diverged"
-_JUDGED = ("fit_id", "shared", "stable", "reason", REUSED)  # attributes of a trial that are added to what was measured
+JUDGED = ("fit_id", "shared", "stable", "reason", "images", REUSED)  # attributes that are added to what was measured
 
 
 class StudyWriter:
@@ -109,6 +110,12 @@ class StudyWriter:
         """The settings that have a result by now, whoever measured them: a live view that only grows, at its end."""
         return self.leases.patiently(self._outcomes.read)
 
+    def records(self, settings: Iterable[Setting]) -> list[Record]:
+        """The results of settings that `measured` has read, in this order."""
+        ids = [self._outcomes.trials[setting.id] for setting in settings]
+        trials = self.leases.patiently(lambda: [self._storage.get_trial(trial) for trial in ids])
+        return records_of(trials, self.spec)[0]
+
     def given_up(self) -> dict[int, Setting]:
         """Trials that tell of settings which could not be measured, as far as `measured` has read."""
         return self._outcomes.given_up
@@ -166,7 +173,7 @@ class StudyWriter:
             wanted = setting in self.space and setting not in measured and complete
             if not wanted or (stopped and not same_rule) or (timed and not comparable):
                 continue
-            values = {key: value for key, value in attrs.items() if key not in _JUDGED}
+            values = {key: value for key, value in attrs.items() if key not in JUDGED}
             if VERSION not in values:  # left out by the first version; this one has not measured what it imports
                 values |= {VERSION: other.facts.get("ddstudy", "unknown"), "commit": other.facts.get("commit", "")}
             curve = {key: list(rows) for key, rows in record.curve.items()}
@@ -195,6 +202,13 @@ class StudyWriter:
         setting = self.space.setting(trial.params)
         assert setting is not None
         return trial, setting
+
+    def ask_for(self, setting: Setting) -> None:
+        """Has a setting asked for next, before what the sampler proposes."""
+        params = self.space.params(setting)
+        waiting = self._storage.read_trials(id_of(self.study), (TrialState.WAITING,))[0]
+        if params not in [enqueued(trial) for trial in waiting]:
+            self.leases.patiently(lambda: self.study.enqueue_trial(params))
 
     def _refuse_enqueued(self) -> None:
         """Closes enqueued trials whose values are not listed, which Optuna would accept, or that have a result."""
@@ -249,6 +263,7 @@ class StudyWriter:
         trial: optuna.Trial | None = None,
         marks: Mapping[str, Any] | None = None,
         origin: str | None = None,
+        steps: Mapping[int, float] | None = None,
     ) -> Outcome | None:
         """Records a result as a trial: COMPLETE, or PRUNED where the study prunes and it is unstable.
 
@@ -265,6 +280,7 @@ class StudyWriter:
             trial: the asked trial that this is the answer to; else a new trial is added, in one transaction.
             marks: system attributes that the sampler wants on a new trial.
             origin: study and number of the trial that it was imported from; its images are in `marks`.
+            steps: intermediate values, where they are not those of the fit's checks.
 
         Returns:
             What a run must know of it; None if the setting has a result already.
@@ -294,17 +310,17 @@ class StudyWriter:
         pruned = diverged or (table.prune and not attrs["stable"])
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         objectives = None if diverged else [float(values[metric]) for metric in self.spec.objectives]
-        steps = {}
-        if len(self.spec.objectives) == 1 and objectives:
-            steps = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
+        told = dict(steps or {})
+        if steps is None and len(self.spec.objectives) == 1 and objectives:
+            told = {int(values["iterations_done"]): objectives[0]}  # what Optuna takes as a PRUNED trial's value
         system_attrs = dict(marks or {})
-        if self.spec.images and not diverged and not origin:
+        if self.spec.images and not diverged and result.output.size:  # else they are in `marks`
             try:
                 system_attrs |= self._images(setting, result)
             except OSError as error:  # a full disk, a folder that is gone: the numbers are kept
                 attrs["images"] = f"not kept: {error}"
-        if self.spec.search.pruner:
-            steps = _means(result.curve)
+        if steps is None and self.spec.search.pruner:
+            told = _means(result.curve)
         if origin:
             attrs[REUSED] = origin
         frozen = create_trial(
@@ -314,7 +330,7 @@ class StudyWriter:
             distributions=distributions(self.space),
             user_attrs=attrs,
             system_attrs=system_attrs,
-            intermediate_values=steps,
+            intermediate_values=told,
             constraints=constraints,
         )
         frozen.datetime_start = started
@@ -351,12 +367,54 @@ class StudyWriter:
             "pruner": name,
             "reason": f"stopped at {check.iteration} by the {name} pruner: 1DD {np.mean(scores):.1f} dB",
         }
+        return self._write_pruned(setting, attrs, float(np.mean(scores)), steps, started, trial, marks)
+
+    def record_pruned_over_cases(
+        self,
+        setting: Setting,
+        values: Mapping[str, Any],
+        steps: Mapping[int, float],
+        *,
+        started: datetime,
+        trial: optuna.Trial | None = None,
+        marks: Mapping[str, Any] | None = None,
+    ) -> Outcome | None:
+        """Records that the study's pruner ended a setting before it was measured on all cases.
+
+        Args:
+            setting: that is surely worse than the best one.
+            values: over the cases that it was measured on.
+            steps: the objective on each of these, by the place of the case.
+            started: when its first fit began.
+            trial: the asked trial that this is the answer to; else a new trial is added.
+            marks: system attributes that the sampler wants on a new trial.
+        """
+        score, count = float(np.mean(list(steps.values()))), counted(len(steps), "case")
+        attrs = {
+            **self._made_by,
+            **{key: value for key, value in values.items() if key not in JUDGED},
+            "fit_id": setting.fit.id,
+            "pruner": self.spec.search.pruner,
+            "reason": f"stopped after {count} by the {self.spec.search.pruner} pruner: {score:.1f} dB",
+        }
+        return self._write_pruned(setting, attrs, score, steps, started, trial, marks)
+
+    def _write_pruned(
+        self,
+        setting: Setting,
+        attrs: Mapping[str, Any],
+        value: float,
+        steps: Mapping[int, float],
+        started: datetime,
+        trial: optuna.Trial | None,
+        marks: Mapping[str, Any] | None,
+    ) -> Outcome | None:
         frozen = create_trial(
             state=TrialState.PRUNED,
-            values=[float(np.mean(scores))],
+            values=[value],
             params=self.space.params(setting),
             distributions=distributions(self.space),
-            user_attrs=attrs,
+            user_attrs=dict(attrs),
             system_attrs=dict(marks or {}),
             intermediate_values=dict(steps),
         )

@@ -193,7 +193,7 @@ def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target 
 
 def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Work:
     """The work of a plan without any early stop; for a search, of average settings."""
-    if spec.search.sampler == "grid":
+    if not the_plan.is_search:
         return sum((work_of(spec, fit, budgets, target) for fit, budgets in the_plan.todo.items()), Work())
     # a search asks for whole fits, whose budgets are all results; with time an objective, for fits up to any budget
     asked = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ddstudy.errors import UserError
@@ -14,7 +15,7 @@ from ddstudy.priors.handcrafted import Handcrafted
 from ddstudy.solvers.fused import kernels_for, memory
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import PriorSpec, tiles
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.schema import CASE, StudySpec, setting_of
 from ddstudy.study.evaluate import Job, prior_of
 from ddstudy.study.stability import StopRule
 from ddstudy.tasks.cases import Case, case_of
@@ -29,22 +30,34 @@ class Plan:
         fits: fits that serve them; for a search the most it can need.
         done: settings that have a result already.
         todo: fits of a grid that are still to do, with their budgets; the longest first. Empty for a search.
+        is_search: settings are chosen on the way.
     """
 
     settings: int
     fits: int
     done: int
     todo: dict[Fit, tuple[int, ...]]
+    is_search: bool = False
 
 
-def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: int = 0) -> Plan:
+def plan(
+    spec: StudySpec,
+    target: Target | Targets,
+    done: set[Setting],
+    reused: int = 0,
+    *,
+    over: StudySpec | None = None,
+    wanted: Collection[Setting] | None = None,
+) -> Plan:
     """Plans a study.
 
     Args:
-        spec: the study.
+        spec: the study; of one with cases, its study of cases.
         target: its image.
         done: settings that have a result.
         reused: of these, imported from other studies; a search tries its own number beside them.
+        over: the study whose cases these are.
+        wanted: what is to be measured, as if it were a grid; by default all but what is on held-out cases.
 
     Raises:
         UserError: an objective cannot be measured on a target of this size, a target not as the task says, or a prior
@@ -59,17 +72,23 @@ def plan(spec: StudySpec, target: Target | Targets, done: set[Setting], reused: 
                     f"objective {metric.name}: cannot be measured on a target of {height}x{width}",
                     f"Use a larger target ({metric.label} needs {metric.side} pixels), or another objective.",
                 )
-    space = spec.search_space
+    asked, cases = over or spec, len(spec.cases.chosen_by) if over else 1
+    space = asked.search_space
     settings = list(space)
-    if spec.search.sampler != "grid":
-        trials = min(spec.trials + reused, len(settings))
-        return Plan(trials, min(trials - reused, len(budgets_by_fit(settings))), len(done), {})
-    settings = settings[: spec.trials]
+    if asked.search.sampler != "grid" and wanted is None:
+        trials = min(asked.trials + reused // cases, len(settings))
+        fits = min(trials - reused // cases, len(budgets_by_fit(settings)))
+        return Plan(trials * cases, fits * cases, len(done), {}, is_search=True)
+    settings = settings[: asked.trials]
+    if wanted is not None:
+        settings = [setting for setting in spec.search_space if setting in wanted]
+    elif over:
+        chosen, listed = set(settings), set(spec.cases.chosen_by)
+        settings = [each for each in spec.search_space if each[CASE] in listed and setting_of(each) in chosen]
     done = done & set(settings)
-    wanted = budgets_by_fit(settings)
     missing = budgets_by_fit(setting for setting in settings if setting not in done)
     order = sorted(missing, key=lambda fit: -cost(spec, fit, target) * max(missing[fit]))
-    return Plan(spec.trials, len(wanted), len(done), {fit: missing[fit] for fit in order})
+    return Plan(len(settings), len(budgets_by_fit(settings)), len(done), {fit: missing[fit] for fit in order})
 
 
 def model_of(spec: StudySpec, fit: Fit, target: Target | Targets) -> Prior | Handcrafted:

@@ -11,7 +11,7 @@ import itertools
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -22,9 +22,11 @@ from optuna.trial import TrialState
 from ddstudy.execution.executors import Event, Executor, Failed, Finished, Started, Workers
 from ddstudy.images.metrics import METRICS
 from ddstudy.spec.axes import Fit, Setting
+from ddstudy.spec.schema import CASE, fit_of, fit_on, setting_of
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead
+from ddstudy.study.over_cases import OverCases
 from ddstudy.study.planner import cost, job, plan
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
@@ -94,6 +96,16 @@ class _InFlight:
 
 
 @dataclass
+class _Open:
+    """A setting of a search on its way through the cases; all settings that its fit serves go with it."""
+
+    fit: Fit
+    budgets: tuple[int, ...]
+    left: deque[str]  # cases that were not begun
+    flying: int = 0  # that are being fitted
+
+
+@dataclass
 class _Pack:
     """Fits of one kind that are submitted together."""
 
@@ -110,8 +122,20 @@ class _Pack:
 class _Run:
     """The state of one run; see `run`."""
 
-    def __init__(self, study: StudyWriter, executor: Executor, forecast: Forecast) -> None:
+    def __init__(
+        self,
+        study: StudyWriter,
+        executor: Executor,
+        forecast: Forecast,
+        over: OverCases | None = None,
+        wanted: Collection[Setting] | None = None,
+    ) -> None:
         self.study = study
+        self.over = over
+        self.asked = over.over if over else study  # whose settings are asked for
+        self.wanted = wanted
+        self.is_grid = self.asked.spec.search.sampler == "grid" or wanted is not None
+        self.open: list[_Open] = []  # settings of a search that are on their way through the cases
         self.executor = executor
         self.forecast = forecast
         self.in_flight: dict[str, _InFlight] = {}
@@ -123,7 +147,8 @@ class _Run:
         self.began = time.monotonic()
         self.results = study.measured()
         self.given_up_before = set(study.given_up())  # by earlier runs: this one tries again
-        self.counted = 0  # of the results, in the pruned and the best
+        self.counted = 0  # of the results, in the work that is behind
+        self.judged = 0  # of the settings, in the pruned and the best
         self.pruned = 0
         self.best: tuple[Setting, float] | None = None
         self.todo: dict[Fit, tuple[int, ...]] = {}
@@ -133,16 +158,23 @@ class _Run:
         self.left: float | None = None
         self.kept = self.began
         self._count()
-        self.plan = plan(study.spec, study.target, set(self.results), study.reused)
+        self.plan = plan(
+            study.spec,
+            study.target,
+            set(self.results),
+            study.reused,
+            over=over.over.spec if over else None,
+            wanted=wanted,
+        )
         orphans = study.leases.orphans()
         # fits whose drivers died come last, the longest at the very end: they may be the cause
         order = [fit for fit in self.plan.todo if fit.id not in orphans]
         for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in orphans)]:
             self._put_back(fit, self.plan.todo[fit])
-        if study.spec.search.sampler != "grid":
+        if self.plan.is_search:
             whole = work_ahead(study.spec, study.target, self.plan)
             self.average = whole.times(1 / max(1, whole.results))
-        study.study.pruner = pruner(study.spec)
+        self.asked.study.pruner = pruner(self.asked.spec)
         self.packs: list[_Pack] = []  # that are being filled
         self.numbers = itertools.count(1)  # of the packs
         self.kinds: dict[Fit, object] = {}
@@ -159,9 +191,8 @@ class _Run:
                 flight.alone, flight.pack = True, next(self.numbers)
                 self.executor.submit(flight.fit.id, work)
             return
-        grid = self.study.spec.search.sampler == "grid"
         while self._taken() < self.executor.slots and self._submit_next():
-            if grid:
+            if self.is_grid:
                 begun = self.packs[-1]
                 while begun.has_room and self._next_of_grid(begun.kind):
                     pass
@@ -177,18 +208,20 @@ class _Run:
 
     def _taken(self) -> int:
         """Slots in use; in a search each fit counts, also in a pack, so that no setting is asked for too early."""
-        if self.study.spec.search.sampler != "grid":
+        if not self.is_grid:
             return len(self.in_flight)
         return len({flight.pack for flight in self.in_flight.values()})
 
     def _waiting(self) -> int:
         """Fits that could run now if there were slots."""
-        if self.study.spec.search.sampler == "grid":
+        if self.is_grid:
             return len(self.todo)
         return max(0, self.plan.settings - len(self.results) - len(self.in_flight))
 
     def _submit_next(self) -> bool:
-        return self._next_of_search() if self.study.spec.search.sampler != "grid" else self._next_of_grid()
+        if self.is_grid:
+            return self._next_of_grid()
+        return self._next_case() or self._next_of_search()
 
     def _next_of_grid(self, kind: object = None) -> bool:
         """Takes a lease on the next fit, of a kind if one is given, and submits it."""
@@ -228,41 +261,135 @@ class _Run:
 
     def _next_of_search(self) -> bool:
         self._refresh()
-        ours = [flight for flight in self.in_flight.values() if flight.trial is not None]
-        coming = sum(f.fit.at(b) not in self.results for f in self.in_flight.values() for b in f.budgets)
-        running = self.study.running()
+        asked, results = self.asked, self.asked.measured()
+        fits = [(f.fit, f.budgets) for f in self.in_flight.values()] if self.over is None else self._opened()
+        coming = sum(fit.at(b) not in results for fit, budgets in fits for b in budgets)
+        running = asked.running()
+        ours = self.open if self.over else [flight for flight in self.in_flight.values() if flight.trial is not None]
         coming += len(running) - len(ours)
-        if len(self.results) + coming >= self.plan.settings:
+        if len(results) + coming >= self.trials:
             return False
         # also busy: fits whose last budget is on its way, fits of other drivers, and fits that fail
-        busy = {*self.in_flight, *self.study.leases.alive(), *(fit.id for fit in self.failures)}
-        if next(unseen(self.study.space, self.results, busy | running_fits(self.study.space, running)), None) is None:
+        busy = {*(fit.id for fit, _ in fits), *asked.leases.alive(), *(fit.id for fit in self._failing())}
+        if next(unseen(asked.space, results, busy | running_fits(asked.space, running)), None) is None:
             return False
-        sampler = self.study.study.sampler
+        sampler = asked.study.sampler
         assert isinstance(sampler, Unseen)
         sampler.busy = busy
         try:
-            trial, setting = self.study.ask()
+            trial, setting = asked.ask()
         except SpaceExhaustedError as none:  # another driver took the last ones since we looked
-            self.study.fail(none.trial, "another driver took the last settings")
+            asked.fail(none.trial, "another driver took the last settings")
             self._refresh()
             return False
-        if not self.study.leases.take(setting.fit.id):
-            self.study.fail(trial, "another driver is fitting this")
+        if not asked.leases.take(setting.fit.id):
+            asked.fail(trial, "another driver is fitting this")
             return False  # the next event tries again
         self._refresh()
-        if self._is_given_up(setting.fit, (setting.budget,), trial):
-            self.study.leases.release(setting.fit.id)
+        if self.over is None and self._is_given_up(setting.fit, (setting.budget,), trial):
+            asked.leases.release(setting.fit.id)
             return True
-        if setting in self.results:  # it was enqueued, or another driver was faster
-            self.study.fail(trial, "its setting has a result already")
-            self.study.leases.release(setting.fit.id)
+        if setting in asked.measured():  # it was enqueued, or another driver was faster
+            asked.fail(trial, "its setting has a result already")
+            asked.leases.release(setting.fit.id)
             return True
         # budgets that the fit passes on its way are results too, for free
-        passed = [b for b in self.study.space.budgets(setting.fit) if b <= setting.budget]
+        passed = [b for b in asked.space.budgets(setting.fit) if b <= setting.budget]
+        if self.over is not None:
+            self.over.asked[setting] = trial
+            budgets = tuple(b for b in passed if setting.fit.at(b) not in asked.measured())
+            self.open.append(_Open(setting.fit, budgets, deque(self.over.cases.chosen_by)))
+            return self._next_case()
         budgets = tuple(b for b in passed if setting.fit.at(b) not in self.results)
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
         return True
+
+    # searches over cases
+
+    def _opened(self) -> list[tuple[Fit, tuple[int, ...]]]:
+        return [(each.fit, each.budgets) for each in self.open]
+
+    def _failing(self) -> set[Fit]:
+        """Fits of settings that cannot be measured."""
+        return {fit_of(fit) for fit in self.failures} if self.over else self.failures
+
+    def _next_case(self) -> bool:
+        """Submits the next case of a setting that is on its way; with a pruner, one of each setting at a time."""
+        if self.over is None:
+            return False
+        for each in list(self.open):
+            while each.left and not (each.flying and self.over.pruner):
+                fit = fit_on(each.fit, each.left.popleft())
+                budgets = tuple(b for b in each.budgets if fit.at(b) not in self.results)
+                if not budgets:  # measured before, for a setting that another run began
+                    self._decide(each)
+                    if each not in self.open:
+                        break
+                    continue
+                if not self.study.leases.take(fit.id):
+                    self._close(each, "another driver is fitting this")
+                    break
+                if self._is_given_up(fit, budgets):
+                    self.study.leases.release(fit.id)
+                    self._close(each, "one of its cases cannot be measured", given_up=True)
+                    break
+                each.flying += 1
+                self._submit(_InFlight(fit, budgets, None, None, datetime.now()))
+                return True
+            if not each.left and not each.flying:
+                self._decide(each)
+        return False
+
+    def _landed(self, fit: Fit) -> str:
+        """Looks at a setting one of whose cases has ended."""
+        each = next((one for one in self.open if one.fit == fit_of(fit)), None)
+        if each is None:
+            return ""
+        each.flying -= 1
+        if fit in self.failures:
+            self._close(each, "one of its cases cannot be measured", given_up=True)
+            return ""
+        return self._decide(each)
+
+    def _decide(self, each: _Open) -> str:
+        """Records a setting whose cases are all there, or ends it where the pruner says so."""
+        assert self.over is not None
+        settings = [each.fit.at(budget) for budget in each.budgets]
+        recorded = [self.over.complete(setting) for setting in settings]
+        if all(recorded):
+            line = f"{settings[-1].id}: {self._said_over_cases(settings[-1])}"
+        elif each.flying or (each.left and not self.over.pruner):
+            return ""
+        else:
+            line = self.over.prune(each.fit, each.budgets) if each.left else ""
+            if each.left and not line:
+                return ""
+        skipped = len(each.left) * len(each.budgets)
+        self.plan = replace(self.plan, settings=self.plan.settings - skipped)
+        self._close(each, "not all of its cases have a result")
+        self._count()
+        return line
+
+    def _close(self, each: _Open, why: str, *, given_up: bool = False) -> None:
+        """Takes a setting from those on their way; its trial is closed if it was not recorded."""
+        assert self.over is not None
+        if each not in self.open:
+            return
+        self.open.remove(each)
+        for budget in each.budgets:
+            if (trial := self.over.asked.pop(each.fit.at(budget), None)) is not None:
+                self.asked.fail(trial, why, given_up=given_up)
+        self.asked.leases.release(each.fit.id)
+
+    def _said_over_cases(self, setting: Setting) -> str:
+        """How a setting did over its cases, for the log."""
+        outcome = self.asked.measured()[setting]
+        value = "" if outcome.value is None else f" {outcome.value:.2f}"
+        metric = METRICS[next(iter(self.asked.spec.objectives))]
+        how = self.asked.spec.cases.objective
+        return (
+            f"{outcome.state.name} {how} over {len(self.asked.spec.cases.chosen_by)} cases{value} {metric.unit}".strip()
+        )
 
     def _is_given_up(self, fit: Fit, budgets: tuple[int, ...], trial: optuna.Trial | None = None) -> bool:
         """Whether a fit that we just took is not to be tried: another driver gave it up, or several died with it."""
@@ -289,7 +416,7 @@ class _Run:
     def _room(self, work: Job) -> int:
         """How many fits of a kind are to run as a pack: as many as fill the device, in even shares for all slots."""
         room = 1 if work.timed else self.executor.room(work)
-        if room > 1 and self.study.spec.search.sampler == "grid":
+        if room > 1 and self.is_grid:
             left = 1 + sum(self._kind(fit) == work.kind for fit in self.todo)
             room = min(room, -(-left // max(1, self.executor.slots)))
         return room
@@ -326,6 +453,7 @@ class _Run:
                 besides = time.monotonic() - flight.begun - flight.fitted
                 self.forecast.learn_besides(max(0.0, besides), flight.recorded)
             self._forget(flight)
+            return self._landed(flight.fit)
         return ""
 
     def _judge(self, flight: _InFlight, check: Check, mean: float) -> str:
@@ -371,6 +499,8 @@ class _Run:
                 return f"{setting.id}: FAIL, the store has a result of it that cannot be read"
             return f"{setting.id}: not recorded, another driver was faster"
         self.images_lost = done.images_lost or self.images_lost
+        if self.over is not None and self.is_grid and setting[CASE] in self.over.cases.chosen_by:
+            self.over.complete(setting_of(setting))
         self._count()
         if flight.setting == setting:
             flight.trial = None
@@ -421,6 +551,7 @@ class _Run:
         self._give_up(flight.fit, missing, why, flight.trial, log)
         flight.trial = None
         self._forget(flight)
+        self._landed(flight.fit)
         return f"{flight.fit.id}: FAIL after {max(flight.failures + 1, flight.losses)} tries: {why}"
 
     def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None, log: str = "") -> None:
@@ -433,6 +564,8 @@ class _Run:
                 self.study.fail(trial, why, given_up=True, log=log)
             else:
                 self.study.record_failure(setting, why, log)
+            if self.over is not None and self.is_grid and setting[CASE] in self.over.cases.chosen_by:
+                self.asked.record_failure(setting_of(setting), f"{setting[CASE]}: {why}", log)
 
     def _forget(self, flight: _InFlight) -> None:
         if flight.trial is not None:  # not recorded, since the lease was lost
@@ -442,11 +575,13 @@ class _Run:
         if flight.fit not in self.failures:
             self.behind += self._work(flight.fit, flight.budgets)
         lost = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
-        if lost and flight.setting is None and flight.fit not in self.failures:
+        if lost and self.is_grid and flight.fit not in self.failures:
             self._put_back(flight.fit, lost)  # the driver that took the lease measures these, or we do if it dies
 
     def abandon(self) -> None:
         """Closes what is in flight, when the run is stopped."""
+        for each in list(self.open):
+            self._close(each, "its run was stopped")
         for flight in self.in_flight.values():
             if flight.trial is not None:
                 self.study.fail(flight.trial, "its run was stopped")
@@ -470,13 +605,16 @@ class _Run:
         for setting in reversed(new):
             if setting.fit.id not in self.in_flight:
                 self._done_elsewhere(setting)
-            result = self.results[setting]
+        self.counted = len(self.results)
+        outcomes = self.asked.measured() if self.over else self.results
+        for setting in reversed(list(itertools.islice(reversed(outcomes), len(outcomes) - self.judged))):
+            result = outcomes[setting]
             self.pruned += result.state == TrialState.PRUNED
             if result.state != TrialState.COMPLETE or not result.stable or result.value is None:
                 continue
             if self.best is None or sign * result.value > sign * self.best[1]:
                 self.best = (setting, result.value)
-        self.counted = len(self.results)
+        self.judged = len(outcomes)
 
     def _done_elsewhere(self, setting: Setting) -> None:
         """Takes what another driver did from the work that is ahead."""
@@ -493,7 +631,7 @@ class _Run:
     def _time_left(self) -> float | None:
         """Seconds for what is ahead at the recent pace, which stopped fits, other drivers and lost workers change."""
         ahead, flying = self.ahead, [(self._work(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
-        if self.study.spec.search.sampler != "grid":
+        if not self.is_grid:
             coming = sum(len(flight.budgets) - flight.recorded for flight in self.in_flight.values())
             ahead = self.average.times(max(0, self.plan.settings - len(self.results) - coming))
         if not self.forecast.known or not (ahead.iterations or flying):
@@ -515,10 +653,11 @@ class _Run:
     def progress(self, message: str = "") -> Progress:
         """Where the run stands."""
         self.left = self._time_left()
-        total = max(self.plan.settings, len(self.results))
+        done = len(self.results) if self.wanted is None else sum(each in self.results for each in self.wanted)
+        total = max(self.plan.settings, done)
         failed = sum(setting not in self.results for setting in self.failed)  # these are few, results are many
-        counts = len(self.results), total, self.pruned, failed
-        spec, objective = self.study.spec, next(iter(self.study.spec.objectives))
+        counts = done, total, self.pruned, failed
+        spec, objective = self.asked.spec, next(iter(self.asked.spec.objectives))
         if self.best and "members" in METRICS[objective].inputs:
             objective += f" {spec.at(self.best[0]).fit.members}DD"
         return Progress(*counts, self.best, self.current, self.left, message, self.images_lost, objective)
@@ -526,24 +665,44 @@ class _Run:
     @property
     def waiting_for_others(self) -> bool:
         """Whether other drivers have leases on all that is left."""
-        if self.study.spec.search.sampler == "grid":
+        if self.is_grid:
             return any(fit not in self.failures for fit in self.todo)
-        return len(self.results) < self.plan.settings and bool(self.study.running() or self.study.leases.alive())
+        asked = self.asked
+        return len(asked.measured()) < self.trials and bool(asked.running() or asked.leases.alive())
+
+    @property
+    def trials(self) -> int:
+        """Settings that a search tries, with those that were imported."""
+        spec = self.asked.spec
+        return min(spec.trials + self.asked.reused, len(spec.search_space))
 
 
-def run(study: StudyWriter, executor: Executor, forecast: Forecast) -> Iterator[Progress]:
+def run(
+    study: StudyWriter,
+    executor: Executor,
+    forecast: Forecast,
+    *,
+    over: OverCases | None = None,
+    wanted: Collection[Setting] | None = None,
+) -> Iterator[Progress]:
     """Runs a study to its end.
 
     Args:
-        study: the study, open for recording.
+        study: the study, open for recording; of one with cases, its study of cases.
         executor: where fits run.
         forecast: of this executor; grows with every result.
+        over: the study whose cases these are; it is recorded, too.
+        wanted: what is to be measured, whatever the study's sampler; by default all of it.
 
     Yields:
         Where the run stands, after every event. Close the generator to stop; results so far are kept.
     """
-    state = _Run(study, executor, forecast)
+    state = _Run(study, executor, forecast, over, wanted)
     try:
+        if over is not None:
+            for setting in over.settle():
+                if not state.is_grid and setting.fit.id not in over.over.leases.alive():
+                    over.over.ask_for(setting)
         while True:
             state.fill()
             yield state.progress()
@@ -554,6 +713,6 @@ def run(study: StudyWriter, executor: Executor, forecast: Forecast) -> Iterator[
             if not state.waiting_for_others:
                 return
             time.sleep(POLL_SECONDS)  # other drivers finish their fits, or die and their leases end
-            study.close_abandoned()
+            state.asked.close_abandoned()
     finally:
         state.abandon()

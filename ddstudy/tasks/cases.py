@@ -60,7 +60,7 @@ def case_of(spec: StudySpec, target: Target | Targets, point: Mapping[str, Value
     return _case(target.of(point), task, judge.against, spec.knows_truth, judge.share if spec.holds_out else 0.0)
 
 
-@functools.lru_cache(maxsize=64)  # a study has few, and asks for each with every fit
+@functools.lru_cache(maxsize=256)  # a study has few, and asks for each with every fit
 def _case(target: Target, task: TaskSpec, against: Against, knows_truth: bool, held_out: float) -> Case:
     repeat = target.repeat
     if against == "repeat" and knows_truth:

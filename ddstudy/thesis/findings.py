@@ -554,9 +554,15 @@ def _ranks(view: StudyView, others: Sequence[StudyView]) -> Found:
     "others of other slices, with the same image, noise and fit options.",
 )
 def _slices(view: StudyView, others: Sequence[StudyView]) -> Found:
+    if view.each_case:  # a study whose cases are slices has them all itself
+        middle = [each for each in view.each_case if each.spec.target.slice == "mid"]
+        view, others = (middle or view.each_case)[0], [each for each in view.each_case if each not in middle]
     away = [other for other in others if _another_slice(view, other)]
     if view.spec.target.slice != "mid" or not away:
-        return _nothing("dB", "It takes a study of the mid slice first, and others of the same volume and plane.")
+        return _nothing(
+            "dB",
+            "It takes a study of the mid slice first, and others of the same volume, or slices as its cases.",
+        )
     axes, metric = _axes(view), "psnr_foreground"
     mid = comparable(view.trials, metric).drop_duplicates(axes)
     parts, words = [], []

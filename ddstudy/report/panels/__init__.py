@@ -20,6 +20,7 @@ from ddstudy.report.panels.base import KINDS, Filter, Filtered, Panel, Picture, 
 from ddstudy.report.panels.best import Best
 from ddstudy.report.panels.by_axis import Heatmap, Means, Quartiles
 from ddstudy.report.panels.by_level import ByLevel
+from ddstudy.report.panels.cases import Cases, CasesByAxis, CasesNeeded, CasesTransfer, HeldOut
 from ddstudy.report.panels.importance import Importance
 from ddstudy.report.panels.inputs import NoisePreview, Tilings
 from ddstudy.report.panels.judges import Judges
@@ -29,7 +30,7 @@ from ddstudy.report.panels.parallel import Parallel
 from ddstudy.report.panels.plane import Fronts, Pareto
 from ddstudy.report.panels.priors import Priors
 from ddstudy.report.panels.ranks import Ranks
-from ddstudy.report.panels.slices import Slices
+from ddstudy.report.panels.slices import CasesSlices, Slices
 from ddstudy.report.panels.stopping import Stopping
 from ddstudy.report.panels.transfer import Transfer
 from ddstudy.spec.files import MOST_MISTAKES, describe, mistakes, read_toml
@@ -76,6 +77,12 @@ register(
     Stopping,
     Judges,
     Priors,
+    Cases,
+    CasesByAxis,
+    CasesTransfer,
+    CasesNeeded,
+    HeldOut,
+    CasesSlices,
 )
 
 

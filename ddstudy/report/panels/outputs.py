@@ -12,7 +12,7 @@ import pandas as pd
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
 from ddstudy.report.panels.base import Faceted, Picture, Shown, Table, chosen_by, settings_of
-from ddstudy.report.words import about_judge, in_words, named, text_of, title_of
+from ddstudy.report.words import about_cases, about_judge, in_words, named, text_of, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -64,6 +64,9 @@ class Outputs(Faceted):
             *others_below, last = (_FACES[name] for name in below)
             faces = f"{', '.join(others_below)} and {last} of " * spec.is_task
             sentence += f" Below, {faces}the best of each {self.group(facets)}, unstable only where none is stable."
+
+        if spec.cases.by_name:
+            sentence += f" Images are of the case {spec.cases.chosen_by[0]}, numbers {about_cases(spec)[15:]}"
 
         def caption(row: Row, axes: list[str]) -> str:
             of, whose = METRICS[metric], "" if metric == "judge" else "ensemble "

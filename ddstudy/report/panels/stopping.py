@@ -23,8 +23,8 @@ class Stopping(Faceted):
     kind: Literal["stopping"]
 
     def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
-        """None where a clean image is copied: more iterations are never worse."""
-        return [self] if view.spec.is_task else []
+        """None where a clean image is copied, when more iterations are never worse, or where a fit is of one case."""
+        return [self] if view.spec.is_task and not view.spec.cases.by_name else []
 
     def _of_study(self, view: StudyView) -> Shown:
         spec, (facets, others) = view.spec, self.split(view)
