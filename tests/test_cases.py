@@ -387,3 +387,29 @@ def test_the_command_line_judges(folder: Path, tmp_path: Path) -> None:
             assert "Judging 1 setting on 3 held-out cases" in driver.output
     page = (tmp_path / "report-one.html").read_text()
     assert "took no part in the choice" in page
+
+
+def test_cases_that_are_slices_show_what_is_lost_away_from_the_middle(
+    tables: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fig. 5.1 and its finding, of one study."""
+    tree = tables(task={}, cases={"slices": ["mid+-2:1"]})
+    study = ddstudy.run(tree, store=f"sqlite:///{tmp_path}/store.db")
+    assert study.cases is not None
+    (panel,) = [each for each in read_panels() if each.kind == "cases_slices"]
+    shown = panel.show([study.view]).table
+    assert shown is not None
+    each = study.cases.trials.assign(fit=study.cases.trials["k"] * 10 + study.cases.trials["l"])
+    of_fits = each.groupby([CASE, "fit"])["psnr"].mean().unstack(CASE)
+    change = of_fits.sub(of_fits["slicemid"], axis=0).mean()
+    assert shown.frame["distance"].tolist() == [-2, -1, 0, 1, 2]
+    np.testing.assert_allclose(shown.frame["change"].astype(float), change[list(tree_names(tree))])
+    found = study.findings().loc["slices"]
+    foreground = each.groupby([CASE, "fit"])["psnr_foreground"].mean().unstack(CASE)
+    away = foreground.drop(columns="slicemid").mean(axis=1)
+    assert found["effect"] == pytest.approx((foreground["slicemid"] - away).mean())
+
+
+def tree_names(tree: dict[str, Any]) -> list[str]:
+    """Names of the cases of a study, in their order."""
+    return [*parse_spec(tree, "study").cases.by_name]

@@ -23,6 +23,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from points import fit_of, setting_of
 
+import ddstudy
 from ddstudy.errors import UserError, WorkError
 from ddstudy.execution.executors import InProcess
 from ddstudy.images.volumes import Target
@@ -722,3 +723,22 @@ def test_a_store_that_fails_is_told_without_secrets(tmp_path: Path) -> None:
     wrapped = StorageInternalError("see below")
     wrapped.__cause__ = error
     assert said(wrapped, url) == said(error, url)
+
+
+def test_long_identities_are_kept_also_in_a_store_that_had_no_room_for_them(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target, tmp_path: Path
+) -> None:
+    """PostgreSQL minds the length of a text, SQLite does not."""
+    with Store(store_url) as store:
+        store.drive(make_spec(), tiny_target, sampler(make_spec()))
+        if not store.is_sqlite:
+            with store.storage.engine.begin() as connection:  # as the first versions made them
+                connection.exec_driver_sql("ALTER TABLE ddstudy_claims ALTER COLUMN fit TYPE VARCHAR(100)")
+                connection.exec_driver_sql("ALTER TABLE ddstudy_measured ALTER COLUMN setting TYPE VARCHAR(100)")
+    name = "a" * 100
+    spec = make_spec(name="long", cases={"table": [{"name": name}]})
+    assert spec.by_case is not None
+    (setting, *_) = spec.by_case.search_space
+    assert len(setting.id) > 100
+    study = ddstudy.run(spec, store=store_url, artifacts=tmp_path / "images", threads=1)
+    assert (study.view.measured, study.cases is not None and study.cases.view.measured) == (4, 4)

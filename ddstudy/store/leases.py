@@ -27,7 +27,7 @@ _table = sa.Table(
     "ddstudy_claims",  # what leases were once called: stores of earlier versions have this table
     sa.MetaData(),
     sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("fit", sa.String(100), primary_key=True),
+    sa.Column("fit", sa.Text, primary_key=True),
     sa.Column("driver", sa.String(200), nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
     sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # of drivers that had it and died
@@ -39,9 +39,18 @@ _CLOCKS = {
 }
 
 
+def lengthen(engine: sa.Engine, table: str, column: str) -> None:
+    """Lets a column hold texts of any length, which in stores of earlier versions was 100 letters on PostgreSQL."""
+    kinds = {each["name"]: each["type"] for each in sa.inspect(engine).get_columns(table)}
+    if engine.dialect.name == "postgresql" and getattr(kinds[column], "length", None) is not None:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE TEXT"))
+
+
 def create_table(engine: sa.Engine) -> None:
     """Makes the table where it is missing, and adds the columns that an earlier version did not have."""
     _table.create(engine, checkfirst=True)
+    lengthen(engine, _table.name, "fit")
     columns = {column["name"] for column in sa.inspect(engine).get_columns(_table.name)}
     with engine.begin() as connection:
         if "deaths" not in columns:  # made before deaths were counted

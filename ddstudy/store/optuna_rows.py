@@ -50,6 +50,7 @@ from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ddstudy.spec.axes import Axis, Setting, Space
+from ddstudy.store.leases import lengthen
 from ddstudy.store.urls import said
 
 T = TypeVar("T")
@@ -189,6 +190,7 @@ class TrialStorage(RDBStorage):
     def make_table(self) -> None:
         """Makes the table that keeps a setting from having two results, beside Optuna's, where it is missing."""
         _MEASURED.create(self.engine, checkfirst=True)
+        lengthen(self.engine, _MEASURED.name, "setting")
         # of earlier versions: it was over a mark of trials, which in a copied study still named the original
         with self.engine.begin() as connection:
             connection.execute(sa.text("DROP INDEX IF EXISTS ddstudy_results"))
@@ -276,7 +278,7 @@ _MEASURED = sa.Table(
     "ddstudy_measured",
     sa.MetaData(),
     sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("setting", sa.String(100), primary_key=True),
+    sa.Column("setting", sa.Text, primary_key=True),
     sa.Column("trial_id", sa.Integer, nullable=False),
 )
 _TRIAL_OF = sa.text("SELECT trial_id FROM ddstudy_measured WHERE study_id = :study AND setting = :setting")

@@ -130,11 +130,12 @@ def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
 
     Args:
         view: the study.
-        others: studies of other slices, for the finding on slices away from the middle.
+        others: studies of other slices, for the finding on slices away from the middle; of a study with cases these
+            are its cases.
     """
     if beside_the_thesis(view.spec):
         return []
-    others = [other for other in others if not beside_the_thesis(other.spec)]
+    others = [*view.each_case, *(other for other in others if not beside_the_thesis(other.spec))]
     axes = axes_of(view, *others)
     view, *others = (
         replace(one, trials=_drawing(widened(one, axes)).assign(study=one.name)) for one in (view, *others)
@@ -554,9 +555,8 @@ def _ranks(view: StudyView, others: Sequence[StudyView]) -> Found:
     "others of other slices, with the same image, noise and fit options.",
 )
 def _slices(view: StudyView, others: Sequence[StudyView]) -> Found:
-    if view.each_case:  # a study whose cases are slices has them all itself
-        middle = [each for each in view.each_case if each.spec.target.slice == "mid"]
-        view, others = (middle or view.each_case)[0], [each for each in view.each_case if each not in middle]
+    if view.by_case is not None:  # its cases are among the others
+        view = next((other for other in others if other.spec.target.slice == "mid"), view)
     away = [other for other in others if _another_slice(view, other)]
     if view.spec.target.slice != "mid" or not away:
         return _nothing(
