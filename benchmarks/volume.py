@@ -1,6 +1,8 @@
 """What warm starts and joint fits are worth over the slices of a volume: quality beside seconds.
 
-    python benchmarks/volume.py [--tasks represent denoise] [--json benchmarks/results/volume.json]
+    python benchmarks/volume.py --json benchmarks/results/volume.json
+    python benchmarks/volume.py --slices 66:126:4 --ways random "neighbour 250" "neighbour 150" "joint 3"
+    python benchmarks/volume.py --k 16 --ways random --tasks denoise
 
 15 adjacent axial slices about the middle of the packaged MNI152 template, at 96x80, one setting with two members;
 copied (represent) and denoised (sigma 0.1 of the volume's range). Every way has the same slices, measurements and input
@@ -59,14 +61,20 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--slices", default="87:102")
     parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--k", type=int, default=SETTING["k"])
+    parser.add_argument("--ways", nargs="+", help="'random' first: what the others are compared with [all]")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for task in options.tasks:
-        spec = asked(**SETTING, target={"size": [96, 80]}, task=TASKS[task], iterations=options.iterations)
+        spec = asked(
+            **{**SETTING, "k": options.k}, target={"size": [96, 80]}, task=TASKS[task], iterations=options.iterations
+        )
         slices = load_slices(spec.target, options.slices)
         reference: dict[int, Result] = {}
-        for name, way in ways(list(slices.targets), options.iterations).items():
+        every = ways(list(slices.targets), options.iterations)
+        for name in options.ways or every:
+            way = every[name]
             begun = sum(os.times()[:4])
             found = results(spec, slices, way)
             seconds = sum(os.times()[:4]) - begun
@@ -148,17 +156,18 @@ def compared(found: Mapping[int, Result], reference: Mapping[int, Result], way: 
     """Scores, and how they differ from random starts, slice by slice."""
     psnr = {index: float(result.values["psnr"]) for index, result in found.items()}
     gains = {index: psnr[index] - float(reference[index].values["psnr"]) for index in psnr}
-    ends = [index for index, unit in way.units.items() if index in (unit[0], unit[-1])]
     row: dict[str, Any] = {
         "psnr": np.mean(list(psnr.values())),
         "worst": min(psnr.values()),
         "ssim": np.mean([float(result.values["ssim"]) for result in found.values()]),
-        "peak": np.mean([max(curve(result)) for result in found.values()]),
+        "peak_at_checks": np.mean([max(curve(result)) for result in found.values()]),
         "gain": np.mean(list(gains.values())),
         "gain_least": min(gains.values()),
-        "gain_ends": np.mean([gains[index] for index in ends]),
-        "gain_inner": np.mean([gains[index] for index in gains if index not in ends] or [np.nan]),
     }
+    if any(len(unit) > 1 for unit in way.units.values()):
+        ends = {index for index, unit in way.units.items() if index in (unit[0], unit[-1])}
+        row["gain_ends"] = np.mean([gain for index, gain in gains.items() if index in ends])
+        row["gain_inner"] = np.mean([gain for index, gain in gains.items() if index not in ends])
     row = {name: round(float(value), 4) for name, value in row.items()}
     if way.onwards:
         started = sorted(index for index in found if index != sorted(found)[len(found) // 2])

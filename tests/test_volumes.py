@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from problems import make_problem
 
 import ddstudy
-from ddstudy.errors import StoppedError, UserError
+from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.image_fit import asked, job_of
 from ddstudy.images.metrics import psnr
 from ddstudy.images.slices import load_slices
@@ -331,8 +331,15 @@ def test_slices_of_another_fit_are_refused_and_kept(tmp_path: Path) -> None:
     npz.write_bytes(npz.read_bytes()[:100])
     with pytest.raises(UserError, match="Delete it: its slices are then fitted again"):
         fit_slices()
-    npz.unlink()
+    npz.unlink()  # the only one: whatever comes next finds nothing to keep
+    with pytest.raises(WorkError, match="out of memory"):
+        fit_slices(learning_rate=0.02, progress=out_of_memory)
+    assert not Path("out.slices").exists()
     assert fit_slices(progress=None).files == (Path("out.nii.gz"), Path("out.csv"))
+
+
+def out_of_memory(at: ddstudy.SliceProgress) -> None:
+    raise WorkError("out of memory")
 
 
 def test_a_measured_volume_is_denoised_by_a_prior_without_weights(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Executor(Protocol):
         """Jobs, or packs of them, that run at the same time, by now."""
 
     def room(self, job: Job) -> int:
-        """How many jobs of this one's kind are done fastest as one pack here, a multiple of its `joint`."""
+        """How many jobs of this one's kind are done fastest as one pack here, its `joint` at least."""
 
     def submit(self, ticket: str, job: Job) -> None:
         """Adds a job under a name of the caller's choice."""

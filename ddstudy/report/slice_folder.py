@@ -91,7 +91,9 @@ class SliceFolder:
 
 @contextmanager
 def slice_folder(stem: Path, setting: Mapping[str, Any]) -> Iterator[SliceFolder]:
-    """The folder of finished slices beside files of a name, which goes when the block is left without an error.
+    """The folder of finished slices beside files of a name; it goes when the block is left without an error.
+
+    So it does where nothing was finished, which leaves nothing to keep.
 
     Args:
         stem: folder and name of the files, without suffix.
@@ -108,23 +110,28 @@ def slice_folder(stem: Path, setting: Mapping[str, Any]) -> Iterator[SliceFolder
     try:
         with FileLock(path / ".lock", timeout=0):
             _check(path, json.loads(json.dumps(setting)))
-            yield SliceFolder(path)
-            shutil.rmtree(path)
+            done = False
+            try:
+                yield SliceFolder(path)
+                done = True
+            finally:
+                if done or not any(path.glob("*.npz")):
+                    shutil.rmtree(path)
     except Timeout:
         raise UserError(f"{path}: another run is at work there", "Wait for it, or choose another --out.") from None
 
 
 def _check(path: Path, setting: dict[str, Any]) -> None:
-    """Notes in a new folder what its slices depend on, or compares."""
+    """Notes in a folder without slices what they will depend on, or compares."""
     file = path / _SETTING
-    if not file.exists():
+    if not any(path.glob("*.npz")):
         write_file(file, json.dumps(setting, indent=1).encode())
         return
     try:
         there = json.loads(file.read_bytes())
         differing = [key for key in {**there, **setting} if there.get(key) != setting.get(key)]
-    except (ValueError, TypeError, AttributeError):
-        differing = ["all"]
+    except (OSError, ValueError, TypeError, AttributeError):
+        differing = [f"{_SETTING} cannot be read"]
     if differing:
         shown = ", ".join(differing[:5]) + ", ..." * (len(differing) > 5)
         raise UserError(
