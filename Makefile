@@ -4,14 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: run test check format clean
+.PHONY: run test check format docs clean
 
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
 
-# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin
+# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin; bytecode is
+# kept, since dozens of processes start
 test: $(STAMP)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -22,6 +23,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the pages need no network, neither to be made, once mkdocs is installed, nor to be read
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/reference.py
+	$(BIN)/mkdocs build --strict --quiet
+
 # made anew when pyproject.toml changes
 $(STAMP):
 	$(PYTHON) -m venv --clear .venv
@@ -29,4 +36,4 @@ $(STAMP):
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis

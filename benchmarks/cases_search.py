@@ -62,7 +62,7 @@ def table_of(spec: StudySpec) -> dict[Setting, dict[str, float]]:
 def search(spec: StudySpec, table: dict[Setting, dict[str, float]], folder: Path) -> tuple[int, int, Setting]:
     """Fits, iterations and the choice of one search."""
     searched, known = Searched(table), Forecast()
-    known.learn(1.0, 1.0)
+    known.learn("deep_decoder auto", 1.0, 1.0)
     assert spec.by_case is not None
     cases = spec.cases.by_name
     images = {(case,): Target(np.full((1, 48, 40), i / 99, np.float32), case, None) for i, case in enumerate(cases)}

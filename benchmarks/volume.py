@@ -89,17 +89,16 @@ def ways(slices: list[int], iterations: int) -> dict[str, Way]:
     """By name."""
     alone = {index: (index,) for index in slices}
     joint = {n: {index: unit for unit in reversed(units_of(slices, n)) for index in unit} for n in (3, 5)}
+    few = 3 * iterations // 10
     firsts = [min(max(place - 1, 0), len(slices) - 3) for place in range(len(slices))]
     sliding = {index: tuple(slices[first : first + 3]) for index, first in zip(slices, firsts, strict=True)}
     return {
         "random": Way(alone, iterations),
-        **{
-            f"neighbour {n}": Way(alone, iterations, n)
-            for n in (iterations, iterations // 2, 3 * iterations // 10, iterations // 10)
-        },
+        **{f"neighbour {n}": Way(alone, iterations, n) for n in (iterations, iterations // 2, few, iterations // 10)},
         "joint 3": Way(joint[3], iterations),
         "joint 5": Way(joint[5], iterations),
         "joint 3 x3": Way(joint[3], 3 * iterations),
+        f"neighbour {few}, joint 3": Way(joint[3], iterations, few),
         "sliding 3": Way(sliding, iterations),
     }
 

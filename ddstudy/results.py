@@ -183,9 +183,9 @@ class Study:
             str(metric): way for metric, way in self.spec.objectives.items()
         }
         rows = {
-            metric: scored.sort_values(metric, ascending=direction == "minimize", kind="stable").index[0]
+            metric: scored.sort_values(ascending=direction == "minimize", kind="stable").index[0]
             for metric, direction in directions.items()
-            if len(scored := stable.dropna(subset=[metric]))
+            if len(scored := stable[metric].dropna())
         }
         return stable.loc[list(rows.values())].set_index(pd.Index(list(rows), name="metric"))
 

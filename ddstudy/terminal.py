@@ -29,7 +29,7 @@ from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
-from ddstudy.thesis.findings import TOGETHER, Answer
+from ddstudy.thesis.findings import TOGETHER, Answer, about
 from ddstudy.thesis.published import beside_the_thesis, differences
 from ddstudy.volume_fit import SliceProgress, VolumeFit
 
@@ -99,9 +99,9 @@ def print_studies(console: Console, studies: Sequence[Study]) -> None:
     for column in ("study", "target", "measured", "of", "pruned", "failed", "best"):
         table.add_column(column)
     for study in studies:
-        metric, best = next(iter(study.spec.objectives)), ""
-        if metric in study.best.index:
-            row = study.best.loc[metric]
+        metric, rows, best = next(iter(study.spec.objectives)), study.best, ""
+        if metric in rows.index:
+            row = rows.loc[metric]
             whose = with_whose(metric, ensemble_of(study.spec))
             best = f"{whose} {row[metric]:.4g} at {setting_id(str(row['fit_id']), cast(int, row['iterations']))}"
         if lost := study.view.lost_images:
@@ -266,8 +266,8 @@ def follow(console: Console, opened: Store, name: str | None) -> StudyView:
 
 def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
     """The answers to the thesis' findings as a table; as paragraphs where a table would be all columns of one word."""
-    if why := beside_the_thesis(view.spec):
-        console.print(f"{view.name}: {why}", soft_wrap=True)
+    if about(view.spec) is None:
+        console.print(f"{view.name}: {beside_the_thesis(view.spec)}", soft_wrap=True)
         return
     title = f"The thesis' findings on {view.name}, {view.facts['target']}"
     if console.width < NARROW:

@@ -19,11 +19,12 @@ from ddstudy.spec.schema import StudySpec
 from ddstudy.study import planner
 from ddstudy.study.evaluate import Job
 
-# files that take long, about the longest first: whole files are shared out, and the last must not be a long one.
-# Those of Ray mostly wait, and run beside others that compute
-LONG = [f"test_{name}" for name in ("ray", "cli", "ray_start", "solvers_tasks", "views", "ray_nodes", "runner",
-                                    "dashboard", "kernels_cuda", "fused", "faults", "axes", "damage", "tasks", "store",
-                                    "executors", "together", "api_run", "samplers", "report", "findings")]  # fmt: skip
+# files that take long, about the longest first: whole files are shared out, and the last must not be a long one. Three
+# workers get two each to begin with, in turn: those of Ray mostly wait, and one worker has them, beside two at work
+LONG = [f"test_{name}" for name in ("ray", "cli", "runner", "ray_start", "views", "tasks", "ray_nodes", "cases",
+                                    "volumes", "dashboard", "solvers_tasks", "kernels_cuda", "axes", "damage", "faults",
+                                    "findings", "executors", "priors_report", "store", "priors", "fused", "together",
+                                    "samplers", "api_run", "optimisers", "report")]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

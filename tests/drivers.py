@@ -51,7 +51,7 @@ min_psnr = 0
 cv_percent = 50
 """
 PRELOADED = [
-    *("torch", "torch._dynamo", "piq", "cv2", "nibabel", "numba", "opensimplex", "plotly.graph_objects", "narwhals"),
+    *("torch", "torch._dynamo", "cv2", "nibabel", "numba", "opensimplex", "plotly.graph_objects", "narwhals"),
     *("optuna", "alembic.command", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg", "scipy.stats"),
     *("rich.live", "drivers", "revisions", "ddstudy.cli", "ddstudy.api", "ddstudy.terminal", "ddstudy.study.runner"),
     *("ddstudy.solvers.torch_loop", "ddstudy.solvers.fused.kernels_cpu", "ddstudy.execution.ray_pool"),

@@ -1,10 +1,17 @@
 """The fused engine against autograd in double precision."""
 
 import inspect
+import logging
+import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
 import tracemalloc
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +25,7 @@ from problems import Case, average_of, error, make_problem
 from ddstudy.errors import UserError
 from ddstudy.priors.deep_decoder import deep_decoder
 from ddstudy.solvers import Config, choose, fit, fused
-from ddstudy.solvers.fused import kernels_cpu
+from ddstudy.solvers.fused import groups, kernels_cpu
 from ddstudy.solvers.fused.kernels import Kernels
 from ddstudy.solvers.fused.step import Step
 
@@ -238,3 +245,35 @@ def test_the_average_forgets() -> None:
     for weights in walk:
         kept.update(np.zeros(2), weights)
     np.testing.assert_allclose(kept.weights, average_of(walk), rtol=1e-12)
+
+
+def test_without_a_folder_for_compiled_kernels_they_work_and_it_is_said(tmp_path: Path) -> None:
+    """A copy of the package whose cache folders are files: not even root can write there."""
+    package = tmp_path / "copy" / "ddstudy"
+    shutil.copytree(Path(fused.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "solvers" / "fused" / "__pycache__").write_text("")
+    (tmp_path / "file").write_text("")
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment |= {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
+    code = """
+import numpy as np
+from ddstudy.solvers.fused import kernels_cpu
+average = kernels_cpu.Average(np.zeros((1, 2), np.float32), 0.75)
+for value in (4, 8):
+    average.update(np.full((1, 2), value, np.float32))
+print(*average.mean.ravel())
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "5.0 5.0\n"), done.stderr
+    assert done.stderr.count("No writable folder for compiled kernels") == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_whoever_waits_for_the_compiler_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    groups._tell_of_compilation.cache_clear()
+    with caplog.at_level(logging.WARNING, "ddstudy"):
+        for seconds in (0.0, 2.3, 2.3):
+            with groups._telling_of_compilation():
+                time.sleep(seconds)
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["Compiling the kernels of the fit"]

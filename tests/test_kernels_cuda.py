@@ -1,8 +1,7 @@
 """The Triton kernels against autograd in double precision: in Triton's interpreter, and on a GPU where there is one.
 
-Triton decides at its import whether it interprets, and torch may import it. So this file is a program, too: as
-`python test_kernels_cuda.py interpret FILE JOB ...` it does some of the jobs below in the interpreter and keeps their
-numbers.
+This file is a program, too, see `interpreter.py`: as `python test_kernels_cuda.py FILE` it does the jobs below in the
+interpreter and keeps their numbers.
 """
 
 import os
@@ -12,11 +11,11 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -178,22 +177,11 @@ def kernels_on(device: str) -> Any:
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Numbers]:
-    """Numbers of the jobs. Two programs share them: the interpreter is slow."""
-    folder = tmp_path_factory.mktemp("interpreted")
-    names = [job for job in JOBS if job not in {f"gradients {name} float32" for name in CASES.keys() - set(SINGLE)}]
-    halves = {str(folder / f"{i}.npz"): names[i::2] for i in range(2)}
-    with ThreadPoolExecutor(2) as pool:
-        for done in [
-            pool.submit(program, [__file__, "interpret", file, *half], TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-            for file, half in halves.items()
-        ]:
-            done.result()
+    """Numbers of the jobs."""
     found: dict[str, Numbers] = {}
-    for file in halves:
-        with np.load(file) as numbers:
-            for key in numbers.files:
-                job, _, what = key.partition("/")
-                found.setdefault(job, {})[what] = numbers[key]
+    for key, values in interpreter.numbers_of(__file__, tmp_path_factory.mktemp("interpreted")).items():
+        job, _, what = key.partition("/")
+        found.setdefault(job, {})[what] = values
     return found
 
 
@@ -210,16 +198,6 @@ def does(request: pytest.FixtureRequest) -> Callable[[str], Numbers]:
         return numbers
 
     return look_up
-
-
-def program(arguments: list[str], **environment: str) -> str:
-    """What a Python program prints; its failure fails the test."""
-    done = subprocess.run(
-        [sys.executable, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=280
-    )
-    if done.returncode:
-        pytest.fail(done.stdout + done.stderr, pytrace=False)
-    return done.stdout
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -319,22 +297,24 @@ def test_a_captured_fit_repeats_exactly_and_follows_the_reference(k: int, tiles:
 
 
 def test_a_processor_needs_the_interpreter() -> None:
-    text = "from ddstudy.solvers.fused.kernels_cuda import TritonKernels; TritonKernels('cpu')"
-    done = subprocess.run(
-        [sys.executable, "-c", text], env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True
-    )
-    assert "TRITON_INTERPRET=1" in done.stderr
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        kernels_on("cpu")
 
 
 def test_the_compiler_takes_what_the_interpreter_takes(tmp_path: Path) -> None:
-    printed = program([__file__, "compile"], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, __file__, "compile"], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert not done.returncode, done.stdout + done.stderr
     kernels = "adam add_tiles blend block_gradient correlation fold gather head head_gradient keep pixel_product"
-    assert sorted(set(printed.split())) == [f"_{name}" for name in kernels.split()]
+    assert sorted(set(done.stdout.split())) == [f"_{name}" for name in kernels.split()]
 
 
-def interpret(file: str, *names: str) -> None:
+def interpret(file: str) -> None:
+    interpreter.quicken()
     numbers: Numbers = {}
-    for name in names:
+    for name in JOBS.keys() - {f"gradients {name} float32" for name in CASES.keys() - set(SINGLE)}:
         try:
             numbers |= {f"{name}/{what}": values for what, values in JOBS[name]("cpu").items()}
         except Exception:  # the test of this job shows it; the other jobs go on
@@ -383,4 +363,4 @@ def compile_all() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    interpret(*sys.argv[2:]) if sys.argv[1] == "interpret" else compile_all()
+    compile_all() if sys.argv[1] == "compile" else interpret(sys.argv[1])

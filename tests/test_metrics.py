@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import piq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -139,6 +138,8 @@ def test_metrics_take_one_of_torchs_threads_and_leave_others_theirs() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(27, 22), (96, 81), (161, 170)])
 def test_values_are_piqs_own(size: tuple[int, int], channels: int) -> None:
+    import piq
+
     output, target = images(*size, channels)
     many = np.stack([output, target, 1 - output])
     x, y = torch.from_numpy(many), torch.from_numpy(target).expand(3, -1, -1, -1)

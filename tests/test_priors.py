@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import deepinv
 import numpy as np
 import pytest
 import torch
@@ -185,6 +184,8 @@ def test_the_decoder_of_2019_is_that_of_its_authors() -> None:
 
 
 def test_the_conv_decoder_is_deepinvs_without_its_biases() -> None:
+    import deepinv
+
     prior = conv_decoder(8, 8, 5, 64, 40, 2, head="linear")
     theirs = deepinv.models.ConvDecoder((2, 64, 40), in_size=(8, 5), layers=5, channels=8)
     ours = loaded(prior)

@@ -70,7 +70,6 @@ HEADS = {
     "tpe": 'search = {sampler = "tpe"}',
     "gp": 'search = {sampler = "gp"}',
     "nsga2": 'objectives = {psnr = "maximize", seconds = "minimize"}\nsearch = {sampler = "nsga2"}',
-    "random": 'search = {sampler = "random"}',
 }
 
 

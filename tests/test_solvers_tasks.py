@@ -1,11 +1,9 @@
 """Solvers on measurements that are incomplete, or made by an operator, and averages and jitter, against plain loops.
 
-This file is a program, too: as `python test_solvers_tasks.py FILE` it does the jobs below with the Triton kernels in
-the interpreter, which must be chosen before Triton is imported, and keeps their numbers.
+This file is a program, too, see `interpreter.py`: as `python test_solvers_tasks.py FILE` it does the jobs below with
+the Triton kernels in the interpreter and keeps their numbers.
 """
 
-import os
-import subprocess
 import sys
 import threading
 import warnings
@@ -14,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -316,7 +315,7 @@ def fits_job(config: Config, kernels: Any, **options: Any) -> Numbers:
 
 TINY: dict[str, Any] = {"k": 3, "height": 5, "width": 5}
 FITS: dict[str, tuple[Config, dict[str, Any]]] = {
-    "masked": (Config(average=0.5), {"missing": 0.3, **TINY}),
+    "masked": (Config(average=0.5), {"missing": 0.3, "members": 1, **TINY}),
     "operator": (
         Config(average=0.5, jitter=0.1),
         {"channels": 2, "tiling": "1x2", "samples": (6, 5), "missing": 0.3, "head": "linear", "members": 1, **TINY},
@@ -356,14 +355,7 @@ def of_triton(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     pytest.importorskip("triton", reason="Triton is not available for this platform")
     if request.param == "cuda":
         return numbers_on("cuda")
-    file = tmp_path_factory.mktemp("interpreted") / "numbers.npz"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(file)], env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert not done.returncode, done.stdout + done.stderr
-    with np.load(file) as numbers:
-        return dict(numbers)
+    return interpreter.numbers_of(__file__, tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.mark.slow
@@ -388,4 +380,5 @@ def test_a_pack_that_shrinks_is_fitted_as_alone_and_as_by_the_reference(name: st
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    interpreter.quicken()
     np.savez(sys.argv[1], **numbers_on("cpu"))  # type: ignore[arg-type]

@@ -310,20 +310,21 @@ def test_ray_and_postgresql_give_the_numbers_of_here_and_lists_grow(
     write_study(tmp_path, "mri")
     path, images = tmp_path / "study.toml", tmp_path / "images"
     kinds = f"task.kind = {json.dumps([*TASKS])}\ntask.coils = [2]\ntask.consistency = ['hard']"
-    text = path.read_text().replace("l = [1, 2]", "l = [1]").replace(AXES["mri"], "\n".join([kinds, *AXES.values()]))
+    text = path.read_text().replace("k = [4, 8]", "k = [4]").replace("l = [1, 2]", "l = [1]")
+    text = text.replace(AXES["mri"], "\n".join([kinds, *AXES.values()]))
     path.write_text(re.sub(r"\[task\].*?\n\n", "", text, flags=re.DOTALL))
     here = ddstudy.run(path, store=f"sqlite:///{tmp_path}/store.db", workers=1, threads=1)
     there = ddstudy.run(path, store=postgres_url, artifacts=images, ray=cluster.address)
     assert set(here.trials["task.kind"]) == TASKS.keys()
     pd.testing.assert_frame_equal(numbers(here), numbers(there), check_exact=True)
-    path.write_text(path.read_text().replace("k = [4, 8]", "k = [2, 4, 8]"))
+    path.write_text(path.read_text().replace("k = [4]", "k = [2, 4]"))
     more = ddstudy.run(path, name="more", reuse="study", store=postgres_url, artifacts=images)
     reused = more.trials["reused_from"].notna()
-    assert (len(more.trials), int(reused.sum())) == (len(there.trials) * 3 / 2, len(there.trials))
+    assert (len(more.trials), int(reused.sum())) == (len(there.trials) * 2, len(there.trials))
     pd.testing.assert_frame_equal(numbers(more).loc[numbers(there).index], numbers(there), check_exact=True)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["denoise", "mri"])  # of an image, and of k-space
 def test_a_search_prunes_by_the_judge_and_the_dashboard_shows_it(tmp_path: Path, task: str) -> None:
     write_study(tmp_path, task)
     text = (

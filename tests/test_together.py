@@ -1,13 +1,11 @@
 """Fits in packs: the numbers of each alone, its own end, and what a GPU needs for several at a time.
 
-This file is a program, too, as `test_kernels_cuda.py` is: Triton decides at its import whether it interprets.
-`python test_together.py FILE` fits packs in the interpreter and keeps their numbers.
+This file is a program, too, see `interpreter.py`: `python test_together.py FILE` fits packs in the interpreter and
+keeps their numbers.
 """
 
 import gc
-import os
 import queue
-import subprocess
 import sys
 import threading
 import uuid
@@ -17,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -163,12 +162,7 @@ def keep(name: str, snapshot: Snapshot) -> Numbers:
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     pytest.importorskip("triton", reason="Triton is not available for this platform")
-    file = tmp_path_factory.mktemp("interpreted") / "numbers.npz"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, str(file)], env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
-    with np.load(file) as numbers:
-        return dict(numbers)
+    return interpreter.numbers_of(__file__, tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.mark.slow
@@ -520,4 +514,5 @@ def ends_at(problem: Problem, iteration: int, method: Method) -> Iterator[tuple[
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    interpreter.quicken()
     packs_in_the_interpreter(sys.argv[1])

@@ -5,11 +5,12 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import nibabel
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from drivers import here
 
 import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
 from ddstudy.images.inputs import noise_volume
@@ -694,45 +696,38 @@ def test_findings_on_a_phone_and_on_paper(views, tmp_path):
 # --- a running study
 
 
-@pytest.mark.slow
-def test_watching_a_study_until_it_is_done(tmp_path):
+def while_it_waits(monkeypatch, do):
+    """Something that happens when a command that follows a study waits for the first time."""
+    todo = [do]
+    clock = SimpleNamespace(sleep=lambda _: todo and todo.pop()(), monotonic=time.monotonic)
+    monkeypatch.setattr("ddstudy.cli.time", clock)
+
+
+def test_watching_a_study_until_it_is_done(tmp_path, monkeypatch):
     space = SPACE | {"tiling": ["1x1"], "noise": ["uniform"]}
     spec, url = synthetic.spec_of("live", space, fit={"members": 2}), f"sqlite:///{tmp_path / 'live.db'}"
-    settings = list(spec.search_space)
-    command = [sys.executable, "-m", "ddstudy.cli", "report", "--watch", "--store", url]
+    settings, page = list(spec.search_space), tmp_path / "report-live.html"
     with synthetic.driven(url, spec, SIZE) as study:
         synthetic.record(study, settings[:3])
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-        ) as process:
-            try:
-                assert "3 trials" in process.stdout.readline()
-                page = (tmp_path / "report-live.html").read_text()
-                assert 'data-reload="10"' in page
-                assert f"3 of {len(settings)} settings" in page
-                synthetic.record(study, settings[3:])
-                lines, errors = process.communicate(timeout=120)
-            finally:
-                process.kill()
-    assert (process.returncode, errors) == (0, "")
+
+        def the_rest_is_measured():
+            assert 'data-reload="10"' in page.read_text()
+            assert f"3 of {len(settings)} settings" in page.read_text()
+            synthetic.record(study, settings[3:])
+
+        while_it_waits(monkeypatch, the_rest_is_measured)
+        code, lines = here("report", "--watch", "--store", url)
+    assert (code, "3 trials" in lines.splitlines()[0]) == (0, True)
     assert f"{len(settings)} trials" in lines.splitlines()[-1]
-    page = (tmp_path / "report-live.html").read_text()
-    assert "data-reload=" not in page
-    assert f"{len(settings)} of {len(settings)} settings" in page
+    assert "data-reload=" not in page.read_text()
+    assert f"{len(settings)} of {len(settings)} settings" in page.read_text()
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_watching_with_a_page_that_stays(store, tmp_path):
-    command = [sys.executable, "-m", "ddstudy.cli", "report", "down", "--watch", "--store", store]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        try:
-            assert "60 trials" in process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            lines, errors = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert (process.returncode, errors) == (0, "")
-    assert lines.startswith("Stopped following.\nWrote report-down.html")
+def test_ctrl_c_ends_watching_with_a_page_that_stays(store, tmp_path, monkeypatch):
+    while_it_waits(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    code, lines = here("report", "down", "--watch", "--store", store)
+    assert code == 0
+    assert re.fullmatch(r"Wrote .*60 trials\)\nStopped following\.\nWrote report-down\.html .*\n", lines)
     assert "data-reload=" not in (tmp_path / "report-down.html").read_text()
 
 

@@ -13,13 +13,15 @@ all cores and wait for the slowest, which beside anything else takes many times 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,9 +235,8 @@ def _ms_ssim(images: Compared) -> list[float]:
 
 
 def _ssim_of(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    import piq
-
-    found = piq.ssim(x, y, kernel_size=WINDOW, kernel_sigma=1.5, downsample=False, reduction="none", full=True)
+    ssim, _ = _piq()
+    found = ssim(x, y, kernel_size=WINDOW, kernel_sigma=1.5, downsample=False, reduction="none", full=True)
     return found[0], found[1]
 
 
@@ -245,9 +246,31 @@ def _over_channels(values: torch.Tensor, images: Compared) -> list[float]:
 
 def _vif(images: Compared) -> list[float]:
     """VIF (Eqs. 3.16 to 3.19): pixel domain, four scales, noise variance 2."""
-    import piq
+    _, vif_p = _piq()
+    return list(vif_p(*images.tensors(), sigma_n_sq=2.0, reduction="none").tolist())
 
-    return list(piq.vif_p(*images.tensors(), sigma_n_sq=2.0, reduction="none").tolist())
+
+@functools.cache
+def _piq() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """piq's SSIM and VIF, without the package: its networks import torchvision and torch's compiler, which takes 3 s.
+
+    Whoever imports piq beside us gets all of it.
+    """
+    with _importing:
+        whole, spec = sys.modules.get("piq"), importlib.util.find_spec("piq")
+        assert spec is not None
+        if whole is None:
+            sys.modules["piq"] = importlib.util.module_from_spec(spec)
+        try:
+            from piq.ssim import ssim
+            from piq.vif import vif_p
+        finally:
+            if whole is None:
+                del sys.modules["piq"]
+    return ssim, vif_p
+
+
+_importing = threading.Lock()
 
 
 def _later(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
