@@ -93,7 +93,7 @@ def main() -> None:
     stable = {s: rows for s, rows in whole.items() if np.mean([row["cv_percent"] for row in rows]) <= 5}
     psnr = {setting: float(np.mean([row["psnr"] for row in rows])) for setting, rows in stable.items()}
     found = []
-    for name in ("random", "tpe"):
+    for name in ("tpe", "random"):
         for seed in range(given.seeds):
             row: dict[str, object] = {"sampler": name, "seed": seed}
             for pruner in (None, "wilcoxon"):
