@@ -545,8 +545,8 @@ def prune_audit(
     from ddstudy.study.stability import StopRule, audit
     from ddstudy.terminal import terminal
 
-    found, left_out = look(store, studies)
-    found_studies = [study.cases or study for study in found]  # where a fit is one fit
+    asked, left_out = look(store, studies)
+    found_studies = [study.cases or study for study in asked]  # where a fit is one fit
     for study in found_studies:
         if study.spec.score == "judge":
             what = "stable means a small spread of the members' outputs there, since the truth does not judge"
@@ -594,8 +594,8 @@ def stop_audit(
     from ddstudy.study.stopping import NAMES, audit, takes_patience
     from ddstudy.terminal import terminal
 
-    found, left_out = look(store, studies)
-    found_studies = [study.cases or study for study in found]  # where a fit is one fit
+    asked, left_out = look(store, studies)
+    found_studies = [study.cases or study for study in asked]  # where a fit is one fit
     curves = [curve for study in found_studies for curve in curves_of_tasks(study.view.records, study.spec)]
     names = ", ".join(study.name for study in found_studies)
     if not curves:
