@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: run test check format clean
+.PHONY: run test check format docs clean
 
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
@@ -23,6 +23,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the pages need no network, neither to be made, once mkdocs is installed, nor to be read
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/reference.py
+	$(BIN)/mkdocs build --strict --quiet
+
 # made anew when pyproject.toml changes
 $(STAMP):
 	$(PYTHON) -m venv --clear .venv
@@ -30,4 +36,4 @@ $(STAMP):
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,7 +62,7 @@ def table_of(spec: StudySpec) -> dict[Setting, dict[str, float]]:
 def search(spec: StudySpec, table: dict[Setting, dict[str, float]], folder: Path) -> tuple[int, int, Setting]:
     """Fits, iterations and the choice of one search."""
     searched, known = Searched(table), Forecast()
-    known.learn(1.0, 1.0)
+    known.learn("deep_decoder auto", 1.0, 1.0)
     assert spec.by_case is not None
     cases = spec.cases.by_name
     images = {(case,): Target(np.full((1, 48, 40), i / 99, np.float32), case, None) for i, case in enumerate(cases)}
@@ -93,7 +93,7 @@ def main() -> None:
     stable = {s: rows for s, rows in whole.items() if np.mean([row["cv_percent"] for row in rows]) <= 5}
     psnr = {setting: float(np.mean([row["psnr"] for row in rows])) for setting, rows in stable.items()}
     found = []
-    for name in ("random", "tpe"):
+    for name in ("tpe", "random"):
         for seed in range(given.seeds):
             row: dict[str, object] = {"sampler": name, "seed": seed}
             for pruner in (None, "wilcoxon"):

@@ -144,7 +144,7 @@ def ours(
     spec, searched = parse_spec(tree, "benchmark"), Searched(table)
     target = Target(np.zeros((1, 64, 80), dtype=np.float32), "replayed", None)
     known = forecasting.Forecast()
-    known.learn(1.0, 1.0)
+    known.learn("deep_decoder auto", 1.0, 1.0)
     with Store(f"sqlite:///{folder}/searches.db") as store:
         run = runner.run(store.drive(spec, target, sampler(spec)), Replay(searched), known)
         with contextlib.closing(run):  # type: ignore[type-var]  # a generator has close()

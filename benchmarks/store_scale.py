@@ -179,7 +179,7 @@ class Stub:
 def drive(url: str, images: str, spec: StudySpec, trials: int) -> dict[str, float]:
     """Starts or resumes a study and records so many trials."""
     executor, forecast = Stub(), forecasting.Forecast()
-    forecast.learn(1e6, 0.001)
+    forecast.learn("deep_decoder auto", 1e6, 0.001)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     with Store(url, Path(images)) as store:

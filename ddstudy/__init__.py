@@ -31,6 +31,8 @@ Data flows one way: a module imports only from those above it, and a library has
     image_fit    one setting fitted to one image, without a study: arrays in, arrays out
     results      a study to look at: tables, figures, findings, images
     api          runs a study in one call: what Python and the command line share
+    housekeeping whole studies: delete, rename, copy
+    first_study  a commented study file for one's own image
     dashboard    optuna-dashboard over the store, for eyes only
     terminal     what commands print
     cli          commands
@@ -43,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddstudy.api import DryRun, dry_run, judge, run
     from ddstudy.errors import StoppedError, StudyWarning, UserError, WorkError
+    from ddstudy.housekeeping import copy, delete, rename
     from ddstudy.image_fit import ImageFit, fit
     from ddstudy.results import Study, open_study, studies
     from ddstudy.spec.schema import StudySpec
@@ -62,10 +65,13 @@ __all__ = [
     "UserError",
     "WorkError",
     "__version__",
+    "copy",
+    "delete",
     "dry_run",
     "fit",
     "judge",
     "open_study",
+    "rename",
     "run",
     "studies",
 ]
@@ -74,6 +80,7 @@ DEFAULT_STORE = "sqlite:///ddstudy.db"  # where neither a caller nor DDSTUDY_STO
 
 _HOMES = {
     **dict.fromkeys(("DryRun", "dry_run", "judge", "run"), "ddstudy.api"),
+    **dict.fromkeys(("copy", "delete", "rename"), "ddstudy.housekeeping"),
     **dict.fromkeys(("Study", "open_study", "studies"), "ddstudy.results"),
     **dict.fromkeys(("StoppedError", "StudyWarning", "UserError", "WorkError"), "ddstudy.errors"),
     **dict.fromkeys(("ImageFit", "fit"), "ddstudy.image_fit"),

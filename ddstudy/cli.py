@@ -22,7 +22,7 @@ from typer.core import TyperCommand
 
 import ddstudy
 from ddstudy import DEFAULT_STORE
-from ddstudy.errors import StudyWarning, UserError, WorkError, counted
+from ddstudy.errors import StudyWarning, UserError, WorkError, counted, duration
 
 if TYPE_CHECKING:
     from ddstudy.study.evaluate import Check
@@ -378,8 +378,7 @@ def findings(
     """Re-test the thesis' findings: supported, contradicted or not enough data, and by how much."""
     from ddstudy.results import look
     from ddstudy.terminal import print_answers, print_trials, terminal
-    from ddstudy.thesis.findings import FINDINGS, ask, retest
-    from ddstudy.thesis.published import beside_the_thesis
+    from ddstudy.thesis.findings import FINDINGS, about, ask, retest
 
     by_name = {finding.name: finding for finding in FINDINGS}
     if trials is not None and trials not in by_name:
@@ -389,11 +388,11 @@ def findings(
     console = terminal()
     for view in views:
         others = [other for other in views if other is not view]
-        if trials is None or beside_the_thesis(view.spec):
+        if trials is None or about(view.spec) is None:
             print_answers(console, view, retest(view, others))
         else:
             print_trials(console, view, ask(by_name[trials], view, others))
-    if trials is None and not all(beside_the_thesis(view.spec) for view in views):
+    if trials is None and any(about(view.spec) for view in views):
         console.print("How one is decided, and its trials: --trials NAME", soft_wrap=True)
     _say_left_out(left_out)
 
@@ -413,6 +412,79 @@ def export(
     for path, rows in zip(found.export(out), filter(None, (trials, trials, checks, cases)), strict=True):
         typer.echo(f"Wrote {path} ({rows})")
     _say_left_out(left_out)
+
+
+@app.command(epilog="Example: ddstudy init brain.nii.gz --measured")
+def init(
+    image: Annotated[Path, typer.Argument(help="Image or volume.")],
+    out: Annotated[Path | None, typer.Option(help="Study file to write [the image's name].")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="That the study may take on this machine.")] = 10.0,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="The image is a measurement with noise, not the truth.")
+    ] = False,
+    plane: Annotated[str | None, typer.Option(help="Of a volume: axial, coronal or sagittal [axial].")] = None,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D series.")] = None,
+) -> None:
+    """Write a commented study of an image, as large as this machine finishes in ten minutes."""
+    from ddstudy import first_study
+    from ddstudy.terminal import teller, terminal
+
+    written = first_study.write(
+        image, out, minutes=minutes, measured=measured, plane=plane, volume=volume, tell=teller(terminal())
+    )
+    typer.echo(
+        f"Wrote {written.path}: {counted(len(written.spec.search_space), 'setting')}, about "
+        f"{duration(written.seconds)} by forecast. Next: ddstudy run {written.path}"
+    )
+
+
+@app.command(epilog="Example: ddstudy delete quick")
+def delete(
+    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Delete a study with its trials and images."""
+    from ddstudy import housekeeping
+    from ddstudy.results import look
+
+    (found,), _ = look(store, [study])
+    what = f"study '{study}' with {counted(len(found.trials), 'trial')}"
+    if not yes and not typer.confirm(f"Delete {what}?"):
+        raise UserError("nothing was deleted", "Answer y, or give --yes.")
+    housekeeping.delete(study, store=store, artifacts=artifacts)
+    typer.echo(f"Deleted {what}")
+
+
+@app.command(epilog="Example: ddstudy rename quick first-try")
+def rename(
+    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Give a study another name."""
+    from ddstudy import housekeeping
+
+    housekeeping.rename(study, new, store=store)
+    typer.echo(f"Study '{study}' is '{new}' now; go on with it by --name {new}")
+
+
+@app.command(epilog="Example: ddstudy copy quick --to postgresql://me@host/studies")
+def copy(
+    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    to: Annotated[str | None, typer.Option(metavar="URL", help="The other store [the same].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the copy [the same].")] = None,
+    to_artifacts: Annotated[Path | None, typer.Option(help="Folder of the copy's images [beside its store].")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Copy a study with its images to another store, or within one under another name."""
+    from ddstudy import housekeeping
+    from ddstudy.store.urls import parse_url, shown
+
+    housekeeping.copy(study, to=to, new=name, store=store, artifacts=artifacts, to_artifacts=to_artifacts)
+    typer.echo(f"Copied study '{study}' to {shown(parse_url(to or store))}" + f" as '{name}'" * bool(name))
 
 
 @app.command(name="prune-audit", epilog="Example: ddstudy prune-audit audit --warmup 300 --warmup 1000 --patience 3")

@@ -29,7 +29,7 @@ from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
-from ddstudy.thesis.findings import TOGETHER, Answer
+from ddstudy.thesis.findings import TOGETHER, Answer, about
 from ddstudy.thesis.published import beside_the_thesis, differences
 
 if TYPE_CHECKING:
@@ -240,8 +240,8 @@ def follow(console: Console, opened: Store, name: str | None) -> StudyView:
 
 def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> None:
     """The answers to the thesis' findings as a table; as paragraphs where a table would be all columns of one word."""
-    if why := beside_the_thesis(view.spec):
-        console.print(f"{view.name}: {why}", soft_wrap=True)
+    if about(view.spec) is None:
+        console.print(f"{view.name}: {beside_the_thesis(view.spec)}", soft_wrap=True)
         return
     title = f"The thesis' findings on {view.name}, {view.facts['target']}"
     if console.width < NARROW:

@@ -36,13 +36,13 @@ ORDER = [
     "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page",
     "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
-    "dashboard", "terminal", "cli",
+    "housekeeping", "first_study", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
     "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
     "study.load",
 )  # fmt: skip
-SURFACE = {"results", "api", "dashboard", "terminal", "cli"}  # what users call
+SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
         *("spec.options", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
@@ -63,7 +63,7 @@ HOMES = {
     "triton": {"solvers.fused.kernels_cuda"},
     "optuna": {
         *("store.optuna_rows", "store.records", "store.study", "store.writer", "store.database"),
-        *("study.samplers", "study.over_cases", "study.forecasting", "study.runner", "dashboard"),
+        *("study.samplers", "study.over_cases", "study.forecasting", "study.runner", "housekeeping", "dashboard"),
     },
     "sqlalchemy": {"store.urls", "store.leases", "store.optuna_rows", "store.database"},
     "psycopg": {"store.urls"},

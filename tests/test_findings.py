@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
+from ddstudy.errors import UserError
 from ddstudy.report import comparison
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
@@ -200,11 +201,11 @@ def test_one_case_among_many_pairs_is_no_contradiction(name):
 
 
 def test_every_finding_of_the_thesis_has_its_three_answers():
-    tested = {(case[0], case[1]) for case in CASES}
+    tested = {(case[0], case[1]) for case in CASES + OF_PRIORS}
     tested |= {(f"best-{axis}", "not enough data") for axis in ("iterations", "s", "k", "l")}
     expected = {(finding.name, verdict) for finding in findings.FINDINGS for verdict in findings.Verdict.__args__}
     assert expected - tested == {("slices", verdict) for verdict in findings.Verdict.__args__}  # below
-    assert len({finding.name for finding in findings.FINDINGS}) == 20
+    assert len({finding.name for finding in findings.FINDINGS}) == 23
 
 
 # --- slices
@@ -279,6 +280,203 @@ def test_time_findings_leave_out_what_other_programs_disturbed_and_say_so():
     assert found.tested.endswith(f" Left out: {rough.sum()} trials that other programs disturbed.")
     assert not set(found.numbers) & set(trials.loc[rough, "number"])
     assert "disturbed" not in answer("blur", view).tested
+
+
+# --- over priors
+
+DECODERS = ["deep_decoder", "deep_decoder_2019"]
+SLICES, SIGMAS = list(range(60, 70)), [0.05, 0.1]
+
+
+def over_priors(extra=(), space=None, **columns):
+    """Two Deep Decoders, one other network and one prior without weights, on ten slices at two noise levels."""
+    tables = [
+        {"kind": DECODERS, "k": [32, 64], "s": [16], "l": [4]},
+        {"kind": "dip", "k": [32], "l": [4]},
+        {"kind": "tv", "strength": [0.1, 0.2]},
+        *extra,
+    ]
+    axes = {"target.slice": SLICES, "task.sigma": SIGMAS, "iterations": [100, 200, 1000]} | (space or {})
+    done = {"iterations": lambda x, r: getattr(x, "iterations", 0)}
+    done["iterations_done"] = done["iterations"]
+    tree = {"task": {"kind": "denoise", "sigma": 0.1}}
+    return study(space={**axes, "prior": tables}, tree=tree, **done | columns)
+
+
+def of(x, option):
+    return vars(x)[option]
+
+
+def faster(by):
+    """Seconds of equal fits, of which the thesis' decoder is faster."""
+    return lambda x, r: (
+        getattr(x, "iterations", 0) * (by if of(x, "prior.kind") == DECODERS[1] else 1) * math.exp(r.normal(0, 0.01))
+    )
+
+
+def longer(gain, spread=0.1):
+    return lambda x, r: 30 + gain * (getattr(x, "iterations", 0) == 1000) + r.normal(0, spread)
+
+
+def better(by):
+    """PSNR of Deep Decoders that is better by so much at each level of noise."""
+    gains = dict(zip(SIGMAS, by, strict=True))
+    return lambda x, r: 30 + gains[of(x, "task.sigma")] * (of(x, "prior.kind") in DECODERS) + r.normal(0, 0.1)
+
+
+RISES = {"psnr": lambda x, r: 20 + 3 * math.log10(getattr(x, "iterations", 1))}
+OF_PRIORS = [
+    ("time-variant", "supported", {"seconds": faster(2), **RISES}, 2.0),
+    ("time-variant", "contradicted", {"seconds": faster(0.5), **RISES}, 0.5),
+    ("time-variant", "not enough data", {"seconds": lambda x, r: math.exp(r.choice([-1.0, 1.0])), **RISES}, None),
+    ("iterations", "supported", {"psnr": longer(0.2)}, 0.2),
+    ("iterations", "supported", {"psnr": longer(-9)}, -9.0),  # of noise that is fitted
+    ("iterations", "contradicted", {"psnr": longer(2)}, 2.0),
+    ("iterations", "not enough data", {"psnr": longer(0.5, spread=3)}, None),
+    ("noise-levels", "supported", {"psnr": better([1, 2])}, 1.0),
+    ("noise-levels", "contradicted", {"psnr": better([1, -2])}, -2.0),
+    ("noise-levels", "not enough data", {"psnr": better([0, 2])}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "verdict", "columns", "effect"), OF_PRIORS)
+def test_a_known_effect_of_priors_is_found(name, verdict, columns, effect):
+    found = answer(name, over_priors(**columns))
+    assert found.verdict == verdict, found.tested
+    assert found.low <= found.effect <= found.high
+    if effect is not None:
+        assert found.effect == pytest.approx(effect, abs=0.2)
+    assert found.numbers
+    assert ("not decided" in found.tested) == (verdict == "not enough data")
+
+
+def test_time_is_that_to_the_same_quality_not_that_of_the_same_iterations():
+    """The original is better at each budget, so it takes the variant longer to what both reach; between budgets."""
+    psnr = {DECODERS[0]: {100: 20.0, 200: 22.0, 1000: 24.0}, DECODERS[1]: {100: 21.0, 200: 23.0, 1000: 25.0}}
+    view = over_priors(
+        psnr=lambda x, r: psnr.get(of(x, "prior.kind"), {}).get(getattr(x, "iterations", 0), 30.0),
+        seconds=lambda x, r: max(1.0, getattr(x, "iterations", 0)),
+    )
+    found = answer("time-variant", view)
+    assert found.effect == pytest.approx(math.exp((math.log(200) + math.log(1000)) / 2) / 1000)  # 24 dB is half-way
+    assert "40 matched settings of 40 fits" in found.tested
+    assert "its best PSNR is +1.00 dB on average" in found.tested
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"disturbed": True}, {"stable": False}, {"psnr": lambda x, r: 20 - 5 * (of(x, "prior.kind") == "deep_decoder")}],
+)
+def test_time_to_a_quality_that_is_not_known_is_none(change):
+    """Disturbed, unstable, or reached by the other before its first budget."""
+    found = answer("time-variant", over_priors(**RISES | {"seconds": faster(2)} | change))
+    assert found.verdict == "not enough data"
+    assert math.isnan(found.effect)
+
+
+def test_blocks_and_inputs_of_other_sizes_are_not_compared():
+    found = answer("time-variant", over_priors([{"kind": "deep_decoder", "k": [32, 64], "s": [8], "l": [4]}], **RISES))
+    assert set(found.rows["s"].dropna()) == {16}
+    assert "40 matched settings" in found.tested
+
+
+def test_twenty_thousand_iterations_are_those_where_a_study_has_them():
+    long = {"iterations": [1000, 7000, 15000, 20000, 30000]}
+    view = over_priors(space=long, psnr=lambda x, r: 30 + (getattr(x, "iterations", 0) == 20000) + r.normal(0, 0.1))
+    found = answer("iterations", view)
+    assert (found.verdict, found.effect) == ("contradicted", pytest.approx(1, abs=0.1))
+    assert "iterations 7,000 to 20,000: deep_decoder +" in found.tested
+    assert set(found.rows["prior.kind"]) == set(DECODERS)
+
+
+def test_settings_are_chosen_on_the_other_half_of_the_measurements_by_loops():
+    view = over_priors(psnr=lambda x, r: r.uniform(25, 35))
+    rows = view.trials.to_dict("records")
+    least, gains = math.inf, []
+    for sigma in SIGMAS:
+        settings_of = {}
+        for row in rows:
+            if row["task.sigma"] == sigma:
+                key = tuple(str(row[axis]) for axis in ("prior.kind", "k", "iterations", "prior.strength"))
+                settings_of.setdefault(key, {})[row["target.slice"]] = row["psnr"]
+        effects = []
+        for slice_ in SLICES:
+            best = {}
+            for is_decoder in (True, False):
+                ours = [some for key, some in settings_of.items() if (key[0] in DECODERS) == is_decoder]
+                others = [at for at in SLICES if (at - slice_) % 2]
+                chosen = max(ours, key=lambda some: sum(some[at] for at in others))
+                best[is_decoder] = chosen[slice_]
+            effects.append(best[True] - best[False])
+        gains.append(np.mean(effects))
+        least = min(least, gains[-1])
+    found = answer("noise-levels", view)
+    assert found.effect == pytest.approx(least)
+    assert "sigma 0.05: " in found.tested
+    assert "sigma 0.1: " in found.tested
+
+
+def test_a_prior_with_more_settings_is_no_better_for_that():
+    """Guards against the best of many: of forty equal strengths one is 0.5 dB better on the mean of ten slices."""
+    many = [{"kind": "nlm", "strength": [round(0.01 * n, 2) for n in range(1, 41)]}]
+    view = over_priors(many, psnr=lambda x, r: 30 + r.normal())
+    means = view.trials.groupby(["prior.kind", "task.sigma", "prior.strength"])["psnr"].mean()
+    assert means["nlm"].groupby(level=0).max().min() > 30.5
+    found = answer("noise-levels", view)
+    assert found.verdict == "not enough data"
+    assert "maybe by chance" in found.tested
+
+
+def test_who_wins_at_each_level_is_said():
+    gain = {("dip", 0.05): 2.0, ("tv", 0.1): 1.0}
+    psnr = lambda x, r: 30 + gain.get((of(x, "prior.kind"), of(x, "task.sigma")), 0) + r.normal(0, 0.1)  # noqa: E731
+    view = over_priors(psnr=psnr)
+    found = answer("noise-levels", view)
+    assert found.verdict == "contradicted"
+    assert re.match(r"sigma 0.05: dip wins, \+[12]\.\d\d dB \[.*\] over .*; sigma 0.1: tv wins, \+[01]\.", found.tested)
+
+
+def test_starts_are_measurements_too_and_a_prior_without_weights_has_one():
+    space = {"target.slice": [60], "fit.seed": list(range(10))}
+    found = answer("noise-levels", over_priors(space=space, psnr=better([1, 2])))
+    assert (found.verdict, found.effect) == ("supported", pytest.approx(1, abs=0.3))
+    assert "10 measurements at each of 2 levels" in found.tested
+    alone = answer("noise-levels", over_priors(space={"target.slice": [60]}, psnr=better([1, 2])))
+    assert alone.tested.startswith("It takes a Deep Decoder and another prior on several slices or seeds")
+
+
+def test_a_study_is_asked_what_is_about_it():
+    view, copies = over_priors(), study()
+    assert [found.finding.name for found in findings.retest(view)] == ["time-variant", "iterations", "noise-levels"]
+    assert {found.finding.about for found in findings.retest(copies)} == {"copies"}
+    assert findings.retest(study(tree={"task": {"kind": "denoise", "sigma": 0.1}})) == []
+    blur = next(finding for finding in findings.FINDINGS if finding.name == "blur")
+    with pytest.raises(
+        UserError, match="'blur' is about copies by the thesis' decoder, not about study\nValid: time-v"
+    ):
+        findings.ask(blur, view)
+    page = render([view], (parse_panel({"kind": "findings", "title": "Findings"}, "test"),))
+    assert "20,000 iterations are not needed" in page
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        dataclasses.replace(over_priors(), trials=trials_table([], over_priors().axes)),
+        dataclasses.replace(over_priors(), trials=over_priors().trials.head(1)),
+        over_priors(state="FAIL", stable=False, psnr=math.nan, seconds=math.nan, cv_percent=math.nan),
+        study(
+            space={"iterations": [100], "prior": [{"kind": "dip", "k": [32], "l": [4]}, {"kind": "tv"}]},
+            iterations_done=100.0,
+            iterations=100,
+        ),
+    ],
+    ids=["empty", "one trial", "only FAIL", "no decoder"],
+)
+def test_too_little_of_priors_is_not_enough_data(view):
+    for found in findings.retest(view):
+        assert found.verdict == "not enough data", found.finding.name
+        assert found.tested.startswith(("It takes", "No fits"))
 
 
 # --- numbers, by loops
@@ -662,7 +860,7 @@ def test_one_decoder_is_no_ensemble():
 def test_the_table_holds_what_the_answers_hold():
     answers = findings.retest(troubled())
     table = findings.as_table(answers)
-    assert list(table.index) == [finding.name for finding in findings.FINDINGS]
+    assert list(table.index) == [finding.name for finding in findings.FINDINGS if finding.about == "copies"]
     assert table.loc["blur", "trials"] == answers[0].numbers
     assert table.loc["blur", "low"] == answers[0].low
     assert table["rule"].str.contains("contradicted", case=False).all()

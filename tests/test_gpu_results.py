@@ -43,7 +43,8 @@ def test_a_line_through_operations_forecasts_seconds(measured: dict[str, Any]) -
     ]
     forecast = Forecast()
     for fit, ms in fits:
-        forecast.learn(operations(fit, Case.of(target)), ms / 1e3)
-    ratios = [1e3 * forecast.fitting(Work(int(operations(fit, Case.of(target))), 1)) / ms for fit, ms in fits]
+        forecast.learn("fused", operations(fit, Case.of(target)), ms / 1e3)
+    works = [Work({"fused": (int(operations(fit, Case.of(target))), 1)}) for fit, _ in fits]
+    ratios = [1e3 * forecast.fitting(work) / ms for work, (_, ms) in zip(works, fits, strict=True)]
     assert 0.8 < np.median(ratios) < 1.2
     assert 0.5 < min(ratios) < max(ratios) < 1.5

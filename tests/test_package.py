@@ -24,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The content of a wheel, built from a copy as a downloaded archive is: without Git."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     shutil.copytree(PACKAGE, source / "ddstudy", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     (wheel,) = WheelBuilder(str(source)).build(directory=str(folder), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:

@@ -17,7 +17,7 @@ from ddstudy.errors import UserError
 from ddstudy.execution.executors import Executor, Failed, Finished, InProcess, Workers
 from ddstudy.execution.ray_pool import Place, Ray, places
 from ddstudy.images.volumes import Target
-from ddstudy.spec.options import THESIS, FitSpec
+from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec, StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import forecasting, runner
@@ -98,7 +98,7 @@ def go(
         assert progress.done == progress.total
         trials = store.view(spec.name).trials
     assert "FAIL" not in set(trials["state"])
-    keys = list(trials[list(THESIS)].itertuples(index=False, name=None))
+    keys = list(zip(trials["fit_id"], trials["iterations"], strict=True))
     assert len(set(keys)) == len(keys)
     return dict(zip(keys, trials["psnr"], strict=True)), log
 
@@ -134,6 +134,24 @@ def test_the_same_to_the_last_bit_wherever_it_runs_and_whatever_dies(
     assert there == here
     for said in ("its node was lost, beginning again elsewhere", "(its worker was killed or crashed), trying again"):
         assert any(said in line for line in log), log
+
+
+@slow
+def test_priors_of_every_kind_are_the_same_on_ray(
+    pool: Ray, tmp_path: Path, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    """The fused kernels' other decoder, networks of the torch loop, and one without weights."""
+    trained = [
+        {"kind": ["deep_decoder_2019", "conv_decoder", "dip"], "k": [4], "l": [2]},
+        {"kind": "siren", "k": [8], "l": [1], "fit.learning_rate": [0.001]},
+    ]
+    space = {"iterations": [10, 20], "prior": [*trained, {"kind": "tv", "strength": [0.1]}]}
+    spec = make_spec(space=space, task={"kind": "denoise", "sigma": 0.1})
+    here, _ = go(spec, tiny_target, InProcess(2), tmp_path)
+    assert len(here) == 9
+    assert len(set(here.values())) == 9
+    there, _ = go(spec, tiny_target, pool, tmp_path)
+    assert there == here
 
 
 # faults

@@ -68,7 +68,7 @@ class Recording(InProcess):
 
 def forecast() -> forecasting.Forecast:
     known = forecasting.Forecast()
-    known.learn(1e6, 0.001)
+    known.learn("deep_decoder auto", 1e6, 0.001)
     return known
 
 
@@ -437,7 +437,7 @@ def test_forecast_and_time_left_count_all_that_takes_time_and_status_agrees(
     )
     known = forecasting.Forecast()
     for fit in (fit_of(2, 8, 2, "uniform", "1x1"), fit_of(8, 2, 3, "uniform", "1x1")):
-        known.learn(planner.operations(fit, Case.of(tiny_target)), seconds(fit, 1))
+        known.learn(planner.speed_of(spec, fit), planner.operations(fit, Case.of(tiny_target)), seconds(fit, 1))
         known.learn_besides(seconds(fit, 1000), 2)
     clock = Clockwork(monkeypatch, slots, seconds)
     with Store(f"sqlite:///{tmp_path}/a.db") as store:
@@ -474,9 +474,31 @@ def test_what_was_learnt_is_kept_for_the_runs_that_go_on(
         assert sum(line.startswith("Trying some iterations for a forecast: 5 s at most") for line in lines) == tries
     with Store(store_url) as store:  # edited by hand
         driven = store.drive(spec, tiny_target, sampler(spec))
-        for damaged in ("{", "[]", '{"where": "here", "sums": [1], "besides": null}', '{"else": 1}'):
+        for damaged in (
+            *("{", "[]", '{"where": "here", "sums": [1], "besides": null}', '{"else": 1}'),
+            *('{"where": "here", "sums": {"dip": [1]}}', '{"where": "here", "sums": {"dip": 1}}', '{"where": "here"}'),
+        ):
             driven.study.set_user_attr("ddstudy:forecast", damaged)
             assert forecasting.kept_forecast(driven, "here") is None
+
+
+def test_what_an_earlier_version_learnt_is_one_speed_for_all(
+    store_url: str, make_spec: MakeSpec, tiny_target: Target
+) -> None:
+    spec = make_spec()
+    old = {"where": "here", "sums": [1e6, 1e13, 1e20, 1e3, 1e10], "besides": [3.0, 30]}  # 1e7 operations in 1 ms
+    with Store(store_url) as store:
+        driven = store.drive(spec, tiny_target, sampler(spec))
+        driven.study.set_user_attr("ddstudy:forecast", json.dumps(old))
+        known = forecasting.kept_forecast(driven, "here")
+        assert known is not None
+        work = forecasting.Work({"deep_decoder auto": (10**8, 10)}, 2)
+        assert known.seconds(work) == pytest.approx(10 * 0.001 + 2 * 0.1)
+        known.learn("siren auto", 1e6, 1.0)
+        forecasting.keep_forecast(driven, known)
+        again = forecasting.kept_forecast(driven, "here")
+        assert again == known
+        assert again.fitting(forecasting.Work({"siren auto": (10**6, 1)})) == pytest.approx(1.0)
 
 
 def test_a_calibration_is_over_after_some_seconds(
@@ -524,32 +546,54 @@ def test_plan_counts_trials_and_fits(make_spec: MakeSpec, tiny_target: Target) -
 
 def test_forecast_is_learnt(make_spec: MakeSpec, tiny_target: Target) -> None:
     def iteration(known: forecasting.Forecast, cost: float) -> float:
-        return known.seconds(forecasting.Work(int(cost), 1, 0))
+        return known.seconds(forecasting.Work({"one": (int(cost), 1)}))
 
     known = forecasting.Forecast()
     assert not known.known
     for cost in (1e6, 5e6, 2e7):
-        known.learn(cost, 0.002 + 3e-10 * cost)
+        known.learn("one", cost, 0.002 + 3e-10 * cost)
     assert iteration(known, 1e7) == pytest.approx(0.005)
     same = forecasting.Forecast()
     for seconds in (0.004, 0.005, 0.005):  # of one cost: nothing tells overhead and slope apart
-        same.learn(1e7, seconds)
+        same.learn("one", 1e7, seconds)
     assert iteration(same, 1e7) == pytest.approx(0.005, rel=0.1)
     assert iteration(same, 2e7) == pytest.approx(2 * iteration(same, 1e7))
     noisy = forecasting.Forecast()
-    noisy.learn(1e6, 0.005)
-    noisy.learn(2e6, 0.001)  # no sensible line goes through these
+    noisy.learn("one", 1e6, 0.005)
+    noisy.learn("one", 2e6, 0.001)  # no sensible line goes through these
     assert iteration(noisy, 5e5) > 0
     spec = make_spec()
     fits = list(planner.plan(spec, tiny_target, set()).todo)
     measured = forecasting.calibrate(spec, tiny_target, fits, InProcess(2))
-    assert measured.seconds(forecasting.Work(0, 0, 1)) > 0  # metrics, at least
+    assert measured.seconds(forecasting.Work(results=1)) > 0  # metrics, at least
     plan = planner.plan(spec, tiny_target, set())
     one = forecasting.forecast_seconds(spec, tiny_target, plan, measured, 1)
     assert 0 < one < 60
     assert one / 2 <= forecasting.forecast_seconds(spec, tiny_target, plan, measured, 2) < one
     # no slot can do half of a fit
     assert forecasting.forecast_seconds(spec, tiny_target, plan, measured, 99) > one / 4
+
+
+def test_each_prior_has_a_speed_of_its_own(make_spec: MakeSpec, tiny_target: Target) -> None:
+    """Guards against one line for kernels and torch's convolutions."""
+    trained = [{"kind": ["deep_decoder", "dip"], "k": [4, 16], "l": [2]}, {"kind": "siren", "k": [8], "l": [1]}]
+    space = {"k": None, "l": None, "iterations": [1000], "prior": [*trained, {"kind": "tv", "strength": [0.1]}]}
+    spec = make_spec(space=space, task={"kind": "denoise", "sigma": 0.1})
+    plan = planner.plan(spec, tiny_target, set())
+    measured = forecasting.calibrate(spec, tiny_target, list(plan.todo), InProcess(1))
+    assert set(measured.sums) == {"deep_decoder auto", "dip auto", "siren auto"}
+    known = forecasting.Forecast()
+    for fit in plan.todo:
+        if "prior.strength" not in fit:
+            per_iteration = {"deep_decoder": 0.001, "dip": 0.1, "siren": 0.01}[fit["prior.kind"]]
+            known.learn(planner.speed_of(spec, fit), planner.cost(spec, fit, tiny_target), per_iteration)
+    assert forecasting.forecast_seconds(spec, tiny_target, plan, known, 1) == pytest.approx(2 * 1 + 2 * 100 + 10)
+    of_dip = {speed: sums for speed, sums in known.sums.items() if speed.startswith("dip")}
+    alone = forecasting.Forecast(sums=of_dip)  # of others it is all there is to go by
+    assert alone.fitting(forecasting.work_ahead(spec, tiny_target, plan)) > 0
+    wishes = {"engine": "reference"}, {"optimiser": "lbfgs", "learning_rate": 1.0}
+    speeds = {planner.speed_of(make_spec(fit=wish), fit_of(2, 4, 2, "uniform", "1x1")) for wish in ({}, *wishes)}
+    assert len(speeds) == 3
 
 
 def test_cost_grows_with_channels_blocks_and_smaller_scale(tiny_target: Target) -> None:

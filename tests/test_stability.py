@@ -163,7 +163,7 @@ def test_audit_says_what_a_rule_would_have_done() -> None:
     ],
 )
 def test_the_default_rule_on_recorded_fits(studies: tuple[str, ...], found: Audit) -> None:
-    """The figures of the README: real fits that nothing stopped, two slices at 96x120, then all pairs at 64x80."""
+    """docs/stability.md: real fits that nothing stopped, two slices at 96x120, then all pairs at 64x80."""
     root, fits = Path(__file__).parents[1], []
     for name in studies:
         results = root / "benchmarks" / "results" / name

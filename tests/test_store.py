@@ -563,7 +563,7 @@ def test_leases_of_an_older_database_get_their_new_column(store_url: str, make_s
 
 def forecast_of(seconds: float) -> forecasting.Forecast:
     known = forecasting.Forecast()
-    known.learn(1e6, seconds)
+    known.learn("deep_decoder auto", 1e6, seconds)
     return known
 
 

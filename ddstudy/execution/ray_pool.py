@@ -25,7 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,8 @@ class Ray:
             self._cases[key] = job.case  # kept, so that no other takes its place
             self._send("case", key, job.case)
         self._jobs.add(ticket)
-        self._send("submit", ticket, key, (job.fit, job.budgets, job.options, job.noise, job.rule, job.timed))
+        parts = {field.name: getattr(job, field.name) for field in fields(job) if field.name != "case"}
+        self._send("submit", ticket, key, parts)
 
     def cancel(self, ticket: str) -> None:
         """See `Executor`."""
@@ -294,14 +295,13 @@ class _Worker:
         if ticket == self._ticket:
             self._stop.set()
 
-    def fit(self, ticket: str, case: Case, parts: tuple[Any, ...]) -> Iterator[list[Event | UserError]]:
+    def fit(self, ticket: str, case: Case, parts: dict[str, Any]) -> Iterator[list[Event | UserError]]:
         """The events of a job, those together that come together."""
         self._stop.clear()
         self._ticket = ticket
-        fit, budgets, options, noise, rule, timed = parts
-        job = Job(fit, budgets, case, options, noise, rule, timed)
+        job = Job(case=case, **parts)
         # the processor is asked for where the GPU failed
-        device = "cpu" if options.device == "cpu" else self._place.device
+        device = "cpu" if job.options.device == "cpu" else self._place.device
         work = self._work(job, device=device, threads=self._place.threads, stop=self._stop)
         batch: list[Event | UserError] = []
         told = time.monotonic()
@@ -381,7 +381,7 @@ class _Pool:
         except self._ray.exceptions.RayError as error:
             raise WorkError(f"the measurement does not fit into Ray's object store: {describe(error)}") from None
 
-    def _on_submit(self, ticket: str, case: int, parts: tuple[Any, ...]) -> None:
+    def _on_submit(self, ticket: str, case: int, parts: dict[str, Any]) -> None:
         self._cancelled.discard(ticket)
         self._waiting.put_nowait((ticket, case, parts))
 
@@ -413,7 +413,7 @@ class _Pool:
             if self._slots:
                 since = time.monotonic()
             elif self._given_up and not any(not task.done() for tasks in self._nodes.values() for task in tasks):
-                raise WorkError(f"no worker starts: {self._given_up}\nEvery node needs ddstudy; see README, Ray.")
+                raise WorkError(f"no worker starts: {self._given_up}\nEvery node needs ddstudy; see docs/ray.md.")
             elif time.monotonic() - since > PATIENCE_SECONDS:
                 raise WorkError("the Ray cluster has no worker for this study\nThe same command goes on once it has.")
             elif time.monotonic() - since > SILENCE_SECONDS and not self._begun and not told:
@@ -569,9 +569,9 @@ class _Pool:
             self.tell(ticket, [Finished()])
             return True
         self._running[ticket] = worker
-        self.tell(ticket, [Started(name, "cpu" if parts[2].device == "cpu" else place.device)])
+        self.tell(ticket, [Started(name, "cpu" if parts["options"].device == "cpu" else place.device)])
         try:
-            task = worker.fit.options(num_returns="streaming", name=parts[0].id)
+            task = worker.fit.options(num_returns="streaming", name=parts["fit"].id)
             async for reference in task.remote(ticket, self._cases[case], parts):
                 events = await reference
                 if isinstance(events[-1], Finished | Failed | UserError):

@@ -16,6 +16,7 @@ from ddstudy.report import tables
 from ddstudy.report.intervals import mean_of
 from ddstudy.report.inverse import case_axes
 from ddstudy.spec.options import HANDCRAFTED
+from ddstudy.spec.schema import CASE
 
 PRIOR = "prior.kind"
 
@@ -39,7 +40,7 @@ def best_of_each(trials: pd.DataFrame, axes: Sequence[str], levels: Sequence[str
         metric, `gain_low` and `gain_high` of its 95 % interval, and `over` what that is, `seeds` or `members`; these
         are missing for the handcrafted prior itself, and where there is none.
     """
-    repeats = [axis for axis in axes if axis == "fit.seed" or (axis in case_axes(axes) and axis not in levels)]
+    repeats = repeats_of(axes, levels)
     setting = [axis for axis in axes if axis not in repeats]
     measured = tables.finished(trials).dropna(subset=[metric])
     sign = -1.0 if METRICS[metric].minimized else 1.0
@@ -58,6 +59,12 @@ def best_of_each(trials: pd.DataFrame, axes: Sequence[str], levels: Sequence[str
         ranked = sorted(chosen.values(), key=lambda rows: -sign * rows[metric].mean())
         found += [_row(rows, setting, metric, sign, repeats, reference) for rows in ranked]
     return pd.DataFrame(found)
+
+
+def repeats_of(axes: Sequence[str], levels: Sequence[str]) -> list[str]:
+    """The axes of a study over whose values a setting is repeated: cases, measurements at one level, starts."""
+    measured = case_axes(axes)
+    return [axis for axis in axes if axis in ("fit.seed", CASE) or (axis in measured and axis not in levels)]
 
 
 def _best(rows: pd.DataFrame, setting: list[str], metric: str, sign: float) -> pd.DataFrame:

@@ -61,7 +61,7 @@ def choose(
     Args:
         device: a torch device, `cpu`, `cuda`, `cuda:1`, `mps`.
         engine: `auto`, `fused` or `reference`.
-        precision: `auto`, `float32` or, on CUDA GPUs, `bfloat16`. `auto` is float32: see README, "Speed".
+        precision: `auto`, `float32` or, on CUDA GPUs, `bfloat16`. `auto` is float32: see docs/speed.md.
         prior: that is fitted; a Deep Decoder when not given.
         optimiser: `Config.optimiser`.
 

@@ -41,7 +41,7 @@ from ddstudy.store.urls import VALID, parse_url, said, shown, shown_path
 from ddstudy.store.writer import StudyWriter
 
 LEASE_SECONDS = 30.0
-_SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
+SPEC, _FACTS, _FINGERPRINT = "ddstudy:spec", "ddstudy:facts", "ddstudy:fingerprint"
 _OTHER_NUMERICS = "its results are of arithmetic {}, this version has {} (see NUMERICS in ddstudy/spec/schema.py)"
 _STARTING = 0x64647374  # key of the advisory lock, "ddst"
 
@@ -188,7 +188,7 @@ class Store:
         ]
 
     def _ours(self) -> list[FrozenStudy]:
-        studies = [s for s in self.storage.get_all_studies() if _SPEC in s.user_attrs]
+        studies = [s for s in self.storage.get_all_studies() if SPEC in s.user_attrs]
         return sorted(studies, key=lambda s: -id_of(s))
 
     @property
@@ -313,6 +313,16 @@ class Store:
             self._driving = True
         return writer
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps drivers from a SQLite file meanwhile.
+
+        Raises:
+            UserError: one is at work.
+        """
+        with self._file_lock(self.path) if self.path is not None else contextlib.nullcontext():
+            yield
+
     def _file_lock(self, path: Path) -> contextlib.AbstractContextManager[object]:
         import filelock
 
@@ -353,7 +363,7 @@ class Store:
         frozen = next((study for study in self.storage.get_all_studies() if study.study_name == spec.name), None)
         if frozen is None or not self._has_trials(id_of(frozen)):
             return None
-        if _SPEC not in frozen.user_attrs:
+        if SPEC not in frozen.user_attrs:
             raise UserError(
                 f"{self.shown_url}: study '{spec.name}' was not made by ddstudy", "Give the study another --name."
             )
@@ -399,7 +409,7 @@ class Store:
             study.set_user_attr(_FACTS, json.dumps({**facts, "target digest": short_digest(target)}))
         elif grown:
             self._grow(study, spec, grown)
-        study.set_user_attr(_SPEC, spec.stored())  # the number of trials may have changed
+        study.set_user_attr(SPEC, spec.stored())  # the number of trials may have changed
         study.set_user_attr(_FINGERPRINT, json.dumps({**spec.fingerprint(), "target": target.digest}))
 
     def _stored_fingerprint(self, study: FrozenStudy) -> tuple[dict[str, Any], list[str]]:
@@ -409,7 +419,7 @@ class Store:
         say, the digest of the target and the number of the arithmetic, is taken from what was stored.
         """
         source = f"{self.shown_url}: study '{study.study_name}'"
-        spec, unknown = stored_spec(study.user_attrs.get(_SPEC, ""), source)
+        spec, unknown = stored_spec(study.user_attrs.get(SPEC, ""), source)
         try:
             stored = json.loads(study.user_attrs[_FINGERPRINT])
             digest, numerics = stored["target"], stored.get("numerics")

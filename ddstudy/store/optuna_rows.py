@@ -11,6 +11,7 @@ tests/test_canaries.py says by name what another version no longer has.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -704,6 +705,47 @@ def image_attribute(artifact: str, filename: str) -> dict[str, str]:
     """The system attribute by which Optuna finds a PNG that is in the artifact store."""
     meta = ArtifactMeta(artifact_id=artifact, filename=filename, mimetype="image/png", encoding=None)
     return {ARTIFACTS_ATTR_PREFIX + artifact: json.dumps(vars(meta))}
+
+
+def image_files(engine: sa.Engine, study_id: int) -> set[str]:
+    """Names of the files of a study's images, in the folder of its store; what is damaged names none."""
+    row = {"study": study_id, "prefix": f"{ARTIFACTS_ATTR_PREFIX}%"}
+    with engine.connect() as connection:
+        values = connection.execute(_IMAGES, row).scalars().all()
+    found = set()
+    for value in values:
+        with contextlib.suppress(DamagedError, ValueError):
+            found.add(str(artifact_of(json.loads(value))["artifact_id"]))
+    return found
+
+
+# whole studies
+
+
+def rename_studies(engine: sa.Engine, names: Mapping[int, str], attribute: str) -> None:
+    """Gives studies other names, in one transaction; also in what a user attribute of theirs, a table, calls `name`."""
+    with engine.begin() as connection:
+        for study, name in names.items():
+            connection.execute(_RENAME, {"study": study, "name": name})
+            value = connection.execute(_ATTRIBUTE, {"study": study, "key": attribute}).scalar_one()
+            told = json.dumps(json.dumps({**json.loads(json.loads(value)), "name": name}))
+            connection.execute(_SET_ATTRIBUTE, {"study": study, "key": attribute, "value": told})
+
+
+def forget_study(engine: sa.Engine, study_id: int) -> None:
+    """Takes out what is noted beside Optuna's tables of a study that is deleted."""
+    with engine.begin() as connection:
+        for table in ("ddstudy_claims", "ddstudy_measured"):
+            connection.execute(sa.text(f"DELETE FROM {table} WHERE study_id = :study"), {"study": study_id})
+
+
+_IMAGES = sa.text(
+    "SELECT DISTINCT value_json FROM trial_system_attributes JOIN trials USING (trial_id) "
+    "WHERE study_id = :study AND key LIKE :prefix"
+)
+_RENAME = sa.text("UPDATE studies SET study_name = :name WHERE study_id = :study")
+_ATTRIBUTE = sa.text("SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :key")
+_SET_ATTRIBUTE = sa.text("UPDATE study_user_attributes SET value_json = :value WHERE study_id = :study AND key = :key")
 
 
 # counting without reading

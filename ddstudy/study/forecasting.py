@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -20,7 +21,7 @@ from ddstudy.store.leases import AtWork, Leases
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study.evaluate import Check, Result
-from ddstudy.study.planner import Plan, cost, job
+from ddstudy.study.planner import Plan, cost, job, speed_of
 
 CALIBRATION_SECONDS = 5.0
 CALIBRATION_CHECKS = 4  # iterations: members are spread over threads, and one alone would leave the last of them idle
@@ -30,55 +31,68 @@ _FORECAST = "ddstudy:forecast"  # attribute of a study
 
 @dataclass(frozen=True)
 class Work:
-    """Work to do, or done: operations and iterations of all members, and results; whole numbers, so sums are exact."""
+    """Work to do, or done; whole numbers, so sums are exact.
 
-    operations: int = 0
-    iterations: int = 0
+    Attributes:
+        fits: operations and iterations of all members of the fits of each speed, see `planner.speed_of`.
+        results: of them.
+    """
+
+    fits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     results: int = 0
 
+    @property
+    def iterations(self) -> int:
+        """Of all fits."""
+        return sum(iterations for _, iterations in self.fits.values())
+
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.operations + other.operations, self.iterations + other.iterations, self.results + other.results
-        )
+        fits = dict(self.fits)
+        for speed, (operations, iterations) in other.fits.items():
+            known = fits.get(speed, (0, 0))
+            fits[speed] = known[0] + operations, known[1] + iterations
+        return Work(fits, self.results + other.results)
 
     def __sub__(self, other: Work) -> Work:
         return self + other.times(-1)
 
     def times(self, factor: float) -> Work:
         """A share of it."""
-        return Work(*(round(factor * part) for part in (self.operations, self.iterations, self.results)))
+        fits = {speed: (round(factor * one), round(factor * other)) for speed, (one, other) in self.fits.items()}
+        return Work(fits, round(factor * self.results))
 
 
 @dataclass
 class Forecast:
     """What fits take, from what was measured so far.
 
-    An iteration takes overhead + slope * operations seconds of fitting. Whatever a fit takes besides, for noise,
-    starting weights, metrics, images and the store, is counted per result.
+    An iteration takes overhead + slope * operations seconds of fitting, which are another pair for each speed. Whatever
+    a fit takes besides, for noise, starting weights, metrics, images and the store, is counted per result.
 
     Attributes:
         where: the devices that it is of.
-        sums: of the least squares: x x, x y, y y, x and y over everything learnt.
+        sums: of the least squares of each speed: x x, x y, y y, x and y over everything learnt.
         besides: seconds besides fitting, and of how many results.
     """
 
     where: str = ""
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+    sums: dict[str, list[float]] = field(default_factory=dict)
     besides: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
-    def learn(self, cost: float, seconds: float) -> None:
+    def learn(self, speed: str, cost: float, seconds: float) -> None:
         """Adds one measured cost of an iteration of all members."""
         # least squares of relative errors, so that a fit of a minute does not drown one of a second; sums are all it
         # takes, and a study has many fits
         x, y = 1 / seconds, cost / seconds
-        self.sums = [sum(both) for both in zip(self.sums, (x * x, x * y, y * y, x, y), strict=True)]
+        self.sums[speed] = _added(self.sums.get(speed, [0.0] * 5), (x * x, x * y, y * y, x, y))
 
     def learn_besides(self, seconds: float, results: int) -> None:
         """Adds what a fit with so many results took beside its fitting."""
         self.besides = [self.besides[0] + seconds, self.besides[1] + results]
 
-    def _line(self) -> tuple[float, float]:
-        xx, xy, yy, sx, sy = self.sums
+    def _line(self, speed: str) -> tuple[float, float]:
+        # of a speed of which nothing is known yet, that of all others
+        xx, xy, yy, sx, sy = self.sums.get(speed) or functools.reduce(_added, self.sums.values(), [0.0] * 5)
         determinant = xx * yy - xy * xy
         if determinant > 1e-9 * xx * yy:
             line = (sx * yy - sy * xy) / determinant, (sy * xx - sx * xy) / determinant
@@ -89,16 +103,23 @@ class Forecast:
     @property
     def known(self) -> bool:
         """Whether anything was learnt."""
-        return any(self.sums)
+        return bool(self.sums)
 
     def fitting(self, work: Work) -> float:
         """Expected seconds of fitting."""
-        overhead, slope = self._line()
-        return overhead * work.iterations + slope * work.operations
+        seconds = 0.0
+        for speed, (operations, iterations) in work.fits.items():
+            overhead, slope = self._line(speed)
+            seconds += overhead * iterations + slope * operations
+        return seconds
 
     def seconds(self, work: Work) -> float:
         """Expected seconds with all that fits take besides."""
         return self.fitting(work) + work.results * self.besides[0] / max(1, self.besides[1])
+
+
+def _added(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [sum(both) for both in zip(one, other, strict=True)]
 
 
 def calibrate(
@@ -106,7 +127,8 @@ def calibrate(
 ) -> Forecast:
     """Some iterations of the cheapest, the middle and the dearest fit, where the study itself will run.
 
-    It takes `CALIBRATION_SECONDS`, besides compilation and the iterations that are under way at the end.
+    Of a study whose fits have several speeds, the cheapest and the dearest of each. It takes `CALIBRATION_SECONDS`,
+    besides compilation and the iterations that are under way at the end.
 
     Args:
         spec: the study.
@@ -124,7 +146,11 @@ def calibrate(
     order = sorted((fit for fit in fits if cost(spec, fit, target)), key=lambda fit: cost(spec, fit, target))
     if not order:
         return Forecast()  # priors without weights have no iterations
-    chosen = {fit.id: fit for fit in (order[0], order[len(order) // 2], order[-1])}
+    speeds: dict[str, list[Fit]] = {}
+    for fit in order:
+        speeds.setdefault(speed_of(spec, fit), []).append(fit)
+    ends = [each[place] for place in (0, -1) for each in speeds.values()]  # when time is up, one of each was tried
+    chosen = {fit.id: fit for fit in (ends if len(speeds) > 1 else [order[0], order[len(order) // 2], order[-1]])}
     if leases is not None:
         elsewhere = leases.orphans() | leases.alive()
         chosen = {name: fit for name, fit in chosen.items() if name not in elsewhere}
@@ -162,7 +188,8 @@ def calibrate(
         seconds, iterations = first.seconds, first.iteration
         if others:  # the first iteration may be unlike the rest
             seconds, iterations = others[-1].seconds - seconds, others[-1].iteration - iterations
-        forecast.learn(cost(spec, chosen[name], target), max(seconds, 1e-6) / iterations)
+        per_iteration = max(seconds, 1e-6) / iterations
+        forecast.learn(speed_of(spec, chosen[name]), cost(spec, chosen[name], target), per_iteration)
     if besides:
         # the others may have loaded libraries and kernels; nothing was recorded
         forecast.learn_besides(min(besides) + RECORD_SECONDS, 1)
@@ -173,10 +200,14 @@ def calibrate(
 
 def kept_forecast(study: StudyWriter, where: str) -> Forecast | None:
     """What earlier runs of a study learnt on devices like ours."""
-    with contextlib.suppress(ValueError, TypeError):  # edited by hand, or by a later version
-        kept = Forecast(**json.loads(study.study.user_attrs.get(_FORECAST, "{}")))
-        numbers = np.asarray([*kept.sums, *kept.besides], dtype=float)
-        if kept.where == where and kept.known and numbers.shape == (7,) and np.isfinite(numbers).all():
+    # edited by hand, or by a later version
+    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
+        told = json.loads(study.study.user_attrs.get(_FORECAST, "{}"))
+        if isinstance(told["sums"], list):  # of a version that knew one speed
+            told["sums"] = {"": told["sums"]}
+        kept = Forecast(**told)
+        numbers = np.asarray([[*sums, *kept.besides] for sums in kept.sums.values()], dtype=float)
+        if kept.where == where and numbers.ndim == 2 and numbers.shape[1] == 7 and np.isfinite(numbers).all():
             return kept
     return None
 
@@ -188,7 +219,8 @@ def keep_forecast(study: StudyWriter, forecast: Forecast) -> None:
 
 def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:
     """The work of a fit."""
-    return Work(int(cost(spec, fit, target)) * max(budgets), max(budgets), len(budgets))
+    iterations = max(budgets, default=0)
+    return Work({speed_of(spec, fit): (int(cost(spec, fit, target)) * iterations, iterations)}, len(budgets))
 
 
 def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Work:

@@ -117,6 +117,15 @@ def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
     return operations(fit, case_of(spec, target, fit), at.prior) * at.fit.members / spec.fit.members
 
 
+def speed_of(spec: StudySpec, fit: Fit) -> str:
+    """What fits of a study have in common that compute as many operations a second, about: prior, engine, line search.
+
+    Compiled kernels, torch's convolutions and its sines are different matters.
+    """
+    at = spec.at(fit)
+    return " ".join([at.prior.kind, at.fit.engine, *["lbfgs"] * (at.fit.optimiser == "lbfgs")])
+
+
 def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str = "cpu") -> float:
     """Memory of the largest fit of a study: on the processor, all members in threads of their own, or on a GPU.
 

@@ -25,9 +25,9 @@ from ddstudy.spec.axes import Fit, Setting
 from ddstudy.spec.schema import CASE, fit_of, fit_on, setting_of
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study.evaluate import Check, Job, Result
-from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead
+from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead, work_of
 from ddstudy.study.over_cases import OverCases
-from ddstudy.study.planner import cost, job, plan
+from ddstudy.study.planner import cost, job, plan, speed_of
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
@@ -152,7 +152,7 @@ class _Run:
         self.pruned = 0
         self.best: tuple[Setting, float] | None = None
         self.todo: dict[Fit, tuple[int, ...]] = {}
-        self.costs: dict[Fit, int] = {}
+        self.work_of_one: dict[Fit, Work] = {}  # iteration
         self.ahead = self.behind = self.average = Work()  # not begun; done since we began, by anyone; per result
         self.history = deque([(self.began, self.behind)])  # what was done by when, of late
         self.left: float | None = None
@@ -254,10 +254,9 @@ class _Run:
         return budgets
 
     def _work(self, fit: Fit, budgets: tuple[int, ...]) -> Work:
-        if fit not in self.costs:
-            self.costs[fit] = int(cost(self.study.spec, fit, self.study.target))
-        iterations = max(budgets, default=0)
-        return Work(self.costs[fit] * iterations, iterations, len(budgets))
+        if fit not in self.work_of_one:
+            self.work_of_one[fit] = work_of(self.study.spec, fit, (1,), self.study.target)
+        return replace(self.work_of_one[fit].times(max(budgets, default=0)), results=len(budgets))
 
     def _next_of_search(self) -> bool:
         self._refresh()
@@ -507,7 +506,8 @@ class _Run:
         iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
         if iterations:  # a prior without weights has none
             per_iteration = cost(self.study.spec, flight.fit, self.study.target)
-            self.forecast.learn(per_iteration, max(seconds, 1e-6) / iterations)
+            speed = speed_of(self.study.spec, flight.fit)
+            self.forecast.learn(speed, per_iteration, max(seconds, 1e-6) / iterations)
         flight.fitted, flight.recorded = max(flight.fitted, seconds), flight.recorded + 1
         if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
             self.kept = time.monotonic()

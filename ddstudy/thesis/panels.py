@@ -40,8 +40,8 @@ class Findings(Panel):
     kind: Literal["findings"]
 
     def _of_study(self, view: StudyView) -> Shown:
-        if why := published.beside_the_thesis(view.spec):
-            return Shown("", missing=why, never=True)
+        if findings.about(view.spec) is None:
+            return Shown("", missing=published.beside_the_thesis(view.spec), never=True)
         sentence = (
             "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: "
             f"equal on all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists "

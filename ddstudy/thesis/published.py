@@ -148,17 +148,19 @@ def readings(view: StudyView, metric: str) -> str:
 
 
 def differences(view: StudyView) -> dict[str, str]:
-    """Where a study is not the thesis': what differs -> one sentence on it."""
+    """Where a study is not the thesis': what differs -> one sentence; of other tasks or priors image and device."""
     thesis, measured = _thesis()["study"], finished(view.trials)
     space, limits = view.spec.search_space, view.spec.stability
     shape = view.facts.get("target shape", "").removeprefix("1x")
     theirs = "x".join(map(str, thesis["size"]))
     image = f"{view.facts.get('target', 'another image')}, {shape or 'of unknown size'}"
+    devices = ", ".join(sorted(set(measured["device"].dropna()))) or "an unknown device"
     found = {"image": f"The image is {image}; the thesis has {thesis['image']}, {theirs}."}
-    devices = ", ".join(sorted(set(measured["device"].dropna())))
-    if by_reading := readings(view, "psnr"):
+    if not (elsewhere := beside_the_thesis(view.spec)) and (by_reading := readings(view, "psnr")):
         found["metrics"] = f"Metrics are of the joined slice; the thesis' may be means over tiles. {by_reading}"
-    found["device"] = f"Times are of {devices or 'an unknown device'}; the thesis names no device."
+    found["device"] = f"Times are of {devices}; the thesis names no device."
+    if elsewhere:
+        return found
     if shape != theirs:
         found["size of the input"] = "The same s makes an input tensor of another size, since the image has another."
     if flat := " or ".join(f"{tiling} and s = {s}" for tiling, s in thin_inputs(view)):
