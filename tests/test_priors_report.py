@@ -204,7 +204,7 @@ def test_a_union_in_two_sittings_has_the_numbers_of_one(folder: Path) -> None:
     ],
 )
 def test_a_study_of_other_priors_is_shown_without_what_they_lack(folder: Path, name: str, study: str) -> None:
-    """No scale factor, no members, no noise; and no finding of the thesis, which is about its decoder."""
+    """No scale factor, no members, no noise; and findings of several priors, of one none."""
     target = 'target = {file = "image.npy"}\nfit = {members = 2, device = "cpu"}'
     (folder / f"{name}.toml").write_text(f"{study}\n{target}\n[stability]\nmin_psnr = 0\ncv_percent = 100\n")
     url = f"sqlite:///{folder}/store.db"
@@ -217,7 +217,9 @@ def test_a_study_of_other_priors_is_shown_without_what_they_lack(folder: Path, n
         assert code == 0, printed
     code, printed = here("findings", name, "--store", url)
     assert code == 0
-    assert "its findings and tables are not tested on other priors" in " ".join(printed.split())
+    told = " ".join(printed.split())
+    assert ("its findings and tables are not tested on other priors" in told) == (name != "both")
+    assert ("time-variant" in told) == (name == "both")
     assert "-i0" not in here("status", "--store", url)[1]
     page = (folder / "page.html").read_text()
     assert ("Gain of the ensemble" in page) == (name != "tv")
