@@ -382,3 +382,24 @@ def test_pictures_have_no_slices_and_studies_no_neighbours(picture: Path, make_s
         ddstudy.fit_volume(picture)
     with pytest.raises(UserError, match=r"fit\.start and fit\.joint are of volumes"):
         make_spec(fit={"start": "neighbour"})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--joint", "3"], "--joint is for slices of a volume\nGive --all-slices or --slices, too."),
+        (["--start-iterations", "30"], "--start-iterations is for slices of a volume"),
+        (["--all-slices", "--slice", "30"], "exclude each other"),
+        (["--all-slices", "--slices", "30"], "exclude each other"),
+        (["--slices", "90:80"], "slices: '90:80' names no slice"),
+    ],
+)
+def test_mistakes_about_slices_end_with_code_2(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ddstudy", "fit", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(Path().iterdir())
