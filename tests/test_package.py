@@ -1,13 +1,21 @@
 """What is installed: the wheel holds all that the package reads, and a checkout needs no links."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import clusters
 import pytest
 from hatchling.builders.wheel import WheelBuilder
+
+from ddstudy.errors import UserError
+from ddstudy.execution.ray_pool import Ray
+from ddstudy.store.urls import parse_url
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddstudy"
@@ -70,3 +78,30 @@ def test_the_repository_has_no_links() -> None:
     """A checkout on Windows, or an archive, has a link as a text file that holds a path."""
     for folder in ("ddstudy", "studies", "dashboards", "benchmarks", "cluster", "tests"):
         assert [path for path in (ROOT / folder).rglob("*") if path.is_symlink()] == []
+
+
+@pytest.mark.parametrize(
+    ("use", "said", "extra"),
+    [
+        (lambda: parse_url("postgresql://me:secret@host/db"), "psycopg is not installed", "postgres"),
+        (lambda: Ray(clusters.wish("auto"), print), "ray is not installed", "ray"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    use: Callable[[], object], said: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{said}\nInstall it: pip install 'ddstudy\[{extra}\]'") as refused:
+        use()
+    assert "secret" not in str(refused.value)
+
+
+def test_what_is_told_of_the_package_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {project['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert (ROOT / "LICENSE").read_text().startswith(f"{project['license']} License\n")
+    needed = [*project["dependencies"], *(one for some in project["optional-dependencies"].values() for one in some)]
+    names = {re.split(r"[\[<>=;]", one)[0].lower() for one in needed} - {"ddstudy", "mkdocs-material"}
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert names <= pinned

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import itertools
 import os
 import re
@@ -122,6 +123,8 @@ class Ray:
     """
 
     def __init__(self, wish: Wish, tell: Callable[[str], object], stop: threading.Event | None = None) -> None:
+        if importlib.util.find_spec("ray") is None:  # importing it would take a second, and is the other process' part
+            raise UserError("executor.kind = 'ray': ray is not installed", "Install it: pip install 'ddstudy[ray]'.")
         self.slots = 0
         self._stop = stop
         self.device = ""

@@ -7,6 +7,7 @@ the place of a host, of a port, of an option. So a URL is only shown as far as i
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 
 import sqlalchemy as sa
@@ -24,7 +25,8 @@ def parse_url(url: str) -> URL:
     """A store's URL, as SQLAlchemy has it.
 
     Raises:
-        UserError: not a URL of SQLite or PostgreSQL. The message does not repeat it, it may hold a password.
+        UserError: not a URL of SQLite or PostgreSQL; the message does not repeat it, it may hold a password. Or what
+            PostgreSQL needs is not installed.
     """
     try:
         parsed = sa.make_url(url)
@@ -40,6 +42,10 @@ def parse_url(url: str) -> URL:
     if parsed.drivername not in _POSTGRESQL:
         known = kind in (*_OTHERS, "sqlite", "postgresql")
         raise UserError(f"the store is a {kind if known else 'foreign'} URL", VALID)
+    if importlib.util.find_spec("psycopg") is None:
+        raise UserError(
+            "the store is PostgreSQL: psycopg is not installed", "Install it: pip install 'ddstudy[postgres]'."
+        )
     for wrong, is_wrong in (
         ("has more than one '@'", url.count("@") > 1),
         ("has an '@' where none belongs", "@" in url and parsed.username is None),

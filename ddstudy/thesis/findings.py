@@ -635,7 +635,7 @@ def _time_of_variant(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows, axes = timed(view.trials), _axes(view)
     rows = rows[rows["stable"] & rows["psnr"].notna()]
     if not {"s", "l"} <= set(axes) or not set(FUSED) <= set(rows[PRIOR]):
-        return _nothing("times", f"It takes undisturbed trials of {' and '.join(FUSED)}.")
+        return _nothing("times", f"It takes trials of {' and '.join(FUSED)} that had their device alone.")
     variant = (rows[PRIOR] == FUSED[0]) & (rows["s"] == 2 ** rows["l"])
     rows = rows[variant | (rows[PRIOR] == FUSED[1])].sort_values(["iterations", "number"])
     alike = [axis for axis in _of_a_fit(axes) if axis not in (PRIOR, "s")]
