@@ -31,7 +31,9 @@ from ddstudy.solvers import Config, Method, Problem, choose, fit
 from ddstudy.spec.options import TargetSpec, TaskSpec
 from ddstudy.study.evaluate import Job, Result, evaluate, evaluate_together, problem
 from ddstudy.tasks.cases import Case
+from ddstudy.tasks.measurements import joint as joint_of
 from ddstudy.tasks.measurements import measure
+from ddstudy.tasks.operators import Joint
 
 
 @pytest.fixture(params=["reference", "fused"])
@@ -281,6 +283,31 @@ def test_joint_slices_are_fitted_in_groups_of_one_size(tmp_path: Path) -> None:
     assert list(made.slices.index) == list(range(1, 9))
     error = np.mean((made.output[..., 1:-1] - nibabel.load(tmp_path / "volume.nii.gz").get_fdata()[..., 1:-1]) ** 2)
     assert (10 ** (-made.slices["psnr"] / 10)).mean() * found.scale[1] ** 2 == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"kind": "mri", "acceleration": 2.0, "center_fraction": 0.3, "sigma": 0.01},
+        {"kind": "super_resolve", "factor": 3},
+    ],
+    ids=lambda task: task["kind"],
+)
+def test_operators_go_side_by_side(task: dict[str, Any], tmp_path: Path) -> None:
+    write_volume(tmp_path / "volume.nii.gz")
+    options = {**SMALL, "iterations": 10, "task": task, "joint": 2}
+    made = [
+        ddstudy.fit_volume(tmp_path / "volume.nii.gz", "3:7", engine=each, **options) for each in ("fused", "reference")
+    ]
+    np.testing.assert_allclose(made[0].output, made[1].output, atol=0.002 * made[0].output.max())
+    np.testing.assert_allclose(made[0].slices["psnr"], made[1].slices["psnr"], atol=0.02)
+    found = load_slices(TargetSpec(file=str(tmp_path / "volume.nii.gz")), "3:7")
+    both = joint_of([measure(found.targets[index], TaskSpec(**task)) for index in (3, 4)])
+    assert isinstance(both.operator, Joint)
+    assert both.operator.shape == both.samples.shape
+    x, y = (torch.randn(2, *shape, dtype=torch.float64) for shape in (both.shape, both.operator.shape))
+    ahead, back = both.operator.forward(x), both.operator.adjoint(y)
+    torch.testing.assert_close((ahead * y).sum(), (x * back).sum())
 
 
 @pytest.mark.parametrize("options", [{}, {"start": "neighbour", "joint": 2}])
