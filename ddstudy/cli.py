@@ -280,8 +280,10 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
         found, spec = check_study(path)
         mistakes += found
         if spec is not None and not found:
-            space = spec.search_space
-            typer.echo(f"{path}: valid, {counted(len(space), 'setting')}, {counted(len(budgets_by_fit(space)), 'fit')}")
+            space, cases = spec.search_space, len(spec.cases.chosen_by) if spec.by_case else 0
+            on = f" on {counted(cases, 'case')}" * bool(cases)
+            fits = len(budgets_by_fit(space)) * max(1, cases)
+            typer.echo(f"{path}: valid, {counted(len(space), 'setting')}{on}, {counted(fits, 'fit')}")
     if mistakes:
         raise UserError("\n".join(mistakes))
 

@@ -749,7 +749,7 @@ def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
         WebDriverWait(browser, 40).until(
             lambda b: b.execute_script("return document.readyState === 'complete' && !window.old")
         )
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")) == 2 + 5 + 1  # a heat map of one row is none
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")) == 2 + 5 + 1  # no heat map of one row
         assert browser.execute_script("return document.querySelector('.index').open")
         assert browser.execute_script(seen) == pytest.approx(before, abs=30)  # a line of the index
 
