@@ -31,7 +31,9 @@ from ddstudy.solvers import Config, Method, Problem, choose, fit
 from ddstudy.spec.options import TargetSpec, TaskSpec
 from ddstudy.study.evaluate import Job, Result, evaluate, evaluate_together, problem
 from ddstudy.tasks.cases import Case
+from ddstudy.tasks.measurements import joint as joint_of
 from ddstudy.tasks.measurements import measure
+from ddstudy.tasks.operators import Joint
 
 
 @pytest.fixture(params=["reference", "fused"])
@@ -283,6 +285,31 @@ def test_joint_slices_are_fitted_in_groups_of_one_size(tmp_path: Path) -> None:
     assert (10 ** (-made.slices["psnr"] / 10)).mean() * found.scale[1] ** 2 == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"kind": "mri", "acceleration": 2.0, "center_fraction": 0.3, "sigma": 0.01},
+        {"kind": "super_resolve", "factor": 3},
+    ],
+    ids=lambda task: task["kind"],
+)
+def test_operators_go_side_by_side(task: dict[str, Any], tmp_path: Path) -> None:
+    write_volume(tmp_path / "volume.nii.gz")
+    options = {**SMALL, "iterations": 10, "task": task, "joint": 2}
+    made = [
+        ddstudy.fit_volume(tmp_path / "volume.nii.gz", "3:7", engine=each, **options) for each in ("fused", "reference")
+    ]
+    np.testing.assert_allclose(made[0].output, made[1].output, atol=0.002 * made[0].output.max())
+    np.testing.assert_allclose(made[0].slices["psnr"], made[1].slices["psnr"], atol=0.02)
+    found = load_slices(TargetSpec(file=str(tmp_path / "volume.nii.gz")), "3:7")
+    both = joint_of([measure(found.targets[index], TaskSpec(**task)) for index in (3, 4)])
+    assert isinstance(both.operator, Joint)
+    assert both.operator.shape == both.samples.shape
+    x, y = (torch.randn(2, *shape, dtype=torch.float64) for shape in (both.shape, both.operator.shape))
+    ahead, back = both.operator.forward(x), both.operator.adjoint(y)
+    torch.testing.assert_close((ahead * y).sum(), (x * back).sum())
+
+
 @pytest.mark.parametrize("options", [{}, {"start": "neighbour", "joint": 2}])
 def test_a_volume_goes_on_after_kill_9_with_the_same_bytes(options: dict[str, Any], tmp_path: Path) -> None:
     write_volume(tmp_path / "volume.nii.gz")
@@ -382,3 +409,24 @@ def test_pictures_have_no_slices_and_studies_no_neighbours(picture: Path, make_s
         ddstudy.fit_volume(picture)
     with pytest.raises(UserError, match=r"fit\.start and fit\.joint are of volumes"):
         make_spec(fit={"start": "neighbour"})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--joint", "3"], "--joint is for slices of a volume\nGive --all-slices or --slices, too."),
+        (["--start-iterations", "30"], "--start-iterations is for slices of a volume"),
+        (["--all-slices", "--slice", "30"], "exclude each other"),
+        (["--all-slices", "--slices", "30"], "exclude each other"),
+        (["--slices", "90:80"], "slices: '90:80' names no slice"),
+    ],
+)
+def test_mistakes_about_slices_end_with_code_2(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ddstudy", "fit", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(Path().iterdir())
