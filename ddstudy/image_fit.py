@@ -211,6 +211,7 @@ def asked(
             "stability": {"prune": False},
         },
         "ddstudy fit",
+        judged=not from_file,
     )
 
 

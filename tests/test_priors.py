@@ -502,3 +502,15 @@ def test_what_a_prior_has_not_is_refused_in_words(text: dict[str, Any], message:
 
 def test_conv_decoders_weights_are_counted_by_the_formula() -> None:
     assert ConvDecoder(64, 1, ((8, 8),) * 5).parameters == 185024 == 5 * (9 * 64**2 + 2 * 64) + 64
+
+
+def test_a_measured_image_is_denoised_by_a_prior_without_weights() -> None:
+    """One fit compares nothing, and so needs nothing that judges it."""
+    measured = noisy()
+    task = {"kind": "denoise", "source": "file"}
+    found = ddstudy.fit(measured, prior={"kind": "tv", "strength": 0.2}, task=task)
+    low, high = float(measured.min()), float(measured.max())
+    unit = ((measured[0] - low) / (high - low)).astype(np.float32)
+    expected = low + (high - low) * restoration.denoise_tv_chambolle(unit, weight=0.2)
+    np.testing.assert_allclose(found.output[0], expected, atol=1e-4)
+    assert math.isnan(found.psnr)

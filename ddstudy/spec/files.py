@@ -139,15 +139,20 @@ def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {_short(str(error))}", valid) from None
 
 
-def parse_spec(tree: dict[str, Any], source: str) -> StudySpec:
+def parse_spec(tree: dict[str, Any], source: str, *, judged: bool = True) -> StudySpec:
     """Checks a parsed study file. `source` names it in errors.
+
+    Args:
+        tree: what the file says.
+        source: names it in errors.
+        judged: its results are compared; what one fit makes of a measurement is not.
 
     Raises:
         UserError: the key and what is wrong with it, then what is valid; so for every mistake, unknown keys first,
             since what such a key was meant to be is often missing, too.
     """
     try:
-        return StudySpec.model_validate(tree)
+        return StudySpec.model_validate(tree, context={"judged": judged})
     except ValidationError as error:
         raise UserError(mistakes(error, source, "study", _valid)) from None
 

@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     create_model,
     field_validator,
     model_serializer,
@@ -258,7 +259,7 @@ class StudySpec(BaseModel):
         return "psnr" if self.knows_truth else "judge"
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
         self._check_task()
         if (self.fit.start, self.fit.start_iterations, self.fit.joint) != ("random", 0, 1):
             raise ValueError("fit.start and fit.joint are of volumes, which `ddstudy fit --all-slices` reconstructs")
@@ -268,7 +269,7 @@ class StudySpec(BaseModel):
         for axis in self.search_space.axes:
             if axis.option.needs and not any(axis.name in setting for setting in self.search_space):
                 raise ValueError(f"space.{_for_only(axis.name)}")
-        self._check_priors()
+        self._check_priors(judged=(info.context or {}).get("judged", True))
         if self.search.pruner and self.search.sampler == "grid":
             raise ValueError("search.pruner needs a search, since a grid measures every setting")
         if self.search.pruner and self.objectives not in ({"psnr": "maximize"}, {"judge": "maximize"}):
@@ -302,7 +303,7 @@ class StudySpec(BaseModel):
         if cases.by_name and self.search.pruner and cases.objective != "mean":
             raise ValueError("search.pruner compares means over cases: cases.objective must be 'mean'")
 
-    def _check_priors(self) -> None:
+    def _check_priors(self, *, judged: bool) -> None:
         kinds = self.values_of("prior.kind")
         for part, lists in zip(self._parts, self.search_space.parts, strict=False):
             if away := [path for path in part if path not in lists]:
@@ -328,7 +329,7 @@ class StudySpec(BaseModel):
                 f"prior.kind = '{handcrafted[0]}' is for task.kind = 'represent' or 'denoise' only, whose measurements "
                 f"are whole images, not '{unserved[0]}'"
             )
-        if self.holds_out:
+        if self.holds_out and judged:
             raise ValueError(
                 f"prior.kind = '{handcrafted[0]}' takes whole images: nothing can be held out by judge.against or "
                 "fit.stop"
