@@ -2,7 +2,7 @@
 
     ddstudy run benchmarks/cases_search.toml
     python benchmarks/cases_search.py --export ddstudy.db     # results/cases_search.csv
-    python benchmarks/cases_search.py [--seeds 20]
+    python benchmarks/cases_search.py [--seeds 20] [--samplers tpe]
 
 A fit is looked up instead of run; all else is real: the runner with its store, leases and sampler. Each seed searches
 twice, without a pruner and with Optuna's Wilcoxon pruner over cases, the sampler's seed being the same. "Choice" is the
@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--export", metavar="FILE.db", help="write the table from a store and end")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--samplers", nargs="+", default=["tpe"], help="tpe, random, gp, ...")
     parser.add_argument("--trials", type=int, default=60, help="settings that a search tries, of 108")
     given = parser.parse_args()
     if given.export:
@@ -93,7 +94,7 @@ def main() -> None:
     stable = {s: rows for s, rows in whole.items() if np.mean([row["cv_percent"] for row in rows]) <= 5}
     psnr = {setting: float(np.mean([row["psnr"] for row in rows])) for setting, rows in stable.items()}
     found = []
-    for name in ("tpe", "random"):
+    for name in given.samplers:
         for seed in range(given.seeds):
             row: dict[str, object] = {"sampler": name, "seed": seed}
             for pruner in (None, "wilcoxon"):

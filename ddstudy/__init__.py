@@ -6,8 +6,8 @@ Data flows one way: a module imports only from those above it, and a library has
     spec/        what is asked: options (what can be searched), axes (a point of a study, a fit, the grid), schema (the
                  study file), files (reads one)
     images/      tiling (slice <-> tiles), files (header first, then what is asked for), volumes (volume or picture ->
-                 target), kspace (measured k-space -> target), targets (of a study), inputs (input tensors from a
-                 seed), metrics (one registry)
+                 target), slices (of a volume, and back), kspace (measured k-space -> target), targets (of a study),
+                 inputs (input tensors from a seed), metrics (one registry)
     tasks/       base (what a solver may see), operators (downsampling, MRI), measurements (simulated or taken from a
                  file; pictures of them, data consistency, held-out samples), judges, cases (what is measured of an
                  image, and what judges it)
@@ -31,6 +31,7 @@ Data flows one way: a module imports only from those above it, and a library has
     image_fit    one setting fitted to one image, without a study: arrays in, arrays out
     results      a study to look at: tables, figures, findings, images
     api          runs a study in one call: what Python and the command line share
+    volume_fit   one setting fitted to every slice of a volume, without a study
     housekeeping whole studies: delete, rename, copy
     first_study  a commented study file for one's own image
     dashboard    optuna-dashboard over the store, for eyes only
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ddstudy.spec.schema import StudySpec
     from ddstudy.study.evaluate import Check
     from ddstudy.study.runner import Progress
+    from ddstudy.volume_fit import SliceProgress, VolumeFit, fit_volume
 
 __all__ = [
     "DEFAULT_STORE",
@@ -58,17 +60,20 @@ __all__ = [
     "DryRun",
     "ImageFit",
     "Progress",
+    "SliceProgress",
     "StoppedError",
     "Study",
     "StudySpec",
     "StudyWarning",
     "UserError",
+    "VolumeFit",
     "WorkError",
     "__version__",
     "copy",
     "delete",
     "dry_run",
     "fit",
+    "fit_volume",
     "judge",
     "open_study",
     "rename",
@@ -84,6 +89,7 @@ _HOMES = {
     **dict.fromkeys(("Study", "open_study", "studies"), "ddstudy.results"),
     **dict.fromkeys(("StoppedError", "StudyWarning", "UserError", "WorkError"), "ddstudy.errors"),
     **dict.fromkeys(("ImageFit", "fit"), "ddstudy.image_fit"),
+    **dict.fromkeys(("SliceProgress", "VolumeFit", "fit_volume"), "ddstudy.volume_fit"),
     "StudySpec": "ddstudy.spec.schema",
     "Check": "ddstudy.study.evaluate",
     "Progress": "ddstudy.study.runner",

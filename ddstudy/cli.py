@@ -183,6 +183,19 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
     slice_: Annotated[str, typer.Option("--slice", help="Slice index or mid.")] = "mid",
+    all_slices: Annotated[
+        bool, typer.Option("--all-slices", help="Reconstruct every slice of the plane, and write one volume in place.")
+    ] = False,
+    slices: Annotated[
+        str | None, typer.Option(help="Only these: indices, ranges as 40:140:10, mid+-30:10 around the middle.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Where a slice of several starts: random, or the weights of its neighbour.")
+    ] = None,
+    start_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of a slice that starts from its neighbour [as many as of the first].")
+    ] = None,
+    joint: Annotated[int | None, typer.Option(min=1, help="Adjacent slices of several that share one network.")] = None,
     volume: Annotated[int | None, typer.Option(min=0, help="Volume of a 4-D series.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns to resize and pad to.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -193,11 +206,15 @@ def fit(
     ] = None,
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
-    """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI."""
+    """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI.
+
+    With --all-slices or --slices the setting is fitted to slices of a volume, which all go into one NIfTI; what they
+    measure goes into a CSV. The same command goes on after whatever ended it.
+    """
     from ddstudy.images.metrics import psnr_of
     from ddstudy.report.writing import check_stem
     from ddstudy.spec.options import OPTIONS
-    from ddstudy.terminal import print_fit, teller, terminal
+    from ddstudy.terminal import live, print_fit, print_volume, teller, terminal
 
     check_stem(out)
     console = terminal()
@@ -221,15 +238,34 @@ def fit(
     _need({key: OPTIONS[f"prior.{key}"].needs for key in model}, "prior", prior)
     table: dict[str, Any] = {"kind": task, **given} | ({"source": "file"} if measured else {})
     _need({key: _TASKS_OF.get(key) or OPTIONS[f"task.{key}"].needs for key in given}, "task", task)
-    found = ddstudy.fit(
-        target, task=table, rule=stop, check_every=check_every, k=k, s=s, l=l, iterations=iterations, noise=noise,
-        tiling=tiling, prior={"kind": prior, **model}, target=cut, threads=threads, optimiser=optimiser,
-        learning_rate=learning_rate, loss=loss,
-        members=members, seed=seed, device=device, engine=engine, precision=precision, progress=show,
-        tell=teller(console),
-    )  # fmt: skip
-    print_fit(console, found)
-    for path in found.save(out):
+    options: dict[str, Any] = {
+        "task": table, "rule": stop, "check_every": check_every, "k": k, "s": s, "l": l, "iterations": iterations,
+        "noise": noise, "tiling": tiling, "prior": {"kind": prior, **model}, "target": cut, "threads": threads,
+        "optimiser": optimiser, "learning_rate": learning_rate, "loss": loss, "members": members, "seed": seed,
+        "device": device, "engine": engine, "precision": precision, "tell": teller(console),
+    }  # fmt: skip
+    several: dict[str, Any] = {"start": start, "start_iterations": start_iterations, "joint": joint}
+    several = {key: value for key, value in several.items() if value is not None}
+    if not all_slices and slices is None:
+        if several:
+            flag = next(iter(several)).replace("_", "-")
+            raise UserError(f"--{flag} is for slices of a volume", "Give --all-slices or --slices, too.")
+        found = ddstudy.fit(target, progress=show, **options)
+        print_fit(console, found)
+        written: Sequence[Path] = found.save(out)
+    else:
+        if slice_ != "mid" or (all_slices and slices is not None):
+            raise UserError("--slice, --slices and --all-slices exclude each other", "Give one of them.")
+        try:
+            with live(console) as show_slices:
+                volume_fit = ddstudy.fit_volume(
+                    target, slices or "all", out=out, progress=show_slices, **several, **options
+                )
+        except KeyboardInterrupt:
+            _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+        print_volume(console, volume_fit)
+        written = volume_fit.files
+    for path in written:
         console.print(f"Wrote {path}")
 
 
@@ -244,8 +280,10 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
         found, spec = check_study(path)
         mistakes += found
         if spec is not None and not found:
-            space = spec.search_space
-            typer.echo(f"{path}: valid, {counted(len(space), 'setting')}, {counted(len(budgets_by_fit(space)), 'fit')}")
+            space, cases = spec.search_space, len(spec.cases.chosen_by) if spec.by_case else 0
+            on = f" on {counted(cases, 'case')}" * bool(cases)
+            fits = len(budgets_by_fit(space)) * max(1, cases)
+            typer.echo(f"{path}: valid, {counted(len(space), 'setting')}{on}, {counted(fits, 'fit')}")
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -507,7 +545,8 @@ def prune_audit(
     from ddstudy.study.stability import StopRule, audit
     from ddstudy.terminal import terminal
 
-    found_studies, left_out = look(store, studies)
+    asked, left_out = look(store, studies)
+    found_studies = [study.cases or study for study in asked]  # where a fit is one fit
     for study in found_studies:
         if study.spec.score == "judge":
             what = "stable means a small spread of the members' outputs there, since the truth does not judge"
@@ -555,7 +594,8 @@ def stop_audit(
     from ddstudy.study.stopping import NAMES, audit, takes_patience
     from ddstudy.terminal import terminal
 
-    found_studies, left_out = look(store, studies)
+    asked, left_out = look(store, studies)
+    found_studies = [study.cases or study for study in asked]  # where a fit is one fit
     curves = [curve for study in found_studies for curve in curves_of_tasks(study.view.records, study.spec)]
     names = ", ".join(study.name for study in found_studies)
     if not curves:

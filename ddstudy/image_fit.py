@@ -148,21 +148,60 @@ def fit(
         StoppedError: `stop` was set before the fit ended.
         WorkError: the fit diverged, or there is too little memory for it.
     """
+    file = None
+    if isinstance(image, str | os.PathLike):
+        file, image = os.fspath(image), None
+    spec = asked(
+        file, k=k, s=s, l=l, iterations=iterations, noise=noise, tiling=tiling, prior=prior, target=target, task=task,
+        rule=rule, **options,
+    )  # fmt: skip
+    of = load_targets(spec) if image is None else target_of(image, spec.target)
+    assert isinstance(of, Target)  # since there is no axis
+    (setting,) = spec.search_space
+    if tell:
+        tell(announced(spec, setting, of.name))
+    job = job_of(spec, of, setting)
+    found, checks = _fitted(job, threads=threads, progress=progress, stop=stop)
+    assert found.members is not None
+    lower, upper = of.scale
+    shape = None if image is None else np.shape(image)
+    output, members = (
+        (lower + (upper - lower) * arranged(each, shape).astype(np.float64)).astype(np.float32)
+        for each in (found.output, found.members)
+    )
+    enlarged = not spec.knows_truth and spec.task.kind == "super_resolve"
+    placed = finer(of, spec.task.factor) if enlarged else of
+    return ImageFit(output, members, values_of(found, spec), checks, setting, placed, found.output)
+
+
+def asked(
+    file: str | None = None,
+    *,
+    prior: str | Mapping[str, Any] = "deep_decoder",
+    target: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
+    rule: str = "budget",
+    k: int | None = None,
+    s: int | None = None,
+    l: int | None = None,
+    iterations: int | None = None,
+    noise: str | None = None,
+    tiling: str | None = None,
+    **options: Any,
+) -> StudySpec:
+    """What `fit` is asked for, as a study of one setting, by its arguments; `file` is that of the image."""
     model = plain({"kind": prior} if isinstance(prior, str) else prior)
     given = {"k": k, "s": s, "l": l, "iterations": iterations, "noise": noise, "tiling": tiling}
     space = {axis: value for axis, value in given.items() if value is not None}
     for axis, value in _DEFAULTS.items():
         if model.get("kind", "deep_decoder") in (OPTIONS[axis].needs or ("", ()))[1]:
             space.setdefault(axis, value)
-    table = plain(target or {})
-    if isinstance(image, str | os.PathLike):
-        table["file"], image = os.fspath(image), None
     measured = plain(task or {})
     from_file = measured.get("source") == "file"
-    spec = parse_spec(
+    return parse_spec(
         {
             "name": "fit",
-            "target": table,
+            "target": plain(target or {}) | ({"file": file} if file is not None else {}),
             "task": measured,
             "prior": model,
             # one fit needs no judge; nothing is held out below
@@ -173,31 +212,30 @@ def fit(
         },
         "ddstudy fit",
     )
-    of = load_targets(spec) if image is None else target_of(image, spec.target)
-    assert isinstance(of, Target)  # since there is no axis
-    (setting,) = spec.search_space
-    if tell:
-        done = f"Reconstructing {of.name} ({spec.task.kind}) by" if spec.is_task else "Fitting"
-        to = "" if spec.is_task else f" to {of.name}"
-        kind = f"{spec.prior.kind} " if spec.prior.kind != "deep_decoder" else ""
-        what = f"{setting.fit.id}{to}, {spec.fit.members} members, {setting.budget} iterations"
-        tell(f"{done} {kind}{what if setting.budget else f'of strength {spec.prior.strength:g}{to}'}")
-    job = planner.job(spec, of, setting.fit, (setting.budget,))
-    if from_file:
-        job = replace(job, case=_unjudged(of, spec))
-    found, checks = _fitted(job, threads=threads, progress=progress, stop=stop)
-    assert found.members is not None
-    if from_file:
-        found.values.pop("judge", None)
-    lower, upper = of.scale
-    shape = None if image is None else np.shape(image)
-    output, members = (
-        (lower + (upper - lower) * arranged(each, shape).astype(np.float64)).astype(np.float32)
-        for each in (found.output, found.members)
-    )
-    enlarged = from_file and spec.task.kind == "super_resolve"
-    placed = finer(of, spec.task.factor) if enlarged else of
-    return ImageFit(output, members, found.values, checks, setting, placed, found.output)
+
+
+def announced(spec: StudySpec, setting: Setting, name: str) -> str:
+    """A line about what is going to be done with an image of this name."""
+    done = f"Reconstructing {name} ({spec.task.kind}) by" if spec.is_task else "Fitting"
+    to = "" if spec.is_task else f" to {name}"
+    kind = f"{spec.prior.kind} " if spec.prior.kind != "deep_decoder" else ""
+    what = f"{setting.fit.id}{to}, {spec.fit.members} members, {setting.budget} iterations"
+    return f"{done} {kind}{what if setting.budget else f'of strength {spec.prior.strength:g}{to}'}"
+
+
+def job_of(spec: StudySpec, target: Target, setting: Setting) -> Job:
+    """The job of what `asked` made, for an image.
+
+    Raises:
+        UserError: the image cannot be measured as the task says.
+    """
+    job = planner.job(spec, target, setting.fit, (setting.budget,))
+    return replace(job, case=_unjudged(target, spec)) if spec.task.source == "file" else job
+
+
+def values_of(found: Result, spec: StudySpec) -> dict[str, float | int | str]:
+    """What was measured, without the score of a judge where there is none."""
+    return {name: value for name, value in found.values.items() if name != "judge" or spec.knows_truth}
 
 
 def fit_setting(
@@ -253,9 +291,18 @@ def _fitted(
     if result is None:
         assert is_stopped(stop)
         raise StoppedError("the fit was stopped before its end")
+    check_converged(result)
+    return result, pd.DataFrame(rows, columns=["iteration", "seconds", "member", "psnr"])
+
+
+def check_converged(result: Result) -> None:
+    """Refuses what a diverging fit made.
+
+    Raises:
+        WorkError: a member diverged.
+    """
     if "cv_percent" not in result.values:
         raise WorkError("the fit diverged; try fewer channels or another seed")
-    return result, pd.DataFrame(rows, columns=["iteration", "seconds", "member", "psnr"])
 
 
 def _unjudged(target: Target, spec: StudySpec) -> Case:

@@ -31,6 +31,7 @@ from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
 from ddstudy.thesis.findings import TOGETHER, Answer, about
 from ddstudy.thesis.published import beside_the_thesis, differences
+from ddstudy.volume_fit import SliceProgress, VolumeFit
 
 if TYPE_CHECKING:
     from ddstudy.image_fit import ImageFit
@@ -50,7 +51,7 @@ def teller(console: Console) -> Callable[[str], None]:
 
 
 @contextmanager
-def live(console: Console) -> Iterator[Callable[[Progress], None]]:
+def live(console: Console) -> Iterator[Callable[[Progress | SliceProgress], None]]:
     """A bar on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
         yield lambda progress: _log_line(console, progress)
@@ -62,7 +63,7 @@ def live(console: Console) -> Iterator[Callable[[Progress], None]]:
     bar = Bar(*columns, console=console, refresh_per_second=4, expand=True)
     with ExitStack() as stack:
 
-        def show(progress: Progress) -> None:
+        def show(progress: Progress | SliceProgress) -> None:
             if not bar.tasks:  # what is said before the first fit needs no bar
                 stack.enter_context(bar)
                 bar.add_task("", total=None)
@@ -71,10 +72,12 @@ def live(console: Console) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _describe(progress: Progress) -> str:
+def _describe(progress: Progress | SliceProgress) -> str:
     parts = []
     if progress.eta_seconds is not None:
         parts.append(f"{duration(progress.eta_seconds)} left")
+    if isinstance(progress, SliceProgress):
+        return " | ".join([*parts, progress.current])
     if progress.best:
         parts.append(f"best {progress.objective} {progress.best[1]:.2f}")
     parts.append(f"{progress.pruned} pruned, {progress.failed} failed")
@@ -83,7 +86,7 @@ def _describe(progress: Progress) -> str:
     return " | ".join([*parts, progress.current] if progress.current else parts)
 
 
-def _log_line(console: Console, progress: Progress) -> None:
+def _log_line(console: Console, progress: Progress | SliceProgress) -> None:
     if progress.message:
         left = f", {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
         stamp = time.strftime("%H:%M:%S")
@@ -201,14 +204,37 @@ def print_fit(console: Console, fit: ImageFit) -> None:
     if members > 1 and known:
         console.print(f"{members}DD is the mean of the members' outputs, 1DD the mean of their own numbers.")
     if not known:
-        spread = "; spread is how far the members disagree, relative to their mean" * (members > 1)
-        console.print(
-            f"The image is the measurement and its truth is not known: nothing here says how good this is{spread}. "
-            "The reconstruction is the mean of the members' outputs.",
-            soft_wrap=True,
-        )
+        _say_unjudged(console, members)
     if (answer := values.get("chosen_iteration", values["iterations_done"])) != values["iterations_done"]:
         console.print(f"The stopping rule chose the iterate at {answer} of {values['iterations_done']} iterations.")
+
+
+def _say_unjudged(console: Console, members: int) -> None:
+    spread = "; spread is how far the members disagree, relative to their mean" * (members > 1)
+    console.print(
+        f"The image is the measurement and its truth is not known: nothing here says how good this is{spread}. "
+        "The reconstruction is the mean of the members' outputs.",
+        soft_wrap=True,
+    )
+
+
+def print_volume(console: Console, fit: VolumeFit) -> None:
+    """What was measured of the slices of a volume: means over them, and the worst."""
+    table = Table(title=f"Over {counted(len(fit.slices), 'slice')}")
+    for column in ("metric", "mean", "worst", "in slice"):
+        table.add_column(column)
+    for name in (name for name in METRICS if name in fit.slices and name not in ("judge", "parameters", "seconds")):
+        numbers = fit.slices[name]
+        where, worst = numbers.idxmin(), numbers.min()
+        if METRICS[name].better == "minimize":
+            where, worst = numbers.idxmax(), numbers.max()
+        table.add_row(with_whose(name, f"{fit.members}DD"), f"{numbers.mean():.4g}", f"{worst:.4g}", str(where))
+    console.print(table)
+    console.print(f"{duration(float(fit.slices['seconds'].sum()))} of fitting.")
+    if fit.constant:
+        console.print(f"{counted(len(fit.constant), 'slice')} of one value were left as they were.")
+    if "psnr" not in fit.slices:
+        _say_unjudged(console, fit.members)
 
 
 def follow(console: Console, opened: Store, name: str | None) -> StudyView:

@@ -18,7 +18,7 @@ PANELS = [
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
-    "images", "images.tiling", "images.files", "images.volumes", "images.kspace", "images.targets",
+    "images", "images.tiling", "images.files", "images.volumes", "images.slices", "images.kspace", "images.targets",
     "images.inputs",
     "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network", "priors.networks",
@@ -35,7 +35,8 @@ ORDER = [
     "report.cases", "report.facts",
     "report.comparison", "report.images", "report.figures", "report.panels",
     *(f"report.panels.{name}" for name in PANELS), "report.page",
-    "report.writing", "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
+    "report.writing", "report.slice_folder",
+    "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api", "volume_fit",
     "housekeeping", "first_study", "dashboard", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
@@ -48,7 +49,7 @@ HOMES = {
         *("spec.options", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
         *(f"report.panels.{name}" for name in PANELS),
     },
-    "nibabel": {"images.files", "images.volumes"},
+    "nibabel": {"images.files", "images.volumes", "images.slices"},
     "tifffile": {"images.files"},
     "imagecodecs": {"images.files"},
     "h5py": {"images.kspace"},

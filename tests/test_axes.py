@@ -86,7 +86,7 @@ def oracle(folder: Path, setting: Setting) -> float:
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -> None:
     url = f"sqlite:///{folder}/store.db"
-    trials = 20
+    trials = 30
     command = [*write_study(folder, search), "--trials", str(trials), "--store", url]
     code, printed = here(*command)
     assert code == 0, printed

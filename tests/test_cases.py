@@ -379,6 +379,7 @@ def test_the_command_line_judges(folder: Path, tmp_path: Path) -> None:
     study = tmp_path / "one.toml"
     text = STUDY.replace("volume.nii", str(folder / "volume.nii")).replace("[space]", 'holdout = ["*-y1"]\n[space]')
     study.write_text(text)
+    assert drivers.here("validate", str(study)) == (0, f"{study}: valid, 4 settings on 3 cases, 6 fits\n")
     store = ["--store", f"sqlite:///{tmp_path}/store.db"]
     for arguments in (["run", str(study), *store], ["judge", "one", *store], ["report", "one", *store]):
         driver = Driver(tmp_path, *arguments)

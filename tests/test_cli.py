@@ -662,8 +662,8 @@ def test_too_little_memory_is_told_in_words(ddstudy: Cli, monkeypatch: pytest.Mo
     code, _, err = ddstudy("fit", "--k", 512, "--iterations", 1)
     assert (code, err.count("\n")) == (1, 1)
     assert "GB of memory" in err
-    for work, said in ((lambda *_: np.empty(2**50), "Unable to allocate"), (lambda *_: torch.empty(2**60), "allocate")):
-        monkeypatch.setattr("ddstudy.study.planner.plan", work)
+    for made, size, said in ((np.empty, 2**50, "Unable to allocate"), (torch.empty, 2**60, "allocate")):
+        monkeypatch.setattr("ddstudy.study.planner.plan", lambda *_, made=made, size=size, **__: made(size))
         code, _, err = ddstudy("run", "tiny.toml", "--dry-run")
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith("ddstudy: there is too little memory: ")

@@ -55,6 +55,7 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=30, deadline=None)
 @given(cases())
 @example(Case(deep_decoder(40, 8, 7, 31, 23, 3), tiles=20, members=6))
+@example(Case(deep_decoder(5, 3, 2, 13, 11, 9), tiles=2, members=2))  # jointly fitted slices: more than channels
 @example(Case(deep_decoder(1, 1, 1, 2, 2), tiles=1, members=1))
 @example(Case(deep_decoder(16, 32, 1, 70, 65), tiles=1, members=1))  # 32 pixels to a cell
 @example(Case(deep_decoder(3, 8, 7, 33, 24), tiles=18, members=5, seed=38))  # all channels die in some tile

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "one channel": ((1, 3, 2, 7, 8), 1, 1),
     "odd sizes": ((5, 2, 2, 9, 7), 1, 2),
     "colours": ((8, 3, 2, 7, 6, 3), 2, 1),
+    "more colours than channels": ((4, 3, 2, 7, 6, 9), 2, 1),
     "many tiles": ((3, 2, 1, 4, 5), 4, 2),
     "deep": ((16, 4, 4, 10, 11), 1, 1),
     "padded channels": ((24, 2, 2, 7, 9), 1, 1),
@@ -142,8 +143,13 @@ def fit_problem() -> Problem:
 
 
 def short_fit(device: str) -> Numbers:
-    (end,) = fused_fit(fit_problem(), [3], kernels_on(device))
-    return {"losses": end.losses, "outputs": end.outputs}
+    work = fit_problem()
+    opened = fused.ensemble([work], Config(), kernels_on(device), threads=1)
+    (found,) = (
+        {"losses": end.losses, "outputs": end.outputs, "weights": end.weights}
+        for _, end in snapshots(opened, [work], [[3]], [threading.Event()])
+    )
+    return found
 
 
 JOBS: dict[str, Job] = {
@@ -267,8 +273,9 @@ def test_adam_is_that_of_torch(dtype: str, tolerance: float, does: Callable[[str
 
 def test_a_fit_follows_the_reference(does: Callable[[str], Numbers]) -> None:
     work = fit_problem()
-    (end,) = fit(work, Config(), [3], method=choose("cpu", "reference"))
+    ((end, weights),) = ((end, end.weights) for end in fit(work, Config(), [3], method=choose("cpu", "reference")))
     found = does("fit")
+    np.testing.assert_allclose(found["weights"], weights, atol=5e-3)
     np.testing.assert_allclose(found["losses"], end.losses, rtol=1e-3)
     np.testing.assert_allclose(found["outputs"], end.outputs, atol=5e-3)
 

@@ -749,6 +749,36 @@ def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
         WebDriverWait(browser, 40).until(
             lambda b: b.execute_script("return document.readyState === 'complete' && !window.old")
         )
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")) == 2 + 5  # a heat map of one row is none
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")) == 2 + 5 + 1  # no heat map of one row
         assert browser.execute_script("return document.querySelector('.index').open")
         assert browser.execute_script(seen) == pytest.approx(before, abs=30)  # a line of the index
+
+
+@pytest.mark.slow
+def test_all_trials_stand_in_a_table_that_sorts_filters_and_marks_them_in_figures(view, tmp_path):
+    from browser import chromium
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page = tmp_path / "report.html"
+    pareto = [each for each in read_panels() if each.kind == "pareto"]
+    page.write_text(render([view], pareto[:1]), encoding="utf-8")
+    rows = "[...document.querySelectorAll('.trials tbody tr')].map(row => Number(row.cells[0].textContent))"
+    with chromium() as browser:
+        browser.get(page.as_uri())
+        browser.execute_script("document.querySelector('.trials').scrollIntoView()")
+        WebDriverWait(browser, 40).until(lambda b: len(b.execute_script(f"return {rows}")) == 10)
+        best = view.trials.sort_values("psnr", ascending=False, kind="stable")
+        shown = browser.execute_script(f"return {rows}")
+        assert best.set_index("number")["psnr"][shown].round(2).tolist() == best["psnr"].head(10).round(2).tolist()
+        browser.find_element(By.CSS_SELECTOR, ".trials input[type=search]").send_keys("uniform 3x3")
+        of_pair = view.trials.loc[view.trials["noise"].eq("uniform") & view.trials["tiling"].eq("3x3"), "number"]
+        WebDriverWait(browser, 40).until(lambda b: set(b.execute_script(f"return {rows}")) <= set(of_pair))
+        browser.execute_script("document.querySelector('.trials tbody td').click()")
+        (chosen, *_) = browser.execute_script(f"return {rows}")
+        marked = browser.execute_script(
+            "return document.querySelector('.plot').data.flatMap("
+            "({customdata, selectedpoints}) => (selectedpoints ?? []).map(point => customdata[point]))"
+        )
+        assert set(marked) == {chosen}
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

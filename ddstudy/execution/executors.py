@@ -75,7 +75,7 @@ class Executor(Protocol):
         """Jobs, or packs of them, that run at the same time, by now."""
 
     def room(self, job: Job) -> int:
-        """How many jobs of this one's kind are done fastest as one pack here; 1 where they are better done alone."""
+        """How many jobs of this one's kind are done fastest as one pack here, its `joint` at least."""
 
     def submit(self, ticket: str, job: Job) -> None:
         """Adds a job under a name of the caller's choice."""
@@ -250,9 +250,9 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
         return
     assert isinstance(prior, DeepDecoder)
     rows, columns = rows_and_columns(first.fit.tiling)
-    members = sum(job.options.members for job in jobs)
+    members = sum(job.options.members for job in jobs) // first.joint
     kernels = fused.kernels_for(device) if on_gpu else None
-    samples = first.case.measurement.operated
+    samples = first.joint * first.case.measurement.operated
     need = fused.memory(prior, rows * columns, members, threads, kernels, config=first.config, samples=samples)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
         raise NoMemoryError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
@@ -301,16 +301,16 @@ def room_on(device: str, job: Job, workers: int) -> int:
     """
     prior, members = job.model, job.options.members
     if job.method(device).engine != "fused" or not device.startswith("cuda"):
-        return 1
+        return job.joint
     import torch
 
     free = _free_on_gpu(device)
     held = torch.cuda.memory_allocated(device)  # by fits that run beside
     assert isinstance(prior, DeepDecoder)
     rows, columns = rows_and_columns(job.fit.tiling)
-    samples, room = job.case.measurement.operated, min(free, (free + held) / workers)
+    samples, room = job.joint * job.case.measurement.operated, min(free, (free + held) / workers)
     most = fused.capacity(prior, rows * columns, device, room, config=job.config, samples=samples)
-    return max(1, most // members)
+    return job.joint * max(1, most // members)
 
 
 def _free_on_gpu(device: str) -> float:

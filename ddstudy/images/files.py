@@ -1,8 +1,9 @@
 """Pictures and volumes as files: the header first, then no more than what is asked for.
 
 What a header promises is compared with limits before anything is decoded, so that neither a damaged one nor one made to
-do harm takes the machine's memory or minutes. A volume is never read as a whole: of a plain file only the slice is, a
-compressed one streams past. What cannot be read right is refused in words that say what it is.
+do harm takes the machine's memory or minutes. Where one slice is wanted a volume is not read as a whole: of a plain
+file only the slice is, a compressed one streams past. What cannot be read right is refused in words that say what it
+is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ VOLUMES = (".nii", ".nii.gz", ".mgh", ".mgz")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 _MOST_PIXELS = 2**26  # of a slice or picture, 8192 x 8192; in float64 that is half a gigabyte
+_MOST_VOXELS = 2**28  # of a volume that is read as a whole, 645 on each side; in float64 two gigabytes
 _MOST_PICTURE = 2**29  # bytes of a picture's file: the largest, raw, with 8 bytes a pixel
 _MOST_UNPACKED = 2**33  # bytes of a compressed volume, half a minute of unpacking
 _MOST_HEADER = 2**24  # bytes before the voxels of a NIfTI file: extensions are notes
@@ -55,12 +57,26 @@ class Volume:
         affine: from voxels to world mm, RAS+.
         forms: NIfTI's ways to place voxels in the scanner that can be used, `sform` and `qform`: affine in mm and code.
         is_series: whether there is a fourth axis to choose from, be it of length 1.
+        header: nibabel's, of a NIfTI file.
     """
 
     data: Any
     affine: Affine
     forms: Forms
     is_series: bool
+    header: Any = None
+
+    def whole(self, number: int, where: str) -> NDArray[Any]:
+        """All voxels of a volume, (X, Y, Z).
+
+        Raises:
+            UserError: they would take too much memory.
+        """
+        *shape, _ = self.data.shape
+        if math.prod(shape) > _MOST_VOXELS:
+            wrong = f"{where}: has {math.prod(shape):,} voxels"
+            raise UserError(wrong, f"Valid: up to {_MOST_VOXELS:,} where all slices are wanted.")
+        return np.asarray(self.data[..., number])
 
     def slice(self, axis: int, index: int, number: int) -> NDArray[np.float64]:
         """One slice of a volume, with an axis of length 1 where it was cut; the rest is not read."""
@@ -106,7 +122,8 @@ def open_volume(path: Path, number: int, where: str) -> Iterator[Volume]:
         if not packed and end > path.stat().st_size:
             raise ValueError(f"truncated: {path.stat().st_size:,} of {end:,} bytes")
         affine, _ = next(iter(forms.values()), (_in_mm(header.get_best_affine(), header), 0))
-        yield Volume(data, affine, forms, len(stored.shape) > 3)
+        nifti = header if hasattr(header, "get_sform") else None
+        yield Volume(data, affine, forms, len(stored.shape) > 3, nifti)
         while packed and stream.tell() <= end and stream.read(_BLOCK):
             pass
 

@@ -10,6 +10,7 @@ from ddstudy.images.kspace import kspace_target
 from ddstudy.images.volumes import MNI152, Target, Targets, load_target
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import path_of
+from ddstudy.spec.options import TaskSpec
 from ddstudy.spec.schema import CASE, StudySpec
 
 
@@ -28,18 +29,25 @@ def load_targets(spec: StudySpec) -> Target | Targets:
     return Targets(axes, {values: loaded[at.target] for values, at in tables.items()})
 
 
+def digest_beside(task: TaskSpec) -> bytes:
+    """What the files beside the target hold that a measurement depends on, hashed; empty where there are none.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    named = [file for file in (task.mask, task.maps) if file is not None]
+    try:
+        return b"".join(hashlib.sha256(path_of(file).read_bytes()).digest() for file in named)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{error.filename}: cannot be read ({reason})", "Valid: the path of a file.") from None
+
+
 def _load(spec: StudySpec) -> Target:
     table, task, judge = spec.target, spec.task, spec.judge
     is_kspace = task.kind == "mri" and task.source == "file"
     target = kspace_target(table) if is_kspace else load_target(table)
-    named = [file for file in (task.mask, task.maps) if file is not None]
-    if named:
-        try:
-            beside = b"".join(hashlib.sha256(path_of(file).read_bytes()).digest() for file in named)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"{error.filename}: cannot be read ({reason})", "Valid: the path of a file.") from None
-        target = replace(target, beside=beside)
+    target = replace(target, beside=digest_beside(task))
     if judge.file is None and judge.volume is None:
         return target
     other = {"file": judge.file or table.file, "volume": judge.volume}

@@ -43,9 +43,9 @@ _MNI152 = "package:nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_convert
 SIDE = (8, 4096)  # pixels, the same as `target.size` allows
 
 _FORMATS = "NIfTI (.nii, .nii.gz), MGH (.mgh, .mgz), PNG, JPEG, TIFF or .npy"
-_UNDAMAGED = f"Valid: an undamaged {_FORMATS} file."
+UNDAMAGED = f"Valid: an undamaged {_FORMATS} file."
 _AXES = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}  # rows, columns, normal among R, A, S
-_NORMALS = {"axial": "inferior to superior", "coronal": "posterior to anterior", "sagittal": "left to right"}
+NORMALS = {"axial": "inferior to superior", "coronal": "posterior to anterior", "sagittal": "left to right"}
 # letters of the directions in which the left and the right of a displayed slice lie: right, left, anterior, posterior
 SIDES = {"axial": "RL", "coronal": "RL", "sagittal": "AP"}
 _SHAPES = "an array (H, W), (C, H, W) or (H, W, C) with 1 or 3 channels"
@@ -68,6 +68,7 @@ class Target:
         kspace: complex64 (H, W) or (coils, H, W), where the file holds k-space: centred, exactly 0 where it was not
             measured, in units in which `image`, the zero-filled magnitude, is at most 1. None for images.
         beside: what other files hold that its measurement depends on, hashed.
+        number: of a slice of a volume that is measured as a whole, its index: its noise is its own. None elsewhere.
     """
 
     image: NDArray[np.float32]
@@ -78,6 +79,7 @@ class Target:
     repeat: NDArray[np.float32] | None = None
     kspace: NDArray[np.complex64] | None = None
     beside: bytes = b""
+    number: int | None = None
 
     @property
     def digest(self) -> str:
@@ -173,12 +175,10 @@ def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> T
         UserError: the file is missing, damaged or of another kind; volume or slice do not exist; the slice holds
             values that are not finite, or is constant; the target would be smaller than 8 or larger than 4096 pixels.
     """
-    path = path_of(spec.file or _MNI152)
-    where = spec.file or MNI152
-    name = os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
+    path, where, name = source_of(spec)
     affine, forms = None, Forms()
-    with reading(where, _UNDAMAGED), ExitStack() as files:
-        source = _open(path, spec.volume or 0, where, files)
+    with reading(where, UNDAMAGED), ExitStack() as files:
+        source = open_source(path, spec.volume or 0, where, files)
         if isinstance(source, Volume):
             pixels, to_stored, index = _cut(source, spec, where)
             affine, forms = source.affine, source.forms
@@ -187,13 +187,19 @@ def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> T
             pixels, to_stored = source, np.eye(4)
             _refuse_options_of_volumes(spec, where)
     clipped = scale is None
-    image, scale = _unit_range(_channels(pixels), spec, where, scale)
-    sides = np.ones(2) if affine is None else np.linalg.norm((affine @ to_stored)[:3, :2], axis=0)
-    image, to_old = _resample(image, sides, spec.size, where)
+    image, scale = unit_range(_channels(pixels), spec, where, scale)
+    sides = np.ones(2) if affine is None else sides_of(affine @ to_stored)
+    image, to_old = resample(image, sides, spec.size, where)
     image = np.clip(image, 0, 1) if clipped else image
     to_stored = to_stored @ to_old
     forms = {form: (placed @ to_stored, code) for form, (placed, code) in forms.items()}
     return Target(image, name, None if affine is None else affine @ to_stored, scale, forms)
+
+
+def source_of(spec: TargetSpec) -> tuple[Path, str, str]:
+    """Which file is read, how errors name it, and its name for people."""
+    path = path_of(spec.file or _MNI152)
+    return path, spec.file or MNI152, os.fsencode(path.name).decode(errors="replace") if spec.file else MNI152
 
 
 def target_of(image: ArrayLike, spec: TargetSpec, where: str = "image") -> Target:
@@ -219,8 +225,8 @@ def target_of(image: ArrayLike, spec: TargetSpec, where: str = "image") -> Targe
         raise UserError(f"{where}: its shape is {' x '.join(map(str, pixels.shape))}", f"Valid: {_SHAPES}.")
     check_pixels(pixels.shape[0], pixels.shape[1], where)
     _refuse_options_of_volumes(spec, where)
-    unit, scale = _unit_range(_channels(pixels), spec, where)
-    return Target(np.clip(_resample(unit, np.ones(2), spec.size, where)[0], 0, 1), where, None, scale)
+    unit, scale = unit_range(_channels(pixels), spec, where)
+    return Target(np.clip(resample(unit, np.ones(2), spec.size, where)[0], 0, 1), where, None, scale)
 
 
 def load_mask(file: str) -> NDArray[np.bool_]:
@@ -229,8 +235,8 @@ def load_mask(file: str) -> NDArray[np.bool_]:
     Raises:
         UserError: the file is missing, damaged, or no such image.
     """
-    with reading(file, _UNDAMAGED), ExitStack() as files:
-        pixels = _open(path_of(file), 0, file, files)
+    with reading(file, UNDAMAGED), ExitStack() as files:
+        pixels = open_source(path_of(file), 0, file, files)
         if isinstance(pixels, Volume):
             raise UserError(f"{file}: is a volume, no mask", "Valid: PNG, JPEG, TIFF or .npy (rows, columns).")
         return np.asarray((_channels(pixels) != 0).any(axis=0))
@@ -264,7 +270,7 @@ def reading(where: str, valid: str) -> Iterator[None]:
                 logger.disabled = disabled
 
 
-def _open(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
+def open_source(path: Path, number: int, where: str, files: ExitStack) -> Volume | NDArray[Any]:
     """A volume, in its file, or the pixels of a picture, (H, W) or (H, W, 3)."""
     valid = f"Valid: a {_FORMATS} file."
     check_file(path, where, valid)
@@ -304,37 +310,100 @@ def slice_index(wanted: int | str, depth: int) -> int:
     return depth // 2 + int(wanted.removeprefix("mid") or 0) if isinstance(wanted, str) else wanted
 
 
-def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float64], Affine, int]:
-    """The slice as displayed, what leads from its (row, column, normal) to stored voxels, and its index in RAS+."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """How the slices of a volume along a plane, as they are displayed, lie among its stored voxels.
+
+    Attributes:
+        order: of each stored axis, which of R, A, S it follows, and whether with or against it.
+        axes: of R, A, S those of the rows, the columns and the normal.
+        stored: shape of the stored voxels.
+    """
+
+    order: NDArray[np.float64]
+    axes: tuple[int, int, int]
+    stored: tuple[int, int, int]
+
+    @property
+    def stored_axes(self) -> list[int]:
+        """Those of the rows, the columns and the normal."""
+        return [int(np.flatnonzero(self.order[:, 0] == axis)[0]) for axis in self.axes]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and slices, which count along the normal."""
+        rows, columns, normal = (self.stored[axis] for axis in self.stored_axes)
+        return rows, columns, normal
+
+    @property
+    def forwards(self) -> bool:
+        """Whether slices are stored in their order."""
+        return bool(self.order[self.stored_axes[2], 1] == 1)
+
+    def displayed(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Stored voxels as (rows, columns, slices)."""
+        from nibabel.orientations import apply_orientation
+
+        # in every plane, down and right on the display are both against RAS+: inferior or posterior, left or posterior
+        shown: NDArray[Any] = apply_orientation(voxels, self.order).transpose(self.axes)[::-1, ::-1]
+        return shown
+
+    def voxels(self, displayed: NDArray[Any]) -> NDArray[Any]:
+        """What `displayed` makes of these is (rows, columns, slices)."""
+        from nibabel.orientations import apply_orientation, ornt_transform
+
+        in_ras = displayed[::-1, ::-1].transpose(np.argsort(self.axes))
+        stored: NDArray[Any] = apply_orientation(in_ras, ornt_transform([[0, 1], [1, 1], [2, 1]], self.order))
+        return stored
+
+    def to_stored(self, index: int) -> Affine:
+        """What leads from (row, column, normal) of a slice to stored voxels."""
+        from nibabel.orientations import inv_ornt_aff
+
+        (rows, columns, normal), (height, width, _) = self.axes, self.shape
+        to_ras = np.zeros((4, 4))
+        to_ras[rows, 0] = to_ras[columns, 1] = -1
+        to_ras[normal, 2] = to_ras[3, 3] = 1
+        to_ras[self.axes, 3] = height - 1, width - 1, index
+        return np.asarray(inv_ornt_aff(self.order, self.stored) @ to_ras)
+
+
+def plane_of(volume: Volume, spec: TargetSpec, where: str) -> Plane:
+    """How a volume is cut.
+
+    Raises:
+        UserError: its affine places no voxels, or its slices are too large.
+    """
+    from nibabel.orientations import io_orientation
 
     if not places_voxels(volume.affine):
         raise UserError(f"{where}: its affine does not place voxels in space", "Valid: an affine that can be inverted.")
-    *shape, count = volume.data.shape
-    number = _number(spec.volume, count, volume, where)
-    order = io_orientation(volume.affine)  # of each stored axis: which of R, A, S, and whether with or against it
-    rows, columns, normal = axes = _AXES[spec.plane]
-    stored = [int(np.flatnonzero(order[:, 0] == axis)[0]) for axis in axes]
-    depth = shape[stored[2]]
+    x, y, z, _ = volume.data.shape
+    plane = Plane(io_orientation(volume.affine), _AXES[spec.plane], (x, y, z))
+    check_pixels(*plane.shape[:2], where)
+    return plane
+
+
+def _cut(volume: Volume, spec: TargetSpec, where: str) -> tuple[NDArray[np.float64], Affine, int]:
+    """The slice as displayed, what leads from its (row, column, normal) to stored voxels, and its index in RAS+."""
+    plane = plane_of(volume, spec, where)
+    number = number_of(spec.volume, volume, where)
+    depth = plane.shape[2]
     index = slice_index(spec.slice, depth)
     if not 0 <= index < depth:
-        valid = f"Valid: `slice` from 0 to {depth - 1} ({_NORMALS[spec.plane]}), or 'mid' = {depth // 2}."
+        valid = f"Valid: `slice` from 0 to {depth - 1} ({NORMALS[spec.plane]}), or 'mid' = {depth // 2}."
         raise UserError(f"{where}: has no {spec.plane} slice {index}", valid)
-    height, width = shape[stored[0]], shape[stored[1]]
-    check_pixels(height, width, where)
-
-    along = order[stored[2], 1] == 1
-    cut = apply_orientation(volume.slice(stored[2], index if along else depth - 1 - index, number), order)
-    # in every plane, down and right on the display are both against RAS+: inferior or posterior, left or posterior
-    pixels = cut.transpose(axes)[::-1, ::-1, 0]
-    to_ras = np.zeros((4, 4))
-    to_ras[rows, 0] = to_ras[columns, 1] = -1
-    to_ras[normal, 2] = to_ras[3, 3] = 1
-    to_ras[axes, 3] = height - 1, width - 1, index
-    return pixels, np.asarray(inv_ornt_aff(order, tuple(shape)) @ to_ras), index
+    at = index if plane.forwards else depth - 1 - index
+    return plane.displayed(volume.slice(plane.stored_axes[2], at, number))[..., 0], plane.to_stored(index), index
 
 
-def _number(number: int | None, count: int, volume: Volume, where: str) -> int:
+def number_of(number: int | None, volume: Volume, where: str) -> int:
+    """Which volume of a file is meant.
+
+    Raises:
+        UserError: there is none of this number, or several.
+    """
+    count = volume.data.shape[3]
     if number is not None and not volume.is_series:
         raise UserError(f"{where}: has no volume {number}, it is a single one", "Valid: leave `volume` out.")
     if number is None and count > 1:
@@ -351,14 +420,17 @@ def _refuse_options_of_volumes(spec: TargetSpec, where: str) -> None:
             raise UserError(f"{where}: is a picture, {key} = {value} chooses nothing", f"Valid: leave `{key}` out.")
 
 
-def _unit_range(
-    channels: NDArray[Any], spec: TargetSpec, where: str, scale: tuple[float, float] | None = None
+def unit_range(
+    channels: NDArray[Any], spec: TargetSpec, where: str, scale: tuple[float, float] | None = None, what: str = "slice"
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """The slice scaled to [0, 1], and the intensities that became 0 and 1; one channel at a time is in float64."""
+    """The channels of a slice, or the slices of a volume, scaled to [0, 1], and the intensities that became 0 and 1.
+
+    One of them at a time is in float64.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         finite = sum(int(np.count_nonzero(np.isfinite(channel.astype(np.float64)))) for channel in channels)
         if bad := channels.size - finite:
-            wrong = f"{where}: {bad} of {channels.size} values in the slice are NaN or infinite"
+            wrong = f"{where}: {bad} of {channels.size} values in the {what} are NaN or infinite"
             raise UserError(wrong, "Valid: finite.")
         if scale is not None:
             lower, upper = scale
@@ -367,7 +439,7 @@ def _unit_range(
         else:
             lower, upper = map(float, np.percentile(channels.astype(np.float64), spec.percentiles))
         if not 0 < upper - lower < np.inf:
-            wrong = f"{where}: the slice is constant, its {spec.intensity} range is {lower:g} to {upper:g}"
+            wrong = f"{where}: the {what} is constant, its {spec.intensity} range is {lower:g} to {upper:g}"
             raise UserError(wrong, "Valid: intensities that differ, within the chosen percentiles too.")
         image = np.empty(channels.shape, dtype=np.float32)
         for channel, scaled in zip(channels, image, strict=True):
@@ -376,7 +448,22 @@ def _unit_range(
     return image, (lower, upper)
 
 
-def _resample(
+def sides_of(placed: Affine) -> NDArray[np.float64]:
+    """Of a pixel along rows and columns, by the affine of its slice."""
+    return np.asarray(np.linalg.norm(placed[:3, :2], axis=0))
+
+
+def _sizes(
+    old: tuple[int, ...], sides: NDArray[np.float64], size: tuple[int, int] | None
+) -> tuple[tuple[int, int], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of a resampled slice, of the part of it that is no padding, and where that begins."""
+    square = np.array(old) * sides / sides.min() if sides.max() > 1.01 * sides.min() else np.array(old)
+    new = np.maximum(1, np.round(square * min(size / square) if size else square)).astype(int)
+    canvas = size or (int(new[0]), int(new[1]))
+    return canvas, new, (np.array(canvas) - new) // 2
+
+
+def resample(
     image: NDArray[np.float32], sides: NDArray[np.float64], size: tuple[int, int] | None, where: str
 ) -> tuple[NDArray[np.float32], Affine]:
     """Square pixels, then the wanted size: the largest scale that fits, centred on zeros; and where pixels came from.
@@ -388,14 +475,11 @@ def _resample(
         where: names the file in errors.
     """
     old = np.array(image.shape[1:])
-    square = old * sides / sides.min() if sides.max() > 1.01 * sides.min() else old
-    new = np.maximum(1, np.round(square * min(size / square) if size else square)).astype(int)
-    rows, columns = size or (int(new[0]), int(new[1]))
+    (rows, columns), new, offset = _sizes(image.shape[1:], sides, size)
     if not SIDE[0] <= min(rows, columns) <= max(rows, columns) <= SIDE[1]:
         valid = f"Valid: {SIDE[0]} to {SIDE[1]} pixels on each side; `size` resizes."
         raise UserError(f"{where}: the slice is {rows} x {columns} pixels", valid)
 
-    offset = (np.array([rows, columns]) - new) // 2
     canvas = np.zeros((len(image), rows, columns), dtype=np.float32)
     inside = canvas[:, offset[0] : offset[0] + new[0], offset[1] : offset[1] + new[1]]
     for channel, resized in zip(image, inside, strict=True):
@@ -404,6 +488,17 @@ def _resample(
     to_old = np.diag([*(old / new), 1, 1])
     to_old[:2, 3] = (0.5 - offset) * old / new - 0.5
     return canvas, to_old
+
+
+def unresample(
+    image: NDArray[np.float32], old: tuple[int, int], sides: NDArray[np.float64], size: tuple[int, int] | None
+) -> NDArray[np.float32]:
+    """A resampled slice (rows, columns) on the pixels that it came from, `old` rows and columns, without its padding.
+
+    Other arguments are those of `resample`.
+    """
+    _, (height, width), (top, left) = _sizes(old, sides, size)
+    return _resize(image[top : top + height, left : left + width], *old)
 
 
 def _resize(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -6,8 +6,11 @@ text, and what stands where is decided; the markup, the style and the script are
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -76,6 +79,21 @@ class _Facts:
 
 
 @dataclass(frozen=True)
+class _Trials:
+    """All finished trials, for a table that is sorted, searched and filtered in the page.
+
+    Attributes:
+        columns: heading, and whether it is a number, of each.
+        rows: as JSON, a list of values for each trial, its number first.
+        order: column and direction in which they stand at first.
+    """
+
+    columns: str
+    rows: str
+    order: str
+
+
+@dataclass(frozen=True)
 class _Section:
     """A study, or several side by side, which have no facts."""
 
@@ -84,6 +102,7 @@ class _Section:
     about: str
     panels: list[_Article] = field(default_factory=list)
     facts: _Facts | None = None
+    trials: _Trials | None = None
 
 
 def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds: int = 0) -> str:
@@ -102,9 +121,23 @@ def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds
     sections = [_study(view, panels, f"study-{place}") for place, view in enumerate(views, 1)]
     if len(views) > 1 and (compared := _compared(views, panels)):
         sections.insert(0, _Section("compared", "Side by side", names, compared))
-    return _TEMPLATES.get_template("page.html").render(
-        title=names or "no study", sections=sections, reload_seconds=reload_seconds, plotly=get_plotlyjs()
+    # DataTables with its plug-ins, as one module; a script element must not hold the end of one
+    tables_js, tables_css = (
+        files("itables").joinpath("html", f"dt_bundle.{kind}").read_text() for kind in ("js", "css")
     )
+    return _TEMPLATES.get_template("page.html").render(
+        title=names or "no study",
+        sections=sections,
+        reload_seconds=reload_seconds,
+        plotly=get_plotlyjs(),
+        datatables=_inline(tables_js) if any(section.trials for section in sections) else "",
+        datatables_css=tables_css,
+    )
+
+
+def _inline(value: Any) -> str:
+    """JSON that can stand in a script element."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _compared(views: Sequence[StudyView], panels: tuple[Panel, ...]) -> list[_Article]:
@@ -117,7 +150,37 @@ def _study(view: StudyView, panels: tuple[Panel, ...], place: str) -> _Section:
     shown = enumerate(panels_of(view, panels), 1)
     articles = [_article(panel, [view], f"{place}-panel-{number}") for number, panel in shown]
     thumbnails = _thumbnails(view) if any(article.shown.thumbnails for article in articles) else None
-    return _Section(place, view.name, view.spec.description, articles, _facts(view, thumbnails))
+    return _Section(place, view.name, view.spec.description, articles, _facts(view, thumbnails), _trials(view))
+
+
+def _trials(view: StudyView) -> _Trials | None:
+    """Its finished trials, axes with one value left out."""
+    trials = view.trials
+    if trials.empty:
+        return None
+    axes = [axis for axis in view.axes if trials[axis].nunique(dropna=False) > 1]
+    members = f"{view.spec.score}_1dd"
+    told = [*METRICS, members] if view.spec.score == "psnr" else [*METRICS, members, "psnr_1dd"]
+    metrics = [name for name in told if name in trials and trials[name].notna().any()]
+    metrics = [name for name in metrics if not (name == "judge" and view.spec.score == "psnr")]
+    titles = [title_of(name).removeprefix("ensemble ") for name in metrics]
+    headings = ["trial", "state", *axes, *titles, "why unstable, pruned or failed"]
+    values = trials[["number", "state", *axes, *metrics, "reason"]]
+    digits = [digits_of(str(column)) for column in values]
+    rows = [[*map(_plain, row, digits)] for row in values.itertuples(index=False, name=None)]
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes]
+    first = 2 + len(axes) + metrics.index(view.spec.quality) if view.spec.quality in metrics else 0
+    columns = [{"title": title, "number": number} for title, number in zip(headings, numeric, strict=True)]
+    return _Trials(_inline(columns), _inline(rows), _inline([[first, "desc" if first else "asc"]]))
+
+
+def _plain(value: Any, digits: int | None) -> Any:
+    """A value for JSON, with the digits of its metric."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if digits is None else round(value, digits)
+    return getattr(value, "item", lambda: value)()
 
 
 def _thumbnails(view: StudyView) -> images.Sheet | None:

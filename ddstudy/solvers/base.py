@@ -39,7 +39,7 @@ class Problem:
         measurement: float32, y. Without operator (T, C, h, w), cut into tiles; otherwise (*operator.shape). At least
             one sample is not NaN.
         inputs: float32 (M, T, *prior.input_shape), the fixed input tensors of M members.
-        weights: float32 (M, prior.parameters), the members' random starts.
+        weights: float32 (M, prior.parameters), where the members start: at random, or where another fit ended.
         pixels: int64 (C H W,), where the slice's pixels are among the T C h w numbers of a member's output, in the
             slice's order: padding is none of them. None where they are all numbers in their order.
         operator: A; None: A = 1.
@@ -183,6 +183,8 @@ class Snapshot:
             whatever `Config.loss` is, so that it can be held against the noise's variance and told as PSNR.
         ranges: float32 (M, T), largest minus smallest output of each tile.
         fetch: takes the outputs from the device.
+        fetch_weights: takes the weights that are shown from there; of averaged outputs the current ones. By default
+            there are none.
     """
 
     iteration: int
@@ -190,11 +192,17 @@ class Snapshot:
     losses: NDArray[np.float64]
     ranges: NDArray[np.float32]
     fetch: Callable[[], NDArray[np.float32]]
+    fetch_weights: Callable[[], NDArray[np.float32]] = lambda: np.empty((1, 0), np.float32)
 
     @cached_property
     def outputs(self) -> NDArray[np.float32]:
         """(M, T, C, h, w), in [0, 1] but for a linear head; of a fit on a GPU, only until the fit goes on."""
         return self.fetch()
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """(M, parameters), a `Problem.weights` for a fit that goes on from here; only until this one goes on."""
+        return self.fetch_weights()
 
     def fetched(self) -> Snapshot:
         """The same with outputs at hand, however far the fit goes on."""
@@ -240,6 +248,7 @@ class State(NamedTuple):
     losses: NDArray[np.float64]
     ranges: NDArray[np.float32]
     fetch: Callable[[], NDArray[np.float32]]
+    fetch_weights: Callable[[], NDArray[np.float32]]
 
 
 class Ensemble(Protocol):

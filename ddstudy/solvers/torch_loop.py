@@ -72,6 +72,7 @@ class _Ensemble:
     ) -> None:
         self.problems, self.config, self.device, self.pool, self.leaving = problems, config, device, pool, leaving
         self.members: dict[int, list[_Member]] = {}
+        self.advances = 0  # weights are those of the latest
         for index, problem in enumerate(problems):
             loss = _loss(problem, config, device)
             self.members[index] = [_Member(problem, config, m, loss, device) for m in range(len(problem.weights))]
@@ -83,6 +84,7 @@ class _Ensemble:
         def work(index: int, member: _Member) -> None:
             member.advance(iterations, lambda: self.leaving.is_set() or ended(index))
 
+        self.advances += 1
         pairs = [(index, member) for index, members in self.members.items() for member in members]
         list(self.pool.map(work, *zip(*pairs, strict=True)))
         self._synchronize()
@@ -97,8 +99,14 @@ class _Ensemble:
             else:
                 fidelity = Fidelity(problem, self.config, "cpu")
                 found = self.pool.submit(fidelity.summary, torch.from_numpy(outputs)).result()
-            states[index] = State(*found, partial(np.copy, outputs))
+            fetch_weights = partial(self._weights, self.members[index], self.advances)
+            states[index] = State(*found, partial(np.copy, outputs), fetch_weights)
         return states
+
+    def _weights(self, members: Sequence[_Member], advances: int) -> NDArray[np.float32]:
+        if advances != self.advances:
+            raise RuntimeError("the fit has gone on since: what it had is no longer there")
+        return np.stack([member.weights() for member in members])
 
     def drop(self, indices: Collection[int]) -> None:
         for index in indices:
@@ -194,3 +202,7 @@ class _Member:
         shown = self.mean if self.average else self.kept(self.input)
         output: NDArray[np.float32] = shown.cpu().numpy()
         return output
+
+    def weights(self) -> NDArray[np.float32]:
+        weights: NDArray[np.float32] = nn.utils.parameters_to_vector(self.kept.parameters()).detach().cpu().numpy()
+        return weights

@@ -37,6 +37,8 @@ Tiling = Literal["1x1", "2x2", "3x3", "4x5"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
 TILINGS: tuple[Tiling, ...] = get_args(Tiling)
 
+MOST_JOINT = 63  # slices of one network: more are far from each other, and memory grows with them
+
 MODEL = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -413,7 +415,7 @@ class CasesSpec(BaseModel):
     @field_validator("slices", mode="before")
     @classmethod
     def _ranges(cls, value: Any) -> Any:
-        return [each for item in value for each in _slices(item)] if isinstance(value, list) else value
+        return [each for item in value for each in slices_of(item)] if isinstance(value, list) else value
 
     @field_validator("files", "slices", "volumes", "seeds", "sigmas")
     @classmethod
@@ -478,7 +480,7 @@ class CasesSpec(BaseModel):
         return tuple(name for name, case in self.by_name.items() if case.holdout)
 
 
-def _slices(item: object) -> list[object]:
+def slices_of(item: object) -> list[object]:
     """The slices that a range names."""
     if isinstance(item, str) and (found := _RANGE.fullmatch(item)):
         slices = range(int(found["first"]), int(found["end"]), int(found["step"] or 1))
@@ -665,6 +667,17 @@ class FitSpec(BaseModel):
         unit="iterations",
         log=True,
         needs=_OF_TRAINED,
+    )
+    start: Literal["random", "neighbour"] = Field(
+        "random",
+        description="where a slice of a volume starts, in `ddstudy fit --all-slices`: random weights, or those of its "
+        "neighbour, from the middle outwards",
+    )
+    start_iterations: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="of a slice that starts from its neighbour; 0: as many as of the first"
+    )
+    joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = Field(
+        1, description="adjacent slices of a volume that share one network, likewise"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = option(

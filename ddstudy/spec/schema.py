@@ -260,6 +260,8 @@ class StudySpec(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_task()
+        if (self.fit.start, self.fit.start_iterations, self.fit.joint) != ("random", 0, 1):
+            raise ValueError("fit.start and fit.joint are of volumes, which `ddstudy fit --all-slices` reconstructs")
         self._check_cases()
         if "cv_percent" in self.objectives and 1 in self.values_of("fit.members"):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")

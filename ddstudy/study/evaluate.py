@@ -2,7 +2,8 @@
 
 `evaluate` is a generator of events and a pure function of its job: no Optuna, no storage, picklable, the same
 numbers on every worker. A `Check` tells how the members are doing, a `Result` is what is recorded of one setting.
-`evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end.
+`evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end. Jobs of
+adjacent slices may share one network, whose output has a channel for each; each is still observed and measured alone.
 
 Here truth and measurement part ways. A solver is handed what `problem` makes of `Case.measurement`; what outputs are
 judged by, `Case.judge`, stays in this module. Where the image itself is measured without noise, checks come from the
@@ -18,8 +19,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +44,7 @@ from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_p
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.cases import Case
-from ddstudy.tasks.measurements import consistent, held_out_errors, residual, residual_picture, to_images
+from ddstudy.tasks.measurements import consistent, held_out_errors, joint, residual, residual_picture, to_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,10 @@ class Job:
         timed: its seconds are compared with others: nothing else is done meanwhile.
         every_member: results carry the output of every member, too.
         prior: what is fitted.
+        start: float32 (M, parameters), weights that members start from instead of random ones, with a new optimiser.
+        with_weights: results carry the weights that made their output.
+        joint: so many jobs, one after the other in a pack, differ in their case alone and are fitted by one network,
+            with one loss over all. Seconds are shared out among them; `start` is that of the first.
     """
 
     fit: Fit
@@ -70,6 +76,9 @@ class Job:
     timed: bool = False
     every_member: bool = False
     prior: PriorSpec = field(default_factory=PriorSpec)
+    start: NDArray[np.float32] | None = None
+    with_weights: bool = False
+    joint: int = 1
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -79,8 +88,8 @@ class Job:
 
     @property
     def model(self) -> Prior | Handcrafted:
-        """The prior of one tile."""
-        return prior_of(self.fit, self.case.measurement, self.prior)
+        """The prior of one tile, of all slices that share it."""
+        return prior_of(self.fit, self.case.measurement, self.prior, self.joint)
 
     def method(self, device: str) -> Method:
         """How it is computed on a torch device.
@@ -131,6 +140,7 @@ class Result:
         shared: other fits ran on its device, so its seconds are not comparable; the executor says so.
         members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
         residual: float32 (C, H, W), what of the measurement the answer leaves over, as it is looked at; None of copies.
+        weights: float32 (M, parameters), a `Job.start` for a fit that goes on from here, where the job asked for them.
     """
 
     budget: int
@@ -141,20 +151,23 @@ class Result:
     shared: bool = False
     members: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32] | None = None
 
 
-def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec) -> Prior | Handcrafted:
+def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec, slices: int = 1) -> Prior | Handcrafted:
     """What fits one tile of an image.
 
     Args:
         fit: its k, s and l, as far as the prior has them, and tiling.
         measurement: of the image.
         table: the prior's kind and options, as they are at this fit.
+        slices: that share it, each with the image's channels.
 
     Raises:
         UserError: the prior cannot make an image, or a tile, of this size.
     """
     channels, height, width = measurement.shape
+    channels *= slices
     size, head = tile_shape(height, width, fit.tiling), measurement.head
     match table.kind:
         case "deep_decoder":
@@ -181,7 +194,12 @@ def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec) -> Prior | Ha
 
 
 def problem(
-    fit: Fit, measurement: Measurement, options: FitSpec, noise: NoiseSpec, table: PriorSpec | None = None
+    fit: Fit,
+    measurement: Measurement,
+    options: FitSpec,
+    noise: NoiseSpec,
+    table: PriorSpec | None = None,
+    start: NDArray[np.float32] | None = None,
 ) -> Problem:
     """What a solver sees: the measurement, and input tensors and starting weights of every member.
 
@@ -194,6 +212,10 @@ def problem(
         options: members and seed.
         noise: how input tensors are made.
         table: the prior, one with weights; the thesis' Deep Decoder when not given.
+        start: weights that members start from, see `Job.start`.
+
+    Raises:
+        ValueError: `start` is of other members, or of another network.
     """
     prior = prior_of(fit, measurement, table or PriorSpec())
     assert not isinstance(prior, Handcrafted)
@@ -210,10 +232,10 @@ def problem(
             if prior.input_scale != 1:
                 volume = np.float32(prior.input_scale) * volume
         inputs.append(split(volume, fit["tiling"]))
-        start = prior.initial_weights(weight_rng)
+        fresh = prior.initial_weights(weight_rng)
         if options.initialisation == "normal":
-            start = normal_weights(prior, start, options.initialisation_sd, weight_rng)
-        weights.append(start)
+            fresh = normal_weights(prior, fresh, options.initialisation_sd, weight_rng)
+        weights.append(fresh)
         jitter.append(seeds[2].generate_state(1, np.uint64)[0])
         langevin.append(seeds[3].generate_state(1, np.uint64)[0])
     _, height, width = measurement.shape
@@ -223,11 +245,13 @@ def problem(
         numbers = np.arange(tiles * math.prod(prior.output_shape)).reshape(tiles, *prior.output_shape)
         pixels = join(numbers, fit["tiling"], height, width).ravel()
     operator, samples = measurement.operator, measurement.samples
+    if start is not None and start.shape != (options.members, prior.parameters):
+        raise ValueError(f"weights of shape {start.shape} start {options.members} members of {prior.parameters} each")
     return Problem(
         prior,
         samples if operator is not None else split(samples, fit["tiling"]),
         np.stack(inputs),
-        np.stack(weights),
+        np.stack(weights) if start is None else start,
         pixels,
         operator=operator,
         shape=measurement.shape,
@@ -253,13 +277,14 @@ def evaluate_together(
     """Runs the fits of a pack; yields the index of a job and what `evaluate` would yield for it, None at its end.
 
     Args:
-        jobs: of one `kind`.
+        jobs: of one `kind`; as many as their `joint` share a network, one after the other.
         device: a torch device.
         threads: of the fit.
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
     method = jobs[0].method(device)
     trackers = [_Tracker(job, device, method) for job in jobs]
+    groups = [range(first, first + jobs[0].joint) for first in range(0, len(jobs), jobs[0].joint)]
     # metrics take a core each: a fit on a GPU goes on meanwhile, one on the processor would only be slowed down
     metrics_beside = device != "cpu" and not any(job.timed for job in jobs)
     pending: deque[tuple[int, Check | Future[list[Result]] | None]] = deque()
@@ -273,28 +298,40 @@ def evaluate_together(
     if method.engine == "direct":
         fitting = _applied(jobs)
     else:
-        problems = [problem(job.fit, job.case.measurement, job.options, job.noise, job.prior) for job in jobs]
-        iterations = [tracker.stops for tracker in trackers]
+        problems = []
+        for first, group in zip((jobs[group[0]] for group in groups), groups, strict=True):
+            measurement = joint([jobs[index].case.measurement for index in group])
+            problems.append(problem(first.fit, measurement, first.options, first.noise, first.prior, first.start))
         fitting = fit_together(
-            problems, jobs[0].config, iterations, device=device, threads=threads, method=method, ended=stops
+            problems,
+            jobs[0].config,
+            [trackers[group[0]].stops for group in groups],
+            device=device,
+            threads=threads,
+            method=method,
+            ended=[_All([stops[index] for index in group]) for group in groups],
         )
-    busy = min(threads, sum(job.options.members for job in jobs)) if device == "cpu" else 1
+    busy = min(threads, sum(jobs[group[0]].options.members for group in groups)) if device == "cpu" else 1
     running = set(range(len(jobs)))
     # closed here: kept by an exception, its garbage collection would wait for threads that are collected, too
     with contextlib.closing(fitting), ThreadPoolExecutor(threads) as metrics:  # type: ignore[type-var]  # it has close()
         try:
-            for (index, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
-                check, measure = trackers[index].observe(snapshot, waited)
-                if check is not None:
-                    pending.append((index, check))
-                if measure is not None and metrics_beside:
-                    pending.append((index, metrics.submit(measure)))
-                elif measure is not None:
-                    yield from ready(wait=True)
-                    for result in measure():
-                        yield index, result
-                if trackers[index].over:
-                    stops[index].set()
+            for (number, snapshot), waited in watched(fitting, busy, on_processor=device == "cpu"):
+                group = groups[number]
+                for index, part in zip(group, _parts(snapshot, [jobs[each] for each in group]), strict=True):
+                    if index not in running:  # while others of its network are
+                        continue
+                    check, measure = trackers[index].observe(part, waited)
+                    if check is not None:
+                        pending.append((index, check))
+                    if measure is not None and metrics_beside:
+                        pending.append((index, metrics.submit(measure)))
+                    elif measure is not None:
+                        yield from ready(wait=True)
+                        for result in measure():
+                            yield index, result
+                    if trackers[index].over:
+                        stops[index].set()
                 ended = {one for one in running if stops[one].is_set()}
                 running -= ended
                 pending.extend((one, None) for one in ended)
@@ -312,6 +349,36 @@ def _applied(jobs: Sequence[Job]) -> Iterator[tuple[int, Snapshot]]:
         prior = job.model
         assert isinstance(prior, Handcrafted)
         yield index, direct.solve(prior, job.case.measurement.samples)
+
+
+def _parts(snapshot: Snapshot, jobs: Sequence[Job]) -> Iterator[Snapshot]:
+    """The snapshot of each of the jobs that share a network, of its own channels."""
+    if len(jobs) == 1:
+        yield snapshot
+        return
+    for job, outputs in zip(jobs, np.split(snapshot.outputs, len(jobs), axis=2), strict=True):
+        measurement = job.case.measurement
+        joined = join(outputs, job.fit.tiling, *measurement.shape[1:])
+        errors = residual(joined.astype(np.float64), measurement)[:, ~np.isnan(measurement.samples)]
+        yield replace(
+            snapshot,
+            seconds=snapshot.seconds / len(jobs),
+            losses=(errors**2).mean(axis=1),
+            ranges=np.ptp(outputs, axis=(2, 3, 4)),
+            fetch=partial(np.copy, outputs),
+        )
+
+
+class _All(threading.Event):
+    """Set as soon as all of some events are."""
+
+    def __init__(self, events: Sequence[threading.Event]) -> None:
+        super().__init__()
+        self._events = events
+
+    def is_set(self) -> bool:
+        """Whether all are."""
+        return all(event.is_set() for event in self._events)
 
 
 class _Tracker:
@@ -332,7 +399,7 @@ class _Tracker:
         self.is_copy = job.case.task.kind == "represent"
         self.watch = Watch()
         self.rule = Rule(job.options.stop, job.options.patience, job.case.task.sigma)
-        self.chosen: tuple[int, NDArray[np.float32]] | None = None
+        self.chosen: _Answer | None = None
 
     def observe(
         self, snapshot: Snapshot, waited: float | None
@@ -355,8 +422,8 @@ class _Tracker:
         self.over = stopped or answered or not before
         measure = None
         if self.over or check.iteration in self.budgets:
-            iteration, outputs = self.chosen or (check.iteration, snapshot.outputs)
-            state = _State(check, iteration, outputs, dead, stopped, answered, waited, _curve(self.checks))
+            answer = self.chosen or self._answer(snapshot)
+            state = _State(check, answer, dead, stopped, answered, waited, _curve(self.checks))
             measure = partial(self._measure, state)
         return check if finite else None, measure
 
@@ -373,11 +440,15 @@ class _Tracker:
         if iteration % job.options.check_every == 0:  # the rule sees these only, so that budgets do not change it
             told |= self.watch.observe(iteration, mean)
             if self.rule.observe(iteration, told):
-                self.chosen = None if self.rule.is_undecided else (iteration, snapshot.outputs)
+                self.chosen = None if self.rule.is_undecided else self._answer(snapshot)
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
         told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
         return Check(iteration, seconds, self._scores(joined, np.stack(images)), told)
+
+    def _answer(self, snapshot: Snapshot) -> _Answer:
+        weights = snapshot.weights if self.job.with_weights else None
+        return _Answer(snapshot.iteration, snapshot.outputs, weights)
 
     def _joined(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (M, T, C, h, w) as whole images (M, C, H, W), measured k-space put back where that is asked for."""
@@ -402,8 +473,8 @@ class _Tracker:
         return stops_at(iterations, [check.psnr_members for check in regular], rule) is not None
 
     def _measure(self, state: _State) -> list[Result]:
-        check = state.check
-        joined = self._joined(state.outputs)
+        check, answer = state.check, state.answer
+        joined = self._joined(answer.outputs)
         members = to_images(joined, self.job.case.measurement)
         mean = joined.mean(axis=0)
         ensemble = members.mean(axis=0) if self.is_copy else to_images(mean[None], self.job.case.measurement)[0]
@@ -431,7 +502,11 @@ class _Tracker:
                 # a budget that was reached on time is a result of its own, even where the fit stops at it
                 late = state.stopped and (budget > check.iteration or not check.psnr_members)
                 each = members if self.job.every_member else None
-                made.append(Result(budget, values, ensemble, state.curve, late, members=each, residual=left))
+                made.append(
+                    Result(
+                        budget, values, ensemble, state.curve, late, members=each, residual=left, weights=answer.weights
+                    )
+                )
         return made
 
     def _quality(
@@ -442,7 +517,7 @@ class _Tracker:
         values: dict[str, float | int | str] = {}
         if reference is not None:
             of_ensemble, *of_members = quality(np.stack([ensemble, *members]), reference)
-            in_tiles = state.outputs.mean(axis=0) if self.is_copy else split(ensemble, tiling)
+            in_tiles = state.answer.outputs.mean(axis=0) if self.is_copy else split(ensemble, tiling)
             found = {
                 "ensemble": of_ensemble,
                 "members": {name: float(np.mean([scores[name] for scores in of_members])) for name in of_ensemble},
@@ -465,7 +540,7 @@ class _Tracker:
         values: dict[str, float | int | str] = {
             "judge": self._scores(mean[None], ensemble[None])[0],
             "judge_1dd": float(np.mean(scores)),
-            "chosen_iteration": state.iteration,
+            "chosen_iteration": state.answer.iteration,
         }
         if state.answered:
             values["ended_by"] = self.job.options.stop
@@ -478,14 +553,27 @@ class _Tracker:
         return values
 
 
+class _Answer(NamedTuple):
+    """The iterate that a result is of: that of a snapshot, or an earlier one that the rule chose.
+
+    Attributes:
+        iteration: its.
+        outputs: (M, T, C, h, w).
+        weights: (M, parameters), where the job asks for them.
+    """
+
+    iteration: int
+    outputs: NDArray[np.float32]
+    weights: NDArray[np.float32] | None
+
+
 @dataclass(frozen=True, eq=False)
 class _State:
     """Where a fit stands at a snapshot that results are made of.
 
     Attributes:
         check: at the snapshot.
-        iteration: of the iterate that is the answer: that of the snapshot, or an earlier one that the rule chose.
-        outputs: its, (M, T, C, h, w).
+        answer: the iterate that the results are of.
         dead: members.
         stopped: diverged, or unstable for too long.
         answered: the stopping rule has its answer, before the last budget.
@@ -494,8 +582,7 @@ class _State:
     """
 
     check: Check
-    iteration: int
-    outputs: NDArray[np.float32]
+    answer: _Answer
     dead: int
     stopped: bool
     answered: bool

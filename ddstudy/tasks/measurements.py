@@ -4,12 +4,13 @@ A simulation depends on the target and the `[task]` table only. Noise, mask, pha
 their own, of NumPy's SeedSequence over `task.seed`, and are scaled or thresholded versions of the same numbers: what
 is measured at twice the noise has the same noise, doubled; pixels at a smaller share are among those at a larger one.
 So settings that differ in the level of a task differ in nothing else. (Poisson noise cannot be scaled, and equispaced
-columns are elsewhere at every acceleration.)
+columns are elsewhere at every acceleration.) Slices of a volume that is measured as a whole (`Target.number`) have
+noise of their own, and mask, phase and held-out places in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ddstudy.images.kspace import centred_fft, load_maps
 from ddstudy.images.volumes import SIDE, Target, load_mask
 from ddstudy.spec.options import TaskSpec
 from ddstudy.tasks.base import Measurement
-from ddstudy.tasks.operators import Downsampling, Mri, resampling
+from ddstudy.tasks.operators import Downsampling, Joint, Mri, resampling
 
 if TYPE_CHECKING:
     import torch
@@ -67,18 +68,33 @@ def measure(target: Target, task: TaskSpec, held_out: float = 0.0) -> Measuremen
         case "denoise":
             simulated = task.source == "simulated"
             measured = Measurement(
-                _noisy(target.image, task) if simulated else target.image, None, _three(target.image)
+                _noisy(target.image, task, target.number) if simulated else target.image, None, _three(target.image)
             )
         case "inpaint":
-            measured = _inpaint(target.image, task)
+            measured = _inpaint(target, task)
         case "super_resolve":
-            measured = _super_resolve(target.image, task)
+            measured = _super_resolve(target, task)
         case "mri":
             return _mri(target, task, held_out)
     if not held_out:
         return measured
     samples, held = _hold_out(measured.samples, ~np.isnan(measured.samples[0]), task, held_out)
     return Measurement(samples, measured.operator, measured.shape, held)
+
+
+def joint(measurements: Sequence[Measurement]) -> Measurement:
+    """Measurements of one kind as one, of an image that has the channels of all of them; nothing is held out."""
+    first = measurements[0]
+    if len(measurements) == 1:
+        return first
+    channels, height, width = first.shape
+    operators = tuple(each.operator for each in measurements if each.operator is not None)
+    return Measurement(
+        np.concatenate([each.samples for each in measurements]),
+        Joint(operators, channels) if operators else None,
+        (len(measurements) * channels, height, width),
+        head=first.head,
+    )
 
 
 def picture(measurement: Measurement) -> Array:
@@ -176,8 +192,10 @@ def _three(image: NDArray[Any]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _stream(task: TaskSpec, name: str) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([task.seed, _STREAMS[name]]))
+def _stream(task: TaskSpec, name: str, number: int | None = None) -> np.random.Generator:
+    """A stream of a measurement, or of the slice of this number where a volume is measured."""
+    own = [] if number is None else [number]
+    return np.random.default_rng(np.random.SeedSequence([task.seed, _STREAMS[name], *own]))
 
 
 def _least(values: NDArray[np.float64], count: int, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -199,8 +217,8 @@ def _hold_out(samples: Array, candidates: NDArray[np.bool_], task: TaskSpec, sha
     return np.where(held, _NAN, samples), np.where(held, samples, _NAN)
 
 
-def _noisy(image: NDArray[np.floating[Any]], task: TaskSpec) -> Array:
-    rng, sigma, x = _stream(task, "noise"), task.sigma, image.astype(np.float64)
+def _noisy(image: NDArray[np.floating[Any]], task: TaskSpec, number: int | None) -> Array:
+    rng, sigma, x = _stream(task, "noise", number), task.sigma, image.astype(np.float64)
     if task.noise == "poisson":
         if 0 < sigma < _LEAST_POISSON:
             wrong = f"task.sigma = {sigma:g} is too little for Poisson noise"
@@ -215,7 +233,8 @@ def _noisy(image: NDArray[np.floating[Any]], task: TaskSpec) -> Array:
     return y.astype(np.float32)
 
 
-def _inpaint(image: Array, task: TaskSpec) -> Measurement:
+def _inpaint(target: Target, task: TaskSpec) -> Measurement:
+    image = target.image
     sides = image.shape[1:]
     if task.mask is not None:
         measured = load_mask(task.mask)
@@ -229,11 +248,12 @@ def _inpaint(image: Array, task: TaskSpec) -> Measurement:
     else:
         count = max(1, round(task.share * sides[0] * sides[1]))
         measured = _least(_stream(task, "mask").random(sides), count, np.ones(sides, dtype=bool))
-    pixels = _noisy(image, task) if task.source == "simulated" else image
+    pixels = _noisy(image, task, target.number) if task.source == "simulated" else image
     return Measurement(np.where(measured, pixels, _NAN), None, _three(image))
 
 
-def _super_resolve(image: Array, task: TaskSpec) -> Measurement:
+def _super_resolve(target: Target, task: TaskSpec) -> Measurement:
+    image = target.image
     (channels, height, width), factor = image.shape, task.factor
     in_loss = task.filter if task.loss_filter == "same" else task.loss_filter
     if task.source == "file":
@@ -246,7 +266,7 @@ def _super_resolve(image: Array, task: TaskSpec) -> Measurement:
         wrong = f"task.factor = {factor} does not divide the target's sides, {_by((height, width))}"
         raise UserError(wrong, "Valid: a divisor of both; `target.size` resizes.")
     rows, columns = (resampling(side, side // factor, task.filter) for side in (height, width))
-    samples = _noisy(rows @ image.astype(np.float64) @ columns.T, task)
+    samples = _noisy(rows @ image.astype(np.float64) @ columns.T, task, target.number)
     return Measurement(samples, Downsampling(_three(image), factor, in_loss), _three(image))
 
 
@@ -305,7 +325,9 @@ def _simulated_kspace(target: Target, task: TaskSpec) -> tuple[Array, NDArray[np
         maps = _birdcage(task.coils, height, width)
     x = image * np.exp(1j * task.phase * _unit_phase(task, height, width))
     clean = _components(centred_fft(x if maps is None else maps * x))
-    samples = (clean + task.sigma * _stream(task, "noise").standard_normal(clean.shape)).astype(np.float32)
+    samples = (clean + task.sigma * _stream(task, "noise", target.number).standard_normal(clean.shape)).astype(
+        np.float32
+    )
     return samples, np.broadcast_to(_columns(task, width), image.shape).copy(), maps
 
 

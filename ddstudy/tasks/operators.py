@@ -1,12 +1,12 @@
 """The linear operators of tasks: downsampling and Cartesian MRI, in torch, each with its exact adjoint.
 
-Both are called once per iteration of a fit, by several threads at once, and within CUDA graphs: nothing is looked up,
+They are called once per iteration of a fit, by several threads at once, and within CUDA graphs: nothing is looked up,
 moved or waited for in a call but constants, which the first call on a device makes (so it comes before the capture of
 a graph). They are written out here because that makes them fast. As two products with small matrices, downsampling
 takes a tenth of the time of deepinv's two-dimensional convolution, of whose pixels one in factor^2 is kept, and needs
 no padding that its adjoint would have to undo. The shifts of a centred FFT are signs that are multiplied into what is
 multiplied with anyway, coil maps and mask, instead of two more copies of k-space: half the time of deepinv's. The
-tests hold both to Pillow's resampling, to NumPy's FFT, and to deepinv's operators.
+tests hold both to Pillow's resampling, to NumPy's FFT, and to deepinv's operators. `Joint` applies some side by side.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+
+    from ddstudy.tasks.base import Operator
 
 Filter = Literal["bicubic", "bilinear", "gaussian", "lanczos"]
 
@@ -187,3 +189,36 @@ class Mri(_Constants):
         if self.maps is not None:
             before = before * self.maps
         return before, after, before.conj(), after.conj()
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What operators make of images that are the channels of one, one after the other; so are their samples.
+
+    Attributes:
+        operators: of the images.
+        channels: of each.
+    """
+
+    operators: tuple[Operator, ...]
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the first with as many times its channels."""
+        first, *others = self.operators[0].shape
+        return len(self.operators) * first, *others
+
+    def forward(self, images: torch.Tensor, /) -> torch.Tensor:
+        """(B, images x C, H, W) -> (B, *shape)."""
+        import torch
+
+        parts = images.split(self.channels, dim=1)
+        return torch.cat([each.forward(part) for each, part in zip(self.operators, parts, strict=True)], dim=1)
+
+    def adjoint(self, samples: torch.Tensor, /) -> torch.Tensor:
+        """(B, *shape) -> (B, images x C, H, W)."""
+        import torch
+
+        parts = samples.split(self.operators[0].shape[0], dim=1)
+        return torch.cat([each.adjoint(part) for each, part in zip(self.operators, parts, strict=True)], dim=1)

@@ -24,6 +24,62 @@ for (const sheet of document.querySelectorAll(".thumbnail")) {
     plot.on("plotly_unhover", () => { sheet.hidden = true; });
   }
 }
+// The table of all trials is made when it comes into view, by DataTables, which stands in the page as text. Rows and the
+// points of figures that are of the same trial are marked together.
+let datatables;
+async function fill(table) {
+  datatables ??= import(URL.createObjectURL(new Blob(
+    [JSON.parse(document.getElementById("datatables").textContent)], { type: "text/javascript" })));
+  const { default: DataTable } = await datatables;
+  const study = table.closest(".study"), sheet = study.querySelector(".thumbnail");
+  const places = new Map(sheet ? JSON.parse(sheet.dataset.numbers).map((number, place) => [number, place]) : []);
+  const columns = JSON.parse(table.dataset.headings).map(({ title, number }) =>
+    ({ title, className: number ? "number" : "words", render: DataTable.render.text() }));
+  columns.forEach((column, place) => { column.data = place; });
+  if (sheet) columns.splice(1, 0, { title: "output", data: null, orderable: false, searchable: false, className: "piece",
+    render: (_, kind, row) => {
+      const place = places.get(row[0]);
+      if (kind !== "display" || place === undefined) return "";
+      const piece = document.createElement("canvas"), { columns } = sheet.dataset;
+      piece.width = sheet.getAttribute("width");
+      piece.height = sheet.getAttribute("height");
+      piece.role = "img";
+      piece.ariaLabel = `output of trial ${row[0]}`;
+      const left = (place % columns) * piece.width, top = Math.floor(place / columns) * piece.height;
+      sheet.decode().then(() => piece.getContext("2d").drawImage(sheet, -left, -top));
+      return piece;
+    } });
+  const made = new DataTable(table, {
+    data: JSON.parse(table.closest(".trials").querySelector("script").textContent), columns, deferRender: true,
+    order: JSON.parse(table.dataset.first).map(([place, way]) => [place + (sheet && place > 0 ? 1 : 0), way]), pageLength: 10, autoWidth: false, select: { style: "os", info: false },
+    columnControl: ["order", ["orderAsc", "orderDesc", "spacer", "search"]], ordering: { indicators: false, handler: false },
+  });
+  const own = [...study.querySelectorAll(".plot")].filter(plot =>
+    plot.data.some(({ customdata }) => customdata?.some(number => places.has(number))));
+  made.on("select deselect", () => {
+    const chosen = new Set(made.rows({ selected: true }).data().toArray().map(row => row[0]));
+    for (const plot of own) plot.data.forEach(({ customdata }, trace) => {
+      const points = customdata?.flatMap((number, point) => chosen.has(number) ? [point] : []) ?? [];
+      Plotly.restyle(plot, { selectedpoints: [chosen.size ? points : null] }, [trace]);
+    });
+  });
+  for (const plot of own) plot.on("plotly_click", ({ points: [{ customdata }] }) => {
+    const found = made.row((_, row) => row[0] === customdata);
+    if (!found.any()) return;
+    made.rows().deselect();
+    found.select();
+    const place = made.rows({ search: "applied", order: "applied" }).indexes().indexOf(found.index());
+    made.page(Math.floor(Math.max(place, 0) / made.page.len())).draw("page");
+    table.closest(".trials").scrollIntoView({ block: "nearest" });
+  });
+}
+const appearing = new IntersectionObserver(entries => {
+  for (const { isIntersecting, target } of entries) if (isIntersecting) {
+    appearing.unobserve(target);
+    fill(target.querySelector("table"));
+  }
+}, { rootMargin: "400px" });
+for (const article of document.querySelectorAll(".trials")) appearing.observe(article);
 // An image at full size, with its marks and its scale, in a dialog: Escape, a click or a key closes it, and the focus
 // returns to the image.
 for (const button of document.querySelectorAll("button.image")) {

@@ -171,7 +171,8 @@ class _Ensemble:
                     else:
                         losses, ranges = self.fidelities[index].summary(outputs)
                     fetch = partial(self._fetch, outputs, self.advances) if self.kernels.BATCHED else outputs.copy
-                    states[index] = State(losses, ranges, fetch)
+                    fetch_weights = partial(self._fetch, group.kept.weights[group.rows[index]], self.advances)
+                    states[index] = State(losses, ranges, fetch, fetch_weights)
             idle.put(step)
             return states
 
@@ -180,9 +181,9 @@ class _Ensemble:
 
     def _fetch(self, on_device: Array, advances: int) -> NDArray[np.float32]:
         if advances != self.advances:
-            raise RuntimeError("the fit has gone on since: its outputs are no longer there")
-        outputs: NDArray[np.float32] = self.pool.submit(self.kernels.to_numpy, on_device).result()
-        return outputs
+            raise RuntimeError("the fit has gone on since: what it had is no longer there")
+        fetched: NDArray[np.float32] = self.pool.submit(self.kernels.to_numpy, on_device).result()
+        return fetched
 
     def drop(self, indices: Collection[int]) -> None:
         """See `Ensemble`."""
@@ -230,6 +231,7 @@ def _joined(states: list[State]) -> State:
         np.concatenate([state.losses for state in states]),
         np.concatenate([state.ranges for state in states]),
         lambda: np.concatenate([state.fetch() for state in states]),
+        lambda: np.concatenate([state.fetch_weights() for state in states]),
     )
 
 

@@ -343,7 +343,7 @@ def _activate(logits, s0, constant, image, i0, grad_logits, p0, outputs, o0, sca
 
 @_compiled
 def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outputs, head, losses, dy_sums, mode,
-          sigmoid, ys, yf, xs, xf, segment, logits, partial, sums, k, lanes):  # fmt: skip
+          sigmoid, ys, yf, xs, xf, segment, logits, partial, sums, of_outputs, k, lanes):  # fmt: skip
     M, T, h, _, w, _ = z.shape
     C, H, W = grad_logits.shape[2:]
     K = head.shape[-1]
@@ -357,14 +357,13 @@ def _head(z, weights, gradients, at, affine, image, measured, grad_logits, outpu
             losses[m] = 0
             if mode != OUTPUT:
                 gradients[m, at : at + C * k] = 0
-        sums[:] = 0
-        constants = sums[C]
+        sums[:], of_outputs[:] = 0, 0
+        constants, sum_grad_logits = of_outputs[0], of_outputs[1]
         for o in range(C):
             for c in range(k):
                 head[m, t, o, c] = affine[m, t, 2, c] * weights[m, at + o * k + c]
                 constants[o] += affine[m, t, 3, c] * weights[m, at + o * k + c]
         v0 = unit * C * K
-        sum_grad_logits = sums[C + 1]
         image_start = (unit if image.shape[0] == M else t) * C * H * W
         for i in range(h):
             top = (unit * h + i) * w * K
@@ -642,7 +641,8 @@ class Scratch:
         self.correlation, self.grad_weight = zeros((K, K), dtype), zeros((K, K), dtype)
         self.partial = zeros((max(2, C) * K,), dtype)
         self.origins = zeros((K,), dtype)
-        self.sums = zeros((C + 2, max(K, C)), "float64")
+        self.sums = zeros((max(2, C), K), "float64")
+        self.of_outputs = zeros((2, C), "float64")  # their constants, and sums of gradients by their logits
         tallest = [int(np.diff(rows.start).max()) for rows, _ in step.axes]
         widest = [int(np.diff(columns.start).max()) for _, columns in step.axes]
         self.dy = zeros(
@@ -679,7 +679,7 @@ def head(step: Step, weights: Any, gradients: Any, image: Any, mode: int) -> Non
     _head(step.z[-1], weights, gradients, step.at[-1], step.affine[-1], image, step.measured, step.grad_logits,
           step.outputs, step.head, step.losses, scratch.dy_sums, mode, step.prior.head == "sigmoid", rows.start,
           rows.fraction, columns.start, columns.fraction, scratch.segment, scratch.logits, scratch.partial,
-          scratch.sums, step.prior.k, scratch.lanes)  # fmt: skip
+          scratch.sums, scratch.of_outputs, step.prior.k, scratch.lanes)  # fmt: skip
 
 
 def backward(step: Step, i: int, inputs: Any, weights: Any, gradients: Any) -> None:
