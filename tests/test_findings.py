@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from ddstudy.errors import UserError
 from ddstudy.report import comparison
 from ddstudy.report.page import render
 from ddstudy.report.panels import parse_panel
-from ddstudy.spec.files import parse_spec
+from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.options import NOISES, THESIS, TILINGS
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
@@ -477,6 +478,34 @@ def test_too_little_of_priors_is_not_enough_data(view):
     for found in findings.retest(view):
         assert found.verdict == "not enough data", found.finding.name
         assert found.tested.startswith(("It takes", "No fits"))
+
+
+def test_what_the_documentation_says_of_priors_is_what_was_measured():
+    root = Path(__file__).parents[1]
+    text = " ".join((root / "docs/priors.md").read_text().split())
+    spec = read_spec(root / "studies/prior_noise.toml")
+    trials = pd.read_csv(root / "benchmarks/results/prior_noise.csv")
+    assert len(trials) == len(spec.search_space) == spec.trials
+    found = {each.finding.name: each for each in findings.retest(StudyView("prior_noise", spec, {}, trials))}
+    verdicts = {name: each.verdict for name, each in found.items()}
+    assert verdicts == {
+        "time-variant": "not enough data", "iterations": "contradicted", "noise-levels": "contradicted",
+    }  # fmt: skip
+    for name, words in (
+        ("iterations", "2.9 dB, 95 % interval 2.3 to 3.6"),
+        ("noise-levels", "1.86 dB (1.38 to 2.92) before a Deep Decoder"),
+    ):
+        assert words in text
+        said = [float(number) for number in re.findall(r"\d\.\d+", words)]
+        numbers = sorted(map(abs, (found[name].effect, found[name].low, found[name].high)))
+        assert sorted(said) == pytest.approx(numbers, abs=0.05 if name == "iterations" else 0.005)
+    assert "sigma 0.05: nlm wins, +1.27 dB [+0.85, +1.97] over wavelet" in found["noise-levels"].tested
+    assert "+0.03 dB [-0.30, +0.51] over deep_decoder;" in found["noise-levels"].tested
+    noisy = trials[trials["task.kind"] == "denoise"]
+    setting = ["prior.kind", "task.sigma", "k", "iterations", "prior.strength"]
+    best = noisy.groupby(setting, dropna=False)["psnr"].mean().groupby(level=[0, 1]).max().unstack()
+    for kind, row in best.iterrows():
+        assert f"| `{kind}` | {row[0.05]:.2f} dB | {row[0.2]:.2f} dB |" in text
 
 
 # --- numbers, by loops
