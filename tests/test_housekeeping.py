@@ -51,7 +51,7 @@ def test_a_renamed_study_goes_on_under_its_new_name(store_url: str, folder: Path
     done = ddstudy.run(spec, store=store_url, artifacts=folder, tell=said.append)
     assert "Nothing left to do." in said
     assert (done.view.measured, all(path.is_file() for f in done.view.images.values() for path in f.values())) == (
-        4,
+        2,
         True,
     )
     for new, why in (("other", "there is a study 'other' already"), ("no name", "cannot be 'no name'")):

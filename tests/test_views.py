@@ -525,7 +525,10 @@ def test_a_panel_is_about_the_studies_it_names(views):
     page = render(
         views, (panel("best", y="psnr", data=["up"]), panel("fronts", x="seconds", y="psnr", data=["mid", "up"]))
     )
-    assert re.findall(r'<article class="panel\b[^"]*" id="([^"]+)"', page) == ["compared-panel-1", "study-2-panel-1"]
+    assert re.findall(r'<article class="panel\b[^"]*" id="([^"]+-panel-\d+)"', page) == [
+        "compared-panel-1",
+        "study-2-panel-1",
+    ]
     drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
     assert [line["name"] for line in drawn["data"]] == ["mid", "up"]
 

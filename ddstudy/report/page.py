@@ -163,7 +163,7 @@ def _trials(view: StudyView) -> _Trials | None:
     told = [*METRICS, members] if view.spec.score == "psnr" else [*METRICS, members, "psnr_1dd"]
     metrics = [name for name in told if name in trials and trials[name].notna().any()]
     metrics = [name for name in metrics if not (name == "judge" and view.spec.score == "psnr")]
-    titles = [title_of(name).removeprefix("ensemble ") for name in metrics]
+    titles = [f"1DD {METRICS[name[:-4]].title}" if name.endswith("_1dd") else title_of(name) for name in metrics]
     headings = ["trial", "state", *axes, *titles, "why unstable, pruned or failed"]
     values = trials[["number", "state", *axes, *metrics, "reason"]]
     digits = [digits_of(str(column)) for column in values]
