@@ -286,7 +286,7 @@ def test_results_of_cases_are_reused_when_a_list_grows_or_a_case_is_added(
     assert len(longer.trials) == 16
     with pytest.raises(UserError, match="differs: cases"):
         ddstudy.run(tables(cases={"slices": ["mid+-3:1"]}), store=url)
-    more = ddstudy.run(tables(name="more", cases={"slices": ["mid+-3:1"]}), reuse="study.cases", store=url)
+    more = ddstudy.run(tables(name="more", cases={"slices": ["mid+-3:1"]}), reuse="study", store=url)
     assert more.cases is not None
     assert more.cases.trials["reused_from"].notna().sum() == 12 * 4
     assert (len(more.trials), len(more.cases.trials)) == (12, 12 * 7)

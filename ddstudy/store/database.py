@@ -242,6 +242,8 @@ class Store:
             UserError: there is no such study, or its target or what changes its numbers is not the same.
         """
         other = self.view(name)
+        if other.by_case is not None and CASE in spec.search_space.names:
+            other = other.by_case
         study = next(study for study in self._ours() if study.study_name == other.name)
         theirs, _ = self._stored_fingerprint(study)
         ours = spec.fingerprint()
