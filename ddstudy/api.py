@@ -37,7 +37,7 @@ from ddstudy.study.forecasting import Forecast
 from ddstudy.study.over_cases import OverCases
 from ddstudy.study.planner import Plan
 from ddstudy.study.runner import Progress
-from ddstudy.study.samplers import Unseen, sampler
+from ddstudy.study.samplers import marks, sampler
 
 PACKAGED = Path(__file__).parent / "data" / "quick.toml"
 Mode = Literal["grid", "tpe", "pareto"]
@@ -461,9 +461,7 @@ def _device_of(executor: Executor, spec: StudySpec) -> str:
 
 
 def _import(writer: StudyWriter, source: StudyView, executor: Executor, tell: Callable[[str], object]) -> None:
-    sampler = writer.study.sampler
-    marks = sampler.marks(writer.trials()) if isinstance(sampler, Unseen) else {}
-    count = writer.reuse(source, device=_device_of(executor, writer.spec), marks=marks)
+    count = writer.reuse(source, device=_device_of(executor, writer.spec), marks=marks(writer))
     tell(f"{count:,} results of {source.name} imported")
 
 

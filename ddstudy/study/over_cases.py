@@ -24,7 +24,7 @@ from ddstudy.spec.schema import CASE, on, setting_of
 from ddstudy.store.records import Record
 from ddstudy.store.writer import JUDGED, StudyWriter
 from ddstudy.study.evaluate import Result
-from ddstudy.study.samplers import Unseen
+from ddstudy.study.samplers import marks
 
 _MEANS = {
     "seconds",
@@ -174,7 +174,7 @@ class OverCases:
             shared=any(record.attrs["shared"] for record in records),
             started=min(record.started for record in records),
             trial=(asked := self.asked.pop(setting, None)),
-            marks=shown | ({} if asked else self._marks()),
+            marks=shown | ({} if asked else marks(self.over)),
             steps=self.steps(records),
         )
         return True
@@ -222,12 +222,7 @@ class OverCases:
                 self.steps(records),
                 started=min(record.started for record in records),
                 trial=(asked := self.asked.pop(setting, None)),
-                marks={} if asked else self._marks(),
+                marks={} if asked else marks(self.over),
             )
         count = len(next(iter(measured.values())))
         return f"{fit.id}: PRUNED after {count} of {len(self.cases.chosen_by)} cases by {self.over.spec.search.pruner}"
-
-    def _marks(self) -> dict[str, Any]:
-        sampler = self.over.study.sampler
-        nsga = self.over.spec.search.sampler.startswith("nsga")
-        return sampler.marks(self.over.trials()) if nsga and isinstance(sampler, Unseen) else {}

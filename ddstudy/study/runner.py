@@ -28,7 +28,7 @@ from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead, work_of
 from ddstudy.study.over_cases import OverCases
 from ddstudy.study.planner import cost, job, plan, speed_of
-from ddstudy.study.samplers import SpaceExhaustedError, Unseen, pruner, running_fits, unseen
+from ddstudy.study.samplers import SpaceExhaustedError, Unseen, marks, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
 RETRIES = 2  # of a fit that fails or whose driver dies, before it is given up; the next run begins anew
@@ -470,16 +470,10 @@ class _Run:
         steps, trial, flight.trial = flight.steps, flight.trial, None
         for setting in (flight.fit.at(b) for b in flight.budgets if b > check.iteration):
             asked = trial if setting == flight.setting else None
-            marks = self._marks() if asked is None else {}
-            self.study.record_pruned(setting, check, steps, started=flight.started, trial=asked, marks=marks)
+            told = marks(self.study) if asked is None else {}
+            self.study.record_pruned(setting, check, steps, started=flight.started, trial=asked, marks=told)
         self._count()
         return f"{flight.fit.id}: PRUNED at {check.iteration} by {self.study.spec.search.pruner}, 1DD {mean:.2f} dB"
-
-    def _marks(self) -> dict[str, object]:
-        if not self.study.spec.search.sampler.startswith("nsga"):
-            return {}  # others need none, and reading all trials takes long
-        sampler = self.study.study.sampler
-        return sampler.marks(self.study.trials()) if isinstance(sampler, Unseen) else {}
 
     def _record(self, flight: _InFlight, event: Result) -> str:
         setting = flight.fit.at(event.budget)
@@ -488,8 +482,8 @@ class _Run:
         if not self.study.leases.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
-        marks = self._marks() if trial is None else {}
-        done = self.study.record(setting, event, shared=event.shared, started=flight.started, trial=trial, marks=marks)
+        told = marks(self.study) if trial is None else {}
+        done = self.study.record(setting, event, shared=event.shared, started=flight.started, trial=trial, marks=told)
         if done is None:
             self._refresh()
             if setting not in self.results:  # nobody can read it: to measure it again would be refused again

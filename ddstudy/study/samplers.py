@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -25,6 +25,9 @@ from ddstudy.spec.axes import Axis, Setting, Space
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.store.optuna_rows import ListedGP, distributions, latest_generation
+
+if TYPE_CHECKING:
+    from ddstudy.store.writer import StudyWriter
 
 REDRAWS = 10  # of samplers that draw at random; more help little, the neighbour is as good
 GP_START = 3  # fits before the GP decides; Optuna's 10 trials spend more on chance than the GP gains by them
@@ -64,6 +67,15 @@ def sampler(spec: StudySpec, trials_so_far: int = 0) -> BaseSampler:
     """
     seed = int(np.random.SeedSequence([spec.search.seed, trials_so_far]).generate_state(1)[0])
     return Unseen(_inner(spec, seed), spec.search_space, seed, whole="seconds" not in spec.objectives)
+
+
+def marks(study: StudyWriter) -> dict[str, Any]:
+    """System attributes that a study's sampler wants on a result that it did not ask for, to take it as its own.
+
+    Only genetic samplers want any, and to read all trials for them takes long.
+    """
+    own = study.study.sampler
+    return own.marks(study.trials()) if study.spec.search.sampler.startswith("nsga") and isinstance(own, Unseen) else {}
 
 
 class _AnyPruner(optuna.pruners.BasePruner):
