@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -47,6 +47,7 @@ ArtifactsOption = Annotated[
     ),
 ]
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
+_COMPLETE = "_DDSTUDY_COMPLETE"  # by which a shell asks for completions
 _MOST_CORES = 1024  # that workers or threads could fill
 
 
@@ -696,6 +697,14 @@ def dashboard(
         )
 
 
+@app.command(epilog="Example: ddstudy completion bash")
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="bash, zsh or fish.")]) -> None:
+    """Print the script by which a shell completes commands, options and files."""
+    from typer.completion import get_completion_script
+
+    typer.echo(get_completion_script(prog_name="ddstudy", complete_var=_COMPLETE, shell=shell))
+
+
 def main() -> None:
     """Entry point: runs a command and turns exceptions into messages and exit codes."""
     warnings.filterwarnings("ignore", module=r"(optuna|piq|ray)\b")
@@ -706,6 +715,10 @@ def main() -> None:
     for name in ("COLUMNS", "TERMINAL_WIDTH"):  # of which rich makes lines as long
         if len(os.environ.get(name, "")) > 3:
             os.environ[name] = "999"
+    if _COMPLETE in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()  # left out where an app has no options of its own for it
     try:
         _refuse_urls(sys.argv[1:])
         code = app(standalone_mode=False)

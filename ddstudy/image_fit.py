@@ -61,7 +61,14 @@ class ImageFit:
     _unit: NDArray[np.float32] = field(repr=False)
 
     def __repr__(self) -> str:
-        return f"<ImageFit {self.setting.id} of {self.target.name}: {self.psnr:.2f} dB, {self.seconds:.1f} s>"
+        known = "" if math.isnan(self.psnr) else f"{self.psnr:.2f} dB, "
+        return f"<ImageFit {self.setting.id} of {self.target.name}: {known}{self.seconds:.1f} s>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from ddstudy.report import notebook
+
+        return notebook.of_fit(f"{self.setting.id} of {self.target.name}", self.values, self.target.image, self._unit)
 
     @property
     def psnr(self) -> float:

@@ -7,8 +7,9 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ddstudy.thesis.published import Number
+
+
+_IMAGES = ("output", "target", "measurement")  # that a study keeps in grey levels
 
 
 def open_study(name: str | Path | None = None, store: str | None = None, artifacts: str | Path | None = None) -> Study:
@@ -120,6 +124,12 @@ class Study:
     def __repr__(self) -> str:
         return f"<Study {self.name}: {len(self.trials):,} trials of {self.facts.get('target', 'an unknown target')}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from ddstudy.report import notebook
+
+        return notebook.of_study(self.view)
+
     @property
     def name(self) -> str:
         """Its name in the store."""
@@ -193,6 +203,65 @@ class Study:
     def failed(self) -> pd.DataFrame:
         """The rows of `trials` whose settings were given up and have no result; `run` tries them again."""
         return failed_settings(self.trials, self.view.axes)
+
+    def compare(self, *trials: int | pd.Series[Any]) -> Comparison:
+        """Trials beside each other: settings, measurements and, in a notebook, their images.
+
+        Args:
+            *trials: numbers, or rows of `trials` or `best`; by default all of `best`.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        from ddstudy.report import notebook
+
+        given = trials or tuple(self.best["number"])
+        numbers = [int(one["number"] if isinstance(one, pd.Series) else one) for one in given]
+        for number in numbers:
+            self._row(number)
+        return Comparison(notebook.compared(self.view, list(dict.fromkeys(numbers))), self)
+
+    def image(
+        self, trial: int | pd.Series[Any], what: Literal["output", "target", "measurement"] = "output"
+    ) -> NDArray[np.float32]:
+        """An image that the study keeps of a trial; in 256 grey levels, `reconstruct` fits it again to the last bit.
+
+        Args:
+            trial: its number, or a row of `trials` or `best`.
+            what: the reconstruction, the image itself, or the measurement as it is looked at.
+
+        Returns:
+            float32 in [0, 1], as `target`, (H, W) or (H, W, 3).
+
+        Raises:
+            UserError: there is no such trial, or its image was not kept, is damaged or not there any more.
+        """
+        from ddstudy.report import images
+
+        number = int(trial["number"] if isinstance(trial, pd.Series) else trial)
+        self._row(number)
+        files = self.view.images.get(number, {})
+        kept = {name: files[f"{name}.png"] for name in _IMAGES if f"{name}.png" in files}
+        image = images.read(kept[what]) if what in kept else None
+        if image is None:
+            has = ", ".join(map(repr, kept))
+            raise UserError(
+                f"study {self.name}: no image {what!r} of trial {number}",
+                f"Valid: {has}." if has else "None were kept; `reconstruct` fits it again.",
+            )
+        return arranged(image)
+
+    def _row(self, number: int) -> pd.Series[Any]:
+        """A finished trial.
+
+        Raises:
+            UserError: there is none of this number.
+        """
+        rows = self.trials[self.trials["number"] == number]
+        if rows.empty:
+            last = f"0 to {self.trials['number'].max()}" if len(self.trials) else "none yet"
+            raise UserError(f"study {self.name}: no finished trial {number}", f"Valid: {last}.")
+        return rows.iloc[0]
 
     def figure(self, kind: str, *others: Study, **fields: Any) -> go.Figure:
         """A figure of the report, for example `study.figure("pareto", x="seconds", y="psnr")`.
@@ -300,11 +369,7 @@ class Study:
         tree = tree_of(self.spec)
         axes = tree["space"]
         if isinstance(given, int | np.integer):
-            rows = self.trials[self.trials["number"] == int(given)]
-            if rows.empty:
-                last = f"0 to {self.trials['number'].max()}" if len(self.trials) else "none yet"
-                raise UserError(f"study {self.name}: no finished trial {given}", f"Valid: {last}.")
-            given = rows.iloc[0]
+            given = self._row(int(given))
         if isinstance(given, pd.Series):
             values = {axis: given[axis] for axis in axes if not pd.isna(given[axis])}
         else:
@@ -367,6 +432,27 @@ class Study:
             each = self.cases.trials.drop(columns=sorted(never_measured(self.spec)))
             files["-cases.csv"] = each.to_csv(index=False).encode()
         return write_files(Path(stem or f"export-{self.name}"), files)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Trials of a study beside each other.
+
+    Attributes:
+        table: a column for each trial: its setting, whether it is stable, and what was measured.
+    """
+
+    table: pd.DataFrame
+    _study: Study
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from ddstudy.report import notebook
+
+        return notebook.of_trials(self._study.view, self.table)
 
 
 def report_page(studies: Sequence[Study], dashboard: str | Path | None = None, version: str = "") -> bytes:

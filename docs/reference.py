@@ -81,6 +81,9 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "Exit codes: 0 done, 1 something failed, 2 a mistake in what was given, 130 stopped with Ctrl-C.",
+        "A shell completes commands, options and files once it has read what `ddstudy completion` prints: in bash and "
+        'zsh `eval "$(ddstudy completion bash)"` in `~/.bashrc`, or `zsh` in `~/.zshrc` behind `compinit`; in fish '
+        "`ddstudy completion fish > ~/.config/fish/completions/ddstudy.fish`.",
     ]
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name, command in commands.items():

@@ -34,7 +34,7 @@ ORDER = [
     "report", "report.words", "report.tables", "report.inverse", "report.anova", "report.intervals", "report.priors",
     "report.cases", "report.facts",
     "report.comparison", "report.images", "report.figures", "report.panels",
-    *(f"report.panels.{name}" for name in PANELS), "report.page",
+    *(f"report.panels.{name}" for name in PANELS), "report.page", "report.status", "report.notebook",
     "report.writing", "report.slice_folder",
     "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api", "volume_fit",
     "housekeeping", "first_study", "web", "dashboard", "live", "terminal", "cli",

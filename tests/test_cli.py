@@ -146,6 +146,23 @@ def test_progress_keeps_its_count_and_time_on_a_narrow_terminal() -> None:
     assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)) <= 80
 
 
+def test_a_shell_completes_commands_options_and_values(folder: Path) -> None:
+    (folder / "ddstudy").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c \'import sys; sys.argv[0] = "ddstudy"; '
+        'from ddstudy.cli import main; main()\' "$@"\n'
+    )
+    (folder / "ddstudy").chmod(0o755)
+    script = 'eval "$(ddstudy completion bash)"\n'
+    for words in ("ddstudy re", "ddstudy run --ta", "ddstudy completion "):
+        script += f'COMP_WORDS=({words} ""); COMP_CWORD={words.count(" ")}; _ddstudy_completion ddstudy; '
+        script += 'echo "${COMPREPLY[*]}"\n'
+    environ = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, check=True)
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["report", "rename"], ["--target"], ["bash", "zsh", "fish"],
+    ]  # fmt: skip
+
+
 def test_the_version_is_told(ddstudy: Cli) -> None:
     assert ddstudy("--version") == (0, f"ddstudy {version('ddstudy')}\n", "")
 
