@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ddstudy.errors import StoppedError, UserError, WorkError
-from ddstudy.execution.executors import Ending, careful, is_stopped, layout, resolve_device
+from ddstudy.execution.executors import careful, layout, resolve_device
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, finer, nifti_bytes, png_bytes, target_of
 from ddstudy.report.writing import write_files
@@ -27,7 +27,7 @@ from ddstudy.spec.files import parse_spec
 from ddstudy.spec.options import OPTIONS
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study import planner
-from ddstudy.study.evaluate import Check, Job, Result
+from ddstudy.study.evaluate import Check, Ending, Job, Result, is_stopped
 from ddstudy.tasks.cases import Case
 from ddstudy.tasks.judges import Judge
 from ddstudy.tasks.measurements import measure, picture

@@ -479,6 +479,20 @@ class CasesSpec(BaseModel):
         """Names of those that do not."""
         return tuple(name for name, case in self.by_name.items() if case.holdout)
 
+    @functools.cached_property
+    def stacks(self) -> list[dict[str, tuple[str, int]]]:
+        """Cases that differ in their slice alone, in the order of slices, held-out ones by themselves.
+
+        By name, with how the slice is counted, by index or from the middle, and its number.
+        """
+        found: dict[tuple[object, ...], dict[str, tuple[str, int]]] = {}
+        for name, case in self.by_name.items():
+            others = {path: value for path, value in case.own.items() if path != "target.slice"}
+            where = "mid" if case.slice is None else case.slice
+            place = ("index", where) if isinstance(where, int) else ("mid", int(where.removeprefix("mid") or 0))
+            found.setdefault((case.holdout, *others.items()), {})[name] = place
+        return [dict(sorted(stack.items(), key=lambda item: item[1])) for stack in found.values()]
+
 
 def slices_of(item: object) -> list[object]:
     """The slices that a range names."""
@@ -668,16 +682,22 @@ class FitSpec(BaseModel):
         log=True,
         needs=_OF_TRAINED,
     )
-    start: Literal["random", "neighbour"] = Field(
+    start: Literal["random", "neighbour"] = option(
         "random",
-        description="where a slice of a volume starts, in `ddstudy fit --all-slices`: random weights, or those of its "
-        "neighbour, from the middle outwards",
+        "where a slice starts: random weights, or those of its neighbour, from the middle of the slices outwards",
+        label="start",
+        short="start-{}",
+        needs=_OF_TRAINED,
     )
-    start_iterations: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        0, description="of a slice that starts from its neighbour; 0: as many as of the first"
+    start_iterations: Annotated[int, Field(ge=0, le=1_000_000)] = option(
+        0,
+        "of a slice that starts from its neighbour; 0: as many as of the first",
+        label="iterations from the neighbour",
+        short="onwards{}",
+        needs=("fit.start", ("neighbour",)),
     )
-    joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = Field(
-        1, description="adjacent slices of a volume that share one network, likewise"
+    joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = option(
+        1, "adjacent slices that share one network", label="joint slices", short="joint{}", needs=_OF_TRAINED
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = option(
