@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ddstudy.execution.executors import usable_cores
 from ddstudy.image_fit import asked, job_of
 from ddstudy.images.slices import Slices, load_slices
-from ddstudy.spec.neighbours import inner_neighbours, units_of
+from ddstudy.spec.cases import inner_neighbours, units_of
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Result, evaluate_together
 from ddstudy.volume_fit import Unit

@@ -32,7 +32,7 @@ from ddstudy.images.targets import digest_beside
 from ddstudy.report.slice_folder import Finished, SliceFolder, Values, slice_folder
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
-from ddstudy.spec.neighbours import inner_neighbours, units_of
+from ddstudy.spec.cases import inner_neighbours, units_of
 from ddstudy.spec.options import HANDCRAFTED, MOST_JOINT, FitSpec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Check, Job, Result

@@ -23,8 +23,8 @@ from ddstudy.images.targets import load_targets
 from ddstudy.report import cases
 from ddstudy.report.panels import read_panels
 from ddstudy.spec.axes import budgets_by_fit
+from ddstudy.spec.cases import CasesSpec
 from ddstudy.spec.files import parse_spec, read_spec
-from ddstudy.spec.options import CasesSpec
 from ddstudy.spec.schema import CASE, StudySpec, on
 from ddstudy.store.database import Store
 from ddstudy.study import planner

@@ -13,11 +13,11 @@ import pytest
 
 import ddstudy
 from ddstudy.errors import UserError
+from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
 from ddstudy.spec.axes import budgets_by_fit
+from ddstudy.spec.cases import CasesSpec, Network, inner_neighbours, networks, units_of
 from ddstudy.spec.files import parse_spec
-from ddstudy.spec.neighbours import Network, inner_neighbours, networks, units_of
-from ddstudy.spec.options import CasesSpec
 from ddstudy.spec.schema import CASE
 from ddstudy.study import evaluate, planner
 
@@ -87,6 +87,11 @@ def test_a_study_of_all_slices_has_the_numbers_of_the_fitted_volume(
     of_study = study.cases.trials.set_index(CASE).loc[[f"slice{index}" for index in range(6)]]
     np.testing.assert_array_equal(of_study["psnr"], volume.slices["psnr"])
     np.testing.assert_array_equal(of_study["iterations_done"], volume.slices["iterations_done"])
+    again = ddstudy.fit_volume(folder / "volume.nii", range(6), **study.options())
+    np.testing.assert_array_equal(again.output, volume.output)
+    rebuilt = study.cases.reconstruct(of_study.reset_index().iloc[1])
+    truth = load_targets(study.cases.spec).of({CASE: "slice1"}).image
+    assert psnr(rebuilt[None], truth) == pytest.approx(of_study["psnr"]["slice1"], abs=1e-6)
     assert study.trials["psnr"].item() == pytest.approx(volume.psnr)
     assert study.trials["stable"].all()  # those that were given fewer iterations were not stopped early
 

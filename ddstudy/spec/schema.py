@@ -24,9 +24,8 @@ from pydantic import (
 )
 
 from ddstudy.images.metrics import METRICS, QUALITY, Direction
-from ddstudy.spec import neighbours
 from ddstudy.spec.axes import Axis, Fit, Setting, Space, may_apply
-from ddstudy.spec.neighbours import Network
+from ddstudy.spec.cases import CasesSpec, Network, check_neighbours, networks
 from ddstudy.spec.options import (
     FUSED,
     HANDCRAFTED,
@@ -34,7 +33,6 @@ from ddstudy.spec.options import (
     OPTIONS,
     THESIS,
     TRAINED,
-    CasesSpec,
     FitSpec,
     JudgeSpec,
     NoiseSpec,
@@ -306,7 +304,7 @@ class StudySpec(BaseModel):
             raise ValueError("search.pruner compares means over cases: cases.objective must be 'mean'")
 
     def _check_neighbours(self) -> None:
-        neighbours.check(self.cases, [int(each) for each in self.values_of("fit.joint")])
+        check_neighbours(self.cases, [int(each) for each in self.values_of("fit.joint")])
         if CASE in self.search_space.names and self.search.sampler != "grid":
             raise ValueError(f"fit.start and fit.joint: {CASE} cannot be searched")
         if "neighbour" not in self.values_of("fit.start") and self.fit.start_iterations:
@@ -492,7 +490,7 @@ class StudySpec(BaseModel):
             return (Network((name,)),)
         how = at.fit.start, at.fit.joint
         if how not in self._networks:
-            self._networks[how] = neighbours.networks(self.cases, *how)
+            self._networks[how] = networks(self.cases, *how)
         return self._networks[how][name]
 
     @cached_property
@@ -505,8 +503,8 @@ class StudySpec(BaseModel):
 
     def iterations_of(self, setting: Setting) -> int:
         """Iterations that a setting is given: its budget, or what the study says of slices that start elsewhere."""
-        networks, case = self.networks(setting.fit), str(setting.get(CASE, ""))
-        is_first = any(case in network.cases for network in networks if network.after is None)
+        case = str(setting.get(CASE, ""))
+        is_first = any(case in each.cases for each in self.networks(setting.fit) if each.after is None)
         return setting.budget if is_first else self.at(setting).fit.start_iterations or setting.budget
 
     def served(self, fit: Fit, budgets: Iterable[int]) -> list[Setting]:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 
 from ddstudy.images.metrics import COLUMNS, METRICS
 from ddstudy.spec.axes import Fit, Setting
-from ddstudy.spec.options import CasesSpec
+from ddstudy.spec.cases import CasesSpec
 from ddstudy.spec.schema import CASE, on, setting_of
 from ddstudy.store.records import Record
 from ddstudy.store.writer import JUDGED, StudyWriter
