@@ -6,14 +6,14 @@ ends with two lines and exit code 2, a failure of ours or of the machine with ex
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import re
 import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -25,7 +25,7 @@ from ddstudy import DEFAULT_STORE
 from ddstudy.errors import StudyWarning, UserError, WorkError, counted, duration
 
 if TYPE_CHECKING:
-    from ddstudy.study.evaluate import Check
+    from ddstudy.live import Beside
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +47,6 @@ ArtifactsOption = Annotated[
     ),
 ]
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
-_RELOAD_SECONDS = 10
 _MOST_CORES = 1024  # that workers or threads could fill
 
 
@@ -101,6 +100,7 @@ def run(
         str | None, typer.Option(metavar="STUDY", help="Import the results of another study of this target first.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and forecast only; writes nothing.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show the report in the browser as trials arrive.")] = False,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
 ) -> None:
@@ -111,8 +111,9 @@ def run(
     modes = [mode for mode, wanted in (("grid", grid), ("tpe", tpe), ("pareto", pareto)) if wanted]
     if len(modes) > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
-    if dry_run and reuse:
-        raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
+    if dry_run and (reuse or open_):
+        what = "--reuse imports results" if reuse else "--open shows them"
+        raise UserError(f"--dry-run writes nothing, {what}", "Give one of them.")
     console = terminal()
     options: dict[str, Any] = {
         "mode": modes[0] if modes else None, "target": target, "trials": trials, "name": name, "engine": engine,
@@ -121,15 +122,33 @@ def run(
     if dry_run:
         _say_left_out(ddstudy.dry_run(study, **options).complaints)
         return
-    try:
-        with live(console) as show:
-            done = ddstudy.run(study, **options, reuse=reuse, artifacts=artifacts, progress=show)
-    except KeyboardInterrupt:
-        _complain("Stopped. What was finished is kept; the same command goes on.", 130)
-    where = shown(parse_url(store))
-    default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
-    print_summary(console, done, where, "" if default else f" --store {where}")
+    with _open_beside(study, options, artifacts) if open_ else contextlib.nullcontext() as beside:
+        try:
+            with live(console) as show:
+                done = ddstudy.run(study, **options, reuse=reuse, artifacts=artifacts, progress=show)
+        except KeyboardInterrupt:
+            _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+        where = shown(parse_url(store))
+        default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
+        print_summary(console, done, where, "" if default else f" --store {where}")
+        if beside is not None:
+            console.print("The report stays in the browser until Ctrl-C.")
+            beside.wait()
     _say_left_out(done.view.complaints, *done.troubles)
+
+
+def _open_beside(study: Path | None, options: Mapping[str, Any], artifacts: Path | None) -> Beside:
+    """Opens the live report of a study that is going to be run."""
+    from ddstudy.api import asked
+    from ddstudy.live import Beside, open_browser
+
+    tell = options["tell"]
+
+    def ready(url: str) -> None:
+        tell(f"Report at {url}" + "; open it in a browser" * (not open_browser(url)))
+
+    of_study = {key: options[key] for key in ("mode", "target", "trials", "name", "engine", "ray")}
+    return Beside(options["store"], artifacts, asked(study, **of_study).name, ready)
 
 
 # files that are no options of a search: what they are for
@@ -219,20 +238,12 @@ def fit(
 
     With --study the setting is what a study chose, fitted to its image or to another one.
     """
-    from ddstudy.images.metrics import psnr_of
     from ddstudy.report.writing import check_stem
     from ddstudy.spec.options import OPTIONS
-    from ddstudy.terminal import live, print_fit, print_volume, teller, terminal
+    from ddstudy.terminal import live, print_fit, print_volume, progress_of, teller, terminal
 
     check_stem(out)
     console = terminal()
-
-    def show(check: Check) -> None:
-        scores = check.psnr_members
-        told = f"1DD {sum(scores) / len(scores):.2f} dB"
-        if measured:  # of the loss: how close members are to the samples, which is no quality
-            told = f"{psnr_of(check.watched['loss']):.2f} dB from the measurement"
-        console.print(f"  {check.iteration}: {told}, {check.seconds:.1f} s")
 
     cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
     cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
@@ -271,7 +282,8 @@ def fit(
         if several:
             flag = next(iter(several)).replace("_", "-")
             raise UserError(f"--{flag} is for slices of a volume", "Give --all-slices or --slices, too.")
-        found = ddstudy.fit(target, progress=show, **options)
+        with live(console) as show:
+            found = ddstudy.fit(target, progress=lambda check: show(progress_of(check, measured=measured)), **options)
         print_fit(console, found)
         written: Sequence[Path] = found.save(out)
     else:
@@ -364,35 +376,29 @@ def report(
     studies: Annotated[list[str] | None, typer.Argument(help="Names of studies [the latest].")] = None,
     dashboard: Annotated[Path | None, typer.Option(help="Panels to show (TOML) [the packaged overview].")] = None,
     out: Annotated[Path | None, typer.Option(help="Page to write [report-STUDY.html].")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it anew as trials arrive; the page reloads.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write nothing; show it on 127.0.0.1 as trials arrive, until Ctrl-C.")
+    ] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --watch; 0 picks a free one.")] = 0,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
 ) -> None:
-    """Write one self-contained HTML page about one or more studies."""
+    """Write one self-contained HTML page about one or more studies, or show it while they run."""
     import ddstudy.thesis.panels  # adds its kinds
+    from ddstudy import live
     from ddstudy.report.panels import read_panels
     from ddstudy.results import page_name
     from ddstudy.store.database import Store
 
+    if watch and out is not None:
+        raise UserError("--watch shows the page, --out writes it", "Give one of them.")
     if dashboard is not None:
         read_panels(dashboard)  # or is refused before a study is looked at
     with Store(store, artifacts, read_only=True) as opened:
         damaged = [] if studies else opened.complaints
         names, all_names = list(dict.fromkeys(studies or [opened.view().name])), opened.names()
         page = out or page_name(names)
-
-        def write(*, live: bool) -> bool:
-            """Writes the page; whether results are missing that may come."""
-            first, *others = found = [ddstudy.Study(opened.view(name)) for name in names]
-            size = first.report(page, *others, dashboard=dashboard, reload_seconds=_RELOAD_SECONDS if live else 0)
-            trials = sum(len(study.trials) for study in found)
-            typer.echo(
-                f"Wrote {page} ({size / 1e6:.1f} MB, {counted(trials, 'trial')})"
-                + "; open it in a browser" * (not live),
-                err=not page.is_file(),
-            )
-            return not all(study.view.is_over for study in found)
-
         if not studies and len(all_names) > 1:
             others = ", ".join(name for name in all_names if name not in names)
             shown = f"{names[0]} is the latest of {len(all_names)} studies"
@@ -400,13 +406,26 @@ def report(
                 f"{shown}; `ddstudy report NAME...` shows others: {others}", err=page.exists() and not page.is_file()
             )
         if watch:
-            _follow(
-                lambda: [opened.finished(name) for name in names],
-                lambda: write(live=True),
-                lambda: any(opened.at_work(name) for name in names),
+            live.serve(opened, names, dashboard, port, ready=lambda url: _say_where(names, url, open_))
+            typer.echo("Ended.")
+        else:
+            first, *rest = found = [ddstudy.Study(opened.view(name)) for name in names]
+            size = first.report(page, *rest, dashboard=dashboard)
+            trials = counted(sum(len(study.trials) for study in found), "trial")
+            opens = open_ and live.open_browser(page.absolute().as_uri())
+            typer.echo(
+                f"Wrote {page} ({size / 1e6:.1f} MB, {trials})" + "; open it in a browser" * (not opens),
+                err=not page.is_file(),
             )
-        write(live=False)
         _say_left_out([*damaged, *(line for name in names for line in opened.view(name).complaints)])
+
+
+def _say_where(names: Sequence[str], url: str, opened: bool) -> None:
+    """Says where a live report is, and opens it."""
+    from ddstudy.live import open_browser
+
+    there = "" if opened and open_browser(url) else "; open it in a browser"
+    typer.echo(f"Report of {', '.join(names)} at {url} (read-only; Ctrl-C ends it){there}")
 
 
 @app.command(epilog="Example: ddstudy judge slices")
@@ -773,20 +792,6 @@ def _say_left_out(lines: Sequence[str], *troubles: str) -> None:
         troubles = (*troubles, "not all of the store can be read, the rest is shown:", *lines)
     if troubles:
         raise WorkError("\n".join(troubles))
-
-
-def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: Callable[[], bool]) -> None:
-    """Writes a page whenever there are more trials, until there can be no more and nobody is at work, or Ctrl-C."""
-    try:
-        known, more = count(), write()
-        while more or at_work():
-            time.sleep(2)
-            begun = time.monotonic()
-            if (now := count()) != known:
-                known, more = now, write()
-                time.sleep(4 * (time.monotonic() - begun))  # a large page leaves the processor to the study
-    except KeyboardInterrupt:
-        typer.echo("Stopped following.")
 
 
 if __name__ == "__main__":

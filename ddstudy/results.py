@@ -347,7 +347,6 @@ class Study:
         out: str | Path | None = None,
         *others: Study,
         dashboard: str | Path | None = None,
-        reload_seconds: int = 0,
     ) -> int:
         """Writes one self-contained HTML page about this study and others.
 
@@ -355,7 +354,6 @@ class Study:
             out: the page; by default `report-NAME.html` in the current folder.
             *others: further studies; several are set side by side first.
             dashboard: which panels are shown, a TOML file as in `dashboards/`; by default an overview.
-            reload_seconds: the page loads itself again so often, for a file that is written anew; 0 is never.
 
         Returns:
             Its size in bytes.
@@ -363,13 +361,7 @@ class Study:
         Raises:
             UserError: the file of panels is not valid, or the page cannot be written.
         """
-        import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
-        from ddstudy.report import page, panels
-
-        shown = panels.read_panels(Path(dashboard) if dashboard else panels.OVERVIEW)
-        if dashboard is None and others:
-            shown = panels.read_panels(panels.COMPARE) + shown
-        content = page.render([study.view for study in (self, *others)], shown, reload_seconds).encode()
+        content = report_page([self, *others], dashboard)
         write_file(page_name([self.name, *(other.name for other in others)]) if out is None else Path(out), content)
         return len(content)
 
@@ -394,6 +386,26 @@ class Study:
             each = self.cases.trials.drop(columns=sorted(never_measured(self.spec)))
             files["-cases.csv"] = each.to_csv(index=False).encode()
         return write_files(Path(stem or f"export-{self.name}"), files)
+
+
+def report_page(studies: Sequence[Study], dashboard: str | Path | None = None, version: str = "") -> bytes:
+    """The page about some studies; several are set side by side first.
+
+    Args:
+        studies: that are shown.
+        dashboard: see `Study.report`.
+        version: see `page.render`.
+
+    Raises:
+        UserError: the file of panels is not valid.
+    """
+    import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
+    from ddstudy.report import page, panels
+
+    shown = panels.read_panels(Path(dashboard) if dashboard else panels.OVERVIEW)
+    if dashboard is None and len(studies) > 1:
+        shown = panels.read_panels(panels.COMPARE) + shown
+    return page.render([study.view for study in studies], shown, version).encode()
 
 
 def page_name(names: Sequence[str]) -> Path:

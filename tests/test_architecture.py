@@ -37,13 +37,13 @@ ORDER = [
     *(f"report.panels.{name}" for name in PANELS), "report.page",
     "report.writing", "report.slice_folder",
     "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api", "volume_fit",
-    "housekeeping", "first_study", "dashboard", "terminal", "cli",
+    "housekeeping", "first_study", "web", "dashboard", "live", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
     "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
     "study.load",
 )  # fmt: skip
-SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "terminal", "cli"}  # what users call
+SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "live", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
         *("spec.options", "spec.cases", "spec.schema", "spec.files", "report.panels", "thesis.panels"),

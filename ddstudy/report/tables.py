@@ -277,6 +277,21 @@ def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.Dat
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
+def history(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """How the best of a study came about: the comparable stable trials in the order in which they finished.
+
+    Args:
+        trials: the table of trials.
+        metric: that is best.
+
+    Returns:
+        The rows of `trials` with `place`, from 1, and `best`, the best value so far.
+    """
+    rows = _best_first(trials, metric).sort_values(["finished", "number"], kind="stable")
+    best = rows[metric].cummin() if METRICS[metric].minimized else rows[metric].cummax()
+    return rows.assign(place=range(1, len(rows) + 1), best=best)
+
+
 def gain_of_ensemble(trials: pd.DataFrame, facets: Sequence[str] = FACETS, metric: str = "psnr") -> pd.DataFrame:
     """Mean PSNR of single members and of their ensemble over stable settings (thesis Fig. 4.6).
 

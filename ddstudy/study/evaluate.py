@@ -140,7 +140,11 @@ class Check:
         psnr_members: the judge's score of each, dB: PSNR of the joined slice where the judge is the truth.
         watched: what stopping rules and stability look at and what `stop-audit` needs, in tasks other than `represent`:
             `spread`, `loss`, `held_out`, `score`, `wmv`, `emv`.
+<<<<<<< HEAD
         case: which of a job of several it is of.
+=======
+        of: the last iteration of the fit; 0 where nobody said.
+>>>>>>> live
     """
 
     iteration: int
@@ -148,6 +152,7 @@ class Check:
     psnr_members: tuple[float, ...]
     watched: Mapping[str, float] = field(default_factory=dict)
     case: str = ""
+    of: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -496,7 +501,7 @@ class _Tracker:
             waited: percent of its time that it waited for others on its machine; None where it is not known.
         """
         finite = bool(np.isfinite(snapshot.losses).all())
-        check = self._check(snapshot) if finite else Check(snapshot.iteration, snapshot.seconds, ())
+        check = self._check(snapshot) if finite else Check(snapshot.iteration, snapshot.seconds, (), of=self.last)
         if finite:
             self.checks.append(check)
         dead, rule = int(dead_members(snapshot.ranges).sum()), self.job.rule
@@ -516,7 +521,7 @@ class _Tracker:
         iteration, seconds, job = snapshot.iteration, snapshot.seconds, self.job
         if self.is_copy:
             # of losses alone, so that no outputs need leave their device
-            return Check(iteration, seconds, tuple(psnr_of(float(loss)) for loss in snapshot.losses))
+            return Check(iteration, seconds, tuple(psnr_of(float(loss)) for loss in snapshot.losses), of=self.last)
         joined = self._joined(snapshot.outputs)
         mean = joined.mean(axis=0)
         told = {"spread": spread_percent(joined), "loss": float(snapshot.losses.mean())}
@@ -529,7 +534,7 @@ class _Tracker:
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
         told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
-        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told)
+        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told, self.last)
 
     def _answer(self, snapshot: Snapshot) -> _Answer:
         weights = snapshot.weights if self.job.with_weights else None
