@@ -140,11 +140,8 @@ class Check:
         psnr_members: the judge's score of each, dB: PSNR of the joined slice where the judge is the truth.
         watched: what stopping rules and stability look at and what `stop-audit` needs, in tasks other than `represent`:
             `spread`, `loss`, `held_out`, `score`, `wmv`, `emv`.
-<<<<<<< HEAD
         case: which of a job of several it is of.
-=======
         of: the last iteration of the fit; 0 where nobody said.
->>>>>>> live
     """
 
     iteration: int
@@ -534,7 +531,7 @@ class _Tracker:
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
         told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
-        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told, self.last)
+        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told, of=self.last)
 
     def _answer(self, snapshot: Snapshot) -> _Answer:
         weights = snapshot.weights if self.job.with_weights else None
