@@ -169,6 +169,7 @@ def _need(options: Mapping[str, tuple[str, tuple[Any, ...]] | None], flag: str, 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
 def fit(
+    context: typer.Context,
     target: Annotated[Path | None, typer.Argument(help="Image or volume [the packaged MNI152 slice].")] = None,
     k: Annotated[int | None, typer.Option(min=1, max=1024, help="Channels [64].")] = None,
     s: Annotated[int | None, typer.Option(min=1, max=1024, help="Scale factor [16].")] = None,
@@ -224,12 +225,19 @@ def fit(
     threads: Annotated[
         int | None, typer.Option(min=1, max=_MOST_CORES, help="Threads [one per member, as cores allow].")
     ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Study of the store: fit its best stable setting, with all else that it says.")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Another trial of the study, by its number.")] = None,
+    store: StoreOption = DEFAULT_STORE,
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI.
 
     With --all-slices or --slices the setting is fitted to slices of a volume, which all go into one NIfTI; what they
     measure goes into a CSV. The same command goes on after whatever ended it.
+
+    With --study the setting is what a study chose, fitted to its image or to another one.
     """
     from ddstudy.report.writing import check_stem
     from ddstudy.spec.options import OPTIONS
@@ -258,6 +266,19 @@ def fit(
     }  # fmt: skip
     several: dict[str, Any] = {"start": start, "start_iterations": start_iterations, "joint": joint}
     several = {key: value for key, value in several.items() if value is not None}
+    if study is not None:
+        _need_no_others(context)
+        chosen = ddstudy.open_study(study, store)
+        own = {key: options[key] for key in ("threads", "device", "tell")}
+        options = chosen.options(trial) | own
+        of_study = chosen.spec.target
+        if target is None:
+            target = Path(of_study.file) if of_study.file is not None else None
+            cut = {"slice": of_study.slice, "volume": of_study.volume} | ({} if slice_ == "mid" else cut)
+        options["target"] |= {key: cut[key] for key in ("slice", "volume") if cut.get(key) is not None}
+        measured = options["task"].get("source") == "file"
+    elif trial is not None:
+        raise UserError("--trial is of a study", "Give --study, too.")
     if not all_slices and slices is None:
         if several:
             flag = next(iter(several)).replace("_", "-")
@@ -280,6 +301,20 @@ def fit(
         written = volume_fit.files
     for path in written:
         console.print(f"Wrote {path}")
+
+
+def _need_no_others(context: typer.Context) -> None:
+    """Refuses what a study says already."""
+    flags = ("slice_", "slices", "all_slices", "volume", "device", "threads", "out")
+    beside = ("target", "study", "trial", "store", *flags)
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in beside and source is not None and source.name == "COMMANDLINE":
+            named = ", ".join("--" + each.strip("_").replace("_", "-") for each in ("trial", "store", *flags))
+            raise UserError(
+                f"--{name.replace('_', '-')} and --study exclude each other: the study says it",
+                f"Valid beside it: an image, {named}.",
+            )
 
 
 @app.command(epilog="Example: ddstudy validate studies/*.toml")

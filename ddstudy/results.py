@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ddstudy import DEFAULT_STORE
 from ddstudy.errors import StudyWarning, UserError
-from ddstudy.image_fit import arranged, fit_setting, plain
+from ddstudy.image_fit import arranged, fit_setting, options_of, plain
 from ddstudy.images.metrics import METRICS
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, short_digest
@@ -362,12 +362,31 @@ class Study:
         found, _ = fit_setting(spec, self._target(), wanted, threads=threads, progress=progress, stop=stop)
         return arranged(found.output)
 
+    def options(self, setting: int | Mapping[str, Any] | Setting | pd.Series[Any] | None = None) -> dict[str, Any]:
+        """A setting and all else that the study says of a fit, as `ddstudy.fit` and `ddstudy.fit_volume` take it.
+
+        `ddstudy.fit_volume("other.nii.gz", **study.options())` does with another volume what was chosen here.
+
+        Args:
+            setting: see `reconstruct`; by default the best stable one by the first objective.
+
+        Raises:
+            UserError: there is no such trial, axis or value, or no stable setting yet.
+        """
+        if setting is None:
+            objective = next(iter(self.spec.objectives))
+            if objective not in self.best.index:
+                raise UserError(f"study '{self.name}' has no stable setting yet", "Run it first: ddstudy run.")
+            setting = int(self.best.loc[[objective], "number"].iloc[0])
+        spec, wanted = self._setting(setting, None)
+        return options_of(spec, wanted)
+
     def _setting(
         self, given: int | Mapping[str, Any] | Setting | pd.Series[Any], device: str | None
     ) -> tuple[StudySpec, Setting]:
         """What is meant by a setting, and the study with only that, on a device."""
         tree = tree_of(self.spec)
-        axes = tree["space"]
+        axes = {axis.name: list(axis.values) for axis in self.spec.search_space.axes}
         if isinstance(given, int | np.integer):
             given = self._row(int(given))
         if isinstance(given, pd.Series):

@@ -17,7 +17,7 @@ PANELS = [
     "slices", "by_level", "stopping", "judges", "priors", "cases",
 ]  # fmt: skip
 ORDER = [
-    "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
+    "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.cases", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.slices", "images.kspace", "images.targets",
     "images.inputs",
     "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
@@ -46,7 +46,7 @@ MATHEMATICS = (
 SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "live", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
-        *("spec.options", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
+        *("spec.options", "spec.cases", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
         *(f"report.panels.{name}" for name in PANELS),
     },
     "nibabel": {"images.files", "images.volumes", "images.slices"},

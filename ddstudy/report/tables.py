@@ -71,8 +71,16 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric in METRICS and METRICS[metric].is_of_output:
         return rows[rows["stable"]]
     if metric == "seconds":
-        return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]
+        return rows[~stopped(rows) & ~rows["shared"].eq(True)]
     return rows
+
+
+def stopped(trials: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a fit ended before its last iteration, which a slice that starts from its neighbour may reach sooner."""
+    early = trials["reason"].astype(str).str.match("stopped|a member diverged")
+    if "ended_by" in trials:
+        early |= trials["ended_by"].notna()
+    return early & trials["iterations_done"].lt(trials["iterations"])
 
 
 def timed(trials: pd.DataFrame) -> pd.DataFrame:

@@ -258,7 +258,7 @@ class Store:
         study = next(study for study in self._ours() if study.study_name == other.name)
         theirs, _ = self._stored_fingerprint(study)
         ours = spec.fingerprint()
-        tables = ("prior.", "target.", "noise.", "fit.")
+        tables = ("prior.", "target.", "task.", "judge.", "noise.", "fit.")
         both = ours.keys() & theirs.keys()
         differences = [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
@@ -271,12 +271,21 @@ class Store:
         ]
         if theirs["numerics"] != ours["numerics"]:
             differences.append(_OTHER_NUMERICS.format(theirs["numerics"], ours["numerics"]))
+        stacks = [each.is_linked and each.cases.stacks for each in (spec, other.spec)]
+        if stacks[0] != stacks[1]:
+            differences.append("cases: slices that are fitted with their neighbours, and others")
+        there = other.spec.cases.by_name
+        for name, case in spec.cases.by_name.items():
+            # their pixels are compared, wherever they lie
+            own, known = (one.model_copy(update={"file": None}).own for one in (case, there.get(name, case)))
+            if own != known:
+                differences.append(f"case {name}: {known} there, {own} here")
         if not _same_pixels(theirs["target"], target.digest):
             differences.append(f"target: {other.facts['target']} there, {target.name} here, other pixels")
         if differences:
             raise UserError(
                 f"--reuse {name}: its results are not results of study '{spec.name}': {'; '.join(differences)}",
-                "Only the results of the same prior, target, noise and fit options can be reused.",
+                "Only the results of the same prior, target, task, judge, noise and fit options can be reused.",
             )
         return other
 
