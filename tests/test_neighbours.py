@@ -15,6 +15,7 @@ import ddstudy
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
+from ddstudy.report import cases
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.cases import CasesSpec, Network, inner_neighbours, networks, units_of
 from ddstudy.spec.files import parse_spec
@@ -59,12 +60,12 @@ def test_units_cover_all_slices_and_chains_go_outwards_from_the_middle() -> None
     inner = inner_neighbours("abcde")
     assert next(iter(inner)) == "c"
     assert inner == {"c": None, "b": "c", "d": "c", "a": "b", "e": "d"}
-    cases = CasesSpec.model_validate({"slices": [9, 3, 6], "seeds": [0, 1], "holdout": ["slice9-y1"]})
-    found = networks(cases, "neighbour", 1)
+    listed = CasesSpec.model_validate({"slices": [9, 3, 6], "seeds": [0, 1], "holdout": ["slice9-y1"]})
+    found = networks(listed, "neighbour", 1)
     assert [network.cases for network in found["slice3-y0"]] == [("slice6-y0",), ("slice3-y0",), ("slice9-y0",)]
     assert [network.after for network in found["slice3-y0"]] == [None, 0, 0]
     assert found["slice9-y1"] == (Network(("slice9-y1",)),)  # held out, so by itself
-    assert networks(cases, "random", 3)["slice9-y0"] == (Network(("slice3-y0", "slice6-y0", "slice9-y0")),)
+    assert networks(listed, "random", 3)["slice9-y0"] == (Network(("slice3-y0", "slice6-y0", "slice9-y0")),)
 
 
 @pytest.mark.parametrize(
@@ -97,23 +98,25 @@ def test_a_study_of_all_slices_has_the_numbers_of_the_fitted_volume(
 
 
 def test_start_and_joint_are_axes_and_another_budget_changes_no_number(tables: Tables, tmp_path: Path) -> None:
-    space = {"k": [4], "s": [4], "l": [1], "iterations": [8, 16]}
-    space |= {"fit.start": ["random", "neighbour"], "fit.joint": [1, 2]}
-    study = ddstudy.run(tables(space=space), store=f"sqlite:///{tmp_path}/store.db")
+    space = {"k": [4], "s": [4], "l": [1], "iterations": [8, 16], "fit.start": ["random", "neighbour"]}
+    space |= {"fit.start_iterations": [0, 8], "fit.joint": [1, 2]}
+    url, ways = f"sqlite:///{tmp_path}/store.db", ["fit.start", "fit.start_iterations", "fit.joint"]
+    study = ddstudy.run(tables(space=space), store=url)
     assert study.cases is not None
-    assert (len(study.trials), len(study.cases.trials)) == (8, 48)
+    assert (len(study.trials), len(study.cases.trials)) == (12, 72)
     assert set(study.cases.trials["state"]) == {"COMPLETE"}
-    alone = ddstudy.run(
-        tables(name="alone", space=space | {"iterations": [16]}), store=f"sqlite:///{tmp_path}/store.db"
-    )
+    alone = ddstudy.run(tables(name="alone", space=space | {"iterations": [16]}), store=url)
     assert alone.cases is not None
     rows = [
-        each[each["iterations"] == 16].set_index(["fit.start", "fit.joint", CASE])["psnr"].sort_index()
+        each[each["iterations"] == 16].set_index([*ways, CASE])["psnr"].sort_index()
         for each in (study.cases.trials, alone.cases.trials)
     ]
     assert rows[0].equals(rows[1])
-    by_way = study.trials[study.trials["iterations"] == 16].set_index(["fit.start", "fit.joint"])["psnr"]
-    assert by_way["neighbour", 1] > by_way["random", 1]
+    by_way = study.trials[study.trials["iterations"] == 16].fillna({"fit.start_iterations": -1}).set_index(ways)["psnr"]
+    assert by_way["neighbour", 0, 1] > by_way["random", -1, 1]
+    scores = cases.scores(study.view, "psnr")
+    assert scores is not None
+    assert ways[1] in set(cases.by_axis(scores)["axis"])  # which does not apply to every setting
 
 
 def test_what_is_done_is_left_out_unless_others_start_from_it(tables: Tables) -> None:
