@@ -735,7 +735,7 @@ def dashboard(
 @app.command(epilog="Example: ddstudy completion bash")
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="bash, zsh or fish.")]) -> None:
     """Print the script by which a shell completes commands, options and files."""
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     typer.echo(get_completion_script(prog_name="ddstudy", complete_var=_COMPLETE, shell=shell))
 
@@ -751,7 +751,7 @@ def main() -> None:
         if len(os.environ.get(name, "")) > 3:
             os.environ[name] = "999"
     if _COMPLETE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()  # left out where an app has no options of its own for it
     try:
