@@ -1,8 +1,9 @@
 """The report of a study while it runs, in a browser: a page that looks at the store, and says when there is news.
 
-The page is that of `ddstudy report`, with a status above it that is asked for every two seconds. Both are made when a
-browser asks for them, and no more often than costs the study a tenth of a core. A driver shows its own study from a
-process beside it, `Beside`: drawing would hold up the loop, and others' processes can give way to the fits.
+The page is that of `ddstudy report`, with a status above it that is asked for every two seconds, and of which it gets
+what it does not have yet. Both are made when a browser asks, and no more often than costs the study a tenth of a core.
+A driver shows its own study from a process beside it, `Beside`: drawing would hold up the loop, and another process can
+give way to the fits.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ddstudy.errors import UserError
-from ddstudy.report.status import status
+from ddstudy.report import status
 from ddstudy.results import Study, report_page
 from ddstudy.store.database import READ_ERRORS, Store
 from ddstudy.store.study import StudyView
@@ -107,27 +108,30 @@ def _answering(store: Store, names: Sequence[str], dashboard: Path | None) -> WS
     def page_of(version: str) -> bytes:
         return report_page([Study(store.view(name)) for name in names], dashboard, version)
 
-    views = _Kept[list[StudyView]](lambda _: [store.view(name) for name in names], _VIEW_PAUSE)
-    page = _Kept[bytes](page_of, _PAGE_PAUSE)
+    def looked_at(state: str) -> tuple[str, list[tuple[StudyView, dict[str, Any]]]]:
+        views = [store.view(name) for name in names]
+        return state, [(view, status.found(view)) for view in views]
 
-    def status_now(stored: str) -> bytes:
-        now, studies = datetime.now(), []
-        for view in views(stored):
+    looks = _Kept(looked_at, _VIEW_PAUSE)
+    page = _Kept(page_of, _PAGE_PAUSE)
+
+    def status_now(stored: str, known: str) -> bytes:
+        now, (state, looked), studies = datetime.now(), looks(stored), []
+        for view, found in looked:
             at_work = store.at_work(view.name)
-            studies.append(status(view, at_work, outlook(view, at_work, now)))
-        return json.dumps({"version": page.state(stored), "studies": studies}).encode()
-
-    kinds: dict[str, tuple[str, Callable[[str], bytes]]] = {
-        "": ("text/html; charset=utf-8", page),
-        "/status": ("application/json", status_now),
-    }
+            progress = status.progress(view, at_work, outlook(view, at_work, now))
+            studies.append(progress | (found if known != state else {}))
+        return json.dumps({"version": page.state(stored), "known": state, "studies": studies}).encode()
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] not in kinds:
+        if environ["PATH_INFO"] not in ("", "/status"):
             raise RefusedError("404 Not Found", "There are `/`, the report, and `/status`.")
-        kind, make = kinds[environ["PATH_INFO"]]
         try:
-            body = make(_stored(store, names))
+            stored = _stored(store, names)
+            if environ["PATH_INFO"]:
+                kind, body = "application/json", status_now(stored, environ.get("QUERY_STRING", ""))
+            else:
+                kind, body = "text/html; charset=utf-8", page(stored)
         except READ_ERRORS as error:
             raise RefusedError("503 Service Unavailable", f"The store cannot be read: {store.said(error)}") from None
         except UserError as error:  # it was deleted

@@ -63,6 +63,7 @@ def test_status_and_page_tell_what_the_store_holds_now(url, monkeypatch):
     monkeypatch.setattr(live, "_VIEW_PAUSE", 0.0)
     monkeypatch.setattr(live, "_PAGE_PAUSE", 0.0)
     monkeypatch.setattr(live, "_SHARE", 1e9)
+    monkeypatch.setattr("ddstudy.store.leases.TELL_SECONDS", 0.1)
     with synthetic.driven(url, SPEC, (48, 60)) as study, shown(url) as address:
 
         def status() -> dict:
@@ -88,6 +89,8 @@ def test_status_and_page_tell_what_the_store_holds_now(url, monkeypatch):
         points, line = told["history"]["data"]
         assert points["customdata"] == [0, 1, 2]
         assert line["y"] == pytest.approx([max(list(scores.values())[: n + 1]) for n in range(3)])
+        again = json.loads(asked(f"{address}/status?{before['known']}")[1])["studies"]
+        assert [set(each) for each in again] == [{"name", "done", "total", "progress"}]  # the rest it has
         code, page = asked(address)
         assert (code, f'data-version="{before["version"]}"' in page) == (200, True)
         assert f"3 of {len(SETTINGS)} settings" in page

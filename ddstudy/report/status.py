@@ -22,28 +22,26 @@ if TYPE_CHECKING:
     from ddstudy.study.forecasting import Outlook
 
 
-def status(view: StudyView, at_work: Sequence[AtWork], ahead: Outlook) -> dict[str, Any]:
-    """The status of a study, for JSON.
+def progress(view: StudyView, at_work: Sequence[AtWork], ahead: Outlook) -> dict[str, Any]:
+    """What changes all the time: `progress` as HTML, `done` of `total` settings.
 
     Args:
         view: the study, which may be some seconds old.
         at_work: fits that are being done.
         ahead: its pace, and the time that is left.
-
-    Returns:
-        `progress` and `best` as HTML, `history` as a figure of plotly, `done` of `total` settings.
     """
+    html = _template().progress(view, told(view, at_work, ahead), at_work)
+    return {"name": view.name, "done": view.measured, "total": view.spec.trials, "progress": str(html)}
+
+
+def found(view: StudyView) -> dict[str, Any]:
+    """What changes with trials: the `best` so far as HTML, empty if there is none, and its `history` for plotly."""
     metric = next(iter(view.spec.objectives))
     rows = tables.history(view.trials, metric)
-    template = TEMPLATES.get_template("status.html").module
-    return {
-        "name": view.name,
-        "done": view.measured,
-        "total": view.spec.trials,
-        "progress": str(template.progress(view, told(view, at_work, ahead), at_work)),  # type: ignore[attr-defined]
-        "best": str(template.best(*_best(view, metric))) if len(rows) else "",  # type: ignore[attr-defined]
-        "history": json.loads(figures.history(rows, metric, view.axes).to_json()) if len(rows) else None,
-    }
+    if rows.empty:
+        return {"best": "", "history": None}
+    history = json.loads(figures.history(rows, metric, view.axes).to_json())
+    return {"best": str(_template().best(*_best(view, metric))), "history": history}
 
 
 def told(view: StudyView, at_work: Sequence[AtWork], ahead: Outlook) -> str:
@@ -66,3 +64,7 @@ def _best(view: StudyView, metric: str) -> tuple[str, str]:
     number = f"{best[metric]:,{METRICS[metric].format}} {METRICS[metric].unit}".strip()
     words = f"{with_whose(metric, ensemble_of(view.spec))} {number}, trial {best['number']}"
     return (file and images.picture(file)) or "", f"Best so far: {words}: {in_words(best, view.axes)}"
+
+
+def _template() -> Any:
+    return TEMPLATES.get_template("status.html").module

@@ -4,7 +4,7 @@
   const live = document.getElementById("live"), [follow, newer, said] = live.querySelectorAll("input, a, strong");
   const parts = new Map(), blocks = new Map();
   function show({ studies }) {
-    for (const { name, progress, best, history } of studies) {
+    for (const { name, progress, best, history } of studies) { // the latter two only where they have changed
       if (!blocks.has(name)) {
         const block = live.appendChild(document.createElement("div"));
         block.className = "now";
@@ -12,9 +12,8 @@
       }
       const [first, second, third] = blocks.get(name);
       for (const [place, html] of [[first, progress], [second, best]]) // what stays is not touched
-        if (parts.get(place) !== html) parts.set(place, place.innerHTML = html);
-      if (history && parts.get(third) !== JSON.stringify(history)) {
-        parts.set(third, JSON.stringify(history));
+        if (html !== undefined && parts.get(place) !== html) parts.set(place, place.innerHTML = html);
+      if (history) {
         third.className = "plot";
         Plotly.react(third, history.data, history.layout, { responsive: true, displayModeBar: false });
       }
@@ -42,11 +41,13 @@
   let last, moved = 0;
   async function look() {
     if (!document.hidden) try {
-      const answer = await fetch("status");
+      const answer = await fetch(`status?${last?.known ?? ""}`);
       if (!answer.ok) throw new Error(await answer.text());
-      last = await answer.json();
+      const now = await answer.json();
       said.textContent = "";
-      show(last);
+      show(now);
+      const whole = Object.fromEntries(last?.studies.map(study => [study.name, study]) ?? []);
+      last = { ...now, studies: now.studies.map(study => ({ ...whole[study.name], ...study })) };
       newer.hidden = last.version === live.dataset.version;
       const busy = Date.now() - moved < 3000 || document.querySelector("dialog[open]") || getSelection().toString();
       if (!newer.hidden && follow.checked && !busy) return leave();
@@ -62,7 +63,7 @@
   if (before) {
     sessionStorage.removeItem("place");
     follow.checked = before.follow;
-    show(before.shown);
+    show(last = before.shown);
     comeBack(before);
     addEventListener("load", () => comeBack(before)); // once more: images have their sizes now
   }
