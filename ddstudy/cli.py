@@ -293,7 +293,7 @@ def fit(
         try:
             with live(console) as show_slices:
                 volume_fit = ddstudy.fit_volume(
-                    target, slices or "all", out=out, progress=show_slices, **several, **options
+                    target, slices or "all", out=out, progress=show_slices, **(options | several)
                 )
         except KeyboardInterrupt:
             _complain("Stopped. What was finished is kept; the same command goes on.", 130)
@@ -305,7 +305,8 @@ def fit(
 
 def _need_no_others(context: typer.Context) -> None:
     """Refuses what a study says already."""
-    flags = ("slice_", "slices", "all_slices", "volume", "device", "threads", "out")
+    of_slices = ("slice_", "slices", "all_slices", "volume", "start", "start_iterations", "joint")
+    flags = (*of_slices, "device", "threads", "out")
     beside = ("target", "study", "trial", "store", *flags)
     for name in context.params:
         source = context.get_parameter_source(name)

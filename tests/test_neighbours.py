@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import ddstudy
+from ddstudy import cli
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
@@ -186,6 +188,21 @@ def test_a_search_over_ways_goes_on_after_a_stop_and_is_judged(tables: Tables, t
     held_out = judged.cases.trials[judged.cases.trials[CASE].isin(["slice6", "slice7"])]
     assert len(held_out)
     assert held_out["state"].eq("COMPLETE").all()
+
+
+def test_the_command_line_fits_what_a_study_chose_to_other_slices(
+    tables: Tables, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    study = ddstudy.run(tables(fit={"members": 2, "check_every": 8, "start": "neighbour"}), store=url)
+    words = ["--study", "study", "--store", url, "--slices", "3:7", "--joint", "2", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["ddstudy", "fit", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    options = study.options() | {"joint": 2}
+    expected = ddstudy.fit_volume(folder / "volume.nii", range(3, 7), **options)
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "out.nii.gz").get_fdata(), expected.output)
 
 
 @pytest.mark.parametrize(
