@@ -278,6 +278,37 @@ def convergence(curves: pd.DataFrame, y: str, score: str = METRICS["psnr"].title
     return figure
 
 
+def history(trials: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS) -> go.Figure:
+    """Trials in the order in which they finished, and the best so far.
+
+    Args:
+        trials: of `tables.history`.
+        metric: that is best.
+        axes: of the study.
+    """
+    figure = _figure("trials finished", title_of(metric), {})
+    x, minimized = trials["place"].tolist(), METRICS[metric].minimized
+    figure.add_scatter(
+        name="trial",
+        x=x,
+        y=trials[metric].tolist(),
+        customdata=trials["number"].tolist(),
+        mode="markers",
+        marker={"color": _GREY, "size": 6},
+        text=_hover(trials, axes),
+        hovertemplate=f"%{{text}}<br>%{{y:{METRICS[metric].format}}}<extra></extra>",
+    )
+    figure.add_scatter(
+        name="lowest so far" if minimized else "highest so far",
+        x=x,
+        y=trials["best"].tolist(),
+        mode="lines",
+        line={"color": _BLUE, "width": 2, "shape": "hv"},
+        hoverinfo="skip",
+    )
+    return figure
+
+
 def unstable(table: pd.DataFrame, facets: Sequence[str] = FACETS) -> go.Figure:
     """Share of settings above the threshold of the CV (thesis Fig. 4.4), a colour per value of the first facet.
 

@@ -71,8 +71,16 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric in METRICS and METRICS[metric].is_of_output:
         return rows[rows["stable"]]
     if metric == "seconds":
-        return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]
+        return rows[~stopped(rows) & ~rows["shared"].eq(True)]
     return rows
+
+
+def stopped(trials: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a fit ended before its last iteration, which a slice that starts from its neighbour may reach sooner."""
+    early = trials["reason"].astype(str).str.match("stopped|a member diverged")
+    if "ended_by" in trials:
+        early |= trials["ended_by"].notna()
+    return early & trials["iterations_done"].lt(trials["iterations"])
 
 
 def timed(trials: pd.DataFrame) -> pd.DataFrame:
@@ -267,6 +275,21 @@ def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.Dat
     rows = [row.assign(metric=metric, value=row[metric]) for metric, row in best if len(row)]
     columns = ["metric", "value", "number", *axes]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def history(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """How the best of a study came about: the comparable stable trials in the order in which they finished.
+
+    Args:
+        trials: the table of trials.
+        metric: that is best.
+
+    Returns:
+        The rows of `trials` with `place`, from 1, and `best`, the best value so far.
+    """
+    rows = _best_first(trials, metric).sort_values(["finished", "number"], kind="stable")
+    best = rows[metric].cummin() if METRICS[metric].minimized else rows[metric].cummax()
+    return rows.assign(place=range(1, len(rows) + 1), best=best)
 
 
 def gain_of_ensemble(trials: pd.DataFrame, facets: Sequence[str] = FACETS, metric: str = "psnr") -> pd.DataFrame:

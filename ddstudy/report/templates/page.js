@@ -1,6 +1,5 @@
 // Figures follow the width of the paper while they are printed, and what is closed is opened, except for the list of
-// differences, which is the same at each table and is opened once for each study. A page that is written anew comes back
-// at the same place, and does not reload while its reader moves about in it.
+// differences, which is the same at each table and is opened once for each study.
 const plots = [...document.querySelectorAll(".plot")];
 for (const plot of plots) {
   const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
@@ -51,7 +50,8 @@ async function fill(table) {
     } });
   const made = new DataTable(table, {
     data: JSON.parse(table.closest(".trials").querySelector("script").textContent), columns, deferRender: true,
-    order: JSON.parse(table.dataset.first).map(([place, way]) => [place + (sheet && place > 0 ? 1 : 0), way]), pageLength: 10, autoWidth: false, select: { style: "os", info: false },
+    order: JSON.parse(table.dataset.first).map(([place, way]) => [place + (sheet && place > 0 ? 1 : 0), way]), pageLength: 10, autoWidth: false,
+    stateSave: document.getElementById("live") !== null, stateDuration: -1, // for a page that loads itself again select: { style: "os", info: false },
     columnControl: ["order", ["orderAsc", "orderDesc", "spacer", "search"]], ordering: { indicators: false, handler: false },
   });
   const own = [...study.querySelectorAll(".plot")].filter(plot =>
@@ -112,18 +112,3 @@ addEventListener("afterprint", () => {
   for (const details of document.querySelectorAll("details")) if (details.opened) details.open = details.opened = false;
   for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
 });
-const seconds = Number(document.body.dataset.reload);
-if (seconds) {
-  const all = [...document.querySelectorAll("details")];
-  const { top, open } = JSON.parse(sessionStorage.getItem("place") ?? '{"top": 0, "open": []}');
-  for (const place of open) if (all[place]) all[place].open = true;
-  scrollTo(0, top);
-  let moved = 0;
-  for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { moved = Date.now(); });
-  setInterval(() => {
-    if (Date.now() - moved < 3000) return;
-    const open = all.flatMap((details, place) => details.open ? [place] : []);
-    sessionStorage.setItem("place", JSON.stringify({ top: scrollY, open }));
-    location.reload();
-  }, seconds * 1000);
-}
