@@ -4,15 +4,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: run test check format docs release clean
+.PHONY: run test test-cluster test-all check format docs release clean
 
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
 
-# more workers than processors: much of it waits for servers and browsers; threads that wait do not spin; bytecode is
-# kept, since dozens of processes start
+# threads that wait do not spin; bytecode is kept, since dozens of processes start
+PYTEST := OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
+
+# more workers than processors: much of it waits for servers and browsers
 test: $(STAMP)
-	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
+
+# clusters of Ray that others start and feed: some minutes of processes that start
+test-cluster: $(STAMP)
+	$(PYTEST) -m cluster
+
+test-all: test-cluster test
 
 check: $(STAMP)
 	$(BIN)/ruff check .

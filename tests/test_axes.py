@@ -117,9 +117,8 @@ def test_a_study_over_any_options_runs_and_is_shown(folder: Path, search: str) -
             assert axis in page
 
 
-@pytest.mark.parametrize("search", ["grid", "tpe"])
-def test_a_killed_driver_of_a_study_over_any_options_loses_nothing(folder: Path, search: str) -> None:
-    command = [*write_study(folder, search, 'engine = "reference"'), "--trials", "16"]
+def test_a_killed_driver_of_a_study_over_any_options_loses_nothing(folder: Path) -> None:
+    command = [*write_study(folder, "grid", 'engine = "reference"'), "--trials", "16"]
     code, printed = here(*command, "--store", f"sqlite:///{folder}/whole.db")
     assert code == 0, printed
     truth = drivers.findings(f"sqlite:///{folder}/whole.db", "study").results
@@ -127,11 +126,7 @@ def test_a_killed_driver_of_a_study_over_any_options_loses_nothing(folder: Path,
     assert list(drivers.kill_and_restart(folder, [*command, "--store", url], 2, random.Random(5)))
     found = drivers.findings(url, "study")
     assert (found.duplicates, found.running) == (0, 0)
-    assert len(found.results) >= 16
-    common = found.results.keys() & truth.keys()
-    assert common
-    assert search == "tpe" or common == truth.keys()
-    assert {key: found.results[key] for key in common} == {key: truth[key] for key in common}
+    assert found.results.items() >= truth.items()
 
 
 def test_lists_of_any_options_grow(folder: Path) -> None:

@@ -203,15 +203,15 @@ def run_here(folder: Path, url: str, **options: Any) -> ddstudy.Study:
 
 
 def test_a_killed_study_over_six_cases_goes_on_to_the_same_results(
-    folder: Path, store_url: str, tmp_path: Path
+    folder: Path, postgres_url: str, tmp_path: Path
 ) -> None:
     for name in ("study.toml", "volume.nii"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    arguments = ["run", "study.toml", "--store", store_url, "--artifacts", "images"]
+    arguments = ["run", "study.toml", "--store", postgres_url, "--artifacts", "images"]
     assert len(list(drivers.kill_and_restart(tmp_path, arguments, 3, random.Random(5)))) == 3
     whole = f"sqlite:///{tmp_path}/whole.db"
     run_here(folder, whole)
-    found, expected = results(store_url), results(whole)
+    found, expected = results(postgres_url), results(whole)
     for name, count in (("study", 4), ("study.cases", 24)):
         assert (found[name].duplicates, found[name].running, len(found[name].results)) == (0, 0, count)
         assert found[name].results == expected[name].results

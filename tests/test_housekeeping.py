@@ -1,5 +1,6 @@
 """Whole studies are deleted, renamed and copied, with their images and their cases."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +17,35 @@ MakeSpec = Callable[..., StudySpec]
 SPACE = {"k": [2], "iterations": [5, 10]}
 
 
+@pytest.fixture(scope="module")
+def made(make_spec: MakeSpec, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Fills a store with two studies, `tiny` with cases and `other` without; their folder of images."""
+
+    def make(store: str) -> Path:
+        images = tmp_path_factory.mktemp("made") / "images"
+        table = {"table": [{"name": "one"}, {"name": "two"}]}
+        ddstudy.run(make_spec(cases=table, space=SPACE), store=store, artifacts=images, threads=1)
+        ddstudy.run(make_spec(name="other", space=SPACE), store=store, artifacts=images, threads=1)
+        return images
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def in_sqlite(made: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A file of SQLite with them, and their images."""
+    file = tmp_path_factory.mktemp("sqlite") / "studies.db"
+    return file, made(f"sqlite:///{file}")
+
+
 @pytest.fixture
-def folder(store_url: str, make_spec: MakeSpec, tmp_path: Path) -> Path:
-    """The folder of images of a store with two studies, `tiny` with cases and `other` without."""
-    images = tmp_path / "images"
-    table = {"table": [{"name": "one"}, {"name": "two"}]}
-    ddstudy.run(make_spec(cases=table, space=SPACE), store=store_url, artifacts=images, threads=1)
-    ddstudy.run(make_spec(name="other", space=SPACE), store=store_url, artifacts=images, threads=1)
-    return images
+def folder(store_url: str, made: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The folder of images of a store with both."""
+    if not store_url.startswith("sqlite"):
+        return made(store_url)
+    file, images = request.getfixturevalue("in_sqlite")
+    shutil.copy(file, store_url.removeprefix("sqlite:///"))
+    return Path(shutil.copytree(images, tmp_path / "images"))
 
 
 def test_a_study_is_deleted_with_its_images_and_nothing_else_is(

@@ -257,6 +257,7 @@ def test_a_full_cluster_is_waited_for_and_an_event_of_another_thread_ends_what_r
 
 
 @slow
+@pytest.mark.cluster
 def test_devices_of_another_kind_stay_idle_where_seconds_are_compared(
     cluster: "clusters.Cluster", tmp_path: Path, make_job: Callable[..., Job]
 ) -> None:

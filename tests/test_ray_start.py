@@ -55,6 +55,7 @@ def test_the_rayjob_is_what_rays_autoscaler_reads() -> None:
 
 
 @slow
+@pytest.mark.cluster
 def test_a_submitted_job_runs_a_study_with_the_package_from_its_runtime_environment(
     tmp_path: Path, picture: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_what_the_process_beside_the_driver_wrote_last_is_told(monkeypatch: pyte
 
 
 @slow
+@pytest.mark.cluster
 def test_nodes_come_when_fits_wait_and_go_when_none_are_left(
     tmp_path_factory: pytest.TempPathFactory, make_job: Callable[..., Job]
 ) -> None:

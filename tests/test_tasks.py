@@ -273,26 +273,36 @@ def write_study(folder: Path, task: str) -> None:
     (folder / "study.toml").write_text(STUDY.format(task=table, axis=AXES[task]))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path, task: str) -> None:
-    write_study(tmp_path, task)
+def write_study_of_all(folder: Path) -> None:
+    """Every task in one study."""
+    write_study(folder, "mri")
+    text = (folder / "study.toml").read_text().replace("k = [4, 8]", "k = [4]").replace("l = [1, 2]", "l = [1]")
+    kinds = f"task.kind = {json.dumps([*TASKS])}\ntask.coils = [2]\ntask.consistency = ['hard']"
+    text = text.replace(AXES["mri"], "\n".join([kinds, *AXES.values()]))
+    (folder / "study.toml").write_text(re.sub(r"\[task\].*?\n\n", "", text, flags=re.DOTALL))
+
+
+def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    write_study_of_all(tmp_path)
     url, whole = f"sqlite:///{tmp_path}/store.db", f"sqlite:///{tmp_path}/whole.db"
-    assert list(drivers.kill_and_restart(tmp_path, ["run", "study.toml", "--store", url], 1, random.Random(3)))
+    assert list(drivers.kill_and_restart(tmp_path, ["run", "study.toml", "--store", url], 3, random.Random(3)))
     run_once = Driver(tmp_path, "run", "study.toml", "--store", whole)
     assert run_once.wait() == 0, run_once.output
     found, expected = (drivers.findings(each, "study") for each in (url, whole))
-    assert (found.duplicates, found.running, len(found.results)) == (0, 0, 16)
+    assert (found.duplicates, found.running, len(found.results)) == (0, 0, 28)
     assert found.results == expected.results
     with Store(url, read_only=True) as store:
         view = store.view("study")
     assert not view.left_out
-    images = view.images[int(view.trials["number"].iloc[-1])]
-    assert {"target.png", "measurement.png", "measurement.npz", "output.png", "error.png"} <= images.keys()
     spec = read_spec(tmp_path / "study.toml")
-    setting = next(iter(view.records)).setting
-    stored = np.load(view.images[next(iter(view.records)).number]["measurement.npz"])
-    measurement = case_of(spec, load_targets(spec), setting).measurement
-    np.testing.assert_array_equal(stored["samples"], measurement.samples)
+    image = load_targets(spec)
+    settings = {record.number: record.setting for record in view.records}
+    assert {setting["task.kind"] for setting in settings.values()} == TASKS.keys()
+    for number, setting in settings.items():
+        images = view.images[number]
+        assert {"target.png", "measurement.png", "measurement.npz", "output.png", "error.png"} <= images.keys()
+        stored = np.load(images["measurement.npz"])
+        np.testing.assert_array_equal(stored["samples"], case_of(spec, image, setting).measurement.samples)
 
 
 def numbers(study: ddstudy.Study) -> pd.DataFrame:
@@ -306,13 +316,8 @@ def numbers(study: ddstudy.Study) -> pd.DataFrame:
 def test_ray_and_postgresql_give_the_numbers_of_here_and_lists_grow(
     tmp_path: Path, postgres_url: str, cluster: clusters.Cluster
 ) -> None:
-    """Every task in one study."""
-    write_study(tmp_path, "mri")
+    write_study_of_all(tmp_path)
     path, images = tmp_path / "study.toml", tmp_path / "images"
-    kinds = f"task.kind = {json.dumps([*TASKS])}\ntask.coils = [2]\ntask.consistency = ['hard']"
-    text = path.read_text().replace("k = [4, 8]", "k = [4]").replace("l = [1, 2]", "l = [1]")
-    text = text.replace(AXES["mri"], "\n".join([kinds, *AXES.values()]))
-    path.write_text(re.sub(r"\[task\].*?\n\n", "", text, flags=re.DOTALL))
     here = ddstudy.run(path, store=f"sqlite:///{tmp_path}/store.db", workers=1, threads=1)
     there = ddstudy.run(path, store=postgres_url, artifacts=images, ray=cluster.address)
     assert set(here.trials["task.kind"]) == TASKS.keys()
