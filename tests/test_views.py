@@ -25,10 +25,13 @@ from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
 from ddstudy.images.volumes import SIDES, error_png_bytes, load_target
 from ddstudy.report import comparison, figures, images, tables
+from ddstudy.report.answer import answer, best_of
+from ddstudy.report.intervals import mean_of
 from ddstudy.report.page import render
-from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
+from ddstudy.report.panels import COMPARE, KINDS, panels_of, parse_panel, read_panels
 from ddstudy.report.panels.base import Faceted
-from ddstudy.report.words import FACETS
+from ddstudy.report.panels.outputs import of_best
+from ddstudy.report.words import FACETS, in_words
 from ddstudy.spec.options import NOISES, TILINGS, TargetSpec
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.database import Store
@@ -258,6 +261,59 @@ def test_of_each_group_the_best_stable_trial_is_shown(view):
     assert best.number == trials[trials["stable"]].set_index("number")["psnr"].idxmax()
 
 
+# --- the answer
+
+
+def test_what_cannot_be_told_from_the_best_by_its_members(view):
+    (best,) = best_of(view)
+    good = stable(view).sort_values("psnr", ascending=False)
+    members = good[[f"psnr_member_{member}" for member in range(3)]]
+    first = good.iloc[0]
+    assert (best.setting["number"], best.settings, best.over, best.at) == (first["number"], len(good), "members", {})
+    mine = mean_of(members.iloc[0])
+    assert (best.mean.low, best.mean.high) == (mine.low, mine.high)
+    reach = members.iloc[0].mean() - mine.low
+    as_good = (members.mean(axis=1) >= members.iloc[0].mean() - reach) | (good["psnr"] >= first["psnr"] - reach)
+    alike = good[as_good & good["number"].ne(first["number"])].sort_values("seconds")
+    assert 0 < len(alike) < len(good) - 1
+    assert best.alike["number"].tolist() == alike["number"].tolist()
+    cheap, seconds = alike.iloc[-1], view.trials["seconds"]
+    quicker = view.trials.assign(seconds=seconds.mask(view.trials["number"].eq(cheap["number"]), 0.25))
+    said = answer(dataclasses.replace(view, trials=quicker))
+    searched = [axis for axis in AXES if len(SPACE[axis]) > 1]
+    assert f"Where time counts: {in_words(cheap, searched)}, ensemble PSNR {cheap['psnr']:.2f} dB." in said.lead
+    assert f"the cheapest of them (trial {cheap['number']}) takes 0.2 s instead of" in " ".join(said.sentences)
+    rough = dataclasses.replace(view, trials=view.trials.assign(disturbed=True))
+    assert best_of(rough)[0].cheaper is None
+    assert "their times cannot be compared" in " ".join(answer(rough).sentences)
+    none = dataclasses.replace(view, trials=view.trials.assign(stable=False))
+    assert (best_of(none), answer(none).number) == ([], None)
+    assert answer(none).lead == f"None of {len(view.trials)} measured trials is stable, so none can be recommended."
+
+
+def test_one_member_alone_gives_no_interval(view):
+    columns = [f"psnr_member_{member}" for member in (1, 2)]
+    alone = dataclasses.replace(view, trials=view.trials.assign(**dict.fromkeys(columns, math.nan)))
+    assert best_of(alone)[0].mean is None
+    assert "How sure this is cannot be said: each setting has one number." in answer(alone).sentences
+
+
+def test_a_search_improves_and_curves_end_with_their_trials(view):
+    table = tables.history(view.trials, "psnr")
+    known = -math.inf
+    for row in view.trials.sort_values("number").itertuples():
+        known = max(known, row.psnr if row.number in set(stable(view)["number"]) else known)
+        assert table.set_index("number")["best"].fillna(-math.inf)[row.number] == known
+    curves = tables.learning_curves(view, checks=20)
+    assert set(curves.of) == set(view.trials["number"])
+    for row in view.trials.itertuples():
+        iterations, means = curves.curve(row.number)
+        mine = view.checks[view.checks["fit_id"].eq(row.fit_id)].groupby("iteration")["psnr"].mean()
+        assert 5 <= len(iterations) <= 20
+        assert max(iterations) <= row.iterations
+        assert means == pytest.approx(mine[iterations].tolist(), abs=0.006)
+
+
 # --- images
 
 
@@ -266,11 +322,11 @@ def decoded(uri: str) -> np.ndarray:
 
 
 def test_outputs_are_the_images_that_were_kept(view):
-    shown = panel("outputs").show([view])
-    best = stable(view).sort_values("psnr").iloc[-1]
-    assert shown.large.caption.startswith(f"Trial {best['number']}, ensemble PSNR {best['psnr']:.2f} dB: ")
-    assert (shown.large.sides, len(shown.large.faces)) == ("RL", 3)
-    for (uri, words), name in zip(shown.large.faces, ("target.png", "output.png", "error.png"), strict=True):
+    shown, best = panel("outputs").show([view]), stable(view).sort_values("psnr").iloc[-1]
+    large = of_best(view, best.to_dict())
+    assert large.caption.startswith(f"Trial {best['number']}, ensemble PSNR {best['psnr']:.2f} dB: ")
+    assert (large.sides, len(large.faces), shown.large) == ("RL", 3, None)
+    for (uri, words), name in zip(large.faces, ("target.png", "output.png", "error.png"), strict=True):
         kept = cv2.imread(str(view.images[best["number"]][name]))
         assert (decoded(uri) == kept).all()
         assert words.endswith("the best setting")
@@ -288,7 +344,8 @@ def test_outputs_are_the_images_that_were_kept(view):
 
 
 def test_colour_bars_are_the_colours_of_the_images(view):
-    grey, output, error = panel("outputs").show([view]).large.scales
+    best = stable(view).sort_values("psnr").iloc[-1].to_dict()
+    grey, output, error = of_best(view, best).scales
     assert grey == output
     levels = np.linspace(0, 1, 256, dtype=np.float32)[None, None]
     assert (decoded(grey[0])[0, :, 0] == np.arange(256)).all()
@@ -297,7 +354,7 @@ def test_colour_bars_are_the_colours_of_the_images(view):
     assert (grey[1:], error[1:]) == (("0", "1"), ("0", "0.2 and more"))
     colour = dataclasses.replace(view, facts=view.facts | {"target shape": "3x48x60"})
     colour.__dict__["images"] = view.images
-    assert [scale is None for scale in panel("outputs").show([colour]).large.scales] == [True, True, False]
+    assert [scale is None for scale in of_best(colour, best).scales] == [True, True, False]
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -599,18 +656,43 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
         assert browser.switch_to.active_element.text == "Skip to the results"
 
-        # the best setting's images take at least half of the page; a key or a click shows one at full size
-        large = browser.find_element(By.CSS_SELECTOR, "#study-1 .large")
-        assert large.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
-        assert [name.text for name in large.find_elements(By.CSS_SELECTOR, ".name")] == [
-            "target",
-            "output",
-            "absolute error",
-        ]
-        for button, how in (
-            (large.find_elements(By.CSS_SELECTOR, "button.image")[2], "key"),
-            (browser.find_element(By.CSS_SELECTOR, "#study-1 .large ~ .pictures button.image"), "click"),
-        ):
+        # the best setting's images, each in a figure: they zoom together, follow the window and change places
+        viewer = browser.find_element(By.CSS_SELECTOR, "#study-1 .viewer")
+        WebDriverWait(browser, 40).until(lambda _: "zooms" in viewer.get_attribute("class"))
+        assert viewer.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
+        names = viewer.find_elements(By.CSS_SELECTOR, ".name")
+        assert [name.text for name in names] == ["target", "output", "absolute error"]
+        drawn = "const of = [...arguments[0].querySelectorAll('.slice')]; return of.map(plot => {}"
+        of_all = lambda what: browser.execute_script(drawn.format(what), viewer)  # noqa: E731
+        target, output, error = (np.array(z) for z in of_all("plot.data[0].z.map(row => [...row]))"))
+        kept = {
+            name: cv2.imread(str(views[0].images[best_of(views[0])[0].setting["number"]][f"{name}.png"]))[..., 0] / 255
+            for name in ("target", "output")
+        }
+        assert target == pytest.approx(kept["target"], abs=1e-6)
+        assert output == pytest.approx(kept["output"], abs=1e-6)
+        # of colours, the nearest of 256 levels; what was kept has been rounded, too
+        assert error == pytest.approx(np.clip(np.abs(kept["output"] - kept["target"]), 0, 0.2), abs=0.006)
+        assert [side.text for side in viewer.find_elements(By.CSS_SELECTOR, ".left, .right")] == ["R", "L"] * 3
+        viewer.send_keys("f")
+        assert names[1].text == "target, in the output's place"
+        assert np.array(of_all("[...plot.data[0].z[9]])"))[1] == pytest.approx(target[9])
+        viewer.send_keys("f+")
+        assert names[1].text == "output"
+        ranges = of_all("plot.layout.xaxis.range)")
+        assert [right - left for left, right in ranges] == [SIZE[1] / 2] * 3
+        browser.execute_script(
+            "const black = arguments[0].querySelector('.black'); black.value = 0.4;"
+            " black.dispatchEvent(new Event('input'))",
+            viewer,
+        )
+        assert of_all("plot.data[0].zmin)") == [0.4, 0.4, 0]
+        viewer.send_keys("0")
+        assert of_all("plot.layout.xaxis.range)") == [[-0.5, SIZE[1] - 0.5]] * 3
+
+        # a key or a click shows an image of the others at full size
+        for place, how in enumerate(("key", "click")):
+            button = browser.find_elements(By.CSS_SELECTOR, "#study-1 .pictures button.image")[place]
             before = button.rect["width"]
             if how == "key":
                 button.send_keys(Keys.ENTER)
@@ -621,14 +703,13 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
             assert full.find_element(By.CSS_SELECTOR, ".image").rect["width"] > before
             assert [full.find_element(By.CSS_SELECTOR, side).text for side in (".left", ".right")] == ["R", "L"]
             assert "ensemble PSNR" in full.text
-            assert len(full.find_elements(By.CSS_SELECTOR, ".scale")) == (how == "key")
             assert full.rect["height"] <= browser.execute_script("return innerHeight")
             browser.switch_to.active_element.send_keys(Keys.ESCAPE)
             assert browser.find_elements(By.CSS_SELECTOR, "dialog") == []
             assert browser.switch_to.active_element == button
 
         # a pointer on a trial brings its thumbnail
-        plot = browser.find_element(By.CSS_SELECTOR, "#study-1 .plot")
+        plot = browser.find_element(By.CSS_SELECTOR, "#study-1-panel-1 .plot")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
         sheet = browser.find_element(By.CSS_SELECTOR, "#study-1 .thumbnail")
         assert not sheet.is_displayed()
@@ -752,9 +833,14 @@ def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
         WebDriverWait(browser, 40).until(
             lambda b: b.execute_script("return document.readyState === 'complete' && !window.old")
         )
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel")) == 2 + 5 + 1  # no heat map of one row
+        more = len(panels_of(view, shown[:10]))
+        assert (
+            len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel"))
+            == 3 + more
+            > 3 + len(panels_of(view, shown[:7]))
+        )
         assert browser.execute_script("return document.querySelector('.index').open")
-        assert browser.execute_script(seen) == pytest.approx(before, abs=30)  # a line of the index
+        WebDriverWait(browser, 40).until(lambda b: abs(b.execute_script(seen) - before) < 30)  # a line of the index
 
 
 @pytest.mark.slow
@@ -780,8 +866,11 @@ def test_all_trials_stand_in_a_table_that_sorts_filters_and_marks_them_in_figure
         browser.execute_script("document.querySelector('.trials tbody td').click()")
         (chosen, *_) = browser.execute_script(f"return {rows}")
         marked = browser.execute_script(
-            "return document.querySelector('.plot').data.flatMap("
+            "return document.querySelector('#study-1-panel-1 .plot').data.flatMap("
             "({customdata, selectedpoints}) => (selectedpoints ?? []).map(point => customdata[point]))"
         )
         assert set(marked) == {chosen}
+        assert browser.execute_script("return document.querySelector('.curves').data.map(line => line.name)") == [
+            f"trial {chosen}"
+        ]
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -276,6 +276,55 @@ def convergence(curves: pd.DataFrame, y: str, score: str = METRICS["psnr"].title
     if len(fits) > 1:
         figure.update_xaxes(anchor="y2")
     return figure
+
+
+def learning_curves(curves: Mapping[int, tuple[Sequence[int], Sequence[float]]], score: str) -> go.Figure:
+    """The curves of some trials in one plane; a page draws others in their place, in the same colours.
+
+    Args:
+        curves: number of a trial -> iterations and the mean of its members at each.
+        score: what that is, with its unit.
+    """
+    figure = _figure("iterations", f"{score}, mean of members", {"showlegend": True, "colorway": list(_COLOURS)})
+    for place, (number, (iterations, means)) in enumerate(curves.items()):
+        figure.add_scatter(
+            name=f"trial {number}",
+            x=list(iterations),
+            y=list(means),
+            mode="lines",
+            line={"width": 2, "dash": _DASHES[place % len(_DASHES)]},
+            hovertemplate="iteration %{x}: %{y:.2f}",
+        )
+    return figure
+
+
+def history(table: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS) -> go.Figure:
+    """Each trial of a search in the order of their numbers, and the best stable one so far. Of `tables.history`."""
+    figure = _figure("trial", title_of(metric), {"height": 400})
+    stable = table["stable"]
+    for name, rows, marker in (
+        ("unstable", table[~stable], {"color": _VERMILLION, "symbol": "x-thin-open", "size": 6}),
+        ("stable", table[stable], {"color": _BLUE, "symbol": "circle-open", "size": 7}),
+    ):
+        figure.add_scatter(
+            name=name,
+            x=rows["number"].tolist(),
+            y=rows[metric].tolist(),
+            text=_hover(rows, axes),
+            customdata=rows["number"].tolist(),
+            mode="markers",
+            marker=marker,
+            hovertemplate=f"%{{text}}<br>{_shown('y', metric)}",
+        )
+    figure.add_scatter(
+        name="best stable one so far",
+        x=table["number"].tolist(),
+        y=table["best"].astype(object).where(table["best"].notna(), None).tolist(),
+        mode="lines",
+        line={"color": _GREEN, "width": 2, "shape": "hv"},
+        hoverinfo="skip",
+    )
+    return _logarithmic(figure, "number", metric)
 
 
 def unstable(table: pd.DataFrame, facets: Sequence[str] = FACETS) -> go.Figure:
@@ -562,7 +611,7 @@ def _shown(where: str, metric: str) -> str:
 
 def _logarithmic(figure: go.Figure, x: str, y: str) -> go.Figure:
     for metric, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
-        if METRICS[metric].logarithmic:
+        if metric in METRICS and METRICS[metric].logarithmic:
             update(type="log", tickvals=_ONE_TWO_FIVE, tickformat=",~r")
     return figure
 

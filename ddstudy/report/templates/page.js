@@ -1,5 +1,6 @@
-// Figures follow the width of the paper while they are printed, and what is closed is opened, except for the list of
-// differences, which is the same at each table and is opened once for each study. A page that is written anew comes back
+// Figures follow the width of the paper while they are printed, and what is closed is opened, except for the numbers behind
+// figures, which would be most of the pages, and for the list of differences, which is the same at each table and is
+// opened once for each study. A page that is written anew comes back
 // at the same place, and does not reload while its reader moves about in it.
 const plots = [...document.querySelectorAll(".plot")];
 for (const plot of plots) {
@@ -50,14 +51,23 @@ async function fill(table) {
       return piece;
     } });
   const made = new DataTable(table, {
-    data: JSON.parse(table.closest(".trials").querySelector("script").textContent), columns, deferRender: true,
+    data: JSON.parse(table.closest(".trials").querySelector(".rows").textContent), columns, deferRender: true,
     order: JSON.parse(table.dataset.first).map(([place, way]) => [place + (sheet && place > 0 ? 1 : 0), way]), pageLength: 10, autoWidth: false, select: { style: "os", info: false },
     columnControl: ["order", ["orderAsc", "orderDesc", "spacer", "search"]], ordering: { indicators: false, handler: false },
   });
-  const own = [...study.querySelectorAll(".plot")].filter(plot =>
-    plot.data.some(({ customdata }) => customdata?.some(number => places.has(number))));
+  const own = [...study.querySelectorAll(".plot")].filter(plot => plot.data.some(({ customdata }) => customdata));
+  const curves = table.closest(".trials").querySelector(".curves");
+  const { iterations, fits, of } = JSON.parse(table.closest(".trials").querySelector(".all-curves")?.textContent ?? "{}");
+  const best = curves?.data;
+  const curve = (number, place) => {
+    const [fit, end] = of[number], x = iterations[fits[fit][0]].filter(step => step <= end);
+    const dash = ["solid", "dash", "dot", "dashdot", "longdash"][place % 5];
+    return { ...best[0], name: `trial ${number}`, x, y: fits[fit][1].slice(0, x.length), line: { width: 2, dash } };
+  };
   made.on("select deselect", () => {
     const chosen = new Set(made.rows({ selected: true }).data().toArray().map(row => row[0]));
+    const drawn = [...chosen].filter(number => of?.[number]).slice(0, 20).map(curve);
+    if (curves) Plotly.react(curves, drawn.length ? drawn : best, curves.layout);
     for (const plot of own) plot.data.forEach(({ customdata }, trace) => {
       const points = customdata?.flatMap((number, point) => chosen.has(number) ? [point] : []) ?? [];
       Plotly.restyle(plot, { selectedpoints: [chosen.size ? points : null] }, [trace]);
@@ -80,6 +90,115 @@ const appearing = new IntersectionObserver(entries => {
   }
 }, { rootMargin: "400px" });
 for (const article of document.querySelectorAll(".trials")) appearing.observe(article);
+// Images that are looked at closely: figures over them zoom and move in step, grey and colours follow the sliders, and the
+// target is shown in the output's place and back. What a pixel is worth is read from the scale below its image.
+const scheme = { margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent" };
+const coarse = matchMedia("(pointer: coarse)").matches;
+function pixels(image) {
+  const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  return new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+}
+function values(image, strip, most) {
+  const colours = pixels(strip), levels = new Map([...colours].map((colour, level) => [colour, level]));
+  const far = (one, other) => [0, 8, 16].reduce((sum, bit) => sum + Math.abs((one >> bit & 255) - (other >> bit & 255)), 0);
+  const level = colour => {
+    if (!levels.has(colour)) // of an image that was made smaller: the nearest one
+      levels.set(colour, colours.reduce((best, other, place) => far(other, colour) < far(colours[best], colour) ? place : best, 0));
+    return levels.get(colour) * most / (colours.length - 1);
+  };
+  const all = Float32Array.from(pixels(image), level), width = image.naturalWidth;
+  return Array.from({ length: image.naturalHeight }, (_, row) => all.subarray(row * width, (row + 1) * width));
+}
+async function look(viewer) {
+  const faces = [...viewer.querySelectorAll(".face")], plots = [];
+  await Promise.all([...viewer.querySelectorAll("img")].map(image => image.decode()));
+  const { naturalWidth: width, naturalHeight: height } = faces[0].querySelector("img");
+  const whole = { "xaxis.range": [-0.5, width - 0.5], "yaxis.range": [height - 0.5, -0.5] };
+  for (const face of faces) {
+    const image = face.querySelector(".image img"), strip = face.querySelector(".scale img");
+    const plot = Object.assign(document.createElement("div"), { className: "slice" });
+    plot.style.aspectRatio = `${width} / ${height}`;
+    image.after(plot);
+    let trace = { type: "image", source: image.src, hoverinfo: "skip" };
+    if (strip) {
+      const zmax = parseFloat(face.querySelector(".scale").lastElementChild.textContent);
+      const colours = [...pixels(strip)].map((colour, level) =>
+        [level / (strip.naturalWidth - 1), `rgb(${colour & 255}, ${colour >> 8 & 255}, ${colour >> 16 & 255})`]);
+      trace = { type: "heatmap", z: values(image, strip, zmax), zmin: 0, zmax, colorscale: colours, showscale: false,
+        hovertemplate: "%{z:.3f} in row %{y}, column %{x}<extra></extra>" };
+    }
+    const axis = { visible: false, fixedrange: coarse };
+    Plotly.newPlot(plot, [trace], { ...scheme, dragmode: coarse ? false : "zoom",
+      xaxis: { ...axis, range: whole["xaxis.range"] }, yaxis: { ...axis, range: whole["yaxis.range"], scaleanchor: "x" },
+    }, { responsive: true, displayModeBar: false, doubleClick: false });
+    plots.push(plot);
+  }
+  const show = ranges => {
+    const [left, right] = ranges["xaxis.range"], zoomed = right - left < width - 1;
+    const all = { ...ranges, dragmode: zoomed ? "pan" : coarse ? false : "zoom",
+      "xaxis.fixedrange": coarse && !zoomed, "yaxis.fixedrange": coarse && !zoomed };
+    for (const plot of plots) Plotly.relayout(plot, all);
+  };
+  const move = (zoom, right = 0, down = 0) => {
+    if (!zoom) return show(whole);
+    const { xaxis: { range: [x0, x1] }, yaxis: { range: [y1, y0] } } = plots[0].layout;
+    const [across, upright] = [Math.min((x1 - x0) * zoom, width), Math.min((y1 - y0) * zoom, height)];
+    const within = (middle, size, most) => Math.min(Math.max(middle, size / 2 - 0.5), most - size / 2 - 0.5);
+    const x = within((x0 + x1) / 2 + right * across, across, width), y = within((y0 + y1) / 2 + down * upright, upright, height);
+    show({ "xaxis.range": [x - across / 2, x + across / 2], "yaxis.range": [y + upright / 2, y - upright / 2] });
+  };
+  for (const plot of plots) {
+    for (const event of ["plotly_relayout", "plotly_relayouting"]) plot.on(event, change => {
+      if (!("xaxis.range[0]" in change)) return; // of the others, which follow
+      const { xaxis, yaxis } = event === "plotly_relayout" ? plot.layout : plot._fullLayout;
+      if (event === "plotly_relayout") return show({ "xaxis.range": [...xaxis.range], "yaxis.range": [...yaxis.range] });
+      for (const other of plots) if (other !== plot)
+        Plotly.relayout(other, { "xaxis.range": [...xaxis.range], "yaxis.range": [...yaxis.range] });
+    });
+    plot.on("plotly_doubleclick", () => show(whole));
+  }
+  const errors = faces.map(face => Boolean(face.querySelector(".scale")?.textContent.includes("more")));
+  const tools = viewer.querySelector(".tools"), flicker = tools.querySelector(".flicker");
+  const [black, white, most] = ["black", "white", "most"].map(name => tools.querySelector(`.${name}`));
+  tools.hidden = false;
+  viewer.classList.add("zooms");
+  for (const button of tools.querySelectorAll("[data-zoom]"))
+    button.addEventListener("click", () => move(Number(button.dataset.zoom)));
+  for (const slider of [black, white, most]) slider.addEventListener("input", () => {
+    if (slider === black) white.value = Math.max(white.value, Number(black.value) + 0.01);
+    if (slider === white) black.value = Math.min(black.value, Number(white.value) - 0.01);
+    faces.forEach((face, place) => {
+      const ends = face.querySelectorAll(".scale span"), isError = errors[place];
+      if (!ends.length || (slider === most) !== isError) return;
+      const [zmin, zmax] = isError ? [0, Number(most.value)] : [Number(black.value), Number(white.value)];
+      ends[0].textContent = zmin;
+      ends[1].textContent = isError ? `${zmax} and more` : zmax;
+      Plotly.restyle(plots[place], { zmin, zmax });
+    });
+  });
+  const named = name => faces.findIndex(face => face.dataset.name === name);
+  const [there, other] = [named("output"), Math.max(named("target"), named("target") < 0 ? named("measurement") : 0)];
+  const own = structuredClone(plots[there].data[0]);
+  flicker.addEventListener("click", () => {
+    const on = flicker.ariaPressed !== "true", { z, source } = on ? plots[other].data[0] : own;
+    flicker.ariaPressed = String(on);
+    faces[there].querySelector(".name").textContent = on ? `${faces[other].dataset.name}, in the output's place` : "output";
+    Plotly.restyle(plots[there], z ? { z: [z] } : { source: [source] });
+  });
+  const keys = { f: () => flicker.click(), "+": () => move(0.5), "=": () => move(0.5), "-": () => move(2), 0: () => move(0),
+    ArrowLeft: () => move(1, -0.2), ArrowRight: () => move(1, 0.2), ArrowUp: () => move(1, 0, -0.2), ArrowDown: () => move(1, 0, 0.2) };
+  addEventListener("keydown", event => {
+    const does = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key], { activeElement } = document;
+    const arrow = event.key.startsWith("Arrow");
+    if (!does || event.ctrlKey || event.metaKey || event.altKey || activeElement.matches("input, textarea, select")) return;
+    if (arrow ? activeElement !== viewer : !viewer.matches(":hover, :focus-within")) return;
+    event.preventDefault();
+    does();
+  });
+}
+for (const viewer of document.querySelectorAll(".viewer")) look(viewer);
 // An image at full size, with its marks and its scale, in a dialog: Escape, a click or a key closes it, and the focus
 // returns to the image.
 for (const button of document.querySelectorAll("button.image")) {
@@ -103,10 +222,10 @@ if (matchMedia("(width < 600px)").matches)
 addEventListener("beforeprint", () => {
   for (const study of document.querySelectorAll(".study")) {
     const again = [...study.querySelectorAll(".differences")].slice(1);
-    for (const details of study.querySelectorAll("details:not([open])"))
+    for (const details of study.querySelectorAll("details:not([open], .numbers)"))
       if (!again.includes(details)) details.open = details.opened = true;
   }
-  for (const plot of plots) Plotly.relayout(plot, { width: 640 });
+  for (const plot of plots) Plotly.relayout(plot, { width: plot.closest(".wide") ? 900 : 460 });
 });
 addEventListener("afterprint", () => {
   for (const details of document.querySelectorAll("details")) if (details.opened) details.open = details.opened = false;
@@ -117,7 +236,9 @@ if (seconds) {
   const all = [...document.querySelectorAll("details")];
   const { top, open } = JSON.parse(sessionStorage.getItem("place") ?? '{"top": 0, "open": []}');
   for (const place of open) if (all[place]) all[place].open = true;
-  scrollTo(0, top);
+  const tables = [...document.querySelectorAll(".trials")]; // what is below them shall not move any more
+  for (const article of tables) appearing.unobserve(article);
+  Promise.all(tables.map(article => fill(article.querySelector("table")))).then(() => scrollTo(0, top));
   let moved = 0;
   for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { moved = Date.now(); });
   setInterval(() => {
