@@ -564,8 +564,9 @@ def test_a_page_refers_to_nothing_outside(view):
 def test_a_study_without_measurements_says_what_is_missing(trials):
     page = render([dataclasses.replace(view_of(), trials=trials)], read_panels())
     shown = [each for panel in read_panels() for each in panel.of(view_of(), read_panels())]
-    assert page.count("No data yet.") == len(shown) + 1
+    assert page.count("No data yet.") == len(shown)
     assert "no trial is measured yet" in page
+    assert '<p class="lead">No trial is measured yet.</p>' in page
 
 
 def test_no_study_at_all_is_a_page_too():
@@ -579,11 +580,11 @@ def test_single_valued_axes_and_one_member_are_shown():
     assert "at least two members" in page
     # nothing over an axis of one value: the best of one group, its share of unstable trials, what PSNR depends on
     titles = set(re.findall(r"<h2>(.*?)</h2>", page))
-    assert titles == {"Facts", "Best settings", "All trials"} | {
-        panel.title
-        for panel in read_panels()
-        if panel.kind in ("pareto", "outputs", "parallel", "convergence", "ensemble")
+    assert titles == {"Answer", "What was asked and run", "All trials"} | {
+        panel.title for panel in read_panels() if panel.kind in ("pareto", "parallel", "convergence", "ensemble")
     }
+    assert "Best and the only stable setting: k 8, s 8, l 4, 100 iterations, " in page
+    assert "How sure this is cannot be said: each setting has one number." in page
 
 
 def test_metrics_that_a_study_lacks_leave_only_their_panels_empty(view, tmp_path):

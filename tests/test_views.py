@@ -613,7 +613,7 @@ def test_the_thesis_dashboard_has_its_figures_and_tables(view, views):
 
 @pytest.mark.slow
 def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
-    from browser import chromium, errors
+    from browser import barriers, chromium, errors
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -651,6 +651,14 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         )
         ids = [one for one in ids if one.startswith(("study", "compared", "main"))]
         assert len(ids) == len(set(ids))
+
+        # what hinders people, as far as a program can tell, in all that can be opened
+        browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+        browser.execute_script("document.querySelector('#study-1 .trials').scrollIntoView()")
+        WebDriverWait(browser, 40).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#study-1 .dt-container"))
+        assert [barriers(browser, scheme) for scheme in ("dark", "light")] == [[], []]
+        browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = false; })")
+        browser.execute_script("scrollTo(0, 0)")
 
         # the keyboard: the first stop leads to the results
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)

@@ -58,7 +58,6 @@ OVERVIEW = Path(__file__).parents[2] / "data" / "overview.toml"
 COMPARE = OVERVIEW.with_name("compare.toml")
 register(
     Pareto,
-    History,
     Parallel,
     Importance,
     Quartiles,
@@ -85,6 +84,7 @@ register(
     CasesNeeded,
     HeldOut,
     CasesSlices,
+    History,
 )
 
 

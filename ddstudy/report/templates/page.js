@@ -25,6 +25,11 @@ for (const sheet of document.querySelectorAll(".thumbnail")) {
     plot.on("plotly_unhover", () => { sheet.hidden = true; });
   }
 }
+// What DataTables looks at to know that a page is dark.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark", dark.matches);
+follow();
+dark.addEventListener("change", follow);
 // The table of all trials is made when it comes into view, by DataTables, which stands in the page as text. Rows and the
 // points of figures that are of the same trial are marked together.
 let datatables;
