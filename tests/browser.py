@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 _FLAGS = (
     "--headless",
@@ -48,6 +49,13 @@ def chromium() -> Iterator[webdriver.Chrome]:
 def errors(browser: webdriver.Chrome) -> list[str]:
     """What the pages opened so far have put on the console as errors."""
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def drawn(browser: webdriver.Chrome) -> None:
+    """Waits until all figures are drawn, which happens when nothing else is to do."""
+    WebDriverWait(browser, 60).until(
+        lambda _: browser.execute_script("return [...document.querySelectorAll('.plot')].every(plot => plot.data)")
+    )
 
 
 _AXE = """

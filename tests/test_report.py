@@ -631,7 +631,7 @@ return found;
 @pytest.mark.slow
 def test_the_page_in_a_browser(view, tmp_path):
     pytest.importorskip("selenium", reason="needs selenium")
-    from browser import chromium, errors
+    from browser import chromium, drawn, errors
     from selenium.webdriver.support.ui import WebDriverWait
 
     other = dataclasses.replace(view, name="<b>empty</b>", trials=trials_table([], THESIS))
@@ -642,15 +642,16 @@ def test_the_page_in_a_browser(view, tmp_path):
             media = [{"name": "prefers-color-scheme", "value": scheme}]
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
             browser.get(page.as_uri())
+            drawn(browser)
             assert errors(browser) == []
             assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-            drawn = browser.execute_script(
+            figures = browser.execute_script(
                 "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.main-svg').length)"
             )
             tables_only = {"best", "outputs", "convergence"}  # nothing was kept of the images and curves of this study
             shown = [each for panel in read_panels() for each in panel.of(view, read_panels())]
-            assert len(drawn) == sum(panel.kind not in tables_only for panel in shown)
-            assert all(drawn)
+            assert len(figures) == sum(panel.kind not in tables_only for panel in shown)
+            assert all(figures)
             fills = browser.execute_script(
                 "return [...document.querySelectorAll('.plot .xtick text')].map(t => getComputedStyle(t).fill)"
             )

@@ -613,7 +613,7 @@ def test_the_thesis_dashboard_has_its_figures_and_tables(view, views):
 
 @pytest.mark.slow
 def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
-    from browser import barriers, chromium, errors
+    from browser import chromium, drawn, errors
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -623,6 +623,7 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
     page.write_text(render(views, read_panels(COMPARE) + read_panels()), encoding="utf-8")
     with chromium() as browser:
         browser.get(page.as_uri())
+        drawn(browser)
         assert errors(browser) == []
         assert (
             browser.execute_script(
@@ -652,14 +653,6 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         ids = [one for one in ids if one.startswith(("study", "compared", "main"))]
         assert len(ids) == len(set(ids))
 
-        # what hinders people, as far as a program can tell, in all that can be opened
-        browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true; })")
-        browser.execute_script("document.querySelector('#study-1 .trials').scrollIntoView()")
-        WebDriverWait(browser, 40).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#study-1 .dt-container"))
-        assert [barriers(browser, scheme) for scheme in ("dark", "light")] == [[], []]
-        browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = false; })")
-        browser.execute_script("scrollTo(0, 0)")
-
         # the keyboard: the first stop leads to the results
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
         assert browser.switch_to.active_element.text == "Skip to the results"
@@ -670,8 +663,8 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         assert viewer.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
         names = viewer.find_elements(By.CSS_SELECTOR, ".name")
         assert [name.text for name in names] == ["target", "output", "absolute error"]
-        drawn = "const of = [...arguments[0].querySelectorAll('.slice')]; return of.map(plot => {}"
-        of_all = lambda what: browser.execute_script(drawn.format(what), viewer)  # noqa: E731
+        slices = "return [...arguments[0].querySelectorAll('.slice')].map(plot => {}"
+        of_all = lambda what: browser.execute_script(slices.format(what), viewer)  # noqa: E731
         target, output, error = (np.array(z) for z in of_all("plot.data[0].z.map(row => [...row]))"))
         kept = {
             name: cv2.imread(str(views[0].images[best_of(views[0])[0].setting["number"]][f"{name}.png"]))[..., 0] / 255
@@ -779,7 +772,7 @@ def test_findings_on_a_phone_and_on_paper(views, tmp_path):
         differences = browser.execute_script(opened, "#study-1 .differences")
         assert differences == [True] + [False] * (len(differences) - 1)
         assert len(differences) > 1
-        assert all(browser.execute_script(opened, "#study-1 details:not(.differences)"))
+        assert all(browser.execute_script(opened, "#study-1 details:not(.differences, .numbers)"))
         browser.execute_script("dispatchEvent(new Event('afterprint'))")
         assert not any(browser.execute_script(opened, "#study-1 .differences"))
         assert errors(browser) == []
@@ -853,16 +846,17 @@ def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
 
 @pytest.mark.slow
 def test_all_trials_stand_in_a_table_that_sorts_filters_and_marks_them_in_figures(view, tmp_path):
-    from browser import chromium
+    from browser import barriers, chromium, drawn
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     page = tmp_path / "report.html"
-    pareto = [each for each in read_panels() if each.kind == "pareto"]
-    page.write_text(render([view], pareto[:1]), encoding="utf-8")
+    kinds = ("pareto", "outputs", "best")  # a figure, pictures, a table
+    page.write_text(render([view], tuple(each for each in read_panels() if each.kind in kinds)), encoding="utf-8")
     rows = "[...document.querySelectorAll('.trials tbody tr')].map(row => Number(row.cells[0].textContent))"
     with chromium() as browser:
         browser.get(page.as_uri())
+        drawn(browser)
         browser.execute_script("document.querySelector('.trials').scrollIntoView()")
         WebDriverWait(browser, 40).until(lambda b: len(b.execute_script(f"return {rows}")) == 10)
         best = view.trials.sort_values("psnr", ascending=False, kind="stable")
@@ -881,4 +875,7 @@ def test_all_trials_stand_in_a_table_that_sorts_filters_and_marks_them_in_figure
         assert browser.execute_script("return document.querySelector('.curves').data.map(line => line.name)") == [
             f"trial {chosen}"
         ]
+        # what hinders people, as far as a program can tell, in all that can be opened
+        browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+        assert [barriers(browser, scheme) for scheme in ("dark", "light")] == [[], []]
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -1,44 +1,59 @@
 // Figures follow the width of the paper while they are printed, and what is closed is opened, except for the numbers behind
 // figures, which would be most of the pages, and for the list of differences, which is the same at each table and is
-// opened once for each study. A page that is written anew comes back
-// at the same place, and does not reload while its reader moves about in it.
-const plots = [...document.querySelectorAll(".plot")];
-for (const plot of plots) {
+// opened once for each study. A page that is written anew comes back at the same place, and does not reload while its
+// reader moves about in it.
+const plots = [...document.querySelectorAll(".plot")], chosen = new WeakMap(), made = new Map();
+const later = window.requestIdleCallback ?? (action => setTimeout(action, 20));
+// A figure is drawn when it comes into view, or when there is nothing else to do; each has its place before. Those whose
+// points are trials show their outputs, choose their rows in the table, and mark those that are chosen there.
+function draw(plot) {
+  if (plot.data) return;
   const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
   Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
-}
-for (const sheet of document.querySelectorAll(".thumbnail")) {
-  const { columns, numbers } = sheet.dataset;
+  if (!data.some(({ customdata }) => customdata)) return;
+  const study = plot.closest(".study"), sheet = study.querySelector(".thumbnail");
+  if (chosen.get(study)?.size) mark(plot);
+  plot.on("plotly_click", async ({ points: [{ customdata }] }) => (await tableOf(study))(customdata));
+  if (!sheet) return;
   const [width, height] = ["width", "height"].map(side => Number(sheet.getAttribute(side)));
-  const places = new Map(JSON.parse(numbers).map((number, place) => [number, place]));
-  for (const plot of sheet.closest(".study").querySelectorAll(".plot")) {
-    plot.on("plotly_hover", ({ points, event }) => {
-      const place = places.get(points[0].customdata);
-      sheet.hidden = place === undefined;
-      if (sheet.hidden) return;
-      const left = (place % columns) * width, top = Math.floor(place / columns) * height;
-      sheet.style.objectPosition = `${-left}px ${-top}px`;
-      sheet.style.left = `${Math.min(event.clientX + 20, innerWidth - 2 * width - 8)}px`;
-      const above = event.clientY + 40 + 2 * height > innerHeight;
-      sheet.style.top = `${above ? event.clientY - 40 - 2 * height : event.clientY + 40}px`;
-    });
-    plot.on("plotly_unhover", () => { sheet.hidden = true; });
-  }
+  const places = placesOf(sheet), { columns } = sheet.dataset;
+  plot.on("plotly_hover", ({ points, event }) => {
+    const place = places.get(points[0].customdata);
+    sheet.hidden = place === undefined;
+    if (sheet.hidden) return;
+    const left = (place % columns) * width, top = Math.floor(place / columns) * height;
+    sheet.style.objectPosition = `${-left}px ${-top}px`;
+    sheet.style.left = `${Math.min(event.clientX + 20, innerWidth - 2 * width - 8)}px`;
+    const above = event.clientY + 40 + 2 * height > innerHeight;
+    sheet.style.top = `${above ? event.clientY - 40 - 2 * height : event.clientY + 40}px`;
+  });
+  plot.on("plotly_unhover", () => { sheet.hidden = true; });
 }
+function mark(plot) {
+  const numbers = chosen.get(plot.closest(".study"));
+  plot.data.forEach(({ customdata }, trace) => {
+    const points = customdata?.flatMap((number, point) => numbers.has(number) ? [point] : []) ?? [];
+    Plotly.restyle(plot, { selectedpoints: [numbers.size ? points : null] }, [trace]);
+  });
+}
+const placesOf = sheet => new Map(sheet ? JSON.parse(sheet.dataset.numbers).map((number, place) => [number, place]) : []);
 // What DataTables looks at to know that a page is dark.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const follow = () => document.documentElement.classList.toggle("dark", dark.matches);
 follow();
 dark.addEventListener("change", follow);
-// The table of all trials is made when it comes into view, by DataTables, which stands in the page as text. Rows and the
-// points of figures that are of the same trial are marked together.
+// The table of all trials is made when it comes into view, by DataTables, which stands in the page as text.
 let datatables;
-async function fill(table) {
+function tableOf(study) {
+  if (!made.has(study)) made.set(study, fill(study.querySelector(".trials")));
+  return made.get(study);
+}
+async function fill(article) {
   datatables ??= import(URL.createObjectURL(new Blob(
     [JSON.parse(document.getElementById("datatables").textContent)], { type: "text/javascript" })));
   const { default: DataTable } = await datatables;
-  const study = table.closest(".study"), sheet = study.querySelector(".thumbnail");
-  const places = new Map(sheet ? JSON.parse(sheet.dataset.numbers).map((number, place) => [number, place]) : []);
+  const study = article.closest(".study"), table = article.querySelector("table");
+  const sheet = study.querySelector(".thumbnail"), places = placesOf(sheet);
   const columns = JSON.parse(table.dataset.headings).map(({ title, number }) =>
     ({ title, className: number ? "number" : "words", render: DataTable.render.text() }));
   columns.forEach((column, place) => { column.data = place; });
@@ -55,46 +70,51 @@ async function fill(table) {
       sheet.decode().then(() => piece.getContext("2d").drawImage(sheet, -left, -top));
       return piece;
     } });
-  const made = new DataTable(table, {
-    data: JSON.parse(table.closest(".trials").querySelector(".rows").textContent), columns, deferRender: true,
+  const rows = new DataTable(table, {
+    data: JSON.parse(article.querySelector(".rows").textContent), columns, deferRender: true,
     order: JSON.parse(table.dataset.first).map(([place, way]) => [place + (sheet && place > 0 ? 1 : 0), way]), pageLength: 10, autoWidth: false, select: { style: "os", info: false },
     columnControl: ["order", ["orderAsc", "orderDesc", "spacer", "search"]], ordering: { indicators: false, handler: false },
   });
-  const own = [...study.querySelectorAll(".plot")].filter(plot => plot.data.some(({ customdata }) => customdata));
-  const curves = table.closest(".trials").querySelector(".curves");
-  const { iterations, fits, of } = JSON.parse(table.closest(".trials").querySelector(".all-curves")?.textContent ?? "{}");
-  const best = curves?.data;
+  const curves = article.querySelector(".curves");
+  const { iterations, fits, of } = JSON.parse(article.querySelector(".all-curves")?.textContent ?? "{}");
+  if (curves) draw(curves);
+  const first = curves?.data;
   const curve = (number, place) => {
     const [fit, end] = of[number], x = iterations[fits[fit][0]].filter(step => step <= end);
     const dash = ["solid", "dash", "dot", "dashdot", "longdash"][place % 5];
-    return { ...best[0], name: `trial ${number}`, x, y: fits[fit][1].slice(0, x.length), line: { width: 2, dash } };
+    return { ...first[0], name: `trial ${number}`, x, y: fits[fit][1].slice(0, x.length), line: { width: 2, dash } };
   };
-  made.on("select deselect", () => {
-    const chosen = new Set(made.rows({ selected: true }).data().toArray().map(row => row[0]));
-    const drawn = [...chosen].filter(number => of?.[number]).slice(0, 20).map(curve);
-    if (curves) Plotly.react(curves, drawn.length ? drawn : best, curves.layout);
-    for (const plot of own) plot.data.forEach(({ customdata }, trace) => {
-      const points = customdata?.flatMap((number, point) => chosen.has(number) ? [point] : []) ?? [];
-      Plotly.restyle(plot, { selectedpoints: [chosen.size ? points : null] }, [trace]);
-    });
+  rows.on("select deselect", () => {
+    const numbers = rows.rows({ selected: true }).data().toArray().map(row => row[0]);
+    chosen.set(study, new Set(numbers));
+    const drawn = numbers.filter(number => of?.[number]).slice(0, 20).map(curve);
+    if (curves) Plotly.react(curves, drawn.length ? drawn : first, curves.layout);
+    for (const plot of study.querySelectorAll(".plot")) if (plot.data?.some(({ customdata }) => customdata)) mark(plot);
   });
-  for (const plot of own) plot.on("plotly_click", ({ points: [{ customdata }] }) => {
-    const found = made.row((_, row) => row[0] === customdata);
+  return number => {
+    const found = rows.row((_, row) => row[0] === number);
     if (!found.any()) return;
-    made.rows().deselect();
+    rows.rows().deselect();
     found.select();
-    const place = made.rows({ search: "applied", order: "applied" }).indexes().indexOf(found.index());
-    made.page(Math.floor(Math.max(place, 0) / made.page.len())).draw("page");
-    table.closest(".trials").scrollIntoView({ block: "nearest" });
-  });
+    const place = rows.rows({ search: "applied", order: "applied" }).indexes().indexOf(found.index());
+    rows.page(Math.floor(Math.max(place, 0) / rows.page.len())).draw("page");
+    article.scrollIntoView({ block: "nearest" });
+  };
 }
 const appearing = new IntersectionObserver(entries => {
   for (const { isIntersecting, target } of entries) if (isIntersecting) {
     appearing.unobserve(target);
-    fill(target.querySelector("table"));
+    if (target.matches(".plot")) draw(target);
+    else tableOf(target.closest(".study"));
   }
 }, { rootMargin: "400px" });
-for (const article of document.querySelectorAll(".trials")) appearing.observe(article);
+for (const target of [...plots, ...document.querySelectorAll(".trials")]) appearing.observe(target);
+const waiting = [...plots];
+const next = () => {
+  draw(waiting.shift());
+  if (waiting.length) later(next);
+};
+if (waiting.length) later(next);
 // Images that are looked at closely: figures over them zoom and move in step, grey and colours follow the sliders, and the
 // target is shown in the output's place and back. What a pixel is worth is read from the scale below its image.
 const scheme = { margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent" };
@@ -230,6 +250,7 @@ addEventListener("beforeprint", () => {
     for (const details of study.querySelectorAll("details:not([open], .numbers)"))
       if (!again.includes(details)) details.open = details.opened = true;
   }
+  plots.forEach(draw);
   for (const plot of plots) Plotly.relayout(plot, { width: plot.closest(".wide") ? 900 : 460 });
 });
 addEventListener("afterprint", () => {
@@ -241,9 +262,8 @@ if (seconds) {
   const all = [...document.querySelectorAll("details")];
   const { top, open } = JSON.parse(sessionStorage.getItem("place") ?? '{"top": 0, "open": []}');
   for (const place of open) if (all[place]) all[place].open = true;
-  const tables = [...document.querySelectorAll(".trials")]; // what is below them shall not move any more
-  for (const article of tables) appearing.unobserve(article);
-  Promise.all(tables.map(article => fill(article.querySelector("table")))).then(() => scrollTo(0, top));
+  const studies = [...document.querySelectorAll(".trials")].map(article => article.closest(".study"));
+  Promise.all(studies.map(tableOf)).then(() => scrollTo(0, top)); // what is below tables shall not move any more
   let moved = 0;
   for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { moved = Date.now(); });
   setInterval(() => {
