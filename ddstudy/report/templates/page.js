@@ -107,7 +107,7 @@ const appearing = new IntersectionObserver(entries => {
     if (target.matches(".plot")) draw(target);
     else tableOf(target.closest(".study"));
   }
-}, { rootMargin: "400px" });
+}, { rootMargin: "200px" });
 for (const target of [...plots, ...document.querySelectorAll(".trials")]) appearing.observe(target);
 const waiting = [...plots];
 const next = () => {
@@ -212,6 +212,7 @@ async function look(viewer) {
     faces[there].querySelector(".name").textContent = on ? `${faces[other].dataset.name}, in the output's place` : "output";
     Plotly.restyle(plots[there], z ? { z: [z] } : { source: [source] });
   });
+  performance.mark("images"); // can be looked at; benchmarks/views.py reads when
   const keys = { f: () => flicker.click(), "+": () => move(0.5), "=": () => move(0.5), "-": () => move(2), 0: () => move(0),
     ArrowLeft: () => move(1, -0.2), ArrowRight: () => move(1, 0.2), ArrowUp: () => move(1, 0, -0.2), ArrowDown: () => move(1, 0, 0.2) };
   addEventListener("keydown", event => {
