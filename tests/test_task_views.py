@@ -190,7 +190,7 @@ def test_each_level_has_an_answer_over_its_measurements(views):
         told = best.alike[["k", "iterations", "noise"]].itertuples(index=False, name=None)
         assert set(told) == set(alike)
     said = answer.answer(view)
-    assert said.lead.startswith("What is best depends on noise level: at 3 levels of noise level, 3 settings are best.")
+    assert said.lead.startswith("What is best depends on noise level: 3 settings are best at 3 levels.")
     assert len(said.table.frame) == 3
     assert said.number == max(found, key=lambda best: best.setting["value"]).setting["number"]
 

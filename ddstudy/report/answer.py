@@ -230,11 +230,10 @@ def _of_levels(view: StudyView, found: Sequence[Best]) -> tuple[str, list[str]]:
     metric, axes = chosen_by(view), _chosen_axes(view)
     chosen = list(dict.fromkeys(in_words(best.setting, axes) for best in found))
     levels = " and ".join(title_of(axis) for axis in found[0].at)
-    at = f"{counted(len(found), 'level')} of {levels}"
     lead = (
-        f"The same setting is best at {at}: {chosen[0]}."
+        f"The same setting is best at each of {len(found)} levels of {levels}: {chosen[0]}."
         if len(chosen) == 1
-        else f"What is best depends on {levels}: at {at}, {counted(len(chosen), 'setting')} are best."
+        else f"What is best depends on {levels}: {len(chosen)} settings are best at {len(found)} levels."
     )
     # one that is at every level the best, or not to be told from it
     everywhere = [{in_words(row, axes) for row in (best.setting, *_records(best.alike))} for best in found]
