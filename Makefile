@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: run test check format docs clean
+.PHONY: run test check format docs release clean
 
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
@@ -29,6 +29,22 @@ docs: $(STAMP)
 	$(BIN)/python docs/reference.py
 	$(BIN)/mkdocs build --strict --quiet
 
+# what users install: built, installed into a bare environment of each of PYTHONS, and run there, away from this folder
+PYTHONS ?= $(PYTHON)
+release: $(STAMP)
+	rm -rf dist .release
+	mkdir .release
+	$(BIN)/python -m hatchling build
+	set -e; for python in $(PYTHONS); do \
+		name=$$(basename $$python); bare=$(CURDIR)/.release/$$name/bin; \
+		$$python -m venv .release/$$name; \
+		$$bare/python -m pip install --quiet --constraint constraints.txt dist/*.whl; \
+		(cd .release && $$bare/ddstudy run --grid --store sqlite:///$$name.db && \
+			$$bare/ddstudy report --store sqlite:///$$name.db --out $$name.html); \
+		$$bare/python -m pip install --quiet --no-deps --force-reinstall dist/*.tar.gz; \
+		(cd .release && $$bare/ddstudy status --store sqlite:///$$name.db); \
+	done
+
 # made anew when pyproject.toml changes
 $(STAMP):
 	$(PYTHON) -m venv --clear .venv
@@ -36,4 +52,4 @@ $(STAMP):
 	touch $@
 
 clean:
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site dist .release .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

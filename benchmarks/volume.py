@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from ddstudy.execution.executors import usable_cores
 from ddstudy.image_fit import asked, job_of
 from ddstudy.images.slices import Slices, load_slices
+from ddstudy.spec.cases import inner_neighbours, units_of
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Result, evaluate_together
-from ddstudy.volume_fit import Unit, inner_neighbours, units_of
+from ddstudy.volume_fit import Unit
 
 SETTING: Mapping[str, Any] = {"k": 32, "s": 8, "l": 4, "members": 2, "check_every": 25}
 TASKS: Mapping[str, Mapping[str, Any]] = {

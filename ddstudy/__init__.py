@@ -34,7 +34,9 @@ Data flows one way: a module imports only from those above it, and a library has
     volume_fit   one setting fitted to every slice of a volume, without a study
     housekeeping whole studies: delete, rename, copy
     first_study  a commented study file for one's own image
+    web          a server for one reader on this machine, who can change nothing
     dashboard    optuna-dashboard over the store, for eyes only
+    live         the report of a study while it runs
     terminal     what commands print
     cli          commands
 """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddstudy.errors import StoppedError, UserError, counted, duration
-from ddstudy.execution.executors import Executor, InProcess, Threads, is_stopped, layout, resolve_device
+from ddstudy.execution.executors import Executor, InProcess, Threads, layout, resolve_device
 from ddstudy.execution.ray_pool import Ray, Wish
 from ddstudy.image_fit import check_cores, plain
 from ddstudy.images.targets import load_targets
@@ -32,7 +32,7 @@ from ddstudy.store.database import NoStudiesError, Store
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study import forecasting, planner, runner
-from ddstudy.study.evaluate import device_name
+from ddstudy.study.evaluate import device_name, is_stopped
 from ddstudy.study.forecasting import Forecast
 from ddstudy.study.over_cases import OverCases
 from ddstudy.study.planner import Plan

@@ -6,16 +6,16 @@ ends with two lines and exit code 2, a failure of ours or of the machine with ex
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import re
 import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -25,7 +25,7 @@ from ddstudy import DEFAULT_STORE
 from ddstudy.errors import StudyWarning, UserError, WorkError, counted, duration
 
 if TYPE_CHECKING:
-    from ddstudy.study.evaluate import Check
+    from ddstudy.live import Beside
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +47,7 @@ ArtifactsOption = Annotated[
     ),
 ]
 StudyArgument = Annotated[str | None, typer.Argument(help="Name of a study in the store [the latest].")]
-_RELOAD_SECONDS = 10
+_COMPLETE = "_DDSTUDY_COMPLETE"  # by which a shell asks for completions
 _MOST_CORES = 1024  # that workers or threads could fill
 
 
@@ -101,6 +101,7 @@ def run(
         str | None, typer.Option(metavar="STUDY", help="Import the results of another study of this target first.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and forecast only; writes nothing.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show the report in the browser as trials arrive.")] = False,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
 ) -> None:
@@ -111,8 +112,9 @@ def run(
     modes = [mode for mode, wanted in (("grid", grid), ("tpe", tpe), ("pareto", pareto)) if wanted]
     if len(modes) > 1:
         raise UserError("--grid, --tpe and --pareto are three modes", "Give one of them.")
-    if dry_run and reuse:
-        raise UserError("--dry-run writes nothing, --reuse imports results", "Give one of them.")
+    if dry_run and (reuse or open_):
+        what = "--reuse imports results" if reuse else "--open shows them"
+        raise UserError(f"--dry-run writes nothing, {what}", "Give one of them.")
     console = terminal()
     options: dict[str, Any] = {
         "mode": modes[0] if modes else None, "target": target, "trials": trials, "name": name, "engine": engine,
@@ -121,15 +123,33 @@ def run(
     if dry_run:
         _say_left_out(ddstudy.dry_run(study, **options).complaints)
         return
-    try:
-        with live(console) as show:
-            done = ddstudy.run(study, **options, reuse=reuse, artifacts=artifacts, progress=show)
-    except KeyboardInterrupt:
-        _complain("Stopped. What was finished is kept; the same command goes on.", 130)
-    where = shown(parse_url(store))
-    default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
-    print_summary(console, done, where, "" if default else f" --store {where}")
+    with _open_beside(study, options, artifacts) if open_ else contextlib.nullcontext() as beside:
+        try:
+            with live(console) as show:
+                done = ddstudy.run(study, **options, reuse=reuse, artifacts=artifacts, progress=show)
+        except KeyboardInterrupt:
+            _complain("Stopped. What was finished is kept; the same command goes on.", 130)
+        where = shown(parse_url(store))
+        default = store == DEFAULT_STORE or "DDSTUDY_STORE" in os.environ
+        print_summary(console, done, where, "" if default else f" --store {where}")
+        if beside is not None:
+            console.print("The report stays in the browser until Ctrl-C.")
+            beside.wait()
     _say_left_out(done.view.complaints, *done.troubles)
+
+
+def _open_beside(study: Path | None, options: Mapping[str, Any], artifacts: Path | None) -> Beside:
+    """Opens the live report of a study that is going to be run."""
+    from ddstudy.api import asked
+    from ddstudy.live import Beside, open_browser
+
+    tell = options["tell"]
+
+    def ready(url: str) -> None:
+        tell(f"Report at {url}" + "; open it in a browser" * (not open_browser(url)))
+
+    of_study = {key: options[key] for key in ("mode", "target", "trials", "name", "engine", "ray")}
+    return Beside(options["store"], artifacts, asked(study, **of_study).name, ready)
 
 
 # files that are no options of a search: what they are for
@@ -149,6 +169,7 @@ def _need(options: Mapping[str, tuple[str, tuple[Any, ...]] | None], flag: str, 
 
 @app.command(epilog="Example: ddstudy fit brain.nii.gz --k 64 --s 16 --l 5 --iterations 2000 --out brain-dd")
 def fit(
+    context: typer.Context,
     target: Annotated[Path | None, typer.Argument(help="Image or volume [the packaged MNI152 slice].")] = None,
     k: Annotated[int | None, typer.Option(min=1, max=1024, help="Channels [64].")] = None,
     s: Annotated[int | None, typer.Option(min=1, max=1024, help="Scale factor [16].")] = None,
@@ -204,27 +225,26 @@ def fit(
     threads: Annotated[
         int | None, typer.Option(min=1, max=_MOST_CORES, help="Threads [one per member, as cores allow].")
     ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Study of the store: fit its best stable setting, with all else that it says.")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Another trial of the study, by its number.")] = None,
+    store: StoreOption = DEFAULT_STORE,
     out: Annotated[Path, typer.Option(help="Files to write, without suffix.")] = Path("reconstruction"),
 ) -> None:
     """Fit one setting to one image, as it is or as a task measures it; writes PNG and, for volumes, NIfTI.
 
     With --all-slices or --slices the setting is fitted to slices of a volume, which all go into one NIfTI; what they
     measure goes into a CSV. The same command goes on after whatever ended it.
+
+    With --study the setting is what a study chose, fitted to its image or to another one.
     """
-    from ddstudy.images.metrics import psnr_of
     from ddstudy.report.writing import check_stem
     from ddstudy.spec.options import OPTIONS
-    from ddstudy.terminal import live, print_fit, print_volume, teller, terminal
+    from ddstudy.terminal import live, print_fit, print_volume, progress_of, teller, terminal
 
     check_stem(out)
     console = terminal()
-
-    def show(check: Check) -> None:
-        scores = check.psnr_members
-        told = f"1DD {sum(scores) / len(scores):.2f} dB"
-        if measured:  # of the loss: how close members are to the samples, which is no quality
-            told = f"{psnr_of(check.watched['loss']):.2f} dB from the measurement"
-        console.print(f"  {check.iteration}: {told}, {check.seconds:.1f} s")
 
     cut: dict[str, Any] = {"plane": plane, "slice": int(slice_) if re.fullmatch("[0-9]{1,9}", slice_) else slice_}
     cut |= ({"volume": volume} if volume is not None else {}) | ({"size": size} if size else {})
@@ -246,11 +266,25 @@ def fit(
     }  # fmt: skip
     several: dict[str, Any] = {"start": start, "start_iterations": start_iterations, "joint": joint}
     several = {key: value for key, value in several.items() if value is not None}
+    if study is not None:
+        _need_no_others(context)
+        chosen = ddstudy.open_study(study, store)
+        own = {key: options[key] for key in ("threads", "device", "tell")}
+        options = chosen.options(trial) | own
+        of_study = chosen.spec.target
+        if target is None:
+            target = Path(of_study.file) if of_study.file is not None else None
+            cut = {"slice": of_study.slice, "volume": of_study.volume} | ({} if slice_ == "mid" else cut)
+        options["target"] |= {key: cut[key] for key in ("slice", "volume") if cut.get(key) is not None}
+        measured = options["task"].get("source") == "file"
+    elif trial is not None:
+        raise UserError("--trial is of a study", "Give --study, too.")
     if not all_slices and slices is None:
         if several:
             flag = next(iter(several)).replace("_", "-")
             raise UserError(f"--{flag} is for slices of a volume", "Give --all-slices or --slices, too.")
-        found = ddstudy.fit(target, progress=show, **options)
+        with live(console) as show:
+            found = ddstudy.fit(target, progress=lambda check: show(progress_of(check, measured=measured)), **options)
         print_fit(console, found)
         written: Sequence[Path] = found.save(out)
     else:
@@ -259,7 +293,7 @@ def fit(
         try:
             with live(console) as show_slices:
                 volume_fit = ddstudy.fit_volume(
-                    target, slices or "all", out=out, progress=show_slices, **several, **options
+                    target, slices or "all", out=out, progress=show_slices, **(options | several)
                 )
         except KeyboardInterrupt:
             _complain("Stopped. What was finished is kept; the same command goes on.", 130)
@@ -267,6 +301,21 @@ def fit(
         written = volume_fit.files
     for path in written:
         console.print(f"Wrote {path}")
+
+
+def _need_no_others(context: typer.Context) -> None:
+    """Refuses what a study says already."""
+    of_slices = ("slice_", "slices", "all_slices", "volume", "start", "start_iterations", "joint")
+    flags = (*of_slices, "device", "threads", "out")
+    beside = ("target", "study", "trial", "store", *flags)
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in beside and source is not None and source.name == "COMMANDLINE":
+            named = ", ".join("--" + each.strip("_").replace("_", "-") for each in ("trial", "store", *flags))
+            raise UserError(
+                f"--{name.replace('_', '-')} and --study exclude each other: the study says it",
+                f"Valid beside it: an image, {named}.",
+            )
 
 
 @app.command(epilog="Example: ddstudy validate studies/*.toml")
@@ -329,35 +378,29 @@ def report(
     studies: Annotated[list[str] | None, typer.Argument(help="Names of studies [the latest].")] = None,
     dashboard: Annotated[Path | None, typer.Option(help="Panels to show (TOML) [the packaged overview].")] = None,
     out: Annotated[Path | None, typer.Option(help="Page to write [report-STUDY.html].")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it anew as trials arrive; the page reloads.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write nothing; show it on 127.0.0.1 as trials arrive, until Ctrl-C.")
+    ] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --watch; 0 picks a free one.")] = 0,
     store: StoreOption = DEFAULT_STORE,
     artifacts: ArtifactsOption = None,
 ) -> None:
-    """Write one self-contained HTML page about one or more studies."""
+    """Write one self-contained HTML page about one or more studies, or show it while they run."""
     import ddstudy.thesis.panels  # adds its kinds
+    from ddstudy import live
     from ddstudy.report.panels import read_panels
     from ddstudy.results import page_name
     from ddstudy.store.database import Store
 
+    if watch and out is not None:
+        raise UserError("--watch shows the page, --out writes it", "Give one of them.")
     if dashboard is not None:
         read_panels(dashboard)  # or is refused before a study is looked at
     with Store(store, artifacts, read_only=True) as opened:
         damaged = [] if studies else opened.complaints
         names, all_names = list(dict.fromkeys(studies or [opened.view().name])), opened.names()
         page = out or page_name(names)
-
-        def write(*, live: bool) -> bool:
-            """Writes the page; whether results are missing that may come."""
-            first, *others = found = [ddstudy.Study(opened.view(name)) for name in names]
-            size = first.report(page, *others, dashboard=dashboard, reload_seconds=_RELOAD_SECONDS if live else 0)
-            trials = sum(len(study.trials) for study in found)
-            typer.echo(
-                f"Wrote {page} ({size / 1e6:.1f} MB, {counted(trials, 'trial')})"
-                + "; open it in a browser" * (not live),
-                err=not page.is_file(),
-            )
-            return not all(study.view.is_over for study in found)
-
         if not studies and len(all_names) > 1:
             others = ", ".join(name for name in all_names if name not in names)
             shown = f"{names[0]} is the latest of {len(all_names)} studies"
@@ -365,13 +408,26 @@ def report(
                 f"{shown}; `ddstudy report NAME...` shows others: {others}", err=page.exists() and not page.is_file()
             )
         if watch:
-            _follow(
-                lambda: [opened.finished(name) for name in names],
-                lambda: write(live=True),
-                lambda: any(opened.at_work(name) for name in names),
+            live.serve(opened, names, dashboard, port, ready=lambda url: _say_where(names, url, open_))
+            typer.echo("Ended.")
+        else:
+            first, *rest = found = [ddstudy.Study(opened.view(name)) for name in names]
+            size = first.report(page, *rest, dashboard=dashboard)
+            trials = counted(sum(len(study.trials) for study in found), "trial")
+            opens = open_ and live.open_browser(page.absolute().as_uri())
+            typer.echo(
+                f"Wrote {page} ({size / 1e6:.1f} MB, {trials})" + "; open it in a browser" * (not opens),
+                err=not page.is_file(),
             )
-        write(live=False)
         _say_left_out([*damaged, *(line for name in names for line in opened.view(name).complaints)])
+
+
+def _say_where(names: Sequence[str], url: str, opened: bool) -> None:
+    """Says where a live report is, and opens it."""
+    from ddstudy.live import open_browser
+
+    there = "" if opened and open_browser(url) else "; open it in a browser"
+    typer.echo(f"Report of {', '.join(names)} at {url} (read-only; Ctrl-C ends it){there}")
 
 
 @app.command(epilog="Example: ddstudy judge slices")
@@ -692,6 +748,14 @@ def dashboard(
         )
 
 
+@app.command(epilog="Example: ddstudy completion bash")
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="bash, zsh or fish.")]) -> None:
+    """Print the script by which a shell completes commands, options and files."""
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    typer.echo(get_completion_script(prog_name="ddstudy", complete_var=_COMPLETE, shell=shell))
+
+
 def main() -> None:
     """Entry point: runs a command and turns exceptions into messages and exit codes."""
     warnings.filterwarnings("ignore", module=r"(optuna|piq|ray)\b")
@@ -702,6 +766,10 @@ def main() -> None:
     for name in ("COLUMNS", "TERMINAL_WIDTH"):  # of which rich makes lines as long
         if len(os.environ.get(name, "")) > 3:
             os.environ[name] = "999"
+    if _COMPLETE in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()  # left out where an app has no options of its own for it
     try:
         _refuse_urls(sys.argv[1:])
         code = app(standalone_mode=False)
@@ -753,20 +821,6 @@ def _say_left_out(lines: Sequence[str], *troubles: str) -> None:
         troubles = (*troubles, "not all of the store can be read, the rest is shown:", *lines)
     if troubles:
         raise WorkError("\n".join(troubles))
-
-
-def _follow(count: Callable[[], list[int]], write: Callable[[], bool], at_work: Callable[[], bool]) -> None:
-    """Writes a page whenever there are more trials, until there can be no more and nobody is at work, or Ctrl-C."""
-    try:
-        known, more = count(), write()
-        while more or at_work():
-            time.sleep(2)
-            begun = time.monotonic()
-            if (now := count()) != known:
-                known, more = now, write()
-                time.sleep(4 * (time.monotonic() - begun))  # a large page leaves the processor to the study
-    except KeyboardInterrupt:
-        typer.echo("Stopped following.")
 
 
 if __name__ == "__main__":

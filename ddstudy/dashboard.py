@@ -2,10 +2,8 @@
 
 optuna-dashboard has neither a login nor a read-only mode: whoever reaches its port can delete a study. Three layers
 keep a study as it is. A `_View` stands between the dashboard and the storage, answers reads and refuses writes; the
-WSGI application lets only GET and HEAD pass, and only under a name of this machine (a web page elsewhere that rebinds
-its own name to 127.0.0.1 stays outside); and a store that is opened read-only refuses writes itself. Requests are
-checked before the dashboard sees them, since it fails on odd numbers and waits for bodies that never come; the number
-of connections and their time are limited.
+server, `ddstudy.web`, lets only GET and HEAD pass; and a store that is opened read-only refuses writes itself. Requests
+are checked before the dashboard sees them, since it fails on odd numbers.
 
 The view also translates. Optuna 5 stores each constraint under a key of its own, the dashboard looks for one list, and
 would call every unstable trial feasible; and it adds a note on every study and our figures, which are stored nowhere.
@@ -20,20 +18,15 @@ import contextlib
 import copy
 import functools
 import gzip
-import io
-import ipaddress
 import json
 import re
-import socket
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
-from urllib.parse import parse_qs, urlsplit
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
+from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import setup_testing_defaults
 
@@ -58,19 +51,16 @@ from ddstudy.store.database import READ_ERRORS
 from ddstudy.store.optuna_rows import FrozenStudy, id_of, with_one_list_of_constraints
 from ddstudy.store.study import StudyView, facts_of, is_whole, view_of
 from ddstudy.store.urls import said
+from ddstudy.web import LOOPBACK, RefusedError, Server, read_only
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_LOOPBACK = "127.0.0.1"
-_ALL_INTERFACES = ("", "0.0.0.0", "::")  # binding to one of these listens on every interface
+_WHAT = "dashboard"
 _LIGHT = ("by_level", "importance", "heatmap", "quartiles", "means", "unstable", "ensemble", "convergence")
 _FIGURE_DELAY = 2.0  # seconds: the page that reads a study is answered before its figures are drawn
 _FIGURE_PAUSE = 10.0  # seconds at least from one set of figures to the next
 _MOST_CACHED = 8  # answers about whole studies
-_MOST_CONNECTIONS = 128  # a thread each
-_REQUEST_SECONDS = 15.0  # seconds for a request to be sent
-_ANSWER_SECONDS = 300.0  # for an answer to be made and taken
 _HIGHEST_ID = 2**31 - 1  # of a study or trial: a column of PostgreSQL
 # Controls that write, whose requests would be refused, and the dashboard's own importance: of other evaluators, without
 # interactions, it contradicts ours. MUI names its icons in `data-testid`.
@@ -81,12 +71,6 @@ _FOR_READING = """<style>
 .MuiGrid-item:has([data-testid="UploadFileIcon"]):not(:has([data-testid="DownloadIcon"])),
 .MuiGrid-item:has(#graph-hyperparameter-importances) { display: none !important; }
 </style>"""
-_HEADERS = [
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "SAMEORIGIN"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-]
 
 
 def publish(view: StudyView) -> dict[str, go.Figure]:
@@ -114,15 +98,15 @@ def publish(view: StudyView) -> dict[str, go.Figure]:
     return figures
 
 
-def app(storage: BaseStorage, artifacts: Path | None, host: str = _LOOPBACK) -> WSGIApplication:
+def app(storage: BaseStorage, artifacts: Path | None, host: str = LOOPBACK) -> WSGIApplication:
     """The dashboard as a WSGI application that cannot change anything.
 
     Args:
         storage: where the studies are, opened for reading or for writing.
         artifacts: folder of the `FileSystemArtifactStore` that holds the trials' images, or None.
-        host: name or address that the server is bound to: beside this machine's loopback, the only one answered to.
+        host: see `web.read_only`.
     """
-    return _read_only_app(_view_of(storage), artifacts, host)
+    return read_only(_answering(_view_of(storage), artifacts), _WHAT, host)
 
 
 def _view_of(storage: BaseStorage) -> _View:
@@ -130,7 +114,7 @@ def _view_of(storage: BaseStorage) -> _View:
     return _View(get_storage(storage), storage.engine.url if isinstance(storage, RDBStorage) else None)
 
 
-def _read_only_app(view: _View, artifacts: Path | None, host: str) -> WSGIApplication:
+def _answering(view: _View, artifacts: Path | None) -> WSGIApplication:
     files = None if artifacts is None else _Images(artifacts)
     dashboard = optuna_dashboard.wsgi(view, files)
     dashboard.catchall = False  # a missing image is for us to answer, not a traceback
@@ -138,47 +122,22 @@ def _read_only_app(view: _View, artifacts: Path | None, host: str) -> WSGIApplic
         getattr(_app, name)  # fails where another version no longer has it
         setattr(_app, name, ours)
     answers = _AnswerCache(dashboard, view)
-    is_ours = _host_check(host)
 
-    def read_only(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        def refuse(status: str, why: str, *headers: tuple[str, str]) -> list[bytes]:
-            body = f"{why}\n".encode()
-            length = ("Content-Length", str(len(body)))
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8"), length, *headers, *_HEADERS])
-            return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
-
-        def secured(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            # The dashboard offers artifacts to every web site; they are this user's.
-            kept = [
-                (name, re.sub(r"[^ -~]", "?", value))  # names of studies stand in headers, too, in any alphabet
-                for name, value in headers
-                if name.lower() != "access-control-allow-origin"
-            ]
-            return start_response(status, kept + _HEADERS, *exc_info)
-
-        # nothing here takes a body; one that is announced and never sent would be waited for
-        environ |= {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
-        environ.pop("HTTP_TRANSFER_ENCODING", None)
-        environ["PATH_INFO"] = environ["PATH_INFO"].rstrip("/")  # as the dashboard does
-        if not is_ours(environ.get("HTTP_HOST", "")):
-            return refuse(
-                "403 Forbidden", "This dashboard answers only to localhost or to the host it was started with."
-            )
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return refuse("405 Method Not Allowed", "This dashboard is read-only.", ("Allow", "GET, HEAD"))
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # the dashboard fails without one
         try:
             if wrong := _request_error(environ, view):
-                return refuse(*wrong)
-            return answers(environ, secured)
+                raise RefusedError(*wrong)
+            return answers(environ, start_response)
         except ArtifactNotFound:
-            return refuse("404 Not Found", "The file of this artifact is missing or damaged.")
+            raise RefusedError("404 Not Found", "The file of this artifact is missing or damaged.") from None
         except KeyError:  # raised by the view
-            return refuse("404 Not Found", "There is no such study or trial, or it cannot be read.")
+            raise RefusedError("404 Not Found", "There is no such study or trial, or it cannot be read.") from None
         except READ_ERRORS as error:
-            return refuse("503 Service Unavailable", f"The store cannot be read: {view.said(error)}")
+            why = f"The store cannot be read: {view.said(error)}"
+            raise RefusedError("503 Service Unavailable", why) from None
 
-    return read_only
+    return answer
 
 
 def _checked_id(number: str) -> int:
@@ -219,44 +178,33 @@ def _request_error(environ: WSGIEnvironment, view: _View) -> tuple[str, str] | N
 def server(
     storage: BaseStorage,
     artifacts: Path | None,
-    host: str = _LOOPBACK,
+    host: str = LOOPBACK,
     port: int = 8080,
     *,
     allow_remote: bool = False,
 ) -> DashboardServer:
-    """A server that is bound and listens; `serve_forever` starts answering, `shutdown` from another thread ends it.
+    """A server that is bound and listens.
 
     Args:
         storage: see `app`.
         artifacts: see `app`.
-        host: name or address to bind to; "0.0.0.0" is every interface.
-        port: 0 picks a free one.
-        allow_remote: needed for any host but this machine's loopback.
+        host: see `web.Server`.
+        port: see `web.Server`.
+        allow_remote: see `web.Server`.
 
     Raises:
-        UserError: the address is not this machine's, the port is taken, or the host is remote and not allowed.
+        UserError: see `web.Server`.
     """
-    if not (allow_remote or _is_loopback(host)):
-        raise UserError(
-            f"the dashboard has no login: anyone who can reach {host or 'this machine'}:{port} could read all studies",
-            f"keep {_LOOPBACK} and reach it from elsewhere through an SSH tunnel, or allow remote readers explicitly",
-        )
-    try:
-        bound = DashboardServer(host, port)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-            "give an address of this machine and another --port (0 to 65535; 0 picks a free one)",
-        ) from error
-    bound.view = _view_of(storage)
-    bound.set_app(_read_only_app(bound.view, artifacts, host))
+    view = _view_of(storage)
+    bound = DashboardServer(_answering(view, artifacts), _WHAT, host, port, allow_remote=allow_remote)
+    bound.view = view
     return bound
 
 
 def serve(
     storage: BaseStorage,
     artifacts: Path | None,
-    host: str = _LOOPBACK,
+    host: str = LOOPBACK,
     port: int = 8080,
     *,
     ready: Callable[[str], object] | None = None,
@@ -267,87 +215,23 @@ def serve(
     Args:
         storage: see `app`.
         artifacts: see `app`.
-        host: see `server`.
-        port: see `server`.
+        host: see `web.Server`.
+        port: see `web.Server`.
         ready: called once with the address to open, when the server listens.
-        allow_remote: see `server`.
+        allow_remote: see `web.Server`.
 
     Raises:
-        UserError: see `server`.
+        UserError: see `web.Server`.
     """
-    with (
-        server(storage, artifacts, host, port, allow_remote=allow_remote) as bound,
-        contextlib.suppress(KeyboardInterrupt),
-    ):
+    with server(storage, artifacts, host, port, allow_remote=allow_remote) as bound:
         threading.Thread(target=bound.warm_up, daemon=True).start()
-        if ready is not None:
-            ready(bound.url)
-        bound.serve_forever()
+        bound.serve_until_ctrl_c(ready)
 
 
-class DashboardServer(ThreadingMixIn, WSGIServer):
-    """The standard library's WSGI server, a thread per request, without a request log.
+class DashboardServer(Server):
+    """The dashboard's server, which can make in advance what its first page needs."""
 
-    Connections without a request are closed after `_REQUEST_SECONDS`, and the oldest of them at once where there are
-    too many, so that idle ones never keep others from being answered.
-    """
-
-    daemon_threads = True  # a browser that keeps a connection open does not keep us from ending
-    request_queue_size = 128
     view: _View
-
-    def __init__(self, host: str, port: int) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._host = host
-        self._idle: dict[Any, float] = {}  # connection -> when it was made, the oldest first
-        self._active: dict[Any, float] = {}  # connection -> when it had sent its request
-        self._lock = threading.Lock()
-        super().__init__((host, port), _QuietHandler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Gives a connection its thread; where there are too many, the one that has been idle longest is closed."""
-        with self._lock:
-            crowded = len(self._idle) + len(self._active) >= _MOST_CONNECTIONS
-            oldest = next(iter(self._idle), None) if crowded else None
-            if oldest is not None:
-                del self._idle[oldest]
-                _disconnect(oldest)
-            if not crowded or oldest is not None:
-                self._idle[request] = time.monotonic()
-        if crowded and oldest is None:
-            with contextlib.suppress(OSError):
-                request.send(b"HTTP/1.0 503 Service Unavailable\r\n\r\nToo many requests at a time.\n")
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def mark_active(self, request: Any) -> None:
-        """Records that a connection has sent its request."""
-        with self._lock:
-            if self._idle.pop(request, None) is not None:
-                self._active[request] = time.monotonic()
-
-    def shutdown_request(self, request: Any) -> None:
-        """Ends a connection."""
-        with self._lock:
-            self._idle.pop(request, None)
-            self._active.pop(request, None)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """Closes connections that have been idle, or are being answered, for too long; their threads end."""
-        now = time.monotonic()
-        with self._lock:
-            for connections, patience in ((self._idle, _REQUEST_SECONDS), (self._active, _ANSWER_SECONDS)):
-                for request in [request for request, since in connections.items() if now - since > patience]:
-                    del connections[request]
-                    _disconnect(request)
-
-    @property
-    def url(self) -> str:
-        """The address to open in a browser."""
-        name = socket.gethostname() if self._host in _ALL_INTERFACES else self._host
-        return f"http://{f'[{name}]' if ':' in name else name}:{self.server_port}"
 
     def warm_up(self) -> None:
         """Makes what the page of the latest study needs, before and after its figures are there."""
@@ -360,27 +244,6 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
             setup_testing_defaults(asked)
             b"".join(application(asked | {"HTTP_ACCEPT_ENCODING": "gzip"}, lambda *begun: lambda body: None))
             self.view.wait_for_figures(study_id)
-
-
-def _disconnect(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def handle(self) -> None:
-        """Answers one request; a connection that breaks, or that we broke, is no error."""
-        with contextlib.suppress(ConnectionError):
-            super().handle()
-
-    def parse_request(self) -> bool:
-        """Reads the headers of a request."""
-        understood = super().parse_request()
-        cast(DashboardServer, self.server).mark_active(self.request)
-        return understood
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal belongs to the command line."""
 
 
 class _Images(FileSystemArtifactStore):
@@ -738,33 +601,3 @@ _REPLACED: dict[str, Callable[..., Any]] = {
     "get_plotly_graph_objects": _in_order,
     "get_trials": _trials_now,
 }
-
-
-def _host_check(bound: str) -> Callable[[str], bool]:
-    """Whether a Host header names this machine, for a server bound to `bound`."""
-    names = {"localhost", bound.lower()}
-    all_interfaces = bound in _ALL_INTERFACES
-    if all_interfaces:
-        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-
-    def is_ours(header: str) -> bool:
-        try:
-            name = urlsplit(f"//{header}").hostname or ""
-        except ValueError:
-            return False
-        # An address, unlike a name, cannot be rebound: when every interface is served, each one may stand there.
-        return bool(name) and (name in names or _is_loopback(name) or (all_interfaces and _address(name) is not None))
-
-    return is_ours
-
-
-def _is_loopback(host: str) -> bool:
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

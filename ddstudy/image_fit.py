@@ -18,16 +18,16 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ddstudy.errors import StoppedError, UserError, WorkError
-from ddstudy.execution.executors import Ending, careful, is_stopped, layout, resolve_device
+from ddstudy.execution.executors import careful, layout, resolve_device
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, finer, nifti_bytes, png_bytes, target_of
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.files import parse_spec
-from ddstudy.spec.options import OPTIONS
-from ddstudy.spec.schema import StudySpec
+from ddstudy.spec.options import OPTIONS, THESIS
+from ddstudy.spec.schema import CASE, StudySpec
 from ddstudy.study import planner
-from ddstudy.study.evaluate import Check, Job, Result
+from ddstudy.study.evaluate import Check, Ending, Job, Result, is_stopped
 from ddstudy.tasks.cases import Case
 from ddstudy.tasks.judges import Judge
 from ddstudy.tasks.measurements import measure, picture
@@ -61,7 +61,14 @@ class ImageFit:
     _unit: NDArray[np.float32] = field(repr=False)
 
     def __repr__(self) -> str:
-        return f"<ImageFit {self.setting.id} of {self.target.name}: {self.psnr:.2f} dB, {self.seconds:.1f} s>"
+        known = "" if math.isnan(self.psnr) else f"{self.psnr:.2f} dB, "
+        return f"<ImageFit {self.setting.id} of {self.target.name}: {known}{self.seconds:.1f} s>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from ddstudy.report import notebook
+
+        return notebook.of_fit(f"{self.setting.id} of {self.target.name}", self.values, self.target.image, self._unit)
 
     @property
     def psnr(self) -> float:
@@ -103,7 +110,7 @@ def fit(
     s: int | None = None,
     l: int | None = None,
     iterations: int | None = None,
-    noise: str | None = None,
+    noise: str | Mapping[str, Any] | None = None,
     tiling: str | None = None,
     prior: str | Mapping[str, Any] = "deep_decoder",
     target: Mapping[str, Any] | None = None,
@@ -128,7 +135,8 @@ def fit(
         s: scale factor, image size / input size, 16 by default, where the prior has one.
         l: number of blocks, 5 by default.
         iterations: of the optimiser, 2,000 by default.
-        noise: kind of the input tensor, "uniform" by default, "blur3" or "simplex".
+        noise: kind of the input tensor, "uniform" by default, "blur3" or "simplex"; or what the `[noise]` table of a
+            study file may say, with `kind`.
         tiling: "1x1" by default, "2x2", "3x3" or "4x5".
         prior: its kind, "deep_decoder", "deep_decoder_2019", "conv_decoder", "dip", "siren", "tv", "wavelet" or "nlm";
             or what the `[prior]` table of a study file may say: kind, skip_channels, omega, strength, ...
@@ -185,13 +193,14 @@ def asked(
     s: int | None = None,
     l: int | None = None,
     iterations: int | None = None,
-    noise: str | None = None,
+    noise: str | Mapping[str, Any] | None = None,
     tiling: str | None = None,
     **options: Any,
 ) -> StudySpec:
     """What `fit` is asked for, as a study of one setting, by its arguments; `file` is that of the image."""
     model = plain({"kind": prior} if isinstance(prior, str) else prior)
-    given = {"k": k, "s": s, "l": l, "iterations": iterations, "noise": noise, "tiling": tiling}
+    table = dict(noise) if isinstance(noise, Mapping) else {"kind": noise}
+    given = {"k": k, "s": s, "l": l, "iterations": iterations, "noise": table.pop("kind", None), "tiling": tiling}
     space = {axis: value for axis, value in given.items() if value is not None}
     for axis, value in _DEFAULTS.items():
         if model.get("kind", "deep_decoder") in (OPTIONS[axis].needs or ("", ()))[1]:
@@ -204,6 +213,7 @@ def asked(
             "target": plain(target or {}) | ({"file": file} if file is not None else {}),
             "task": measured,
             "prior": model,
+            "noise": plain(table),
             # one fit needs no judge; nothing is held out below
             "judge": {"against": "held_out"} if from_file else {},
             "space": {axis: [plain(value)] for axis, value in space.items()},
@@ -213,6 +223,22 @@ def asked(
         "ddstudy fit",
         judged=not from_file,
     )
+
+
+def options_of(spec: StudySpec, setting: Setting) -> dict[str, Any]:
+    """What `fit` is to be told so that it does with an image what a study does at a setting; see `Study.options`."""
+    at = spec.at(setting)
+    own = {axis: setting[axis] for axis in THESIS if axis in setting}
+    if "noise" in own:
+        own["noise"] = {"kind": own["noise"], **at.noise.model_dump()}
+    return {
+        **own,
+        "prior": at.prior.model_dump(exclude_defaults=True),
+        "target": at.target.model_dump(exclude_defaults=True, exclude={"file", "slice", "volume"}),
+        "task": at.task.model_dump(exclude_defaults=True),
+        "rule": at.fit.stop,
+        **at.fit.model_dump(exclude_defaults=True, exclude={"stop"}),
+    }
 
 
 def announced(spec: StudySpec, setting: Setting, name: str) -> str:
@@ -266,23 +292,28 @@ def fit_setting(
         StoppedError: `stop` was set before the fit ended.
         WorkError: the fit diverged, or there is too little memory for it.
     """
-    job = planner.job(spec, target, setting.fit, (setting.budget,))
-    return _fitted(job, threads=threads, progress=progress, stop=stop)
+    others = [each for each in spec.served(setting.fit, (setting.budget,)) if each != setting]
+    job = planner.job(spec, target, setting.fit, (setting.budget,), others)
+    return _fitted(job, str(setting.get(CASE, "")), threads=threads, progress=progress, stop=stop)
 
 
 def _fitted(
     job: Job,
+    case: str = "",
     *,
     threads: int | None,
     progress: Callable[[Check], object] | None,
     stop: threading.Event | None,
 ) -> tuple[Result, pd.DataFrame]:
+    """The last result of a job and its checks, those of one case where it has several."""
     check_cores("--threads", threads)
     job = replace(job, every_member=True)
     device = resolve_device(job.options.device)
     cores = layout(job.options, device, exclusive=True, bytes_per_fit=lambda: 0, threads=threads)
     result, rows = None, list[tuple[int, float, int, float]]()
     for event in careful(job, device=device, threads=cores.threads, stop=Ending(stop)):
+        if event.case not in ("", case):
+            continue
         if isinstance(event, Result):
             result = event
             continue

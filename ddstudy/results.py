@@ -7,8 +7,9 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ddstudy import DEFAULT_STORE
 from ddstudy.errors import StudyWarning, UserError
-from ddstudy.image_fit import arranged, fit_setting, plain
+from ddstudy.image_fit import arranged, fit_setting, options_of, plain
 from ddstudy.images.metrics import METRICS
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target, Targets, short_digest
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ddstudy.thesis.published import Number
+
+
+_IMAGES = ("output", "target", "measurement")  # that a study keeps in grey levels
 
 
 def open_study(name: str | Path | None = None, store: str | None = None, artifacts: str | Path | None = None) -> Study:
@@ -120,6 +124,12 @@ class Study:
     def __repr__(self) -> str:
         return f"<Study {self.name}: {len(self.trials):,} trials of {self.facts.get('target', 'an unknown target')}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from ddstudy.report import notebook
+
+        return notebook.of_study(self.view)
+
     @property
     def name(self) -> str:
         """Its name in the store."""
@@ -193,6 +203,65 @@ class Study:
     def failed(self) -> pd.DataFrame:
         """The rows of `trials` whose settings were given up and have no result; `run` tries them again."""
         return failed_settings(self.trials, self.view.axes)
+
+    def compare(self, *trials: int | pd.Series[Any]) -> Comparison:
+        """Trials beside each other: settings, measurements and, in a notebook, their images.
+
+        Args:
+            *trials: numbers, or rows of `trials` or `best`; by default all of `best`.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        from ddstudy.report import notebook
+
+        given = trials or tuple(self.best["number"])
+        numbers = [int(one["number"] if isinstance(one, pd.Series) else one) for one in given]
+        for number in numbers:
+            self._row(number)
+        return Comparison(notebook.compared(self.view, list(dict.fromkeys(numbers))), self)
+
+    def image(
+        self, trial: int | pd.Series[Any], what: Literal["output", "target", "measurement"] = "output"
+    ) -> NDArray[np.float32]:
+        """An image that the study keeps of a trial; in 256 grey levels, `reconstruct` fits it again to the last bit.
+
+        Args:
+            trial: its number, or a row of `trials` or `best`.
+            what: the reconstruction, the image itself, or the measurement as it is looked at.
+
+        Returns:
+            float32 in [0, 1], as `target`, (H, W) or (H, W, 3).
+
+        Raises:
+            UserError: there is no such trial, or its image was not kept, is damaged or not there any more.
+        """
+        from ddstudy.report import images
+
+        number = int(trial["number"] if isinstance(trial, pd.Series) else trial)
+        self._row(number)
+        files = self.view.images.get(number, {})
+        kept = {name: files[f"{name}.png"] for name in _IMAGES if f"{name}.png" in files}
+        image = images.read(kept[what]) if what in kept else None
+        if image is None:
+            has = ", ".join(map(repr, kept))
+            raise UserError(
+                f"study {self.name}: no image {what!r} of trial {number}",
+                f"Valid: {has}." if has else "None were kept; `reconstruct` fits it again.",
+            )
+        return arranged(image)
+
+    def _row(self, number: int) -> pd.Series[Any]:
+        """A finished trial.
+
+        Raises:
+            UserError: there is none of this number.
+        """
+        rows = self.trials[self.trials["number"] == number]
+        if rows.empty:
+            last = f"0 to {self.trials['number'].max()}" if len(self.trials) else "none yet"
+            raise UserError(f"study {self.name}: no finished trial {number}", f"Valid: {last}.")
+        return rows.iloc[0]
 
     def figure(self, kind: str, *others: Study, **fields: Any) -> go.Figure:
         """A figure of the report, for example `study.figure("pareto", x="seconds", y="psnr")`.
@@ -293,18 +362,33 @@ class Study:
         found, _ = fit_setting(spec, self._target(), wanted, threads=threads, progress=progress, stop=stop)
         return arranged(found.output)
 
+    def options(self, setting: int | Mapping[str, Any] | Setting | pd.Series[Any] | None = None) -> dict[str, Any]:
+        """A setting and all else that the study says of a fit, as `ddstudy.fit` and `ddstudy.fit_volume` take it.
+
+        `ddstudy.fit_volume("other.nii.gz", **study.options())` does with another volume what was chosen here.
+
+        Args:
+            setting: see `reconstruct`; by default the best stable one by the first objective.
+
+        Raises:
+            UserError: there is no such trial, axis or value, or no stable setting yet.
+        """
+        if setting is None:
+            objective = next(iter(self.spec.objectives))
+            if objective not in self.best.index:
+                raise UserError(f"study '{self.name}' has no stable setting yet", "Run it first: ddstudy run.")
+            setting = int(self.best.loc[[objective], "number"].iloc[0])
+        spec, wanted = self._setting(setting, None)
+        return options_of(spec, wanted)
+
     def _setting(
         self, given: int | Mapping[str, Any] | Setting | pd.Series[Any], device: str | None
     ) -> tuple[StudySpec, Setting]:
         """What is meant by a setting, and the study with only that, on a device."""
         tree = tree_of(self.spec)
-        axes = tree["space"]
+        axes = {axis.name: list(axis.values) for axis in self.spec.search_space.axes}
         if isinstance(given, int | np.integer):
-            rows = self.trials[self.trials["number"] == int(given)]
-            if rows.empty:
-                last = f"0 to {self.trials['number'].max()}" if len(self.trials) else "none yet"
-                raise UserError(f"study {self.name}: no finished trial {given}", f"Valid: {last}.")
-            given = rows.iloc[0]
+            given = self._row(int(given))
         if isinstance(given, pd.Series):
             values = {axis: given[axis] for axis in axes if not pd.isna(given[axis])}
         else:
@@ -328,7 +412,6 @@ class Study:
         out: str | Path | None = None,
         *others: Study,
         dashboard: str | Path | None = None,
-        reload_seconds: int = 0,
     ) -> int:
         """Writes one self-contained HTML page about this study and others.
 
@@ -336,7 +419,6 @@ class Study:
             out: the page; by default `report-NAME.html` in the current folder.
             *others: further studies; several are set side by side first.
             dashboard: which panels are shown, a TOML file as in `dashboards/`; by default an overview.
-            reload_seconds: the page loads itself again so often, for a file that is written anew; 0 is never.
 
         Returns:
             Its size in bytes.
@@ -344,13 +426,7 @@ class Study:
         Raises:
             UserError: the file of panels is not valid, or the page cannot be written.
         """
-        import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
-        from ddstudy.report import page, panels
-
-        shown = panels.read_panels(Path(dashboard) if dashboard else panels.OVERVIEW)
-        if dashboard is None and others:
-            shown = panels.read_panels(panels.COMPARE) + shown
-        content = page.render([study.view for study in (self, *others)], shown, reload_seconds).encode()
+        content = report_page([self, *others], dashboard)
         write_file(page_name([self.name, *(other.name for other in others)]) if out is None else Path(out), content)
         return len(content)
 
@@ -375,6 +451,47 @@ class Study:
             each = self.cases.trials.drop(columns=sorted(never_measured(self.spec)))
             files["-cases.csv"] = each.to_csv(index=False).encode()
         return write_files(Path(stem or f"export-{self.name}"), files)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Trials of a study beside each other.
+
+    Attributes:
+        table: a column for each trial: its setting, whether it is stable, and what was measured.
+    """
+
+    table: pd.DataFrame
+    _study: Study
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from ddstudy.report import notebook
+
+        return notebook.of_trials(self._study.view, self.table)
+
+
+def report_page(studies: Sequence[Study], dashboard: str | Path | None = None, version: str = "") -> bytes:
+    """The page about some studies; several are set side by side first.
+
+    Args:
+        studies: that are shown.
+        dashboard: see `Study.report`.
+        version: see `page.render`.
+
+    Raises:
+        UserError: the file of panels is not valid.
+    """
+    import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
+    from ddstudy.report import page, panels
+
+    shown = panels.read_panels(Path(dashboard) if dashboard else panels.OVERVIEW)
+    if dashboard is None and len(studies) > 1:
+        shown = panels.read_panels(panels.COMPARE) + shown
+    return page.render([study.view for study in studies], shown, version).encode()
 
 
 def page_name(names: Sequence[str]) -> Path:

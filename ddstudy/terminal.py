@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -18,7 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from ddstudy.errors import counted, duration
-from ddstudy.images.metrics import METRICS
+from ddstudy.images.metrics import METRICS, psnr_of
 from ddstudy.report import tables
 from ddstudy.report.facts import facts
 from ddstudy.report.panels.base import chosen_by
@@ -35,6 +36,7 @@ from ddstudy.volume_fit import SliceProgress, VolumeFit
 
 if TYPE_CHECKING:
     from ddstudy.image_fit import ImageFit
+    from ddstudy.study.evaluate import Check
 
 NARROW = 100  # columns of a terminal
 
@@ -50,8 +52,52 @@ def teller(console: Console) -> Callable[[str], None]:
     return partial(console.print, soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class FitProgress:
+    """How far one fit is.
+
+    Attributes:
+        done: iterations, of `total`.
+        total: iterations of the fit.
+        current: how good it is, for people.
+        seconds: so far.
+    """
+
+    done: int
+    total: int
+    current: str
+    seconds: float
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Time that is left, None while nothing is known."""
+        return self.seconds * (self.total - self.done) / self.done if self.done else None
+
+    @property
+    def message(self) -> str:
+        """A line of a log."""
+        return f"{self.current}, {self.seconds:.1f} s"
+
+
+AnyProgress = Progress | SliceProgress | FitProgress
+
+
+def progress_of(check: Check, *, measured: bool) -> FitProgress:
+    """How far one fit is.
+
+    Args:
+        check: its latest.
+        measured: the image is the measurement, so that scores say how close members are to it, and not how good.
+    """
+    scores = check.psnr_members
+    told = f"1DD {sum(scores) / len(scores):.2f} dB"
+    if measured:
+        told = f"{psnr_of(check.watched['loss']):.2f} dB from the measurement"
+    return FitProgress(check.iteration, check.of, told, check.seconds)
+
+
 @contextmanager
-def live(console: Console) -> Iterator[Callable[[Progress | SliceProgress], None]]:
+def live(console: Console) -> Iterator[Callable[[AnyProgress], None]]:
     """A bar on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
         yield lambda progress: _log_line(console, progress)
@@ -63,7 +109,7 @@ def live(console: Console) -> Iterator[Callable[[Progress | SliceProgress], None
     bar = Bar(*columns, console=console, refresh_per_second=4, expand=True)
     with ExitStack() as stack:
 
-        def show(progress: Progress | SliceProgress) -> None:
+        def show(progress: AnyProgress) -> None:
             if not bar.tasks:  # what is said before the first fit needs no bar
                 stack.enter_context(bar)
                 bar.add_task("", total=None)
@@ -72,11 +118,11 @@ def live(console: Console) -> Iterator[Callable[[Progress | SliceProgress], None
         yield show
 
 
-def _describe(progress: Progress | SliceProgress) -> str:
+def _describe(progress: AnyProgress) -> str:
     parts = []
     if progress.eta_seconds is not None:
         parts.append(f"{duration(progress.eta_seconds)} left")
-    if isinstance(progress, SliceProgress):
+    if not isinstance(progress, Progress):
         return " | ".join([*parts, progress.current])
     if progress.best:
         parts.append(f"best {progress.objective} {progress.best[1]:.2f}")
@@ -86,7 +132,7 @@ def _describe(progress: Progress | SliceProgress) -> str:
     return " | ".join([*parts, progress.current] if progress.current else parts)
 
 
-def _log_line(console: Console, progress: Progress | SliceProgress) -> None:
+def _log_line(console: Console, progress: AnyProgress) -> None:
     if progress.message:
         left = f", {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
         stamp = time.strftime("%H:%M:%S")

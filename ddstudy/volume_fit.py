@@ -8,7 +8,6 @@ In any case all slices have the same input tensors, without which weights of ano
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 import tempfile
@@ -33,6 +32,7 @@ from ddstudy.images.targets import digest_beside
 from ddstudy.report.slice_folder import Finished, SliceFolder, Values, slice_folder
 from ddstudy.report.writing import write_files
 from ddstudy.spec.axes import Setting
+from ddstudy.spec.cases import inner_neighbours, units_of
 from ddstudy.spec.options import HANDCRAFTED, MOST_JOINT, FitSpec
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Check, Job, Result
@@ -219,21 +219,6 @@ def _fingerprint(spec: StudySpec, slices: Slices, setting: Setting) -> dict[str,
         "beside": digest_beside(spec.task).hex(),
         "engine": f"{method} on {device.partition(':')[0]}",
     }
-
-
-def units_of(slices: Sequence[int], joint: int) -> list[Unit]:
-    """Slices in groups that one network reconstructs, all of one size: the last may begin within the one before it."""
-    size = min(joint, len(slices))
-    firsts = [*range(0, len(slices) - size, size), len(slices) - size]
-    return [tuple(slices[first : first + size]) for first in firsts]
-
-
-def inner_neighbours(units: Sequence[Unit]) -> dict[Unit, Unit | None]:
-    """Of each unit the one beside it that is nearer to the middle one, which has none."""
-    middle = len(units) // 2
-    inner: dict[Unit, Unit | None] = dict(itertools.pairwise(units[: middle + 1]))
-    inner[units[middle]] = None
-    return inner | {outer: nearer for nearer, outer in itertools.pairwise(units[middle:])}
 
 
 class _Work:

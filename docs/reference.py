@@ -34,7 +34,7 @@ COLUMNS = {
     "psnr_member_N": "PSNR of member N, dB; `judge_member_N` where the judge is not the truth",
     "sd_db": "standard deviation of the members' PSNR, dB",
     "seconds_per_member": "seconds / members, which run side by side",
-    "iterations_done": "fewer than `iterations` where the fit was stopped",
+    "iterations_done": "fewer than `iterations` where the fit was stopped, or started from a neighbour's weights",
     "dead_members": "members far below the others at the end",
     "waited_percent": "share of the fit's time in which its threads waited for a core that others had",
     "baseline": "PSNR of the measurement itself, dB, which a fit has to beat",
@@ -81,6 +81,9 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "Exit codes: 0 done, 1 something failed, 2 a mistake in what was given, 130 stopped with Ctrl-C.",
+        "A shell completes commands, options and files once it has read what `ddstudy completion` prints: in bash and "
+        'zsh `eval "$(ddstudy completion bash)"` in `~/.bashrc`, or `zsh` in `~/.zshrc` behind `compinit`; in fish '
+        "`ddstudy completion fish > ~/.config/fish/completions/ddstudy.fish`.",
     ]
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name, command in commands.items():

@@ -21,8 +21,8 @@ from ddstudy.study.evaluate import Job
 
 # files that take long, about the longest first: whole files are shared out, and the last must not be a long one. Three
 # workers get two each to begin with, in turn: those of Ray mostly wait, and one worker has them, beside two at work
-LONG = [f"test_{name}" for name in ("ray", "cli", "runner", "ray_start", "views", "tasks", "ray_nodes", "cases",
-                                    "volumes", "dashboard", "solvers_tasks", "kernels_cuda", "axes", "damage", "faults",
+LONG = [f"test_{name}" for name in ("ray", "cli", "runner", "ray_start", "views", "tasks", "cases", "volumes",
+                                     "dashboard", "solvers_tasks", "kernels_cuda", "axes", "damage", "faults",
                                     "findings", "executors", "priors_report", "store", "priors", "fused", "together",
                                     "samplers", "api_run", "optimisers", "report")]  # fmt: skip
 
@@ -54,6 +54,12 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddstudy.study.evaluate.DISTURBED_PERCENT", 100.0)
 
 
+@pytest.fixture(autouse=True)
+def _soon_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run tries its fits for some seconds before it begins, a hundred times longer than these fits take."""
+    monkeypatch.setattr("ddstudy.study.forecasting.CALIBRATION_SECONDS", 0.1)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of a real server: the one named by DDSTUDY_TEST_POSTGRES, or one that the tests start."""
@@ -66,13 +72,16 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def store_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'studies.db'}"
-        return
-    with postgres.database(request.getfixturevalue("postgres_server"), f"t_{uuid.uuid4().hex}") as url:
-        yield url
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    return url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """An empty SQLite database."""
+    return f"sqlite:///{tmp_path / 'studies.db'}"
 
 
 @pytest.fixture
@@ -120,10 +129,10 @@ def tiny_target(make_spec: Callable[..., StudySpec]) -> Target:
 @pytest.fixture(scope="session")
 def make_job(make_spec: Callable[..., StudySpec]) -> Callable[..., Job]:
     """Makes the fit of a tiny decoder with k channels, to 5 iterations and to more, with a check every 500."""
-    spec = make_spec(fit={"check_every": 500})
-    target = load_target(spec.target)
+    target = load_target(make_spec().target)
 
-    def make(k: int = 2, iterations: int = 10) -> Job:
+    def make(k: int = 2, iterations: int = 10, check_every: int = 500) -> Job:
+        spec = make_spec(fit={"check_every": check_every})
         return planner.job(spec, target, fit_of(k, 4, 2, "uniform", "1x1"), (5, iterations))
 
     return make

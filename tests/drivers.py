@@ -95,8 +95,9 @@ def _main(arguments: list[str], folder: Path, log: Path, deadly: str) -> None:
     defaults["lease_seconds"] = LEASE_SECONDS
     from ddstudy import cli
     from ddstudy.execution import executors
-    from ddstudy.study import runner
+    from ddstudy.study import forecasting, runner
 
+    forecasting.CALIBRATION_SECONDS = 0.1
     runner.POLL_SECONDS = 0.2
     fit = executors.careful_together
 

@@ -7,6 +7,7 @@ programs of its own.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,8 @@ def quicken() -> None:
     """Keeps what the interpreter makes anew for each operation, three times the work of the operation itself.
 
     It looks for all functions of its language to patch them at every call, and makes the type and the shape of every
-    block. In a program that only interprets, they are patched once, and each type is made once.
+    block. In a program that only interprets, they are patched once, each type is made once, and blocks of the same
+    shape need no look at its sides. What it computes to find overflows it tells only where it is debugged.
     """
     import triton.language as tl  # type: ignore[import-untyped]
     from triton.runtime import interpreter  # type: ignore[import-untyped]
@@ -48,7 +50,11 @@ def quicken() -> None:
 
     interpreter._get_np_dtype = known_dtype
 
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
+
     blocks: dict[tuple[Any, ...], Any] = {}
+    shapes: dict[tuple[Any, ...], Any] = {}
     describe = tl.block_type.__init__
 
     def known_block(cls: Any, element_ty: Any, shape: Any) -> Any:
@@ -56,7 +62,8 @@ def quicken() -> None:
         if key not in blocks:
             made = blocks[key] = object.__new__(cls)
             describe(made, element_ty, shape)
-            made.of_tensor = tl.tuple([tl.constexpr(side) for side in made.shape]), tl.constexpr(made.numel)
+            sides = tl.tuple([tl.constexpr(side) for side in made.shape]), tl.constexpr(made.numel)
+            made.of_tensor = shapes.setdefault(key[1:], sides)
         return blocks[key]
 
     of_scalar = tl.tuple([]), tl.constexpr(1)
@@ -65,6 +72,13 @@ def quicken() -> None:
         self.handle, self.type, self.dtype = handle, type, type.scalar
         self.shape, self.numel = type.of_tensor if type.is_block() else of_scalar
 
+    semantic = interpreter.TritonSemantic
+    broadcast = semantic.broadcast_impl_value
+
+    def broadcast_others(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if lhs.shape is rhs.shape else broadcast(self, lhs, rhs)
+
+    semantic.broadcast_impl_value = broadcast_others
     tl.block_type.__new__, tl.block_type.__init__ = known_block, lambda *_: None
     tl.block_type.__eq__, tl.block_type.__hash__ = object.__eq__, object.__hash__
     tl.tensor.__init__ = describe_tensor

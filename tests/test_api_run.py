@@ -1,5 +1,7 @@
 """Running studies and fitting images from Python: what the command line does, stopped from everywhere, and in words."""
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -280,7 +282,7 @@ def test_fit_has_the_numbers_of_the_command(command: Command) -> None:
     del numbers["seconds"]
     assert len(numbers) >= 6
     assert {name: f"{fit.values[name]:.4g}" for name in numbers} == numbers
-    assert f"  20: 1DD {fit.checks.query('iteration == 20')['psnr'].mean():.2f} dB" in out
+    assert f"[20/20, 0 s left] 1DD {fit.checks.query('iteration == 20')['psnr'].mean():.2f} dB" in out
     assert fit.checks["iteration"].tolist() == [10, 10, 20, 20]
     assert fit.values["psnr_1dd"] == pytest.approx(fit.checks.query("iteration == 20")["psnr"].mean(), abs=1e-3)
     # in the units of the image, its range is that of PSNR
@@ -379,7 +381,39 @@ def test_the_options_of_run_are_those_of_the_command() -> None:
     parameters = typer.main.get_command(cli.app).commands["run"].params  # type: ignore[attr-defined]
     modes = {"grid", "tpe", "pareto"}
     ours = set(inspect.signature(ddstudy.run).parameters) - {"mode", "progress", "tell", "stop"}
-    assert {parameter.name for parameter in parameters} - modes - {"dry_run", "help"} == ours
+    assert {parameter.name for parameter in parameters} - modes - {"dry_run", "open_", "help"} == ours
+
+
+def test_the_notebook_runs_and_shows_what_it_has_kept() -> None:
+    """Each cell ends with what it shows: the same kind of thing, of this version, as the page has of one run."""
+    space: dict[str, Any] = {}
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    shown = 0
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        *lines, last = ast.parse("".join(cell["source"])).body
+        assert isinstance(last, ast.Expr)
+        exec(compile(ast.Module(lines, []), "docs/notebook.ipynb", "exec"), space)
+        value = eval(compile(ast.Expression(last.value), "docs/notebook.ipynb", "eval"), space)
+        (output,) = cell["outputs"]
+        html = "".join(output["data"].get("text/html", ""))
+        assert (value._repr_html_() if hasattr(value, "_repr_html_") else "").count("<img") == html.count("<img")
+        shown += html.count("<img")
+    assert shown == 4 + 8 + 2
+    study, best = space["study"], space["best"]
+    assert f"<td>{best['psnr']:.2f}</td><td>{best['number']}</td>" in study._repr_html_()
+    table = space["study"].compare().table
+    assert set(table.columns) == set(study.best["number"])
+    assert table.loc["psnr", best["number"]] == best["psnr"]
+    # what a study keeps is rounded to 256 grey levels
+    assert np.abs(study.image(best) - study.reconstruct(best)).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(study.image(0, "target") - study.target()).max() <= 0.5 / 255 + 1e-6
+    for wrong, said in (((99,), "no finished trial 99\nValid: 0 to 17."), ((0, "error"), "'output', 'target'")):
+        with pytest.raises(ddstudy.UserError, match=re.escape(said)):
+            study.image(*wrong)
+    with pytest.raises(ddstudy.UserError, match="no finished trial 99"):
+        study.compare(0, 99)
 
 
 def test_the_page_about_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ PANELS = [
     "slices", "by_level", "stopping", "judges", "priors", "cases", "history",
 ]  # fmt: skip
 ORDER = [
-    "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.schema", "spec.files",
+    "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.cases", "spec.schema", "spec.files",
     "images", "images.tiling", "images.files", "images.volumes", "images.slices", "images.kspace", "images.targets",
     "images.inputs",
     "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
@@ -34,19 +34,20 @@ ORDER = [
     "report", "report.words", "report.tables", "report.inverse", "report.anova", "report.intervals", "report.priors",
     "report.cases", "report.facts",
     "report.comparison", "report.images", "report.figures", "report.panels",
-    *(f"report.panels.{name}" for name in PANELS), "report.answer", "report.page",
+    *(f"report.panels.{name}" for name in PANELS), "report.answer", "report.page", "report.status",
+    "report.notebook",
     "report.writing", "report.slice_folder",
     "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api", "volume_fit",
-    "housekeeping", "first_study", "dashboard", "terminal", "cli",
+    "housekeeping", "first_study", "web", "dashboard", "live", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
     "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",
     "study.load",
 )  # fmt: skip
-SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "terminal", "cli"}  # what users call
+SURFACE = {"results", "api", "housekeeping", "first_study", "dashboard", "live", "terminal", "cli"}  # what users call
 HOMES = {
     "pydantic": {
-        *("spec.options", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
+        *("spec.options", "spec.cases", "spec.schema", "spec.files", "report.panels", "thesis.panels"),
         *(f"report.panels.{name}" for name in PANELS),
     },
     "nibabel": {"images.files", "images.volumes", "images.slices"},

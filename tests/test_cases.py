@@ -22,8 +22,9 @@ from ddstudy.errors import UserError
 from ddstudy.images.targets import load_targets
 from ddstudy.report import cases
 from ddstudy.report.panels import read_panels
+from ddstudy.spec.axes import budgets_by_fit
+from ddstudy.spec.cases import CasesSpec
 from ddstudy.spec.files import parse_spec, read_spec
-from ddstudy.spec.options import CasesSpec
 from ddstudy.spec.schema import CASE, StudySpec, on
 from ddstudy.store.database import Store
 from ddstudy.study import planner
@@ -39,10 +40,11 @@ sigma = 0.1
 slices = ["mid+-2"]
 seeds = [0, 1]
 [space]
-k = [2, 4]
+k = [2]
 s = [4]
 l = [1]
 iterations = [10, 20]
+"fit.start" = ["random", "neighbour"]
 [fit]
 engine = "reference"
 members = 2
@@ -56,7 +58,7 @@ cv_percent = 1000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small volume, `volume.nii`, 16 x 14 x 9, and `study.toml`: two fits on six cases."""
+    """A small volume, `volume.nii`, 16 x 14 x 9, and `study.toml`: two fits on six cases, one from neighbours."""
     folder = tmp_path_factory.mktemp("cases")
     x, y, z = np.mgrid[0:16, 0:14, 0:9]
     volume = np.sin(x / 3 + z / 5) * np.cos(y / 4) + ((x - 8) ** 2 + (y - 7) ** 2 < 4 * z)
@@ -105,6 +107,7 @@ def test_folders_in_bids_and_patterns_are_read_out_beside_the_study(folder: Path
         (image.parent / f"sub-{subject}_T2w.nii").write_bytes(b"")
     for files in ('["."]', '["sub-*/anat/*_T1w.nii"]', '["sub-01/anat/sub-01_T1w.nii", "sub-02/anat/sub-02_T1w.nii"]'):
         text = STUDY.replace('slices = ["mid+-2"]', f"files = {files}").replace("seeds = [0, 1]", "")
+        text = text.replace('"fit.start" = ["random", "neighbour"]', "")  # files have no neighbours
         (tmp_path / "study.toml").write_text(text.replace('file = "volume.nii"', ""))
         spec = read_spec(tmp_path / "study.toml")
         assert [*spec.cases.by_name] == ["sub-01_T1w", "sub-02_T1w"]
@@ -217,11 +220,13 @@ def test_a_killed_study_over_six_cases_goes_on_to_the_same_results(
 def test_ray_and_postgresql_with_a_lost_worker_give_the_numbers_of_here(
     folder: Path, postgres_url: str, cluster: clusters.Cluster, tmp_path: Path
 ) -> None:
-    lost = []
+    lost, spec = [], read_spec(folder / "study.toml").by_case
+    assert spec is not None
+    roots = {fit.id: spec.root(fit).id for fit in budgets_by_fit(spec.search_space)}
 
     def lose(progress: ddstudy.Progress) -> None:
         if progress.done >= 4 and not any(lost):
-            lost.append(clusters.kill_worker(cluster.address, progress.current.partition(" ")[0]))
+            lost.append(clusters.kill_worker(cluster.address, roots[progress.current.partition(" ")[0]]))
 
     run_here(folder, postgres_url, ray=cluster.address, progress=lose)
     assert any(lost)
@@ -290,6 +295,17 @@ def test_results_of_cases_are_reused_when_a_list_grows_or_a_case_is_added(
     assert more.cases is not None
     assert more.cases.trials["reused_from"].notna().sum() == 12 * 4
     assert (len(more.trials), len(more.cases.trials)) == (12, 12 * 7)
+    for other, said in (
+        ({"task": {"kind": "denoise", "sigma": 0.2}}, r"task.sigma: 0.1 there, 0.2 here"),
+        ({"task": {"kind": "denoise", "sigma": 0.1, "seed": 1}}, "task.seed: 0 there, 1 here"),
+        ({"judge": {"against": "held_out"}}, "judge.against: 'truth' there, 'held_out' here"),
+        (
+            {"cases": {"table": [{"name": "slicemid", "slice": "mid", "sigma": 0.3}]}},
+            r"case slicemid: \{'target.slice': 'mid'\} there, \{.*'task.sigma': 0.3\} here",
+        ),
+    ):
+        with pytest.raises(UserError, match=said):
+            ddstudy.run(tables(name="other", **other), reuse="study", store=url)
 
 
 def test_a_damaged_case_is_measured_again_and_a_missing_setting_is_made_from_its_cases(

@@ -32,7 +32,7 @@ from optuna.trial import TrialState, create_trial
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from ddstudy import dashboard
+from ddstudy import dashboard, web
 from ddstudy.errors import UserError
 from ddstudy.report.panels import read_panels
 from ddstudy.store.database import Store
@@ -287,7 +287,7 @@ def test_bodies_that_are_only_promised_are_not_waited_for(study, storage):
 
 def test_idle_connections_keep_nobody_waiting(study, storage, monkeypatch):
     """At a thread each, 1,026 of them once were the end."""
-    monkeypatch.setattr(dashboard, "_MOST_CONNECTIONS", 8)
+    monkeypatch.setattr(web, "_MOST_CONNECTIONS", 8)
     with running(storage) as server, contextlib.ExitStack() as opened_ones:
         address = ("127.0.0.1", server.server_port)
         idle = [opened_ones.enter_context(socket.create_connection(address, timeout=30)) for _ in range(30)]
@@ -295,13 +295,13 @@ def test_idle_connections_keep_nobody_waiting(study, storage, monkeypatch):
         with urllib.request.urlopen(server.url + "/api/studies") as answer:
             assert b"thesis" in answer.read()
         assert idle[0].recv(1) == b""  # the oldest were hung up on
-        monkeypatch.setattr(dashboard, "_REQUEST_SECONDS", 0.0)
+        monkeypatch.setattr(web, "_REQUEST_SECONDS", 0.0)
         assert [connection.recv(1) for connection in idle] == [b""] * 30
         assert not server._idle
 
 
 def test_too_many_requests_at_a_time_are_told_so(storage, monkeypatch):
-    monkeypatch.setattr(dashboard, "_MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(web, "_MOST_CONNECTIONS", 2)
     with running(storage) as server:
         begun, go_on = threading.Semaphore(0), threading.Event()
 
@@ -619,7 +619,7 @@ def test_our_figures_and_facts_come_along(ours, monkeypatch):
     monkeypatch.setattr(dashboard, "_FIGURE_DELAY", 0.0)
     with Store(ours, read_only=True) as store, running(store.storage, store.artifacts) as server:
         view = server.view
-        app = dashboard._read_only_app(view, store.artifacts, "127.0.0.1")
+        app = web.read_only(dashboard._answering(view, store.artifacts), "dashboard")
         assert detail(app, 1)["plotly_graph_objects"] == []  # no page waits for them
         view._figures[1]._thread.join()
         shown = detail(app, 1)

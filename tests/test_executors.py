@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from points import fit_of
 
 from ddstudy.errors import UserError
 from ddstudy.execution.executors import (
@@ -26,31 +25,18 @@ from ddstudy.execution.executors import (
     usable_memory,
     work_events,
 )
-from ddstudy.images.volumes import Target
 from ddstudy.spec.schema import StudySpec
-from ddstudy.study import planner
 from ddstudy.study.evaluate import Check, Job, Result
 
 MakeSpec = Callable[..., StudySpec]
 
 
-@pytest.fixture(params=["in process", "threads", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(params=["in process", "threads"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    if request.param == "ray":
-        yield request.getfixturevalue("pool")
-        return
+    """Each kind that this machine alone makes; tests with it also run on a cluster, in `test_ray.py`."""
     made = InProcess(2) if request.param == "in process" else Threads(Layout(workers=2, threads=1))
     yield made
     made.close()
-
-
-@pytest.fixture
-def make_job(make_spec: MakeSpec, tiny_target: Target) -> Callable[..., Job]:
-    def make(k: int = 2, **fit: Any) -> Job:
-        spec = make_spec(fit=fit)
-        return planner.job(spec, tiny_target, fit_of(k, 4, 2, "uniform", "1x1"), (5, 10))
-
-    return make
 
 
 def collect(executor: Executor) -> dict[str, list[Event]]:
@@ -63,7 +49,7 @@ def collect(executor: Executor) -> dict[str, list[Event]]:
 
 def test_jobs_give_their_events_in_order_and_end(executor: Executor, make_job: Callable[..., Job]) -> None:
     for k in (2, 3, 4):
-        executor.submit(f"k{k}", make_job(k))
+        executor.submit(f"k{k}", make_job(k, check_every=2))
     for events in (everything := collect(executor)).values():
         assert isinstance(events[0], Started)
         assert isinstance(events[-1], Finished), events[-1]
@@ -154,11 +140,9 @@ def test_a_control_groups_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fit_that_there_is_no_memory_for_is_refused_in_words(
-    executor: Executor, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    executor: Executor, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system would end the whole run for it, with one fit at a time as with several."""
-    if "ray" in request.node.name:
-        pytest.skip("its workers look at their own memory")
     monkeypatch.setattr("ddstudy.execution.executors.usable_memory", lambda **_: 1e7)
     executor.submit("large", make_job(512))
     executor.submit("small", make_job())
@@ -199,9 +183,7 @@ def test_threads_end_soon_when_they_are_closed(make_job: Callable[..., Job]) -> 
 
 
 def test_a_cancelled_job_ends_early_and_the_next_one_runs(executor: Executor, make_job: Callable[..., Job]) -> None:
-    long = make_job()
-    object.__setattr__(long, "budgets", (100_000,))
-    executor.submit("long", long)
+    executor.submit("long", replace(make_job(check_every=2), budgets=(100_000,)))
     ends, cancelled = [], False
     for ticket, event in executor.events():
         if isinstance(event, Check) and not cancelled:

@@ -102,6 +102,6 @@ def test_what_is_told_of_the_package_is_one() -> None:
     assert f"\n## {project['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
     assert (ROOT / "LICENSE").read_text().startswith(f"{project['license']} License\n")
     needed = [*project["dependencies"], *(one for some in project["optional-dependencies"].values() for one in some)]
-    names = {re.split(r"[\[<>=;]", one)[0].lower() for one in needed} - {"ddstudy", "mkdocs-material"}
+    names = {re.split(r"[\[<>=;]", one)[0].lower() for one in needed} - {"ddstudy", "mkdocs-jupyter", "mkdocs-material"}
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert names <= pinned

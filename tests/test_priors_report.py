@@ -154,14 +154,32 @@ def test_a_fit_of_the_study_is_a_fit_of_the_function(folder: Path) -> None:
     url = write(folder, "grid")
     code, printed = here("run", "study.toml", "--store", url)
     assert code == 0, printed
-    with Store(url, read_only=True) as store:
-        rows = store.view("study").trials
+    study = ddstudy.open_study("study", url)
+    rows = study.trials
     row = rows[(rows["prior.kind"] == "nlm") & (rows["prior.strength"] == 0.1)].iloc[0]
     found = ddstudy.fit(
         folder / "image.npy", prior={"kind": "nlm", "strength": 0.1}, task={"kind": "denoise", "sigma": 0.1}
     )
     assert found.psnr == row["psnr"]
     assert found.values["baseline"] == row["baseline"]
+    assert ddstudy.fit(folder / "image.npy", **study.options(row)).psnr == row["psnr"]
+    best = int(study.best.loc["psnr", "number"])
+    arguments = ["fit", "--study", "study", "--store", url, "--out", "out"]
+    code, chosen = here(*arguments)
+    assert code == 0, chosen
+    assert f"{study.best.loc['psnr', 'psnr']:.2f}" in chosen
+    code, same = here(*arguments, "image.npy", "--trial", str(best))
+    assert code == 0, same
+    for more, said in (
+        (["--k", "3"], "--k and --study exclude each other"),
+        (["--trial", "999"], "no finished trial 999"),
+    ):
+        code, printed = here(*arguments, *more)
+        assert code == 2
+        assert said in printed
+    code, printed = here("fit", "--trial", "3")
+    assert code == 2
+    assert "--trial is of a study" in printed
 
 
 def test_ddstudy_fit_takes_priors_and_refuses_what_they_have_not(folder: Path) -> None:

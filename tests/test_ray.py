@@ -1,8 +1,11 @@
-"""The executor on a Ray cluster: slots, the same results as here, and faults that it outlives."""
+"""The executor on a Ray cluster: slots, the same results as here, nodes that come and go, and faults it outlives."""
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,16 +15,23 @@ from typing import Any
 import clusters
 import pytest
 from drivers import here
+from points import fit_of
+from test_executors import (  # noqa: F401 - of every executor
+    test_a_cancelled_job_ends_early_and_the_next_one_runs,
+    test_failure_is_an_event_not_an_end,
+    test_jobs_give_their_events_in_order_and_end,
+    test_jobs_may_be_added_while_others_run,
+)
 
-from ddstudy.errors import UserError
-from ddstudy.execution.executors import Executor, Failed, Finished, InProcess, Workers
+from ddstudy.errors import StoppedError, UserError
+from ddstudy.execution.executors import Executor, Failed, Finished, InProcess, Started, Workers
 from ddstudy.execution.ray_pool import Place, Ray, places
 from ddstudy.images.volumes import Target
 from ddstudy.spec.options import FitSpec
 from ddstudy.spec.schema import ExecutorSpec, StudySpec
 from ddstudy.store.database import Store
 from ddstudy.study import forecasting, runner
-from ddstudy.study.evaluate import Job, Result
+from ddstudy.study.evaluate import Job, Result, device_name
 from ddstudy.study.samplers import sampler
 from ddstudy.tasks.cases import Case
 
@@ -77,6 +87,15 @@ def test_where_a_study_runs_is_no_part_of_it(make_spec: MakeSpec) -> None:
     assert elsewhere.fingerprint() == make_spec().fingerprint()
 
 
+# what holds for every executor
+
+
+@pytest.fixture(params=[pytest.param("ray", marks=slow)])
+def executor(pool: Ray) -> Ray:
+    """For the imported tests."""
+    return pool
+
+
 # same results
 
 
@@ -114,8 +133,8 @@ def test_the_same_to_the_last_bit_wherever_it_runs_and_whatever_dies(
 ) -> None:
     """One fit loses its node, the next its worker; the others are calm."""
     spec = make_spec(
-        space={"k": [2, 4], "l": [2, 3], "iterations": [1000, 4000]},
-        fit={"check_every": 500},
+        space={"k": [2, 4], "l": [2, 3], "iterations": [500, 2000]},
+        fit={"check_every": 250},
     )
     node = clusters.add_node(cluster)
     pool.submit("long", make_job(iterations=10_000_000))
@@ -173,12 +192,96 @@ sys.stdin.read()
         assert other.stdout is not None
         assert other.stdout.readline() == "full\n"
         work = make_job()
-        image = work.case.measurement.samples.repeat(40, axis=1).repeat(40, axis=2).copy()
-        big = Case.of(Target(image, "big", None))  # 3.8 MB, twice
+        image = work.case.measurement.samples.repeat(12, axis=1).repeat(12, axis=2).copy()
+        big = Case.of(Target(image, "big", None))  # 342 kB, twice: what has more than 100 goes into the store
         pool.submit("big", replace(work, case=big))
         ends = [event for _, event in pool.events() if isinstance(event, Failed | Finished | Result)]
         assert [type(event) for event in ends] == [Result, Result, Finished]
         other.communicate()
+
+
+# nodes
+
+
+@slow
+def test_a_node_that_joins_gets_work_and_one_that_leaves_is_forgotten(
+    cluster: "clusters.Cluster", pool: Ray, make_job: Callable[..., Job]
+) -> None:
+    assert pool.slots == 1
+    long = make_job(iterations=10_000_000)
+    pool.submit("one", long)
+    pool.submit("two", replace(long, fit=fit_of(3, 4, 2, "uniform", "1x1")))
+    began, notes, node = {}, [], None
+    for ticket, event in pool.events():
+        if isinstance(event, Started):
+            began[ticket] = event.worker
+            if node is None:
+                node = clusters.add_node(cluster)
+            elif len(began) == 2:
+                cluster.remove_node(node, allow_graceful=False)
+        if isinstance(event, Workers):
+            notes.append((event.slots, event.note.split()[-3]))
+        if isinstance(event, Failed):
+            assert event.kind == "lost"
+            assert ticket == "two"
+            pool.cancel("one")
+        assert not isinstance(event, Result) or event.budget == 5
+    assert len(set(began.values())) == 2
+    assert (notes, pool.slots) == ([(2, "came:"), (1, "gone:")], 1)
+
+
+@slow
+def test_a_full_cluster_is_waited_for_and_an_event_of_another_thread_ends_what_runs(
+    cluster: "clusters.Cluster", pool: Ray, make_job: Callable[..., Job]
+) -> None:
+    """What runs has nothing to say that would wake the driver. The tests after this one have executors of their own."""
+    told: list[str] = []
+
+    def tell(note: str) -> None:
+        told.append(note)
+        pool.close()
+
+    stop, endless = threading.Event(), make_job(iterations=10**9, check_every=10**9)
+    with contextlib.closing(Ray(clusters.wish(cluster.address), tell, stop)) as second:
+        assert (second.slots, len(told)) == (1, 1)
+        assert "all processors of the Ray cluster are in use" in told[0]
+        assert second.device == device_name("cpu")
+        second.submit("endless", replace(endless, budgets=(10**9,)))
+        events = second.events()
+        assert any(isinstance(event, Started) for _, event in events)
+        watcher = threading.Thread(target=stop.set)
+        watcher.start()
+        with pytest.raises(StoppedError):
+            list(events)
+        watcher.join()
+
+
+@slow
+def test_devices_of_another_kind_stay_idle_where_seconds_are_compared(
+    cluster: "clusters.Cluster", tmp_path: Path, make_job: Callable[..., Job]
+) -> None:
+    # what every process of the other node believes of its processor
+    (tmp_path / "sitecustomize.py").write_text("""
+import builtins, io
+real = builtins.open
+builtins.open = lambda file, *rest, **named: (
+    io.StringIO("model name : Other") if file == "/proc/cpuinfo" else real(file, *rest, **named)
+)
+""")
+    with contextlib.closing(clusters.executor(cluster.address, timed=True)) as pool:
+        path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+        node = clusters.add_node(cluster, env_vars={"PYTHONPATH": path})
+        pool.submit("long", make_job(iterations=10_000_000))
+        for ticket, event in pool.events():
+            if isinstance(event, Workers):
+                assert event.slots == 1
+                assert f"it is no {device_name('cpu')} but Other" in event.note
+                pool.cancel("long")
+            assert ticket != "long" or not isinstance(event, Failed)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+# an end
 
 
 @slow
@@ -209,7 +312,7 @@ def test_when_the_cluster_is_gone_the_run_says_so_and_its_study_goes_on(
 
 @pytest.fixture
 def folder(tmp_path: Path, picture: Path) -> Path:
-    """Eight settings in four fits that take a second each."""
+    """Eight settings in four fits that take most of a second each."""
     (tmp_path / "tiny.toml").write_text(f"""
 [target]
 file = "{picture}"
@@ -218,7 +321,7 @@ file = "{picture}"
 k = [2, 4]
 s = [4]
 l = [2, 3]
-iterations = [1000, 5000]
+iterations = [500, 3000]
 
 [fit]
 members = 2

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import clusters
 import pytest
 import yaml
+from points import fit_of
 
 from ddstudy.errors import UserError, WorkError
-from ddstudy.execution.executors import Event, Failed, Finished
+from ddstudy.execution.executors import Event, Failed, Finished, Started, Workers
 from ddstudy.spec.schema import StudySpec
 from ddstudy.study.evaluate import Job, Result
 
@@ -118,6 +120,40 @@ def test_what_the_process_beside_the_driver_wrote_last_is_told(monkeypatch: pyte
         clusters.executor("local")
     assert str(said.value).startswith("the Ray cluster is gone: ModuleNotFoundError: ")
     assert len(str(said.value).splitlines()) == 2
+
+
+# a cluster that an autoscaler feeds
+
+
+@slow
+def test_nodes_come_when_fits_wait_and_go_when_none_are_left(
+    tmp_path_factory: pytest.TempPathFactory, make_job: Callable[..., Job]
+) -> None:
+    with clusters.autoscaling(2, tmp_path_factory.mktemp("r")) as address:
+        pool = clusters.executor(address, idle_seconds=1)
+        assert pool.slots == 1  # there was no node before
+        long = make_job(iterations=10_000_000)
+        names = ("one", "two")
+        for k, ticket in enumerate(names, 2):
+            pool.submit(ticket, replace(long, fit=fit_of(k, 4, 2, "uniform", "1x1")))
+        began, notes = set(), []
+        for ticket, event in pool.events():
+            if isinstance(event, Workers):
+                notes.append((event.slots, event.note.split(maxsplit=3)[-1]))
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Started):
+                began.add(ticket)
+                if len(began) == 2:
+                    pool.cancel("one")
+            if isinstance(event, Workers) and began == set(names):
+                # the one that has nothing left to do left its node
+                pool.cancel("two")
+        assert notes == [(2, "came: 2 workers"), (1, "is left to others: 1 workers")]
+        # and comes back for more
+        pool.submit("one", make_job())
+        pool.submit("two", make_job(3))
+        assert {t for t, event in pool.events() if isinstance(event, Finished)} == set(names)
+        pool.close()
 
 
 # a cluster that the driver starts

@@ -55,12 +55,16 @@ def finished(k: int = 8, state: TrialState = TrialState.COMPLETE, **options: Any
     return trial
 
 
-@pytest.fixture(params=["UTC", "CET-1CEST", "NST3:30"], autouse=True)
-def _zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All of this holds wherever it runs: times once were off by the zone's offset, which UTC hides."""
-    monkeypatch.setenv("TZ", request.param)
+ZONES = [("UTC", "sqlite"), ("CET-1CEST", "sqlite"), ("NST3:30", "sqlite"), ("NST3:30", "postgres")]
+
+
+@pytest.fixture(params=ZONES, ids="-".join)
+def store_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty database wherever it is: times once were off by the zone's offset, which UTC hides."""
+    zone, kind = request.param
+    monkeypatch.setenv("TZ", zone)
     time.tzset()
-    yield
+    yield request.getfixturevalue(f"{kind}_url")
     monkeypatch.undo()
     time.tzset()
 

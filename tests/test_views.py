@@ -5,12 +5,8 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import re
-import signal
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import nibabel
@@ -18,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
-from drivers import here
 
 import ddstudy.thesis.panels  # noqa: F401 - adds its kinds
 from ddstudy.images.inputs import noise_volume
@@ -28,7 +23,7 @@ from ddstudy.report import comparison, figures, images, tables
 from ddstudy.report.answer import answer, best_of
 from ddstudy.report.intervals import mean_of
 from ddstudy.report.page import render
-from ddstudy.report.panels import COMPARE, KINDS, panels_of, parse_panel, read_panels
+from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
 from ddstudy.report.panels.base import Faceted
 from ddstudy.report.panels.outputs import of_best
 from ddstudy.report.words import FACETS, in_words
@@ -298,12 +293,7 @@ def test_one_member_alone_gives_no_interval(view):
     assert "How sure this is cannot be said: each setting has one number." in answer(alone).sentences
 
 
-def test_a_search_improves_and_curves_end_with_their_trials(view):
-    table = tables.history(view.trials, "psnr")
-    known = -math.inf
-    for row in view.trials.sort_values("number").itertuples():
-        known = max(known, row.psnr if row.number in set(stable(view)["number"]) else known)
-        assert table.set_index("number")["best"].fillna(-math.inf)[row.number] == known
+def test_learning_curves_end_with_their_trials(view):
     curves = tables.learning_curves(view, checks=20)
     assert set(curves.of) == set(view.trials["number"])
     for row in view.trials.itertuples():
@@ -776,72 +766,6 @@ def test_findings_on_a_phone_and_on_paper(views, tmp_path):
         browser.execute_script("dispatchEvent(new Event('afterprint'))")
         assert not any(browser.execute_script(opened, "#study-1 .differences"))
         assert errors(browser) == []
-
-
-# --- a running study
-
-
-def while_it_waits(monkeypatch, do):
-    """Something that happens when a command that follows a study waits for the first time."""
-    todo = [do]
-    clock = SimpleNamespace(sleep=lambda _: todo and todo.pop()(), monotonic=time.monotonic)
-    monkeypatch.setattr("ddstudy.cli.time", clock)
-
-
-def test_watching_a_study_until_it_is_done(tmp_path, monkeypatch):
-    space = SPACE | {"tiling": ["1x1"], "noise": ["uniform"]}
-    spec, url = synthetic.spec_of("live", space, fit={"members": 2}), f"sqlite:///{tmp_path / 'live.db'}"
-    settings, page = list(spec.search_space), tmp_path / "report-live.html"
-    with synthetic.driven(url, spec, SIZE) as study:
-        synthetic.record(study, settings[:3])
-
-        def the_rest_is_measured():
-            assert 'data-reload="10"' in page.read_text()
-            assert f"3 of {len(settings)} settings" in page.read_text()
-            synthetic.record(study, settings[3:])
-
-        while_it_waits(monkeypatch, the_rest_is_measured)
-        code, lines = here("report", "--watch", "--store", url)
-    assert (code, "3 trials" in lines.splitlines()[0]) == (0, True)
-    assert f"{len(settings)} trials" in lines.splitlines()[-1]
-    assert "data-reload=" not in page.read_text()
-    assert f"{len(settings)} of {len(settings)} settings" in page.read_text()
-
-
-def test_ctrl_c_ends_watching_with_a_page_that_stays(store, tmp_path, monkeypatch):
-    while_it_waits(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
-    code, lines = here("report", "down", "--watch", "--store", store)
-    assert code == 0
-    assert re.fullmatch(r"Wrote .*60 trials\)\nStopped following\.\nWrote report-down\.html .*\n", lines)
-    assert "data-reload=" not in (tmp_path / "report-down.html").read_text()
-
-
-@pytest.mark.slow
-def test_a_page_that_reloads_comes_back_at_the_same_place(view, tmp_path):
-    from browser import chromium
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    page = tmp_path / "report.html"
-    shown = [each for each in read_panels() if "cases" not in each.kind and each.kind != "held_out"]
-    page.write_text(render([view], shown[:7], reload_seconds=2), encoding="utf-8")
-    with chromium() as browser:
-        browser.get(page.as_uri())
-        seen = "return document.querySelector('#study-1-panel-1 h2').getBoundingClientRect().top"
-        browser.execute_script("document.querySelector('.index').open = true; scrollTo(0, 700); window.old = true")
-        before = browser.execute_script(seen)
-        page.write_text(render([view], shown[:10], reload_seconds=2), encoding="utf-8")
-        WebDriverWait(browser, 40).until(
-            lambda b: b.execute_script("return document.readyState === 'complete' && !window.old")
-        )
-        more = len(panels_of(view, shown[:10]))
-        assert (
-            len(browser.find_elements(By.CSS_SELECTOR, "#study-1 .panel"))
-            == 3 + more
-            > 3 + len(panels_of(view, shown[:7]))
-        )
-        assert browser.execute_script("return document.querySelector('.index').open")
-        WebDriverWait(browser, 40).until(lambda b: abs(b.execute_script(seen) - before) < 30)  # a line of the index
 
 
 @pytest.mark.slow

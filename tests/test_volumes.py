@@ -407,7 +407,7 @@ def test_what_a_volume_cannot_have_is_refused(options: dict[str, Any], said: str
 def test_pictures_have_no_slices_and_studies_no_neighbours(picture: Path, make_spec: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="is a picture, it has no slices"):
         ddstudy.fit_volume(picture)
-    with pytest.raises(UserError, match=r"fit\.start and fit\.joint are of volumes"):
+    with pytest.raises(UserError, match=r"fit\.start and fit\.joint are of slices: name them in \[cases\]"):
         make_spec(fit={"start": "neighbour"})
 
 

@@ -22,7 +22,7 @@ from ddstudy.errors import StoppedError, UserError, WorkError
 from ddstudy.priors.deep_decoder import DeepDecoder
 from ddstudy.solvers import fused
 from ddstudy.spec.options import FitSpec, rows_and_columns
-from ddstudy.study.evaluate import Check, Job, Result, evaluate, evaluate_together
+from ddstudy.study.evaluate import Check, Ending, Job, Result, evaluate, evaluate_together, is_stopped
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _need_memory(jobs: Sequence[Job], device: str, threads: int) -> None:
     rows, columns = rows_and_columns(first.fit.tiling)
     members = sum(job.options.members for job in jobs) // first.joint
     kernels = fused.kernels_for(device) if on_gpu else None
-    samples = first.joint * first.case.measurement.operated
+    samples = first.width * first.case.measurement.operated
     need = fused.memory(prior, rows * columns, members, threads, kernels, config=first.config, samples=samples)
     if need > (free := _free_on_gpu(device) if on_gpu else usable_memory(swap=True)):
         raise NoMemoryError(f"the fit needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
@@ -319,27 +319,6 @@ def _free_on_gpu(device: str) -> float:
 
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + reusable)
-
-
-class Ending(threading.Event):
-    """Ends one job; it is set as soon as the event that stops everything is.
-
-    Args:
-        everything: set by the caller, perhaps in another thread; None if nothing stops everything.
-    """
-
-    def __init__(self, everything: threading.Event | None) -> None:
-        super().__init__()
-        self._everything = everything
-
-    def is_set(self) -> bool:
-        """Whether the job is to end."""
-        return super().is_set() or is_stopped(self._everything)
-
-
-def is_stopped(everything: threading.Event | None) -> bool:
-    """Whether the caller wants no more."""
-    return everything is not None and everything.is_set()
 
 
 class InProcess:

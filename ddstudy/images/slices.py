@@ -31,7 +31,8 @@ from ddstudy.images.volumes import (
     unit_range,
     unresample,
 )
-from ddstudy.spec.options import TargetSpec, slices_of
+from ddstudy.spec.cases import slices_of
+from ddstudy.spec.options import TargetSpec
 
 Chosen = str | int | Iterable[int]
 _VALID = "Valid: 'all', indices, ranges as '40:140:10', without the end, or 'mid+-30:10' around the middle"

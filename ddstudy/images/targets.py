@@ -46,7 +46,7 @@ def digest_beside(task: TaskSpec) -> bytes:
 def _load(spec: StudySpec) -> Target:
     table, task, judge = spec.target, spec.task, spec.judge
     is_kspace = task.kind == "mri" and task.source == "file"
-    target = kspace_target(table) if is_kspace else load_target(table)
+    target = kspace_target(table) if is_kspace else load_target(table, own_noise=spec.is_linked)
     target = replace(target, beside=digest_beside(task))
     if judge.file is None and judge.volume is None:
         return target

@@ -147,7 +147,7 @@ def short_digest(target: Target | Targets) -> str:
     return text[:16]
 
 
-def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> Target:
+def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None, *, own_noise: bool = False) -> Target:
     """Reads a volume or picture and makes it a target (thesis sec. 3.2).
 
     Volumes (NIfTI, MGH, .npy of shape (X, Y, Z)) are brought to the closest RAS+ order and cut at `spec.slice`, which
@@ -170,18 +170,19 @@ def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> T
     Args:
         spec: the `[target]` table. Without a file, the MNI152 T1 template packaged in nilearn (1 mm, 197 x 233 x 189).
         scale: intensities that become 0 and 1, nothing being clipped; by default what `spec` says.
+        own_noise: a slice has noise of its own when it is measured (`Target.number`), not that of all other slices.
 
     Raises:
         UserError: the file is missing, damaged or of another kind; volume or slice do not exist; the slice holds
             values that are not finite, or is constant; the target would be smaller than 8 or larger than 4096 pixels.
     """
     path, where, name = source_of(spec)
-    affine, forms = None, Forms()
+    affine, forms, number = None, Forms(), None
     with reading(where, UNDAMAGED), ExitStack() as files:
         source = open_source(path, spec.volume or 0, where, files)
         if isinstance(source, Volume):
             pixels, to_stored, index = _cut(source, spec, where)
-            affine, forms = source.affine, source.forms
+            affine, forms, number = source.affine, source.forms, index if own_noise else None
             name += f" {spec.plane} {index}" + ("" if spec.volume is None else f" volume {spec.volume}")
         else:
             pixels, to_stored = source, np.eye(4)
@@ -193,7 +194,7 @@ def load_target(spec: TargetSpec, scale: tuple[float, float] | None = None) -> T
     image = np.clip(image, 0, 1) if clipped else image
     to_stored = to_stored @ to_old
     forms = {form: (placed @ to_stored, code) for form, (placed, code) in forms.items()}
-    return Target(image, name, None if affine is None else affine @ to_stored, scale, forms)
+    return Target(image, name, None if affine is None else affine @ to_stored, scale, forms, number=number)
 
 
 def source_of(spec: TargetSpec) -> tuple[Path, str, str]:

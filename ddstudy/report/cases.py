@@ -122,7 +122,7 @@ def by_axis(found: Scores) -> pd.DataFrame:
     rows = []
     best = found.values.argmax(axis=0)
     for axis in found.settings:
-        column = found.settings[axis]
+        column = found.settings[axis].astype(object).where(found.settings[axis].notna(), "does not apply")
         levels = list(column.drop_duplicates())
         if len(levels) < 2:
             continue

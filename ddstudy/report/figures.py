@@ -298,33 +298,35 @@ def learning_curves(curves: Mapping[int, tuple[Sequence[int], Sequence[float]]],
     return figure
 
 
-def history(table: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS) -> go.Figure:
-    """Each trial of a search in the order of their numbers, and the best stable one so far. Of `tables.history`."""
-    figure = _figure("trial", title_of(metric), {"height": 400})
-    stable = table["stable"]
-    for name, rows, marker in (
-        ("unstable", table[~stable], {"color": _VERMILLION, "symbol": "x-thin-open", "size": 6}),
-        ("stable", table[stable], {"color": _BLUE, "symbol": "circle-open", "size": 7}),
-    ):
-        figure.add_scatter(
-            name=name,
-            x=rows["number"].tolist(),
-            y=rows[metric].tolist(),
-            text=_hover(rows, axes),
-            customdata=rows["number"].tolist(),
-            mode="markers",
-            marker=marker,
-            hovertemplate=f"%{{text}}<br>{_shown('y', metric)}",
-        )
+def history(trials: pd.DataFrame, metric: str, axes: Sequence[str] = THESIS) -> go.Figure:
+    """Trials in the order in which they finished, and the best so far.
+
+    Args:
+        trials: of `tables.history`.
+        metric: that is best.
+        axes: of the study.
+    """
+    figure = _figure("trials finished", title_of(metric), {})
+    x, minimized = trials["place"].tolist(), METRICS[metric].minimized
     figure.add_scatter(
-        name="best stable one so far",
-        x=table["number"].tolist(),
-        y=table["best"].astype(object).where(table["best"].notna(), None).tolist(),
+        name="trial",
+        x=x,
+        y=trials[metric].tolist(),
+        customdata=trials["number"].tolist(),
+        mode="markers",
+        marker={"color": _GREY, "size": 6},
+        text=_hover(trials, axes),
+        hovertemplate=f"%{{text}}<br>%{{y:{METRICS[metric].format}}}<extra></extra>",
+    )
+    figure.add_scatter(
+        name="lowest so far" if minimized else "highest so far",
+        x=x,
+        y=trials["best"].tolist(),
         mode="lines",
-        line={"color": _GREEN, "width": 2, "shape": "hv"},
+        line={"color": _BLUE, "width": 2, "shape": "hv"},
         hoverinfo="skip",
     )
-    return _logarithmic(figure, "number", metric)
+    return figure
 
 
 def unstable(table: pd.DataFrame, facets: Sequence[str] = FACETS) -> go.Figure:
@@ -611,7 +613,7 @@ def _shown(where: str, metric: str) -> str:
 
 def _logarithmic(figure: go.Figure, x: str, y: str) -> go.Figure:
     for metric, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
-        if metric in METRICS and METRICS[metric].logarithmic:
+        if METRICS[metric].logarithmic:
             update(type="log", tickvals=_ONE_TWO_FIVE, tickformat=",~r")
     return figure
 

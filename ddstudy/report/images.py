@@ -107,6 +107,15 @@ def read_grey(file: Path) -> NDArray[np.float32] | None:
     return None if image is None else np.asarray(image.mean(axis=2, dtype=np.float32)[None] / 255, dtype=np.float32)
 
 
+def read(file: Path) -> NDArray[np.float32] | None:
+    """An image of a trial as an array (C, H, W) in [0, 1], grey with one channel; None where it is gone or damaged."""
+    image = _read(file)
+    if image is None:
+        return None
+    channels = np.divide(image[..., ::-1].transpose(2, 0, 1), 255, dtype=np.float32)
+    return channels[:1] if (channels == channels[:1]).all() else channels
+
+
 def drawn(image: NDArray[np.float32]) -> str:
     """An array (C, H, W) in [0, 1] as a data URI, without loss."""
     return _uri("png", png_bytes(image))

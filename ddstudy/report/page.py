@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _MOST_THUMBNAILS = 2500  # 3 MB of them
 _MOST_REASONS = 10
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("ddstudy.report"),
     autoescape=True,
     trim_blocks=True,
@@ -143,13 +143,14 @@ class _Section:
     trials: _Trials | None = None
 
 
-def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds: int = 0) -> str:
+def render(views: Iterable[StudyView], panels: tuple[Panel, ...], version: str = "") -> str:
     """The page: the panels that compare studies, then one section per study, its answer first.
 
     Args:
         views: the studies.
         panels: what is shown of each, for example `read_panels()`.
-        reload_seconds: the page loads itself again so often, for a file that is written anew; 0 is never.
+        version: of what is shown, for a page that `ddstudy.live` serves: it asks for the status of the studies every
+            two seconds, and for itself again when there is a newer one. Empty for a file.
 
     Returns:
         A whole HTML document that loads nothing.
@@ -163,10 +164,10 @@ def render(views: Iterable[StudyView], panels: tuple[Panel, ...], reload_seconds
     tables_js, tables_css = (
         files("itables").joinpath("html", f"dt_bundle.{kind}").read_text() for kind in ("js", "css")
     )
-    return _TEMPLATES.get_template("page.html").render(
+    return TEMPLATES.get_template("page.html").render(
         title=names or "no study",
         sections=sections,
-        reload_seconds=reload_seconds,
+        version=version,
         plotly=get_plotlyjs(),
         datatables=_inline(tables_js) if any(section.trials for section in sections) else "",
         datatables_css=tables_css,

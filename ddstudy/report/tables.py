@@ -71,8 +71,16 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric in METRICS and METRICS[metric].is_of_output:
         return rows[rows["stable"]]
     if metric == "seconds":
-        return rows[rows["iterations_done"].ge(rows["iterations"]) & ~rows["shared"].eq(True)]
+        return rows[~stopped(rows) & ~rows["shared"].eq(True)]
     return rows
+
+
+def stopped(trials: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a fit ended before its last iteration, which a slice that starts from its neighbour may reach sooner."""
+    early = trials["reason"].astype(str).str.match("stopped|a member diverged")
+    if "ended_by" in trials:
+        early |= trials["ended_by"].notna()
+    return early & trials["iterations_done"].lt(trials["iterations"])
 
 
 def timed(trials: pd.DataFrame) -> pd.DataFrame:
@@ -269,6 +277,21 @@ def best_by_metric(trials: pd.DataFrame, axes: Sequence[str] = THESIS) -> pd.Dat
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
+def history(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """How the best of a study came about: the comparable stable trials in the order in which they finished.
+
+    Args:
+        trials: the table of trials.
+        metric: that is best.
+
+    Returns:
+        The rows of `trials` with `place`, from 1, and `best`, the best value so far.
+    """
+    rows = _best_first(trials, metric).sort_values(["finished", "number"], kind="stable")
+    best = rows[metric].cummin() if METRICS[metric].minimized else rows[metric].cummax()
+    return rows.assign(place=range(1, len(rows) + 1), best=best)
+
+
 def gain_of_ensemble(trials: pd.DataFrame, facets: Sequence[str] = FACETS, metric: str = "psnr") -> pd.DataFrame:
     """Mean PSNR of single members and of their ensemble over stable settings (thesis Fig. 4.6).
 
@@ -363,19 +386,6 @@ def learning_curves(view: StudyView, checks: int = 60) -> LearningCurves:
         curves,
         {number: (fits[fit], end) for number, fit, end in ends if fit in fits},
     )
-
-
-def history(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """How the best stable trial grew better while a study ran.
-
-    Returns:
-        One row per measured trial with the metric, in the order of their numbers: `trials` with `best`, the best metric
-        of a stable trial up to here, NaN before the first.
-    """
-    rows = finished(trials).dropna(subset=[metric]).sort_values("number")
-    stable = rows[metric].where(rows["stable"])
-    best = stable.cummin() if METRICS[metric].minimized else stable.cummax()
-    return rows.assign(best=best.ffill())
 
 
 def parallel(

@@ -8,17 +8,13 @@ identity, its scale, whether its words have an order, and which value of another
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-import itertools
 import math
 import os
-import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -28,7 +24,6 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 Value = int | float | str
@@ -358,156 +353,12 @@ class NoiseSpec(BaseModel):
         return value
 
 
-_RANGE = re.compile(r"(?P<first>[0-9]{1,6}):(?P<end>[0-9]{1,6})(:(?P<step>[1-9][0-9]{0,5}))?")
-_AROUND = re.compile(r"mid\+-(?P<reach>[1-9][0-9]{0,4})(:(?P<step>[1-9][0-9]{0,4}))?")
-MOST_CASES = 10_000
-
-
-class CaseSpec(BaseModel):
-    """One of `[[cases.table]]`: a case by its name, with what it has of its own."""
-
-    model_config = MODEL
-
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$", description="of the case")
-    file: File = Field(None, description="volume or picture; empty: the target's")
-    slice: SliceOf | None = Field(None, description="slice; empty: the target's")
-    volume: Annotated[int, Field(ge=0)] | None = Field(None, description="of a 4-D series; empty: the target's")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
-        None, description="of the measurement; empty: the task's"
-    )
-    sigma: Annotated[float, Field(ge=0, le=10)] | None = Field(None, description="noise level; empty: the task's")
-    holdout: bool = Field(False, description="only `ddstudy judge` fits it: it takes no part in any choice")
-
-    @property
-    def own(self) -> dict[str, Value]:
-        """What it says in place of the study's tables, by path."""
-        paths = {"file": "target.file", "slice": "target.slice", "volume": "target.volume"}
-        paths |= {"seed": "task.seed", "sigma": "task.sigma"}
-        return {path: value for key, path in paths.items() if (value := getattr(self, key)) is not None}
-
-
-class CasesSpec(BaseModel):
-    """`[cases]`: what every setting is measured on; without it, on the one image that `[target]` and `[task]` say.
-
-    Cases are the product of the lists, or the rows of `[[cases.table]]`. What is to be chosen, the objective, is taken
-    over all of them but those held out.
-    """
+class CaseOption(BaseModel):
+    """What can be searched of `[cases]`, all of which `ddstudy.spec.cases` has."""
 
     model_config = MODEL
 
     case: str = option("", "the only one that counts; of each trial of the study of cases, its own", label="case")
-    files: list[str] = Field([], description="volumes or pictures; folders in BIDS and patterns with * are read out")
-    slices: list[SliceOf] = Field(
-        [], description="slices, also ranges: '40:140:10' as in Python, 'mid+-30' and 'mid+-30:10' around the middle"
-    )
-    volumes: list[Annotated[int, Field(ge=0)]] = Field([], description="volumes of a 4-D series")
-    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([], description="of the measurement: its noise and mask")
-    sigmas: list[Annotated[float, Field(ge=0, le=10)]] = Field([], description="noise levels of the measurement")
-    table: list[CaseSpec] = Field([], description="cases by name, in place of lists")
-    holdout: list[str] = Field([], description="names of cases, or patterns with *, that only `ddstudy judge` fits")
-    objective: Literal["mean", "worst", "quantile"] = Field(
-        "mean", description="of every number of a setting over its cases: mean, worst or quantile"
-    )
-    quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.25, description="for objective 'quantile': counted from the worst case"
-    )
-
-    @field_validator("slices", mode="before")
-    @classmethod
-    def _ranges(cls, value: Any) -> Any:
-        return [each for item in value for each in slices_of(item)] if isinstance(value, list) else value
-
-    @field_validator("files", "slices", "volumes", "seeds", "sigmas")
-    @classmethod
-    def _no_repeats(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) != len(value):
-            raise ValueError("must not name a case twice")
-        return value
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        lists: list[list[Any]] = [self.files, self.slices, self.volumes, self.seeds, self.sigmas]
-        if self.table and any(lists):
-            raise ValueError("cases.table and lists of cases exclude each other")
-        if math.prod(len(each) for each in lists if each) > MOST_CASES or len(self.table) > MOST_CASES:
-            raise ValueError(f"there can be {MOST_CASES:,} cases")
-        names = [case.name for case in self._listed]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two cases are named '{twice[0]}'; give them names in [[cases.table]]")
-        for pattern in self.holdout:
-            if not fnmatch.filter(names, pattern):
-                raise ValueError(f"holdout names no case: '{pattern}'; cases are {', '.join(names[:10]) or 'none'}")
-        if names and not self.chosen_by:
-            raise ValueError("holdout leaves no case to choose by")
-        if self.case and self.case not in names:
-            raise ValueError(f"case: there is no '{self.case}'; cases are {', '.join(names[:10]) or 'none'}")
-        return self
-
-    @functools.cached_property
-    def _listed(self) -> list[CaseSpec]:
-        """All cases, before `holdout` is looked at."""
-        if self.table:
-            return self.table
-        if not any([self.files, self.slices, self.volumes, self.seeds, self.sigmas]):
-            return []
-        stems = _stems(self.files)
-        lists: list[list[Any]] = [self.files, self.slices, self.volumes, self.seeds, self.sigmas]
-        found = []
-        for file, where, volume, seed, sigma in itertools.product(*(each or [None] for each in lists)):
-            parts = [stems[file] if file is not None else "", "" if where is None else f"slice{where}"]
-            parts += [f"volume{volume}" if volume is not None else "", f"sigma{sigma:g}" if sigma is not None else ""]
-            parts += [f"y{seed}" if seed is not None else ""]
-            name = "-".join(filter(None, parts))
-            found.append(CaseSpec(name=name, file=file, slice=where, volume=volume, seed=seed, sigma=sigma))
-        return found
-
-    @functools.cached_property
-    def by_name(self) -> dict[str, CaseSpec]:
-        """All cases, in the order of the file; none where the study has none."""
-        held = {name for pattern in self.holdout for name in fnmatch.filter([c.name for c in self._listed], pattern)}
-        return {
-            case.name: case.model_copy(update={"holdout": case.holdout or case.name in held}) for case in self._listed
-        }
-
-    @property
-    def chosen_by(self) -> tuple[str, ...]:
-        """Names of the cases that take part in the choice."""
-        return tuple(name for name, case in self.by_name.items() if not case.holdout)
-
-    @property
-    def held_out(self) -> tuple[str, ...]:
-        """Names of those that do not."""
-        return tuple(name for name, case in self.by_name.items() if case.holdout)
-
-
-def slices_of(item: object) -> list[object]:
-    """The slices that a range names."""
-    if isinstance(item, str) and (found := _RANGE.fullmatch(item)):
-        slices = range(int(found["first"]), int(found["end"]), int(found["step"] or 1))
-        if not slices:
-            raise ValueError(f"'{item}' names no slice")
-        return list(slices)
-    if isinstance(item, str) and (found := _AROUND.fullmatch(item)):
-        reach = int(found["reach"])
-        step = int(found["step"] or reach)
-        if step > reach:
-            raise ValueError(f"'{item}' names no slice but the middle")
-        steps = [number * step for number in range(-(reach // step), reach // step + 1)]
-        return [f"mid{number:+d}" if number else "mid" for number in steps]
-    return [item]
-
-
-def _stems(files: Sequence[str]) -> dict[str, str]:
-    """Short names of files: the last parts of their paths that tell them apart."""
-    parts = {file: [re.sub(r"[^A-Za-z0-9._+-]+", "_", part) for part in PurePath(file).parts] for file in files}
-    for file, path in parts.items():
-        path[-1] = path[-1].split(".")[0].strip("_-") or "file"
-        parts[file] = [part for part in path if part.strip("._")]
-    for length in itertools.count(1):
-        names = {file: "-".join(path[-length:])[-80:].lstrip("-._+") for file, path in parts.items()}
-        if len(set(names.values())) == len(names) or all(length >= len(path) for path in parts.values()):
-            return names
-    raise AssertionError
 
 
 def _optimisers(*names: str) -> tuple[str, tuple[Value, ...]]:
@@ -668,16 +519,22 @@ class FitSpec(BaseModel):
         log=True,
         needs=_OF_TRAINED,
     )
-    start: Literal["random", "neighbour"] = Field(
+    start: Literal["random", "neighbour"] = option(
         "random",
-        description="where a slice of a volume starts, in `ddstudy fit --all-slices`: random weights, or those of its "
-        "neighbour, from the middle outwards",
+        "where a slice starts: random weights, or those of its neighbour, from the middle of the slices outwards",
+        label="start",
+        short="start-{}",
+        needs=_OF_TRAINED,
     )
-    start_iterations: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        0, description="of a slice that starts from its neighbour; 0: as many as of the first"
+    start_iterations: Annotated[int, Field(ge=0, le=1_000_000)] = option(
+        0,
+        "of a slice that starts from its neighbour; 0: as many as of the first",
+        label="iterations from the neighbour",
+        short="onwards{}",
+        needs=("fit.start", ("neighbour",)),
     )
-    joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = Field(
-        1, description="adjacent slices of a volume that share one network, likewise"
+    joint: Annotated[int, Field(ge=1, le=MOST_JOINT)] = option(
+        1, "adjacent slices that share one network", label="joint slices", short="joint{}", needs=_OF_TRAINED
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     engine: Literal["auto", "fused", "reference"] = option(
@@ -768,7 +625,7 @@ def _options() -> dict[str, Option]:
         ("task.", TaskSpec),
         ("noise.", NoiseSpec),
         ("fit.", FitSpec),
-        ("cases.", CasesSpec),
+        ("cases.", CaseOption),
     )
     for prefix, table in tables:
         for name, field in table.model_fields.items():

@@ -25,6 +25,7 @@ from pydantic import (
 
 from ddstudy.images.metrics import METRICS, QUALITY, Direction
 from ddstudy.spec.axes import Axis, Fit, Setting, Space, may_apply
+from ddstudy.spec.cases import CasesSpec, Network, check_neighbours, networks
 from ddstudy.spec.options import (
     FUSED,
     HANDCRAFTED,
@@ -32,7 +33,6 @@ from ddstudy.spec.options import (
     OPTIONS,
     THESIS,
     TRAINED,
-    CasesSpec,
     FitSpec,
     JudgeSpec,
     NoiseSpec,
@@ -261,9 +261,9 @@ class StudySpec(BaseModel):
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         self._check_task()
-        if (self.fit.start, self.fit.start_iterations, self.fit.joint) != ("random", 0, 1):
-            raise ValueError("fit.start and fit.joint are of volumes, which `ddstudy fit --all-slices` reconstructs")
         self._check_cases()
+        if self.is_linked:
+            self._check_neighbours()
         if "cv_percent" in self.objectives and 1 in self.values_of("fit.members"):
             raise ValueError("objectives.cv_percent needs fit.members of at least 2")
         for axis in self.search_space.axes:
@@ -302,6 +302,13 @@ class StudySpec(BaseModel):
             raise ValueError("search.pruner over cases is 'wilcoxon', which compares settings case by case")
         if cases.by_name and self.search.pruner and cases.objective != "mean":
             raise ValueError("search.pruner compares means over cases: cases.objective must be 'mean'")
+
+    def _check_neighbours(self) -> None:
+        check_neighbours(self.cases, [int(each) for each in self.values_of("fit.joint")])
+        if CASE in self.search_space.names and self.search.sampler != "grid":
+            raise ValueError(f"fit.start and fit.joint: {CASE} cannot be searched")
+        if "neighbour" not in self.values_of("fit.start") and self.fit.start_iterations:
+            raise ValueError("fit.start_iterations is for fit.start = 'neighbour' only")
 
     def _check_priors(self, *, judged: bool) -> None:
         kinds = self.values_of("prior.kind")
@@ -466,6 +473,46 @@ class StudySpec(BaseModel):
         """What the case of a point says in place of the tables."""
         name = point.get(CASE) or self.cases.case
         return self.cases.by_name[str(name)].own if name else {}
+
+    @cached_property
+    def is_linked(self) -> bool:
+        """Whether slices are fitted with their neighbours, or might be if a list grew: noise then is a slice's own."""
+        own = self.fit.start, self.fit.start_iterations, self.fit.joint
+        return own != ("random", 0, 1) or bool({"fit.start", "fit.joint"} & {*self.search_space.names})
+
+    def networks(self, fit: Fit) -> tuple[Network, ...]:
+        """The networks that are fitted in one go with that of a fit of a case, in their order; mostly its own alone."""
+        name = str(fit.get(CASE, ""))
+        if not self.is_linked or not name:
+            return (Network((name,)),)
+        at = self.at(fit)
+        if at.prior.kind in HANDCRAFTED:
+            return (Network((name,)),)
+        how = at.fit.start, at.fit.joint
+        if how not in self._networks:
+            self._networks[how] = networks(self.cases, *how)
+        return self._networks[how][name]
+
+    @cached_property
+    def _networks(self) -> dict[tuple[str, int], Mapping[str, tuple[Network, ...]]]:
+        return {}
+
+    def root(self, fit: Fit) -> Fit:
+        """The fit that stands for all that are done in one go with a fit: of the first case of the first network."""
+        return fit_on(fit, self.networks(fit)[0].cases[0]) if self.is_linked and CASE in fit else fit
+
+    def iterations_of(self, setting: Setting) -> int:
+        """Iterations that a setting is given: its budget, or what the study says of slices that start elsewhere."""
+        case = str(setting.get(CASE, ""))
+        is_first = any(case in each.cases for each in self.networks(setting.fit) if each.after is None)
+        return setting.budget if is_first else self.at(setting).fit.start_iterations or setting.budget
+
+    def served(self, fit: Fit, budgets: Iterable[int]) -> list[Setting]:
+        """The settings that a fit serves at some budgets: of all cases that are done in one go with its own."""
+        if not self.is_linked or CASE not in fit:
+            return [fit.at(budget) for budget in budgets]
+        fits = [fit_on(fit, case) for network in self.networks(fit) for case in network.cases]
+        return [each.at(budget) for budget in budgets for each in fits]
 
     @cached_property
     def by_case(self) -> StudySpec | None:

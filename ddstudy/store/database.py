@@ -18,7 +18,7 @@ import subprocess
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -160,6 +160,10 @@ class Store:
                     return
             time.sleep(0.1)  # a wait inside the database would hold a pooler's connection, which the other may need
 
+    def said(self, error: BaseException) -> str:
+        """What the database says first in an error, without its password."""
+        return said(error, self._url)
+
     def close(self) -> None:
         """Gives the driver's place back and closes all connections."""
         self._stack.close()
@@ -215,13 +219,16 @@ class Store:
         if not studies:
             raise self._no_studies()
         if name is not None and name not in studies:
-            raise UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(studies)}.")
+            raise self._unknown(name, studies)
         study = studies[name or self.names()[0]]
         trials, left_out = self.storage.read_trials(id_of(study))
         view = view_of(study, trials, self.artifacts, self.shown_url, left_out)
         if view.spec.by_case is not None and view.spec.by_case.name in studies:
             return replace(view, by_case=self.view(view.spec.by_case.name))
         return view
+
+    def _unknown(self, name: str, known: Iterable[str]) -> UserError:
+        return UserError(f"{self.shown_url}: no study '{shown_path(name)}'", f"Valid: {', '.join(known)}.")
 
     def _no_studies(self) -> NoStudiesError:
         return NoStudiesError(f"{self.shown_url}: no studies yet", "Make one with `ddstudy run`.")
@@ -232,8 +239,12 @@ class Store:
         )
 
     def finished(self, name: str) -> int:
-        """How many trials of a study are finished: a count that is quick in a large study, too."""
-        return count_finished(self.storage.engine, self.storage.get_study_id_from_name(name))
+        """How many trials of a study and of its cases are finished: a count that is quick in a large study, too.
+
+        Raises:
+            UserError: there is no such study.
+        """
+        return sum(count_finished(self.storage.engine, part) for part in self._parts(name))
 
     def source(self, name: str, spec: StudySpec, target: Target | Targets) -> StudyView:
         """Another study, whose results can be imported into a study of this spec and target.
@@ -247,7 +258,7 @@ class Store:
         study = next(study for study in self._ours() if study.study_name == other.name)
         theirs, _ = self._stored_fingerprint(study)
         ours = spec.fingerprint()
-        tables = ("prior.", "target.", "noise.", "fit.")
+        tables = ("prior.", "target.", "task.", "judge.", "noise.", "fit.")
         both = ours.keys() & theirs.keys()
         differences = [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
@@ -260,19 +271,38 @@ class Store:
         ]
         if theirs["numerics"] != ours["numerics"]:
             differences.append(_OTHER_NUMERICS.format(theirs["numerics"], ours["numerics"]))
+        stacks = [each.is_linked and each.cases.stacks for each in (spec, other.spec)]
+        if stacks[0] != stacks[1]:
+            differences.append("cases: slices that are fitted with their neighbours, and others")
+        there = other.spec.cases.by_name
+        for name, case in spec.cases.by_name.items():
+            # their pixels are compared, wherever they lie
+            own, known = (one.model_copy(update={"file": None}).own for one in (case, there.get(name, case)))
+            if own != known:
+                differences.append(f"case {name}: {known} there, {own} here")
         if not _same_pixels(theirs["target"], target.digest):
             differences.append(f"target: {other.facts['target']} there, {target.name} here, other pixels")
         if differences:
             raise UserError(
                 f"--reuse {name}: its results are not results of study '{spec.name}': {'; '.join(differences)}",
-                "Only the results of the same prior, target, noise and fit options can be reused.",
+                "Only the results of the same prior, target, task, judge, noise and fit options can be reused.",
             )
         return other
 
     def at_work(self, name: str) -> list[AtWork]:
-        """The fits of a study that are being done now, by whichever drivers; of one with cases, those of its cases."""
+        """The fits of a study that are being done now, by whichever drivers; of one with cases, those of its cases.
+
+        Raises:
+            UserError: there is no such study.
+        """
+        return at_work(self.storage.engine, self._parts(name)[-1])
+
+    def _parts(self, name: str) -> list[int]:
+        """The ids of a study and, where there is one, of its study of cases."""
         stored = {study.study_name: id_of(study) for study in self._ours()}
-        return at_work(self.storage.engine, stored.get(name + OF_CASES, stored[name]))
+        if name not in stored:
+            raise self._unknown(name, stored)
+        return [stored[each] for each in (name, name + OF_CASES) if each in stored]
 
     # driving
 

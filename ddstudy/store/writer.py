@@ -167,7 +167,7 @@ class StudyWriter:
             setting = self.space.setting({**theirs.base, **theirs.params(record.setting)})
             if setting is None or setting.id != record.setting.id or not record.has_result or "pruner" in attrs:
                 continue
-            stopped = attrs["iterations_done"] < setting.budget and "ended_by" not in attrs
+            stopped = attrs["iterations_done"] < self.spec.iterations_of(setting) and "ended_by" not in attrs
             comparable = not attrs["shared"] and not attrs.get("disturbed") and attrs["device"] == device
             complete = "cv_percent" not in attrs or all(metric in attrs for metric in self.spec.objectives)
             wanted = setting in self.space and setting not in measured and complete

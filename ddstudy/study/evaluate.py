@@ -4,6 +4,7 @@
 numbers on every worker. A `Check` tells how the members are doing, a `Result` is what is recorded of one setting.
 `evaluate_together` does several jobs of one `kind` as a pack: each has its own events, numbers and end. Jobs of
 adjacent slices may share one network, whose output has a channel for each; each is still observed and measured alone.
+One job may be of several slices that are fitted with their neighbours (`Job.networks`); its events say which.
 
 Here truth and measurement part ways. A solver is handed what `problem` makes of `Case.measurement`; what outputs are
 judged by, `Case.judge`, stays in this module. Where the image itself is measured without noise, checks come from the
@@ -39,12 +40,26 @@ from ddstudy.priors.siren import Siren
 from ddstudy.solvers import Config, Method, Problem, Snapshot, choose, direct, fit_together
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.options import FitSpec, NoiseSpec, PriorSpec, rows_and_columns
+from ddstudy.spec.schema import fit_of
 from ddstudy.study.load import DISTURBED_PERCENT, watched
 from ddstudy.study.stability import StopRule, cv_percent, dead_members, spread_percent, spread_stops_at, stops_at
 from ddstudy.study.stopping import Rule, Watch
 from ddstudy.tasks.base import Measurement
 from ddstudy.tasks.cases import Case
 from ddstudy.tasks.measurements import consistent, held_out_errors, joint, residual, residual_picture, to_images
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """What one network of a job of several slices reconstructs.
+
+    Attributes:
+        cases: by name.
+        after: place of the network among those of the job from whose weights it starts; None: from random ones.
+    """
+
+    cases: Mapping[str, Case]
+    after: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +80,8 @@ class Job:
         with_weights: results carry the weights that made their output.
         joint: so many jobs, one after the other in a pack, differ in their case alone and are fitted by one network,
             with one loss over all. Seconds are shared out among them; `start` is that of the first.
+        networks: of several slices, fitted one after the other as `options` say, with the same input tensors: those of
+            the fit without its case. `case` is the first one's. Empty: there is `case` alone.
     """
 
     fit: Fit
@@ -79,17 +96,23 @@ class Job:
     start: NDArray[np.float32] | None = None
     with_weights: bool = False
     joint: int = 1
+    networks: tuple[Slices, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Slices that share a network."""
+        return len(self.networks[0].cases) if self.networks else self.joint
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What jobs of one study that are done as a pack have in common."""
         how = self.config, self.options.engine, self.options.precision
-        return self.model, rows_and_columns(self.fit.tiling), self.case.measurement.operator, how
+        return self.model, rows_and_columns(self.fit.tiling), self.case.measurement.operator, how, self.networks
 
     @property
     def model(self) -> Prior | Handcrafted:
         """The prior of one tile, of all slices that share it."""
-        return prior_of(self.fit, self.case.measurement, self.prior, self.joint)
+        return prior_of(self.fit, self.case.measurement, self.prior, self.width)
 
     def method(self, device: str) -> Method:
         """How it is computed on a torch device.
@@ -117,12 +140,16 @@ class Check:
         psnr_members: the judge's score of each, dB: PSNR of the joined slice where the judge is the truth.
         watched: what stopping rules and stability look at and what `stop-audit` needs, in tasks other than `represent`:
             `spread`, `loss`, `held_out`, `score`, `wmv`, `emv`.
+        case: which of a job of several it is of.
+        of: the last iteration of the fit; 0 where nobody said.
     """
 
     iteration: int
     seconds: float
     psnr_members: tuple[float, ...]
     watched: Mapping[str, float] = field(default_factory=dict)
+    case: str = ""
+    of: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +168,7 @@ class Result:
         members: float32 (M, C, H, W), the outputs that `output` is the mean of, where the job asked for them.
         residual: float32 (C, H, W), what of the measurement the answer leaves over, as it is looked at; None of copies.
         weights: float32 (M, parameters), a `Job.start` for a fit that goes on from here, where the job asked for them.
+        case: which of a job of several it is of.
     """
 
     budget: int
@@ -152,6 +180,28 @@ class Result:
     members: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
     weights: NDArray[np.float32] | None = None
+    case: str = ""
+
+
+class Ending(threading.Event):
+    """Ends one job; it is set as soon as the event that stops everything is.
+
+    Args:
+        everything: set by the caller, perhaps in another thread; None if nothing stops everything.
+    """
+
+    def __init__(self, everything: threading.Event | None) -> None:
+        super().__init__()
+        self._everything = everything
+
+    def is_set(self) -> bool:
+        """Whether the job is to end."""
+        return super().is_set() or is_stopped(self._everything)
+
+
+def is_stopped(everything: threading.Event | None) -> bool:
+    """Whether the caller wants no more."""
+    return everything is not None and everything.is_set()
 
 
 def prior_of(fit: Fit, measurement: Measurement, table: PriorSpec, slices: int = 1) -> Prior | Handcrafted:
@@ -277,11 +327,17 @@ def evaluate_together(
     """Runs the fits of a pack; yields the index of a job and what `evaluate` would yield for it, None at its end.
 
     Args:
-        jobs: of one `kind`; as many as their `joint` share a network, one after the other.
+        jobs: of one `kind`; as many as their `joint` share a network, one after the other. One of several slices is
+            a pack of its own.
         device: a torch device.
         threads: of the fit.
         stops: an event for each job, which ends it without a further result while the others go on; set at its end.
     """
+    if jobs[0].networks:
+        (job,) = jobs
+        yield from ((0, event) for event in _neighbours(job, device, threads, stops[0]))
+        yield 0, None
+        return
     method = jobs[0].method(device)
     trackers = [_Tracker(job, device, method) for job in jobs]
     groups = [range(first, first + jobs[0].joint) for first in range(0, len(jobs), jobs[0].joint)]
@@ -341,6 +397,37 @@ def evaluate_together(
             raise
         pending.extend((one, None) for one in running)
         yield from ready(wait=True)
+
+
+def _neighbours(job: Job, device: str, threads: int, stop: threading.Event) -> Iterator[Check | Result]:
+    """The events of a job of several slices, one network after the other.
+
+    A network that starts from another's weights does so at each budget: those that the other had there. Where these are
+    not finite, it starts as the other did.
+    """
+    onwards = job.options.start_iterations
+    ended: dict[tuple[int | None, int], NDArray[np.float32] | None] = {}
+    alone = replace(job, fit=fit_of(job.fit), networks=(), with_weights=job.options.start == "neighbour")
+    for place, network in enumerate(job.networks):
+        is_first = network.after is None
+        for budgets in [job.budgets] if is_first else [(budget,) for budget in job.budgets]:
+            start = ended.get((network.after, budgets[0]))
+            ended |= {(place, budget): start for budget in budgets}
+            one = replace(alone, budgets=budgets, start=start, joint=len(network.cases))
+            if onwards and not is_first:
+                one = replace(one, budgets=(onwards,))
+            names, jobs = list(network.cases), [replace(one, case=case) for case in network.cases.values()]
+            stops = [Ending(stop) for _ in jobs]
+            for index, event in evaluate_together(jobs, device=device, threads=threads, stops=stops):
+                if isinstance(event, Check):
+                    yield replace(event, case=names[index])
+                elif isinstance(event, Result):
+                    budget = event.budget if is_first else budgets[0]
+                    if index == 0 and event.weights is not None and np.isfinite(event.weights).all():
+                        ended[place, budget] = event.weights
+                    yield replace(event, budget=budget, case=names[index], weights=None)
+            if stop.is_set():
+                return
 
 
 def _applied(jobs: Sequence[Job]) -> Iterator[tuple[int, Snapshot]]:
@@ -411,7 +498,7 @@ class _Tracker:
             waited: percent of its time that it waited for others on its machine; None where it is not known.
         """
         finite = bool(np.isfinite(snapshot.losses).all())
-        check = self._check(snapshot) if finite else Check(snapshot.iteration, snapshot.seconds, ())
+        check = self._check(snapshot) if finite else Check(snapshot.iteration, snapshot.seconds, (), of=self.last)
         if finite:
             self.checks.append(check)
         dead, rule = int(dead_members(snapshot.ranges).sum()), self.job.rule
@@ -431,7 +518,7 @@ class _Tracker:
         iteration, seconds, job = snapshot.iteration, snapshot.seconds, self.job
         if self.is_copy:
             # of losses alone, so that no outputs need leave their device
-            return Check(iteration, seconds, tuple(psnr_of(float(loss)) for loss in snapshot.losses))
+            return Check(iteration, seconds, tuple(psnr_of(float(loss)) for loss in snapshot.losses), of=self.last)
         joined = self._joined(snapshot.outputs)
         mean = joined.mean(axis=0)
         told = {"spread": spread_percent(joined), "loss": float(snapshot.losses.mean())}
@@ -444,7 +531,7 @@ class _Tracker:
         image, *images = to_images(np.stack([mean, *joined]), job.case.measurement)
         truth = job.case.judge.truth
         told["score"] = self._scores(mean[None], image[None])[0] if truth is None else psnr(image, truth)
-        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told)
+        return Check(iteration, seconds, self._scores(joined, np.stack(images)), told, of=self.last)
 
     def _answer(self, snapshot: Snapshot) -> _Answer:
         weights = snapshot.weights if self.job.with_weights else None

@@ -21,7 +21,7 @@ from ddstudy.store.leases import AtWork, Leases
 from ddstudy.store.study import StudyView
 from ddstudy.store.writer import StudyWriter
 from ddstudy.study.evaluate import Check, Result
-from ddstudy.study.planner import Plan, cost, job, speed_of
+from ddstudy.study.planner import Plan, cost, iterations_of, job, speed_of
 
 CALIBRATION_SECONDS = 5.0
 CALIBRATION_CHECKS = 4  # iterations: members are spread over threads, and one alone would leave the last of them idle
@@ -218,9 +218,10 @@ def keep_forecast(study: StudyWriter, forecast: Forecast) -> None:
 
 
 def work_of(spec: StudySpec, fit: Fit, budgets: tuple[int, ...], target: Target | Targets) -> Work:
-    """The work of a fit."""
-    iterations = max(budgets, default=0)
-    return Work({speed_of(spec, fit): (int(cost(spec, fit, target)) * iterations, iterations)}, len(budgets))
+    """The work of a fit; of slices that are fitted with their neighbours, of all of them."""
+    iterations = iterations_of(spec, fit, budgets)
+    results = len(spec.served(fit, budgets))
+    return Work({speed_of(spec, fit): (int(cost(spec, fit, target)) * iterations, iterations)}, results)
 
 
 def work_ahead(spec: StudySpec, target: Target | Targets, the_plan: Plan) -> Work:

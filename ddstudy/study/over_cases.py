@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 
 from ddstudy.images.metrics import COLUMNS, METRICS
 from ddstudy.spec.axes import Fit, Setting
-from ddstudy.spec.options import CasesSpec
+from ddstudy.spec.cases import CasesSpec
 from ddstudy.spec.schema import CASE, on, setting_of
 from ddstudy.store.records import Record
 from ddstudy.store.writer import JUDGED, StudyWriter
@@ -157,8 +157,10 @@ class OverCases:
         if diverged:
             values.pop("cv_percent", None)
             values["iterations_done"] = min(int(record.attrs["iterations_done"]) for record in records)
+        whole = self.by_case.spec.iterations_of
         stopped = any(
-            record.attrs["iterations_done"] < setting.budget and "ended_by" not in record.attrs for record in records
+            record.attrs["iterations_done"] < whole(record.setting) and "ended_by" not in record.attrs
+            for record in records
         )
         result = Result(
             setting.budget,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ddstudy.errors import UserError
@@ -15,8 +15,8 @@ from ddstudy.priors.handcrafted import Handcrafted
 from ddstudy.solvers.fused import kernels_for, memory
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import PriorSpec, tiles
-from ddstudy.spec.schema import CASE, StudySpec, setting_of
-from ddstudy.study.evaluate import Job, prior_of
+from ddstudy.spec.schema import CASE, StudySpec, fit_on, setting_of
+from ddstudy.study.evaluate import Job, Slices, prior_of
 from ddstudy.study.stability import StopRule
 from ddstudy.tasks.cases import Case, case_of
 
@@ -27,7 +27,8 @@ class Plan:
 
     Attributes:
         settings: all settings of the study, or how many a search will try.
-        fits: fits that serve them; for a search the most it can need.
+        fits: fits that serve them, of slices that are fitted with their neighbours as one; for a search the most it can
+            need.
         done: settings that have a result already.
         todo: fits of a grid that are still to do, with their budgets; the longest first. Empty for a search.
         is_search: settings are chosen on the way.
@@ -86,9 +87,10 @@ def plan(
         chosen, listed = set(settings), set(spec.cases.chosen_by)
         settings = [each for each in spec.search_space if each[CASE] in listed and setting_of(each) in chosen]
     done = done & set(settings)
-    missing = budgets_by_fit(setting for setting in settings if setting not in done)
-    order = sorted(missing, key=lambda fit: -cost(spec, fit, target) * max(missing[fit]))
-    return Plan(len(settings), len(budgets_by_fit(settings)), len(done), {fit: missing[fit] for fit in order})
+    missing = budgets_by_fit(spec.root(each.fit).at(each.budget) for each in settings if each not in done)
+    order = sorted(missing, key=lambda fit: -cost(spec, fit, target) * iterations_of(spec, fit, missing[fit]))
+    count = len({spec.root(fit) for fit in budgets_by_fit(settings)})
+    return Plan(len(settings), count, len(done), {fit: missing[fit] for fit in order})
 
 
 def model_of(spec: StudySpec, fit: Fit, target: Target | Targets) -> Prior | Handcrafted:
@@ -97,24 +99,39 @@ def model_of(spec: StudySpec, fit: Fit, target: Target | Targets) -> Prior | Han
     Raises:
         UserError: the target cannot be measured as the study's task says, or the prior cannot make a tile of its size.
     """
-    return prior_of(fit, case_of(spec, target, fit).measurement, spec.at(fit).prior)
+    return prior_of(fit, case_of(spec, target, fit).measurement, spec.at(fit).prior, _width(spec, fit))
 
 
-def operations(fit: Fit, case: Case, table: PriorSpec | None = None) -> float:
+def _width(spec: StudySpec, fit: Fit) -> int:
+    """Slices that share the network of a fit."""
+    return len(spec.networks(fit)[0].cases)
+
+
+def operations(fit: Fit, case: Case, table: PriorSpec | None = None, slices: int = 1) -> float:
     """Cost of one iteration of one member in floating-point operations, roughly; forecasts scale with it.
 
     Args:
         fit: which.
         case: it is of.
         table: the prior at this fit; the thesis' Deep Decoder when not given.
+        slices: that share the network; the cost is of one.
     """
-    return float(tiles(fit.tiling) * prior_of(fit, case.measurement, table or PriorSpec()).cost)
+    return float(tiles(fit.tiling) * prior_of(fit, case.measurement, table or PriorSpec(), slices).cost) / slices
+
+
+def iterations_of(spec: StudySpec, fit: Fit, budgets: Sequence[int]) -> int:
+    """Iterations of a fit up to some budgets; of slices that are fitted with their neighbours, of all of them."""
+    onwards = spec.at(fit).fit.start_iterations
+    # from random weights a fit passes the smaller budgets on its way, from a neighbour's it begins anew for each
+    firsts, others = max(budgets, default=0), sum(onwards or budget for budget in budgets)
+    return sum(len(each.cases) * (firsts if each.after is None else others) for each in spec.networks(fit))
 
 
 def cost(spec: StudySpec, fit: Fit, target: Target | Targets) -> float:
     """Cost of one iteration of all members of a fit of a study, in `operations` of as many as its file names."""
     at = spec.at(fit)
-    return operations(fit, case_of(spec, target, fit), at.prior) * at.fit.members / spec.fit.members
+    one = operations(fit, case_of(spec, target, fit), at.prior, _width(spec, fit))
+    return one * at.fit.members / spec.fit.members
 
 
 def speed_of(spec: StudySpec, fit: Fit) -> str:
@@ -144,13 +161,28 @@ def bytes_of_largest_fit(spec: StudySpec, target: Target | Targets, device: str 
         return 0
     largest = max(decoders, key=size)
     work = job(spec, target, largest, ())
-    members, samples, kernels = work.options.members, work.case.measurement.operated, kernels_for(device)
+    members, samples = work.options.members, work.width * work.case.measurement.operated
+    kernels = kernels_for(device)
     prior, count = decoders[largest], tiles(largest.tiling)
     return memory(prior, count, members, members, kernels, config=work.config, samples=samples)
 
 
-def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...]) -> Job:
-    """The job of one fit.
+def job(
+    spec: StudySpec,
+    target: Target | Targets,
+    fit: Fit,
+    budgets: tuple[int, ...],
+    done: Collection[Setting] = (),
+) -> Job:
+    """The job of one fit, and of those that are done in one go with it.
+
+    Args:
+        spec: the study.
+        target: its image, or images.
+        fit: which.
+        budgets: iterations to measure at, ascending.
+        done: settings that have a result: slices that are fitted with their neighbours are left out where all settings
+            are done, unless others start from their weights.
 
     Raises:
         UserError: the target cannot be measured as the study's task says.
@@ -159,4 +191,28 @@ def job(spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int,
     percent = table.cv_percent if spec.score == "psnr" else table.spread_percent
     rule = StopRule(percent, table.stop, table.warmup, table.window, table.patience) if table.prune else None
     timed = "seconds" in spec.objectives
-    return Job(fit, budgets, case_of(spec, target, fit), at.fit, at.noise, rule, timed, prior=at.prior)
+    networks = _slices(spec, target, fit, budgets, done)
+    case = next(iter(networks[0].cases.values())) if networks else case_of(spec, target, fit)
+    return Job(fit, budgets, case, at.fit, at.noise, rule, timed, prior=at.prior, networks=networks)
+
+
+def _slices(
+    spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...], done: Collection[Setting]
+) -> tuple[Slices, ...]:
+    """The networks of a job of several slices; none where a fit is done alone."""
+    networks = spec.networks(fit)
+    if len(networks) == len(networks[0].cases) == 1:
+        return ()
+    needed = set[int | None]()
+    for place in reversed(range(len(networks))):  # those from whose weights others start come first
+        missing = (fit_on(fit, case).at(b) not in done for case in networks[place].cases for b in budgets)
+        if place in needed or not budgets or any(missing):
+            needed |= {place, networks[place].after}
+    kept = [place for place in range(len(networks)) if place in needed]
+    return tuple(
+        Slices(
+            {case: case_of(spec, target, fit_on(fit, case)) for case in networks[place].cases},
+            None if (after := networks[place].after) is None else kept.index(after),
+        )
+        for place in kept
+    )

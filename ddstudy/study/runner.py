@@ -27,7 +27,7 @@ from ddstudy.store.writer import StudyWriter
 from ddstudy.study.evaluate import Check, Job, Result
 from ddstudy.study.forecasting import Forecast, Work, keep_forecast, work_ahead, work_of
 from ddstudy.study.over_cases import OverCases
-from ddstudy.study.planner import cost, job, plan, speed_of
+from ddstudy.study.planner import cost, iterations_of, job, plan, speed_of
 from ddstudy.study.samplers import SpaceExhaustedError, Unseen, marks, pruner, running_fits, unseen
 from ddstudy.study.stability import cv_percent
 
@@ -84,6 +84,7 @@ class _InFlight:
     device: str = ""
     pack: int = 0  # number of the pack that it is in
     packed: bool = False  # with others
+    settings: int = 0  # that it serves, where it is of several slices
     begun: float = 0.0  # on its worker
     fitted: float = 0.0  # seconds since
     recorded: int = 0  # results since
@@ -92,6 +93,8 @@ class _InFlight:
     @property
     def share(self) -> float:
         """How much of the fit is done."""
+        if self.settings:
+            return min(1.0, self.recorded / self.settings)
         return self.reached / max(1, *self.budgets)  # a prior without weights has the budget 0
 
 
@@ -101,7 +104,7 @@ class _Open:
 
     fit: Fit
     budgets: tuple[int, ...]
-    left: deque[str]  # cases that were not begun
+    left: deque[str]  # cases that were not begun; of those that are done in one go, one
     flying: int = 0  # that are being fitted
 
 
@@ -237,7 +240,7 @@ class _Run:
                 continue
             # the lease is ours: what another driver recorded before it gave the fit back is visible now
             self._refresh()
-            budgets = tuple(b for b in self._take_out(fit) if fit.at(b) not in self.results)
+            budgets = self._missing(fit, self._take_out(fit))
             if self._is_given_up(fit, budgets) or not budgets:
                 self.study.leases.release(fit.id)
                 continue
@@ -255,8 +258,14 @@ class _Run:
 
     def _work(self, fit: Fit, budgets: tuple[int, ...]) -> Work:
         if fit not in self.work_of_one:
-            self.work_of_one[fit] = work_of(self.study.spec, fit, (1,), self.study.target)
-        return replace(self.work_of_one[fit].times(max(budgets, default=0)), results=len(budgets))
+            one = work_of(self.study.spec, fit, (1,), self.study.target)
+            self.work_of_one[fit] = one.times(1 / max(1, one.iterations))
+        whole = self.work_of_one[fit].times(iterations_of(self.study.spec, fit, budgets))
+        return replace(whole, results=len(self.study.spec.served(fit, budgets)))
+
+    def _missing(self, fit: Fit, budgets: tuple[int, ...]) -> tuple[int, ...]:
+        """The budgets at which not all that a fit serves has a result."""
+        return tuple(b for b in budgets if any(each not in self.results for each in self.study.spec.served(fit, (b,))))
 
     def _next_of_search(self) -> bool:
         self._refresh()
@@ -297,7 +306,8 @@ class _Run:
         if self.over is not None:
             self.over.asked[setting] = trial
             budgets = tuple(b for b in passed if setting.fit.at(b) not in asked.measured())
-            self.open.append(_Open(setting.fit, budgets, deque(self.over.cases.chosen_by)))
+            roots = (self.study.spec.root(fit_on(setting.fit, case)) for case in self.over.cases.chosen_by)
+            self.open.append(_Open(setting.fit, budgets, deque(dict.fromkeys(str(root[CASE]) for root in roots))))
             return self._next_case()
         budgets = tuple(b for b in passed if setting.fit.at(b) not in self.results)
         self._submit(_InFlight(setting.fit, budgets, trial, setting, datetime.now()))
@@ -319,7 +329,7 @@ class _Run:
         for each in list(self.open):
             while each.left and not (each.flying and self.over.pruner):
                 fit = fit_on(each.fit, each.left.popleft())
-                budgets = tuple(b for b in each.budgets if fit.at(b) not in self.results)
+                budgets = self._missing(fit, each.budgets)
                 if not budgets:  # measured before, for a setting that another run began
                     self._decide(each)
                     if each not in self.open:
@@ -363,7 +373,7 @@ class _Run:
             line = self.over.prune(each.fit, each.budgets) if each.left else ""
             if each.left and not line:
                 return ""
-        skipped = len(each.left) * len(each.budgets)
+        skipped = sum(len(self.study.spec.served(fit_on(each.fit, case), each.budgets)) for case in each.left)
         self.plan = replace(self.plan, settings=self.plan.settings - skipped)
         self._close(each, "not all of its cases have a result")
         self._count()
@@ -403,14 +413,18 @@ class _Run:
     def _submit(self, flight: _InFlight) -> None:
         """Puts a fit into a pack that is being filled or a new one; a fit that a driver died with runs alone."""
         self.in_flight[flight.fit.id] = flight
-        work = job(self.study.spec, self.study.target, flight.fit, flight.budgets)
-        suspect = self.study.leases.deaths[flight.fit.id] > 0
-        pack = next((pack for pack in self.packs if pack.has_room and pack.kind == work.kind and not suspect), None)
+        work = self._job(flight.fit, flight.budgets)
+        flight.settings = len(flight.budgets) * sum(len(network.cases) for network in work.networks)
+        alone = bool(work.networks) or self.study.leases.deaths[flight.fit.id] > 0  # or a suspect
+        pack = next((pack for pack in self.packs if pack.has_room and pack.kind == work.kind and not alone), None)
         if pack is None:
-            pack = _Pack(next(self.numbers), work.kind, 1 if suspect else self._room(work))
+            pack = _Pack(next(self.numbers), work.kind, 1 if alone else self._room(work))
             self.packs.append(pack)
         flight.pack = pack.number
         pack.jobs[flight.fit.id] = work
+
+    def _job(self, fit: Fit, budgets: tuple[int, ...]) -> Job:
+        return job(self.study.spec, self.study.target, fit, budgets, self.results)
 
     def _room(self, work: Job) -> int:
         """How many fits of a kind are to run as a pack: as many as fill the device, in even shares for all slots."""
@@ -435,9 +449,12 @@ class _Run:
         if isinstance(event, Check):
             spread = f", CV {cv_percent(event.psnr_members):.1f} %" if len(event.psnr_members) > 1 else ""
             mean = float(np.mean(event.psnr_members))
-            flight.reached, flight.fitted = event.iteration, event.seconds
+            flight.reached = event.iteration
+            if not event.case:
+                flight.fitted = event.seconds
             self.study.leases.tell(ticket, flight.worker, event.iteration, max(flight.budgets), self.left)
-            self.current = f"{ticket} at {event.iteration}: 1DD {mean:.2f} dB{spread}"
+            name = fit_on(flight.fit, event.case).id if event.case else ticket
+            self.current = f"{name} at {event.iteration}: 1DD {mean:.2f} dB{spread}"
             return self._judge(flight, event, mean)
         elif isinstance(event, Result):
             return self._record(flight, event)
@@ -476,9 +493,12 @@ class _Run:
         return f"{flight.fit.id}: PRUNED at {check.iteration} by {self.study.spec.search.pruner}, 1DD {mean:.2f} dB"
 
     def _record(self, flight: _InFlight, event: Result) -> str:
-        setting = flight.fit.at(event.budget)
+        seconds = float(event.values["seconds"])
+        flight.fitted = flight.fitted + seconds if event.case else max(flight.fitted, seconds)
+        flight.recorded += 1
+        setting = (fit_on(flight.fit, event.case) if event.case else flight.fit).at(event.budget)
         if setting in self.results:
-            return ""  # recorded before its fit failed and was done again
+            return ""  # recorded before its fit failed and was done again, or beside a slice that starts from it
         if not self.study.leases.holds(flight.fit.id):
             return f"{setting.id}: not recorded, this driver was away for longer than its lease"
         trial = flight.trial if flight.setting == setting else None
@@ -497,12 +517,11 @@ class _Run:
         self._count()
         if flight.setting == setting:
             flight.trial = None
-        iterations, seconds = int(event.values["iterations_done"]), float(event.values["seconds"])
+        iterations = int(event.values["iterations_done"])
         if iterations:  # a prior without weights has none
             per_iteration = cost(self.study.spec, flight.fit, self.study.target)
             speed = speed_of(self.study.spec, flight.fit)
             self.forecast.learn(speed, per_iteration, max(seconds, 1e-6) / iterations)
-        flight.fitted, flight.recorded = max(flight.fitted, seconds), flight.recorded + 1
         if self.forecast.where and time.monotonic() - self.kept > KEEP_SECONDS:
             self.kept = time.monotonic()
             keep_forecast(self.study, self.forecast)
@@ -515,19 +534,19 @@ class _Run:
 
     def _failed(self, flight: _InFlight, event: Failed) -> str:
         why = event.why
-        missing = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
+        missing = self._missing(flight.fit, flight.budgets)
         if event.kind == "lost" and missing:
             flight.losses += 1
             if flight.losses == LOSSES:
                 return self._end(flight, missing, f"{LOSSES} nodes were lost while they fitted this", event.log)
-            self.executor.submit(flight.fit.id, job(self.study.spec, self.study.target, flight.fit, missing))
+            self.executor.submit(flight.fit.id, self._job(flight.fit, missing))
             return f"{flight.fit.id}: {why}, beginning again elsewhere"
         elsewhere = flight.device not in ("", "cpu")
         may_move = self.study.spec.executor.fallback == "processor"
         if flight.failures < RETRIES and missing:
             flight.failures, flight.alone = flight.failures + 1, False
             flight.pack, flight.packed = next(self.numbers), False
-            work, how = job(self.study.spec, self.study.target, flight.fit, missing), ""
+            work, how = self._job(flight.fit, missing), ""
             if flight.failures == RETRIES and elsewhere and may_move:
                 work = replace(work, options=work.options.model_copy(update={"device": "cpu"}))
                 how = ", on the processor"
@@ -551,15 +570,20 @@ class _Run:
     def _give_up(self, fit: Fit, budgets: tuple[int, ...], why: str, trial: optuna.Trial | None, log: str = "") -> None:
         """Records settings as FAIL; the trial that was asked for is the largest budget's."""
         self.failures.add(fit)
-        for budget in budgets:
-            setting = fit.at(budget)
+        told = set[Setting]()
+        for setting in self.study.spec.served(fit, budgets):
+            if setting in self.results:
+                continue
             self.failed.add(setting)
-            if trial is not None and budget == max(budgets):
+            if trial is not None and setting.budget == max(budgets):
                 self.study.fail(trial, why, given_up=True, log=log)
             else:
                 self.study.record_failure(setting, why, log)
-            if self.over is not None and self.is_grid and setting[CASE] in self.over.cases.chosen_by:
-                self.asked.record_failure(setting_of(setting), f"{setting[CASE]}: {why}", log)
+            if self.over is None or not self.is_grid or setting[CASE] not in self.over.cases.chosen_by:
+                continue
+            if (asked := setting_of(setting)) not in told:
+                told.add(asked)
+                self.asked.record_failure(asked, f"{setting[CASE]}: {why}", log)
 
     def _forget(self, flight: _InFlight) -> None:
         if flight.trial is not None:  # not recorded, since the lease was lost
@@ -568,7 +592,7 @@ class _Run:
         del self.in_flight[flight.fit.id]
         if flight.fit not in self.failures:
             self.behind += self._work(flight.fit, flight.budgets)
-        lost = tuple(budget for budget in flight.budgets if flight.fit.at(budget) not in self.results)
+        lost = self._missing(flight.fit, flight.budgets)
         if lost and self.is_grid and flight.fit not in self.failures:
             self._put_back(flight.fit, lost)  # the driver that took the lease measures these, or we do if it dies
 
@@ -589,7 +613,7 @@ class _Run:
         self._count()
         for trial, setting in self.study.given_up().items():
             if trial not in self.given_up_before:
-                self.failures.add(setting.fit)
+                self.failures.add(self.study.spec.root(setting.fit))
                 self.failed.add(setting)
 
     def _count(self) -> None:
@@ -597,7 +621,7 @@ class _Run:
         sign = 1 if direction == "maximize" else -1
         new = list(itertools.islice(reversed(self.results), len(self.results) - self.counted))
         for setting in reversed(new):
-            if setting.fit.id not in self.in_flight:
+            if self.study.spec.root(setting.fit).id not in self.in_flight:
                 self._done_elsewhere(setting)
         self.counted = len(self.results)
         outcomes = self.asked.measured() if self.over else self.results
@@ -612,21 +636,22 @@ class _Run:
 
     def _done_elsewhere(self, setting: Setting) -> None:
         """Takes what another driver did from the work that is ahead."""
-        done, budgets = self.average, self.todo.get(setting.fit, ())
+        done, fit = self.average, self.study.spec.root(setting.fit)
+        budgets = self.todo.get(fit, ())
         if setting.budget in budgets:
-            rest = tuple(budget for budget in budgets if budget != setting.budget)
-            done = self._work(setting.fit, budgets) - self._work(setting.fit, rest)
+            rest = self._missing(fit, budgets)
+            done = self._work(fit, budgets) - self._work(fit, rest)
             self.ahead -= done
-            self.todo[setting.fit] = rest
+            self.todo[fit] = rest
             if not rest:
-                del self.todo[setting.fit]
+                del self.todo[fit]
         self.behind += done
 
     def _time_left(self) -> float | None:
         """Seconds for what is ahead at the recent pace, which stopped fits, other drivers and lost workers change."""
         ahead, flying = self.ahead, [(self._work(f.fit, f.budgets), f.share) for f in self.in_flight.values()]
         if not self.is_grid:
-            coming = sum(len(flight.budgets) - flight.recorded for flight in self.in_flight.values())
+            coming = sum((f.settings or len(f.budgets)) - f.recorded for f in self.in_flight.values())
             ahead = self.average.times(max(0, self.plan.settings - len(self.results) - coming))
         if not self.forecast.known or not (ahead.iterations or flying):
             return None

@@ -28,6 +28,7 @@ from ddstudy.report.tables import (
     finished,
     gain_of_ensemble,
     paired,
+    stopped,
     thin_inputs,
     timed,
 )
@@ -190,7 +191,7 @@ def differences(view: StudyView) -> dict[str, str]:
             f"Stable means CV <= {limits.cv_percent:g} %, PSNR >= {limits.min_psnr:g} dB, VIF <= {limits.max_vif:g}; "
             "in the thesis 5 %, 15 dB, 1."
         )
-    if early := int((measured["iterations_done"] < measured["iterations"]).sum()):
+    if early := int(stopped(measured).sum()):
         found["stopped early"] = f"{early:,} trials were stopped early; in the thesis none."
     if (count := len(measured.drop_duplicates(list(THESIS)))) < len(space):
         found["not measured"] = f"{count:,} of {len(space):,} settings are measured."

@@ -27,12 +27,11 @@ class History(Filtered):
         return [self] if view.spec.search.sampler != "grid" else []
 
     def _of_study(self, view: StudyView) -> Shown:
-        sentence = f"{title_of(self.y)} of each trial in the order in which they began, and the best stable one so far."
+        sentence = f"{title_of(self.y)} of each stable trial in the order in which they finished, and the best so far."
         table = tables.history(self.filter(view.trials), self.y)
         if table.empty:
-            return Shown(sentence, missing=f"Filled by measured trials with {title_of(self.y)}.")
-        better = table[table["best"] != table["best"].shift()].dropna(subset=["best"])
+            return Shown(sentence, missing=f"Filled by stable trials with {title_of(self.y)}.")
+        better = table[table["best"] != table["best"].shift()]
         columns = {"trial": "number", title_of(self.y): self.y} | {axis: axis for axis in view.axes}
-        figure = figures.history(table, self.y, view.axes)
         shown = Table(settings_of(better, view.axes), columns)
-        return Shown(sentence, figure, shown, thumbnails=True)
+        return Shown(sentence, figures.history(table, self.y, view.axes), shown, thumbnails=True)

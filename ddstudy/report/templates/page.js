@@ -1,7 +1,6 @@
 // Figures follow the width of the paper while they are printed, and what is closed is opened, except for the numbers behind
 // figures, which would be most of the pages, and for the list of differences, which is the same at each table and is
-// opened once for each study. A page that is written anew comes back at the same place, and does not reload while its
-// reader moves about in it.
+// opened once for each study.
 const plots = [...document.querySelectorAll(".plot")], chosen = new WeakMap(), made = new Map();
 const later = window.requestIdleCallback ?? (action => setTimeout(action, 20));
 // A figure is drawn when it comes into view, or when there is nothing else to do; each has its place before. Those whose
@@ -73,6 +72,7 @@ async function fill(article) {
   const rows = new DataTable(table, {
     data: JSON.parse(article.querySelector(".rows").textContent), columns, deferRender: true,
     order: JSON.parse(table.dataset.first).map(([place, way]) => [place + (sheet && place > 0 ? 1 : 0), way]), pageLength: 10, autoWidth: false, select: { style: "os", info: false },
+    stateSave: document.getElementById("live") !== null, stateDuration: -1, // for a page that loads itself again
     columnControl: ["order", ["orderAsc", "orderDesc", "spacer", "search"]], ordering: { indicators: false, handler: false },
   });
   const curves = article.querySelector(".curves");
@@ -258,19 +258,3 @@ addEventListener("afterprint", () => {
   for (const details of document.querySelectorAll("details")) if (details.opened) details.open = details.opened = false;
   for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
 });
-const seconds = Number(document.body.dataset.reload);
-if (seconds) {
-  const all = [...document.querySelectorAll("details")];
-  const { top, open } = JSON.parse(sessionStorage.getItem("place") ?? '{"top": 0, "open": []}');
-  for (const place of open) if (all[place]) all[place].open = true;
-  const studies = [...document.querySelectorAll(".trials")].map(article => article.closest(".study"));
-  Promise.all(studies.map(tableOf)).then(() => scrollTo(0, top)); // what is below tables shall not move any more
-  let moved = 0;
-  for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { moved = Date.now(); });
-  setInterval(() => {
-    if (Date.now() - moved < 3000) return;
-    const open = all.flatMap((details, place) => details.open ? [place] : []);
-    sessionStorage.setItem("place", JSON.stringify({ top: scrollY, open }));
-    location.reload();
-  }, seconds * 1000);
-}
