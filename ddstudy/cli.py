@@ -599,7 +599,7 @@ def prune_audit(
     from ddstudy.report.tables import recorded
     from ddstudy.results import look
     from ddstudy.study.stability import StopRule, audit
-    from ddstudy.terminal import terminal
+    from ddstudy.terminal import teller, terminal
 
     asked, left_out = look(store, studies)
     found_studies = [study.cases or study for study in asked]  # where a fit is one fit
@@ -612,24 +612,39 @@ def prune_audit(
     if not fits:
         raise UserError(f"{names}: no fit ran to its end", "Run one with [stability] prune = false.")
     table, longest = found_studies[0].spec.stability, max(max(fit.results) for fit in fits)
+    own = StopRule(table.cv_percent, table.stop, table.warmup, table.window, table.patience)
     warmups = warmup or sorted({longest * tenths // 10 for tenths in (0, 1, 2, 3, 5)})
-    axes = (cv or [table.cv_percent], stop or [1, 1.5, 2], warmups, window or [table.window], patience or [1, 3, 5])
-    shown = Table(title=f"The stop rule on {len(fits)} fits of {names} that ran to their end")
-    for column in ("CV %", "stop", "warm-up", "window", "patience", "saved", "caught", "wronged", "best lost"):
+    axes = (cv or [own.percent], stop or [1, 1.5, 2], warmups, window or [own.window], patience or [1, 3, 5])
+    others = [rule for values in product(*axes) if (rule := StopRule(*values)) != own]
+    audits = {rule: audit(fits, rule) for rule in (own, *others)}
+    shown = Table(title=f"Rules that stop unstable fits, replayed on {counted(len(fits), 'fit')} of {names}")
+    for column in ("", "CV %", "stop", "warm-up", "window", "patience", "saved", "caught", "wronged", "best lost"):
         shown.add_column(column, justify="right")
-    for values in product(*axes):
-        found = audit(fits, StopRule(*values))
+    kept = [rule for rule in audits if rule == own or audits[rule].saved >= 0.005]
+    for rule in kept:
+        found = audits[rule]
         shown.add_row(
-            *(f"{value:g}" for value in values),
+            "own" if rule == own else "",
+            *(f"{value:g}" for value in (rule.percent, rule.stop, rule.warmup, rule.window, rule.patience)),
             f"{100 * found.saved:.0f} %",
             f"{found.caught} of {found.unstable}",
             f"{found.wronged} of {found.stable}",
             f"{found.best_lost:.2f} dB" if found.best_lost < math.inf else "all",
         )
     terminal().print(shown)
-    typer.echo(
-        "saved: share of iterations; caught: unstable fits stopped early; wronged: fits stopped that would have ended "
-        "stable."
+    tell, found = teller(terminal()), audits[own]
+    tell(
+        f"{found.unstable} of {counted(len(fits), 'fit')} ended unstable. {names}'s own rule, the first row, ends "
+        f"{found.caught} of them early and saves {100 * found.saved:.0f} % of all iterations; it also ends "
+        f"{found.wronged} of the {found.stable} fits that would have ended stable."
+    )
+    if len(kept) < len(audits):
+        tell(f"Left out: {counted(len(audits) - len(kept), 'other rule')} that would save nothing.")
+    tell(
+        "A rule stops a fit once the CV of its members is above `CV %` for `patience` checks in a row, the first of "
+        "them above `stop` times that, from iteration `warm-up` on; a check is a median over `window` of them. saved: "
+        "share of all iterations; caught: unstable fits that it ends early; wronged: fits that it ends and that would "
+        "have been stable; best lost: how far the best stable result that is left is below the best of all."
     )
     _say_left_out(left_out)
 

@@ -30,7 +30,7 @@ from ddstudy.store.database import Store
 from ddstudy.store.study import StudyView, failed_settings
 from ddstudy.study.forecasting import outlook
 from ddstudy.study.runner import Progress
-from ddstudy.thesis.findings import TOGETHER, Answer, about
+from ddstudy.thesis.findings import TOGETHER, Answer, about, in_short
 from ddstudy.thesis.published import beside_the_thesis, differences
 from ddstudy.volume_fit import SliceProgress, VolumeFit
 
@@ -316,13 +316,14 @@ def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> N
         console.print(f"{view.name}: {beside_the_thesis(view.spec)}", soft_wrap=True)
         return
     title = f"The thesis' findings on {view.name}, {view.facts['target']}"
+    ends = f"{in_short(answers)} {TOGETHER} {' '.join(differences(view).values())}"
     if console.width < NARROW:
         console.print(title)
         for answer in answers:
             console.print(f"\n{answer.finding.name}: {answer.finding.statement}")
             console.print(f"{answer.verdict}: {answer.effect_text}, {len(answer.numbers):,} trials. {answer.tested}")
         console.print()
-        console.print(f"{TOGETHER} {' '.join(differences(view).values())}")
+        console.print(ends)
         return
     table = Table(title=title, show_lines=True)
     for column in ("name", "finding", "answer", "effect [95 %]", "trials", "compared"):
@@ -332,7 +333,7 @@ def print_answers(console: Console, view: StudyView, answers: list[Answer]) -> N
         table.add_row(finding.name, finding.statement, answer.verdict, answer.effect_text, count, answer.tested)
     console.print(table)
     # soft, it would break in words
-    console.print(f"{TOGETHER} {' '.join(differences(view).values())}", soft_wrap=not console.is_terminal)
+    console.print(ends, soft_wrap=not console.is_terminal)
 
 
 def print_trials(console: Console, view: StudyView, answer: Answer) -> None:

@@ -1,13 +1,16 @@
 """Real pages in headless Chromium, for tests."""
 
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 _FLAGS = (
     "--headless",
@@ -46,3 +49,31 @@ def chromium() -> Iterator[webdriver.Chrome]:
 def errors(browser: webdriver.Chrome) -> list[str]:
     """What the pages opened so far have put on the console as errors."""
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def drawn(browser: webdriver.Chrome) -> None:
+    """Waits until all figures are drawn, which happens when nothing else is to do."""
+    WebDriverWait(browser, 60).until(
+        lambda _: browser.execute_script("return [...document.querySelectorAll('.plot')].every(plot => plot.data)")
+    )
+
+
+_AXE = """
+const done = arguments[0];
+axe.run(document, {resultTypes: ["violations"]}).then(({violations}) => done(violations.filter(
+  ({impact}) => impact === "serious" || impact === "critical").map(
+  ({id, nodes}) => `${id}: ${nodes.length} times, as ${nodes[0].html.slice(0, 200)}: ${nodes[0].failureSummary}`)));
+"""
+
+
+def barriers(browser: webdriver.Chrome, scheme: str) -> list[str]:
+    """What axe-core calls serious on the page that is open, in a `light` or `dark` scheme of colours."""
+    axe = importlib.util.find_spec("axe_core_python")
+    if axe is None or axe.origin is None:
+        pytest.skip("needs axe-core-python")
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    browser.execute_script(Path(axe.origin).with_name("axe.min.js").read_text())
+    browser.set_script_timeout(120)
+    return list(browser.execute_async_script(_AXE))

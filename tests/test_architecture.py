@@ -14,7 +14,7 @@ import ddstudy
 PACKAGE = Path(__file__).parent.parent / "ddstudy"
 PANELS = [
     "base", "plane", "parallel", "importance", "by_axis", "members", "best", "outputs", "inputs", "ranks", "transfer",
-    "slices", "by_level", "stopping", "judges", "priors", "cases",
+    "slices", "by_level", "stopping", "judges", "priors", "cases", "history",
 ]  # fmt: skip
 ORDER = [
     "errors", "images.metrics", "spec", "spec.options", "spec.axes", "spec.cases", "spec.schema", "spec.files",
@@ -34,7 +34,8 @@ ORDER = [
     "report", "report.words", "report.tables", "report.inverse", "report.anova", "report.intervals", "report.priors",
     "report.cases", "report.facts",
     "report.comparison", "report.images", "report.figures", "report.panels",
-    *(f"report.panels.{name}" for name in PANELS), "report.page", "report.status", "report.notebook",
+    *(f"report.panels.{name}" for name in PANELS), "report.answer", "report.page", "report.status",
+    "report.notebook",
     "report.writing", "report.slice_folder",
     "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api", "volume_fit",
     "housekeeping", "first_study", "web", "dashboard", "live", "terminal", "cli",

@@ -103,10 +103,12 @@ def test_prune_audit_replays_the_rule(ddstudy: Cli, folder: Path) -> None:
     assert "2 fits of tiny" in out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
     # the study calls all fits stable: to stop them at the first of two checks is wrong, and saves half
-    assert [[cell.strip() for cell in row[5:8]] for row in rows] == [
-        ["50 %", "0 of 0", "2 of 2"],
-        ["0 %", "0 of 0", "0 of 2"],
+    assert [[row[0].strip(), *(cell.strip() for cell in row[6:9])] for row in rows] == [
+        ["own", "0 %", "0 of 0", "0 of 2"],
+        ["", "50 %", "0 of 0", "2 of 2"],
     ]
+    assert "Left out: 1 other rule that would save nothing." in out
+    assert "0 of 2 fits ended unstable. tiny's own rule, the first row, ends 0 of them early and saves 0 %" in out
     (folder / "one.toml").write_text((folder / "tiny.toml").read_text() + "prune = true\nwarmup = 0\npatience = 1\n")
     assert ddstudy("run", "one.toml", "--name", "other")[0] == 0
     code, out, _ = ddstudy("prune-audit", "tiny", "other", "--cv", 90)

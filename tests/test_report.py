@@ -564,8 +564,9 @@ def test_a_page_refers_to_nothing_outside(view):
 def test_a_study_without_measurements_says_what_is_missing(trials):
     page = render([dataclasses.replace(view_of(), trials=trials)], read_panels())
     shown = [each for panel in read_panels() for each in panel.of(view_of(), read_panels())]
-    assert page.count("No data yet.") == len(shown) + 1
+    assert page.count("No data yet.") == len(shown)
     assert "no trial is measured yet" in page
+    assert '<p class="lead">No trial is measured yet.</p>' in page
 
 
 def test_no_study_at_all_is_a_page_too():
@@ -579,11 +580,11 @@ def test_single_valued_axes_and_one_member_are_shown():
     assert "at least two members" in page
     # nothing over an axis of one value: the best of one group, its share of unstable trials, what PSNR depends on
     titles = set(re.findall(r"<h2>(.*?)</h2>", page))
-    assert titles == {"Facts", "Best settings", "All trials"} | {
-        panel.title
-        for panel in read_panels()
-        if panel.kind in ("pareto", "outputs", "parallel", "convergence", "ensemble")
+    assert titles == {"Answer", "What was asked and run", "All trials"} | {
+        panel.title for panel in read_panels() if panel.kind in ("pareto", "parallel", "convergence", "ensemble")
     }
+    assert "Best and the only stable setting: k 8, s 8, l 4, 100 iterations, " in page
+    assert "How sure this is cannot be said: each setting has one number." in page
 
 
 def test_metrics_that_a_study_lacks_leave_only_their_panels_empty(view, tmp_path):
@@ -630,7 +631,7 @@ return found;
 @pytest.mark.slow
 def test_the_page_in_a_browser(view, tmp_path):
     pytest.importorskip("selenium", reason="needs selenium")
-    from browser import chromium, errors
+    from browser import chromium, drawn, errors
     from selenium.webdriver.support.ui import WebDriverWait
 
     other = dataclasses.replace(view, name="<b>empty</b>", trials=trials_table([], THESIS))
@@ -641,15 +642,16 @@ def test_the_page_in_a_browser(view, tmp_path):
             media = [{"name": "prefers-color-scheme", "value": scheme}]
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
             browser.get(page.as_uri())
+            drawn(browser)
             assert errors(browser) == []
             assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-            drawn = browser.execute_script(
+            figures = browser.execute_script(
                 "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.main-svg').length)"
             )
             tables_only = {"best", "outputs", "convergence"}  # nothing was kept of the images and curves of this study
             shown = [each for panel in read_panels() for each in panel.of(view, read_panels())]
-            assert len(drawn) == sum(panel.kind not in tables_only for panel in shown)
-            assert all(drawn)
+            assert len(figures) == sum(panel.kind not in tables_only for panel in shown)
+            assert all(figures)
             fills = browser.execute_script(
                 "return [...document.querySelectorAll('.plot .xtick text')].map(t => getComputedStyle(t).fill)"
             )

@@ -23,10 +23,12 @@ from ddstudy.cli import app
 from ddstudy.dashboard import publish
 from ddstudy.errors import UserError
 from ddstudy.images.metrics import METRICS
-from ddstudy.report import inverse, tables
+from ddstudy.report import answer, inverse, tables
 from ddstudy.report.facts import facts
+from ddstudy.report.intervals import mean_of
 from ddstudy.report.page import render
 from ddstudy.report.panels import OVERVIEW, panels_of, parse_panel, read_panels
+from ddstudy.report.panels.outputs import of_best
 from ddstudy.results import Study
 from ddstudy.spec.axes import Setting
 from ddstudy.spec.schema import StudySpec
@@ -170,6 +172,27 @@ def test_the_best_of_a_level_is_found_by_comparing_all(views):
         assert row["ends"] == ", ".join(ends)
     assert table["ends"].tolist() == ["iterations", "", ""]  # fewer and more are both worse, sooner with more noise
     assert table["iterations"].tolist() == [160, 80, 40]
+
+
+def test_each_level_has_an_answer_over_its_measurements(views):
+    """Settings are compared on the same measurements: their difference may be sure where their own numbers are not."""
+    view = views["levels"]
+    found = answer.best_of(view)
+    assert [best.at for best in found] == [{"task.sigma": sigma} for sigma in SIGMAS]
+    for best in found:
+        rows = stable(view)[stable(view)["task.sigma"].eq(best.at["task.sigma"])]
+        wide = rows.pivot_table(index=["k", "iterations", "noise"], columns="task.seed", values="judge").dropna()
+        first = wide.loc[wide.mean(axis=1).idxmax()]
+        assert best.setting["value"] == pytest.approx(first.mean())
+        assert tuple(best.setting[axis] for axis in ("k", "iterations", "noise")) == first.name
+        assert (best.over, best.settings) == ("measurements", len(wide))
+        alike = [setting for setting, row in wide.iterrows() if mean_of(first - row).low <= 0 and setting != first.name]
+        told = best.alike[["k", "iterations", "noise"]].itertuples(index=False, name=None)
+        assert set(told) == set(alike)
+    said = answer.answer(view)
+    assert said.lead.startswith("What is best depends on noise level: 3 settings are best at 3 levels.")
+    assert len(said.table.frame) == 3
+    assert said.number == max(found, key=lambda best: best.setting["value"]).setting["number"]
 
 
 def test_what_is_measured_is_told_from_what_is_chosen():
@@ -351,19 +374,21 @@ def test_facts_of_undersampled_mr(views):
 def test_outputs_of_a_task_are_shown_beside_what_was_measured(views):
     shown = panel("outputs").show([views["levels"]])
     best = stable(views["levels"]).sort_values("judge").iloc[-1]
-    names = [words.partition(":")[0] for _, words in shown.large.faces]
+    large = of_best(views["levels"], best.to_dict())
+    names = [words.partition(":")[0] for _, words in large.faces]
     assert names == ["target", "measurement", "output", "absolute error", "residual of the measurement"]
-    assert all(uri for uri, _ in shown.large.faces)
-    assert len(shown.large.scales) == 5
-    assert shown.large.sides == "RL"
+    assert all(uri for uri, _ in large.faces)
+    assert len(large.scales) == 5
+    assert large.sides == "RL"
     numbers = f"judge's score {best['judge']:.2f} dB, PSNR {best['psnr']:.2f} dB"
     numbers += f" (the measurement's {best['baseline']:.2f} dB): "
-    assert shown.large.caption.startswith(f"Trial {best['number']}, {numbers}sigma 0.05, ")
+    assert large.caption.startswith(f"Trial {best['number']}, {numbers}k ")
+    assert ", sigma 0.05, seed " in large.caption
     (row,) = shown.pictures  # the levels beside each other, without the target, which stands above
     assert [picture.caption.partition(":")[0] for picture in row] == ["sigma 0.05", "sigma 0.1", "sigma 0.2"]
     assert [words.partition(":")[0] for _, words in row[0].faces] == ["measurement", "output", "absolute error"]
-    without = panel("outputs").show([views["measured"]])
-    assert [words.partition(":")[0] for _, words in without.large.faces][::2] == [
+    measured = of_best(views["measured"], views["measured"].trials.iloc[0].to_dict())
+    assert [words.partition(":")[0] for _, words in measured.faces][::2] == [
         "measurement",
         "residual of the measurement",
     ]

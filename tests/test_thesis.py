@@ -440,8 +440,10 @@ def test_the_differences_break_between_words_on_a_terminal(width):
     """They were left to the terminal, which breaks a line wherever it ends."""
     view = study()
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    print_answers(console, view, findings.retest(view)[:1])
+    answers = findings.retest(view)[:1]
+    print_answers(console, view, answers)
     *_, footer = re.split("\n\n|\u2518\n", console.file.getvalue())
     assert max(map(len, footer.splitlines())) <= width
     assert len(footer.splitlines()) > 1
-    assert footer.split() == f"{findings.TOGETHER} {' '.join(published.differences(view).values())}".split()
+    ends = [findings.in_short(answers), findings.TOGETHER, *published.differences(view).values()]
+    assert footer.split() == " ".join(ends).split()

@@ -20,10 +20,13 @@ from ddstudy.images.inputs import noise_volume
 from ddstudy.images.tiling import split
 from ddstudy.images.volumes import SIDES, error_png_bytes, load_target
 from ddstudy.report import comparison, figures, images, tables
+from ddstudy.report.answer import answer, best_of
+from ddstudy.report.intervals import mean_of
 from ddstudy.report.page import render
 from ddstudy.report.panels import COMPARE, KINDS, parse_panel, read_panels
 from ddstudy.report.panels.base import Faceted
-from ddstudy.report.words import FACETS
+from ddstudy.report.panels.outputs import of_best
+from ddstudy.report.words import FACETS, in_words
 from ddstudy.spec.options import NOISES, TILINGS, TargetSpec
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.database import Store
@@ -253,6 +256,54 @@ def test_of_each_group_the_best_stable_trial_is_shown(view):
     assert best.number == trials[trials["stable"]].set_index("number")["psnr"].idxmax()
 
 
+# --- the answer
+
+
+def test_what_cannot_be_told_from_the_best_by_its_members(view):
+    (best,) = best_of(view)
+    good = stable(view).sort_values("psnr", ascending=False)
+    members = good[[f"psnr_member_{member}" for member in range(3)]]
+    first = good.iloc[0]
+    assert (best.setting["number"], best.settings, best.over, best.at) == (first["number"], len(good), "members", {})
+    mine = mean_of(members.iloc[0])
+    assert (best.mean.low, best.mean.high) == (mine.low, mine.high)
+    reach = members.iloc[0].mean() - mine.low
+    as_good = (members.mean(axis=1) >= members.iloc[0].mean() - reach) | (good["psnr"] >= first["psnr"] - reach)
+    alike = good[as_good & good["number"].ne(first["number"])].sort_values("seconds")
+    assert 0 < len(alike) < len(good) - 1
+    assert best.alike["number"].tolist() == alike["number"].tolist()
+    cheap, seconds = alike.iloc[-1], view.trials["seconds"]
+    quicker = view.trials.assign(seconds=seconds.mask(view.trials["number"].eq(cheap["number"]), 0.25))
+    said = answer(dataclasses.replace(view, trials=quicker))
+    searched = [axis for axis in AXES if len(SPACE[axis]) > 1]
+    assert f"Where time counts: {in_words(cheap, searched)}, ensemble PSNR {cheap['psnr']:.2f} dB." in said.lead
+    assert f"the cheapest of them (trial {cheap['number']}) takes 0.2 s instead of" in " ".join(said.sentences)
+    rough = dataclasses.replace(view, trials=view.trials.assign(disturbed=True))
+    assert best_of(rough)[0].cheaper is None
+    assert "their times cannot be compared" in " ".join(answer(rough).sentences)
+    none = dataclasses.replace(view, trials=view.trials.assign(stable=False))
+    assert (best_of(none), answer(none).number) == ([], None)
+    assert answer(none).lead == f"None of {len(view.trials)} measured trials is stable, so none can be recommended."
+
+
+def test_one_member_alone_gives_no_interval(view):
+    columns = [f"psnr_member_{member}" for member in (1, 2)]
+    alone = dataclasses.replace(view, trials=view.trials.assign(**dict.fromkeys(columns, math.nan)))
+    assert best_of(alone)[0].mean is None
+    assert "How sure this is cannot be said: each setting has one number." in answer(alone).sentences
+
+
+def test_learning_curves_end_with_their_trials(view):
+    curves = tables.learning_curves(view, checks=20)
+    assert set(curves.of) == set(view.trials["number"])
+    for row in view.trials.itertuples():
+        iterations, means = curves.curve(row.number)
+        mine = view.checks[view.checks["fit_id"].eq(row.fit_id)].groupby("iteration")["psnr"].mean()
+        assert 5 <= len(iterations) <= 20
+        assert max(iterations) <= row.iterations
+        assert means == pytest.approx(mine[iterations].tolist(), abs=0.006)
+
+
 # --- images
 
 
@@ -261,11 +312,11 @@ def decoded(uri: str) -> np.ndarray:
 
 
 def test_outputs_are_the_images_that_were_kept(view):
-    shown = panel("outputs").show([view])
-    best = stable(view).sort_values("psnr").iloc[-1]
-    assert shown.large.caption.startswith(f"Trial {best['number']}, ensemble PSNR {best['psnr']:.2f} dB: ")
-    assert (shown.large.sides, len(shown.large.faces)) == ("RL", 3)
-    for (uri, words), name in zip(shown.large.faces, ("target.png", "output.png", "error.png"), strict=True):
+    shown, best = panel("outputs").show([view]), stable(view).sort_values("psnr").iloc[-1]
+    large = of_best(view, best.to_dict())
+    assert large.caption.startswith(f"Trial {best['number']}, ensemble PSNR {best['psnr']:.2f} dB: ")
+    assert (large.sides, len(large.faces), shown.large) == ("RL", 3, None)
+    for (uri, words), name in zip(large.faces, ("target.png", "output.png", "error.png"), strict=True):
         kept = cv2.imread(str(view.images[best["number"]][name]))
         assert (decoded(uri) == kept).all()
         assert words.endswith("the best setting")
@@ -283,7 +334,8 @@ def test_outputs_are_the_images_that_were_kept(view):
 
 
 def test_colour_bars_are_the_colours_of_the_images(view):
-    grey, output, error = panel("outputs").show([view]).large.scales
+    best = stable(view).sort_values("psnr").iloc[-1].to_dict()
+    grey, output, error = of_best(view, best).scales
     assert grey == output
     levels = np.linspace(0, 1, 256, dtype=np.float32)[None, None]
     assert (decoded(grey[0])[0, :, 0] == np.arange(256)).all()
@@ -292,7 +344,7 @@ def test_colour_bars_are_the_colours_of_the_images(view):
     assert (grey[1:], error[1:]) == (("0", "1"), ("0", "0.2 and more"))
     colour = dataclasses.replace(view, facts=view.facts | {"target shape": "3x48x60"})
     colour.__dict__["images"] = view.images
-    assert [scale is None for scale in panel("outputs").show([colour]).large.scales] == [True, True, False]
+    assert [scale is None for scale in of_best(colour, best).scales] == [True, True, False]
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -551,7 +603,7 @@ def test_the_thesis_dashboard_has_its_figures_and_tables(view, views):
 
 @pytest.mark.slow
 def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
-    from browser import chromium, errors
+    from browser import chromium, drawn, errors
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -561,6 +613,7 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
     page.write_text(render(views, read_panels(COMPARE) + read_panels()), encoding="utf-8")
     with chromium() as browser:
         browser.get(page.as_uri())
+        drawn(browser)
         assert errors(browser) == []
         assert (
             browser.execute_script(
@@ -594,18 +647,43 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
         assert browser.switch_to.active_element.text == "Skip to the results"
 
-        # the best setting's images take at least half of the page; a key or a click shows one at full size
-        large = browser.find_element(By.CSS_SELECTOR, "#study-1 .large")
-        assert large.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
-        assert [name.text for name in large.find_elements(By.CSS_SELECTOR, ".name")] == [
-            "target",
-            "output",
-            "absolute error",
-        ]
-        for button, how in (
-            (large.find_elements(By.CSS_SELECTOR, "button.image")[2], "key"),
-            (browser.find_element(By.CSS_SELECTOR, "#study-1 .large ~ .pictures button.image"), "click"),
-        ):
+        # the best setting's images, each in a figure: they zoom together, follow the window and change places
+        viewer = browser.find_element(By.CSS_SELECTOR, "#study-1 .viewer")
+        WebDriverWait(browser, 40).until(lambda _: "zooms" in viewer.get_attribute("class"))
+        assert viewer.rect["width"] >= browser.execute_script("return document.documentElement.clientWidth") / 2
+        names = viewer.find_elements(By.CSS_SELECTOR, ".name")
+        assert [name.text for name in names] == ["target", "output", "absolute error"]
+        slices = "return [...arguments[0].querySelectorAll('.slice')].map(plot => {}"
+        of_all = lambda what: browser.execute_script(slices.format(what), viewer)  # noqa: E731
+        target, output, error = (np.array(z) for z in of_all("plot.data[0].z.map(row => [...row]))"))
+        kept = {
+            name: cv2.imread(str(views[0].images[best_of(views[0])[0].setting["number"]][f"{name}.png"]))[..., 0] / 255
+            for name in ("target", "output")
+        }
+        assert target == pytest.approx(kept["target"], abs=1e-6)
+        assert output == pytest.approx(kept["output"], abs=1e-6)
+        # of colours, the nearest of 256 levels; what was kept has been rounded, too
+        assert error == pytest.approx(np.clip(np.abs(kept["output"] - kept["target"]), 0, 0.2), abs=0.006)
+        assert [side.text for side in viewer.find_elements(By.CSS_SELECTOR, ".left, .right")] == ["R", "L"] * 3
+        viewer.send_keys("f")
+        assert names[1].text == "target, in the output's place"
+        assert np.array(of_all("[...plot.data[0].z[9]])"))[1] == pytest.approx(target[9])
+        viewer.send_keys("f+")
+        assert names[1].text == "output"
+        ranges = of_all("plot.layout.xaxis.range)")
+        assert [right - left for left, right in ranges] == [SIZE[1] / 2] * 3
+        browser.execute_script(
+            "const black = arguments[0].querySelector('.black'); black.value = 0.4;"
+            " black.dispatchEvent(new Event('input'))",
+            viewer,
+        )
+        assert of_all("plot.data[0].zmin)") == [0.4, 0.4, 0]
+        viewer.send_keys("0")
+        assert of_all("plot.layout.xaxis.range)") == [[-0.5, SIZE[1] - 0.5]] * 3
+
+        # a key or a click shows an image of the others at full size
+        for place, how in enumerate(("key", "click")):
+            button = browser.find_elements(By.CSS_SELECTOR, "#study-1 .pictures button.image")[place]
             before = button.rect["width"]
             if how == "key":
                 button.send_keys(Keys.ENTER)
@@ -616,14 +694,13 @@ def test_the_page_of_several_studies_in_a_browser(views, tmp_path):
             assert full.find_element(By.CSS_SELECTOR, ".image").rect["width"] > before
             assert [full.find_element(By.CSS_SELECTOR, side).text for side in (".left", ".right")] == ["R", "L"]
             assert "ensemble PSNR" in full.text
-            assert len(full.find_elements(By.CSS_SELECTOR, ".scale")) == (how == "key")
             assert full.rect["height"] <= browser.execute_script("return innerHeight")
             browser.switch_to.active_element.send_keys(Keys.ESCAPE)
             assert browser.find_elements(By.CSS_SELECTOR, "dialog") == []
             assert browser.switch_to.active_element == button
 
         # a pointer on a trial brings its thumbnail
-        plot = browser.find_element(By.CSS_SELECTOR, "#study-1 .plot")
+        plot = browser.find_element(By.CSS_SELECTOR, "#study-1-panel-1 .plot")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
         sheet = browser.find_element(By.CSS_SELECTOR, "#study-1 .thumbnail")
         assert not sheet.is_displayed()
@@ -685,7 +762,7 @@ def test_findings_on_a_phone_and_on_paper(views, tmp_path):
         differences = browser.execute_script(opened, "#study-1 .differences")
         assert differences == [True] + [False] * (len(differences) - 1)
         assert len(differences) > 1
-        assert all(browser.execute_script(opened, "#study-1 details:not(.differences)"))
+        assert all(browser.execute_script(opened, "#study-1 details:not(.differences, .numbers)"))
         browser.execute_script("dispatchEvent(new Event('afterprint'))")
         assert not any(browser.execute_script(opened, "#study-1 .differences"))
         assert errors(browser) == []
@@ -693,16 +770,17 @@ def test_findings_on_a_phone_and_on_paper(views, tmp_path):
 
 @pytest.mark.slow
 def test_all_trials_stand_in_a_table_that_sorts_filters_and_marks_them_in_figures(view, tmp_path):
-    from browser import chromium
+    from browser import barriers, chromium, drawn
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     page = tmp_path / "report.html"
-    pareto = [each for each in read_panels() if each.kind == "pareto"]
-    page.write_text(render([view], pareto[:1]), encoding="utf-8")
+    kinds = ("pareto", "outputs", "best")  # a figure, pictures, a table
+    page.write_text(render([view], tuple(each for each in read_panels() if each.kind in kinds)), encoding="utf-8")
     rows = "[...document.querySelectorAll('.trials tbody tr')].map(row => Number(row.cells[0].textContent))"
     with chromium() as browser:
         browser.get(page.as_uri())
+        drawn(browser)
         browser.execute_script("document.querySelector('.trials').scrollIntoView()")
         WebDriverWait(browser, 40).until(lambda b: len(b.execute_script(f"return {rows}")) == 10)
         best = view.trials.sort_values("psnr", ascending=False, kind="stable")
@@ -714,8 +792,14 @@ def test_all_trials_stand_in_a_table_that_sorts_filters_and_marks_them_in_figure
         browser.execute_script("document.querySelector('.trials tbody td').click()")
         (chosen, *_) = browser.execute_script(f"return {rows}")
         marked = browser.execute_script(
-            "return document.querySelector('.plot').data.flatMap("
+            "return document.querySelector('#study-1-panel-1 .plot').data.flatMap("
             "({customdata, selectedpoints}) => (selectedpoints ?? []).map(point => customdata[point]))"
         )
         assert set(marked) == {chosen}
+        assert browser.execute_script("return document.querySelector('.curves').data.map(line => line.name)") == [
+            f"trial {chosen}"
+        ]
+        # what hinders people, as far as a program can tell, in all that can be opened
+        browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+        assert [barriers(browser, scheme) for scheme in ("dark", "light")] == [[], []]
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -275,6 +275,26 @@ def convergence(curves: pd.DataFrame, y: str, score: str = METRICS["psnr"].title
         figure.update_layout({f"yaxis{axis}": _AXIS | {"domain": [top - 0.8 / len(fits), top]} | title_of_axis | scale})
     if len(fits) > 1:
         figure.update_xaxes(anchor="y2")
+    return figure
+
+
+def learning_curves(curves: Mapping[int, tuple[Sequence[int], Sequence[float]]], score: str) -> go.Figure:
+    """The curves of some trials in one plane; a page draws others in their place, in the same colours.
+
+    Args:
+        curves: number of a trial -> iterations and the mean of its members at each.
+        score: what that is, with its unit.
+    """
+    figure = _figure("iterations", f"{score}, mean of members", {"showlegend": True, "colorway": list(_COLOURS)})
+    for place, (number, (iterations, means)) in enumerate(curves.items()):
+        figure.add_scatter(
+            name=f"trial {number}",
+            x=list(iterations),
+            y=list(means),
+            mode="lines",
+            line={"width": 2, "dash": _DASHES[place % len(_DASHES)]},
+            hovertemplate="iteration %{x}: %{y:.2f}",
+        )
     return figure
 
 

@@ -72,12 +72,17 @@ def by_level(
         scores = at_level[metric]
         place = scores.argmin() if METRICS[metric].minimized else scores.argmax()
         best = at_level.iloc[int(place)].to_dict()
-        ordered = [axis for axis in setting if len(axes[axis]) > 2 and not isinstance(axes[axis][0], str)]
-        ends = [axis for axis in ordered if best[axis] in (min(axes[axis]), max(axes[axis]))]
+        ends = ends_of(best, {axis: axes[axis] for axis in setting})
         gain = best[metric] - best["baseline"]
         rows.append({**best, "settings": len(at_level), "gain": gain, "ends": ", ".join(ends)})
     columns = [*groups, level, "settings", "cases", metric, "baseline", "gain", *setting, "ends"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def ends_of(setting: Mapping[Any, Any], axes: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The axes on whose first or last listed value a setting stands; lists of one or two values have no inside."""
+    ordered = [axis for axis, values in axes.items() if len(values) > 2 and not isinstance(values[0], str)]
+    return [axis for axis in ordered if setting[axis] in (min(axes[axis]), max(axes[axis]))]
 
 
 def carried(

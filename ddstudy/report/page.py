@@ -1,11 +1,13 @@
 """Studies -> one HTML page that needs nothing but itself: no network, no other file.
 
-Which panels it shows is said by `ddstudy.report.panels`; the facts of a study always come first. Here numbers become
-text, and what stands where is decided; the markup, the style and the script are in `templates/`.
+Which panels it shows is said by `ddstudy.report.panels`; the answer of a study always comes first, then all its trials
+and what was asked. Here numbers become text, and what stands where is decided; the markup, the style and the script are
+in `templates/`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +20,17 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from ddstudy.images.metrics import METRICS
-from ddstudy.report import images, tables
+from ddstudy.report import figures, images, tables
+from ddstudy.report.answer import answer
 from ddstudy.report.facts import facts
-from ddstudy.report.panels import Filtered, Panel, Shown, Table, panels_of
+from ddstudy.report.panels import Filtered, Panel, Picture, Shown, Table, panels_of
+from ddstudy.report.panels.outputs import of_best, why_no_images
 from ddstudy.report.words import digits_of, text_of, title_of
+from ddstudy.spec.files import toml_of
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from ddstudy.store.study import StudyView
 
 _MOST_THUMBNAILS = 2500  # 3 MB of them
@@ -68,14 +75,38 @@ class _Article:
 
 
 @dataclass(frozen=True)
+class _Answer:
+    """What a page opens with.
+
+    Attributes:
+        lead: what is best.
+        sentences: how sure that is.
+        how: how it is computed.
+        picture: the best setting's images; None where there are none, which `missing` says.
+        missing: why there are none.
+        table: a row per level of a task, or the Pareto front.
+        about: what that is.
+        best: the best setting by each metric.
+    """
+
+    lead: str
+    sentences: tuple[str, ...]
+    how: str
+    picture: Picture | None
+    missing: str
+    table: _Grid | None
+    about: str
+    best: _Grid | None
+
+
+@dataclass(frozen=True)
 class _Facts:
-    """What stands before the panels of a study, and the pictures that its figures show beside the pointer."""
+    """What was asked and run."""
 
     values: dict[str, str]
-    best: _Grid | None
     reasons: _Grid | None
     more_reasons: str
-    thumbnails: images.Sheet | None
+    toml: str
 
 
 @dataclass(frozen=True)
@@ -86,11 +117,17 @@ class _Trials:
         columns: heading, and whether it is a number, of each.
         rows: as JSON, a list of values for each trial, its number first.
         order: column and direction in which they stand at first.
+        thumbnails: their outputs, which figures show beside the pointer, too.
+        figure: of the learning curves of those that are chosen, at first of the best one; None where none were kept.
+        curves: as JSON, all of them: see `tables.learning_curves`.
     """
 
     columns: str
     rows: str
     order: str
+    thumbnails: images.Sheet | None
+    figure: go.Figure | None
+    curves: str
 
 
 @dataclass(frozen=True)
@@ -101,12 +138,13 @@ class _Section:
     title: str
     about: str
     panels: list[_Article] = field(default_factory=list)
+    answer: _Answer | None = None
     facts: _Facts | None = None
     trials: _Trials | None = None
 
 
 def render(views: Iterable[StudyView], panels: tuple[Panel, ...], version: str = "") -> str:
-    """The page: the panels that compare studies, then one section per study, its facts first.
+    """The page: the panels that compare studies, then one section per study, its answer first.
 
     Args:
         views: the studies.
@@ -150,11 +188,20 @@ def _compared(views: Sequence[StudyView], panels: tuple[Panel, ...]) -> list[_Ar
 def _study(view: StudyView, panels: tuple[Panel, ...], place: str) -> _Section:
     shown = enumerate(panels_of(view, panels), 1)
     articles = [_article(panel, [view], f"{place}-panel-{number}") for number, panel in shown]
-    thumbnails = _thumbnails(view) if any(article.shown.thumbnails for article in articles) else None
-    return _Section(place, view.name, view.spec.description, articles, _facts(view, thumbnails), _trials(view))
+    found = answer(view)
+    picture, missing = None, ""
+    if found.number is not None:
+        (best,) = view.trials[view.trials["number"] == found.number].to_dict("records")
+        missing = why_no_images(view, [found.number])
+        picture = None if missing else of_best(view, best)
+    table = None if found.table is None else _grid(found.table)
+    best_by_metric = _best(view)
+    opening = _Answer(found.lead, found.sentences, found.how, picture, missing, table, found.about, best_by_metric)
+    about = view.spec.description
+    return _Section(place, view.name, about, articles, opening, _facts(view), _trials(view, found.number))
 
 
-def _trials(view: StudyView) -> _Trials | None:
+def _trials(view: StudyView, best: int | None) -> _Trials | None:
     """Its finished trials, axes with one value left out."""
     trials = view.trials
     if trials.empty:
@@ -172,7 +219,15 @@ def _trials(view: StudyView) -> _Trials | None:
     numeric = [pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes]
     first = 2 + len(axes) + metrics.index(view.spec.quality) if view.spec.quality in metrics else 0
     columns = [{"title": title, "number": number} for title, number in zip(headings, numeric, strict=True)]
-    return _Trials(_inline(columns), _inline(rows), _inline([[first, "desc" if first else "asc"]]))
+    order = _inline([[first, "desc" if first else "asc"]])
+    curves = tables.learning_curves(view)
+    figure = None
+    if curves.of:
+        shown = best if best in curves.of else next(iter(curves.of))
+        figure = figures.learning_curves({shown: curves.curve(shown)}, METRICS[view.spec.score].title)
+    return _Trials(
+        _inline(columns), _inline(rows), order, _thumbnails(view), figure, _inline(dataclasses.asdict(curves))
+    )
 
 
 def _plain(value: Any, digits: int | None) -> Any:
@@ -192,30 +247,30 @@ def _thumbnails(view: StudyView) -> images.Sheet | None:
     return images.sheet({number: file for number, file in files.items() if file is not None})
 
 
-def _facts(view: StudyView, thumbnails: images.Sheet | None) -> _Facts:
-    best = tables.best_by_metric(view.trials, view.axes)
-    if view.spec.score == "psnr":
-        best = best[best["metric"] != "judge"]  # which is the same number
+def _facts(view: StudyView) -> _Facts:
     reasons = tables.reasons(view.trials)
     columns = {"state": "state", "reason": "reason", "trials": "n", "of which": "sizes"}
     shown = Table(reasons.head(_MOST_REASONS), columns)
     return _Facts(
         values=facts(view),
-        best=_best(best, view.axes) if len(best) else None,
         reasons=_grid(shown) if len(reasons) else None,
         more_reasons=f"{len(reasons) - _MOST_REASONS:,}" if len(reasons) > _MOST_REASONS else "",
-        thumbnails=thumbnails,
+        toml=toml_of(view.spec),
     )
 
 
-def _best(best: pd.DataFrame, axes: Sequence[str]) -> _Grid:
+def _best(view: StudyView) -> _Grid | None:
+    """The best stable trial by each metric; None where none is stable."""
+    axes, best = view.axes, tables.best_by_metric(view.trials, view.axes)
+    if view.spec.score == "psnr":
+        best = best[best["metric"] != "judge"]  # which is the same number
     rows = [
         [title_of(row["metric"]), _number(row["value"], METRICS[row["metric"]].digits), str(row["number"])]
         + [text_of(row[axis]) for axis in axes]
         for row in best.to_dict("records")
     ]
     headings = ["best", "value", "trial", *axes]
-    return _Grid(headings, rows, [False] * len(headings))
+    return _Grid(headings, rows, [False] * len(headings)) if rows else None
 
 
 def _article(panel: Panel, views: Sequence[StudyView], place: str) -> _Article:

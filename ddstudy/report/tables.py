@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -336,6 +336,56 @@ def convergence(view: StudyView, trials: pd.DataFrame) -> pd.DataFrame:
     curves = chosen.merge(view.checks, on="fit_id", how="left")  # in the order of `chosen`
     columns = ["fit_id", "cv_percent", "member", "iteration", "psnr"]
     return curves[columns].assign(mse=10.0 ** (-curves["psnr"] / 10))
+
+
+@dataclass(frozen=True)
+class LearningCurves:
+    """How the members of every fit did on average at some of its checks.
+
+    Attributes:
+        iterations: of checks; many fits have the same.
+        fits: place in `iterations`, and the mean over members at each of these.
+        of: number of a trial -> place of its fit in `fits`, and how many iterations it has.
+    """
+
+    iterations: list[list[int]]
+    fits: list[tuple[int, list[float]]]
+    of: dict[int, tuple[int, int]]
+
+    def curve(self, number: int) -> tuple[list[int], list[float]]:
+        """Iterations and means of a trial, which ends where its budget does."""
+        fit, end = self.of[number]
+        place, means = self.fits[fit]
+        iterations = [step for step in self.iterations[place] if step <= end]
+        return iterations, means[: len(iterations)]
+
+
+def learning_curves(view: StudyView, checks: int = 60) -> LearningCurves:
+    """The curve of every trial that has one, in dB: PSNR, or the judge's score where that is not the truth.
+
+    Args:
+        view: the study.
+        checks: of a fit at most; of more, some evenly spaced.
+    """
+    means = view.checks.groupby(["fit_id", "iteration"], sort=False)["psnr"].mean()
+    places: dict[tuple[int, ...], int] = {}
+    fits: dict[str, int] = {}
+    curves: list[tuple[int, list[float]]] = []
+    for fit, curve in means.groupby(level="fit_id", sort=False):
+        curve = (
+            curve.dropna().iloc[:: max(1, math.ceil(len(curve) / checks))] if len(curve) > checks else curve.dropna()
+        )
+        steps = tuple(int(step) for step in curve.index.get_level_values("iteration"))
+        if len(steps) > 1:
+            fits[str(fit)] = len(curves)
+            curves.append((places.setdefault(steps, len(places)), curve.round(2).tolist()))
+    rows = view.trials.dropna(subset=["iterations_done"])
+    ends = zip(rows["number"].tolist(), rows["fit_id"], rows["iterations_done"].astype(int).tolist(), strict=True)
+    return LearningCurves(
+        [list(steps) for steps in places],
+        curves,
+        {number: (fits[fit], end) for number, fit, end in ends if fit in fits},
+    )
 
 
 def parallel(

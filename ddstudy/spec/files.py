@@ -11,9 +11,10 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import tomllib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
@@ -277,6 +278,31 @@ def _keys(model: type[BaseModel], prefix: str) -> Any:
         else:
             default = "" if field.default is None else json.dumps(field.default)
         yield prefix + name, default, field.description or ""
+
+
+def toml_of(spec: StudySpec) -> str:
+    """A study as a file that means the same: what is not at its default."""
+    tree = spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    plain = {key: value for key, value in tree.items() if not isinstance(value, dict)}
+    blocks = [_lines(plain)]
+    blocks += [f"[{key}]\n{_lines(value)}" for key, value in tree.items() if isinstance(value, dict) and value]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "\n".join(f"{_toml(key, is_key=True)} = {_toml(value)}" for key, value in table.items())
+
+
+def _toml(value: Any, *, is_key: bool = False) -> str:
+    """A key or a value as TOML has it: JSON, but for bare keys, tables and their lists."""
+    if is_key:
+        return str(value) if re.fullmatch("[A-Za-z0-9_-]+", value) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_toml(key, is_key=True)} = {_toml(each)}" for key, each in value.items())
+        return f"{{ {inside} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_key(part: str) -> bool:

@@ -55,8 +55,8 @@ About = Literal["copies", "priors"]
 HIGH_CV = 5.0  # percent, sec. 4.2
 FLAT = 1.25  # "similar" times differ by less than this factor; the thesis calls 1.40, that of l from 4 to 6, a rise
 TOGETHER = (
-    "Verdicts are by p-values corrected for all findings together (Holm): a study without any effect gets a wrong one "
-    "in at most 5 % of cases."
+    "All findings are tested together (Holm's correction): in a study where none of them has an effect, the chance of "
+    "even one wrong verdict is 5 % at most."
 )
 GAIN = (1.5, 3.5)  # dB: what is 2 to 3 when rounded
 SIMILAR = 0.5  # dB: what is less is "similar performance" (sec. 4.1)
@@ -142,6 +142,15 @@ def about(spec: StudySpec) -> About | None:
     if not beside_the_thesis(spec):
         return "copies"
     return "priors" if len(spec.values_of(PRIOR)) > 1 else None
+
+
+def in_short(answers: Sequence[Answer]) -> str:
+    """How many findings were answered how, and which, in a sentence."""
+    parts = []
+    for verdict, words in (("supported", "supported"), ("contradicted", "contradicted"), ("not enough data", "open")):
+        names = [answer.finding.name for answer in answers if answer.verdict == verdict]
+        parts.append(f"{len(names)} {words}" + f" ({', '.join(names)})" * bool(names))
+    return f"Of {len(answers)} findings, {', '.join(parts[:-1])} and {parts[-1]} here for want of data."
 
 
 def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:

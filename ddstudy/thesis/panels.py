@@ -42,10 +42,11 @@ class Findings(Panel):
     def _of_study(self, view: StudyView) -> Shown:
         if findings.about(view.spec) is None:
             return Shown("", missing=published.beside_the_thesis(view.spec), never=True)
+        answers = findings.retest(view)
         sentence = (
-            "The thesis' findings on this study. The effect stands with its 95 % interval, over matched settings: "
-            f"equal on all other axes. `ddstudy findings {view.name} --trials NAME` says how one is decided and lists "
-            f"its trials. {findings.TOGETHER}"
+            f"The thesis' findings on this study. {findings.in_short(answers)} The effect stands with its 95 % "
+            f"interval, over matched settings: equal on all other axes. `ddstudy findings {view.name} --trials NAME` "
+            f"says how one is decided and lists its trials. {findings.TOGETHER}"
         )
         rows = [
             {
@@ -55,7 +56,7 @@ class Findings(Panel):
                 "trials": len(answer.numbers),
                 "name": answer.finding.name,
             }
-            for answer in findings.retest(view)
+            for answer in answers
         ]
         columns = {name: name for name in ("finding", "answer", "compared", "trials", "name")}
         return Shown(

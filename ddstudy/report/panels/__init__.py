@@ -21,6 +21,7 @@ from ddstudy.report.panels.best import Best
 from ddstudy.report.panels.by_axis import Heatmap, Means, Quartiles
 from ddstudy.report.panels.by_level import ByLevel
 from ddstudy.report.panels.cases import Cases, CasesByAxis, CasesNeeded, CasesTransfer, HeldOut
+from ddstudy.report.panels.history import History
 from ddstudy.report.panels.importance import Importance
 from ddstudy.report.panels.inputs import NoisePreview, Tilings
 from ddstudy.report.panels.judges import Judges
@@ -83,6 +84,7 @@ register(
     CasesNeeded,
     HeldOut,
     CasesSlices,
+    History,
 )
 
 

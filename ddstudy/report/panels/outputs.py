@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pandas as pd
 
 from ddstudy.images.metrics import METRICS
 from ddstudy.report import images, tables
-from ddstudy.report.panels.base import Faceted, Picture, Shown, Table, chosen_by, settings_of
-from ddstudy.report.words import about_cases, about_judge, in_words, named, text_of, title_of
+from ddstudy.report.panels.base import Faceted, Panel, Picture, Shown, Table, chosen_by, settings_of
+from ddstudy.report.words import about_cases, about_judge, axes_of, in_words, named, text_of, title_of
 
 if TYPE_CHECKING:
     from ddstudy.store.study import StudyView
@@ -29,15 +29,35 @@ _DIRECTIONS = {"RL": "the patient's right and left", "AP": "anterior and posteri
 Row = Mapping[Hashable, Any]
 
 
-class Outputs(Faceted):
-    """The best setting's target, output and error map, large; then the best outputs per group (thesis Fig. 4.1).
+def of_best(view: StudyView, best: Row) -> Picture:
+    """Target, output and error map of a trial, large; of a task the measurement and what the fit leaves over, too.
 
-    Of a task there are the measurement, as it is looked at without a fit, and what of it the fit leaves over, too.
     Where the truth is not known, neither target nor error is.
+    """
+    shown, axes = _names(view), [axis for axis in axes_of(view) if len(view.spec.search_space[axis]) > 1]
+    caption = f"Trial {best['number']}, {_caption(view, best, axes or axes_of(view))}."
+    sides = images.sides(view, best)
+    if sides:
+        caption += f" {sides[0]} and {sides[1]} mark {_DIRECTIONS[sides]}."
+    if view.spec.cases.by_name:
+        caption += f" Images are of the case {view.spec.cases.chosen_by[0]}, numbers {about_cases(view.spec)[15:]}"
+    faces = _faces(view, best, shown, "the best setting", large=True)
+    return Picture(faces, caption, sides, tuple(_scale(view, name) for name in shown))
+
+
+class Outputs(Faceted):
+    """The best outputs and error maps of each group (thesis Fig. 4.1), of a task measurements and residuals, too.
+
+    Where there is one group, or a filter, the images of its best setting are large; those of the whole study stand at
+    the top of a page.
     """
 
     wide: ClassVar[bool] = True
     kind: Literal["outputs"]
+
+    def of(self, view: StudyView, panels: Sequence[Panel]) -> list[Self]:
+        """None where all trials are one group: its best stands at the top of the page."""
+        return [self] if self.has_groups(view) or str(self.filter) else []
 
     def _of_study(self, view: StudyView) -> Shown:
         facets, others = self.split(view)
@@ -46,45 +66,25 @@ class Outputs(Faceted):
         first = tables.best_of_groups(trials, metric, ())
         grouped = self.has_groups(view)
         rows = tables.best_of_groups(trials, metric, facets) if grouped else first
-        sentence = f"The output whose {title_of(metric)} is best among stable trials"
-        if missing := _why_empty(view, rows["number"].tolist()):
+        sentence = f"The output whose {title_of(metric)} is best"
+        sentence += f" of each {self.group(facets)}, unstable only where none is stable" if grouped else ""
+        if missing := why_no_images(view, rows["number"].tolist()):
             return Shown(f"{sentence}.", missing=missing, never=not view.spec.images)
         (best,) = first.to_dict("records")
         if not best["stable"]:
-            sentence = f"No trial is stable. The output whose {title_of(metric)} is best all the same"
+            sentence += ", though no trial is stable"
         shown = _names(view)
-        beside = [words for name, words in _BESIDE.items() if name in shown]
-        sentence += f", and {' and '.join(beside)}. Grey and colours are on the same scales in all images."
+        below = _names_below(view, rows, shown)
+        if beside := [words for name, words in _BESIDE.items() if name in (below if grouped else shown)]:
+            sentence += f", and {' and '.join(beside)}"
+        sentence += ". Grey and colours are on the same scales in all images."
         if spec.score == "judge":
             sentence += f" {about_judge(spec)}"
-        if sides := images.sides(view, best):
+        if (sides := images.sides(view, best)) and grouped:
             sentence += f" {sides[0]} and {sides[1]} mark {_DIRECTIONS[sides]}."
-        below = _names_below(view, rows, shown)
-        if grouped:
-            *others_below, last = (_FACES[name] for name in below)
-            faces = f"{', '.join(others_below)} and {last} of " * spec.is_task
-            sentence += f" Below, {faces}the best of each {self.group(facets)}, unstable only where none is stable."
-
-        if spec.cases.by_name:
+        if spec.cases.by_name and grouped:
             sentence += f" Images are of the case {spec.cases.chosen_by[0]}, numbers {about_cases(spec)[15:]}"
-
-        def caption(row: Row, axes: list[str]) -> str:
-            of, whose = METRICS[metric], "" if metric == "judge" else "ensemble "
-            score = f"{whose}{of.label} {row[metric]:,{of.format}} {of.unit}".strip() + ", unstable" * (
-                not row["stable"]
-            )
-            if metric == "judge" and spec.knows_truth:
-                score += f", PSNR {row['psnr']:.2f} dB"
-            if pd.notna(row.get("baseline")):
-                score += f" (the measurement's {row['baseline']:.2f} dB)"
-            return f"{score}: {in_words(row, axes)}" if axes else score
-
-        large = Picture(
-            _faces(view, best, shown, "the best setting", large=True),
-            f"Trial {best['number']}, {caption(best, [*facets, *others])}",
-            sides,
-            tuple(_scale(view, name) for name in shown),
-        )
+        large = of_best(view, best) if not grouped or str(self.filter) else None
         columns = {axis: axis for axis in [*facets, *others]} | {"trial": "number"}
         told = ["psnr", "ssim", "vif"] * spec.knows_truth + ["judge"] * (spec.score == "judge")
         columns |= {title_of(name): name for name in told} | {"CV (%)": "cv_percent"}
@@ -100,7 +100,7 @@ class Outputs(Faceted):
             if row is None:
                 return Picture((("", f"output: {group}"),), f"{group}: not measured")
             faces = _faces(view, row, below, group)
-            return Picture(faces, f"{group}: {caption(row, others)}", images.sides(view, row))
+            return Picture(faces, f"{group}: {_caption(view, row, others)}", images.sides(view, row))
 
         # the first of several facets has a row per value, the others stand side by side
         width = len(facets[1:] or facets)
@@ -110,6 +110,18 @@ class Outputs(Faceted):
         down = dict.fromkeys(place[:-width] for place in kept)
         pictures = [[picture((*left, *right)) for right in across] for left in down]
         return Shown(sentence, large=large, table=table, pictures=pictures)
+
+
+def _caption(view: StudyView, row: Row, axes: Sequence[str]) -> str:
+    """What a trial reached, and its setting."""
+    metric = chosen_by(view)
+    of, whose = METRICS[metric], "" if metric == "judge" else "ensemble "
+    score = f"{whose}{of.label} {row[metric]:,{of.format}} {of.unit}".strip() + ", unstable" * (not row["stable"])
+    if metric == "judge" and view.spec.knows_truth:
+        score += f", PSNR {row['psnr']:.2f} dB"
+    if pd.notna(row.get("baseline")):
+        score += f" (the measurement's {row['baseline']:.2f} dB)"
+    return f"{score}: {in_words(row, axes)}" if axes else score
 
 
 def _file(view: StudyView, row: Row, name: str) -> Path | None:
@@ -149,7 +161,7 @@ def _scale(view: StudyView, name: str) -> tuple[str, str, str] | None:
     return (images.scale("grey"), "0", "1") if is_grey else None
 
 
-def _why_empty(view: StudyView, numbers: list[int]) -> str:
+def why_no_images(view: StudyView, numbers: list[int]) -> str:
     """Why there is no image to show; empty where there is one."""
     if not numbers:
         return "Filled by measured trials."

@@ -50,7 +50,7 @@ class Stopping(Faceted):
             return Shown(sentence, missing="Filled by measured trials.")
         run = [str(rule) for rule in spec.values_of("fit.stop")]
         rules = inverse.stopping(trials, run).assign(of="trials")
-        columns = {"rule": "rule", "": "n", "of": "of", "ended early": "ended"}
+        columns = {"rule": "rule", "number": "n", "of": "of", "ended early": "ended"}
         if not spec.knows_truth:
             sentence += f" {about_judge(spec)}"
             return Shown(sentence, figures.stopping(drawn, what), Table(rules, columns))

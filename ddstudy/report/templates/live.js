@@ -65,7 +65,9 @@
     follow.checked = before.follow;
     show(last = before.shown);
     comeBack(before);
-    addEventListener("load", () => comeBack(before)); // once more: images have their sizes now
+    // once more: images have their sizes now, and tables their rows
+    const rows = [...document.querySelectorAll(".trials")].map(article => tableOf(article.closest(".study")));
+    addEventListener("load", () => Promise.all(rows).then(() => comeBack(before)));
   }
   look();
 }
