@@ -76,7 +76,6 @@ def with_trouble(view):
     trials.loc[stopped | ended, ["state", "stable", "reason"]] = ["PRUNED", False, "CV above 5 %"]
     trials.loc[stopped | ended, "cv_percent"] = 9.0
     trials.loc[stopped, "iterations_done"] /= 2
-    trials.loc[stopped, "reason"] = "stopped at 500: CV 7.1 % above 5 %"
     numbers = [*METRICS, "psnr_1dd", "iterations_done"]
     trials.loc[failed, ["state", "reason"]] = ["FAIL", "worker lost"]
     trials.loc[failed, [*numbers, "stable", "shared"]] = np.nan

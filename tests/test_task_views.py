@@ -554,7 +554,7 @@ def test_the_fit_command_takes_a_rule_and_a_measured_file(tmp_path, monkeypatch)
     words = f"fit noisy.npy --task denoise --measured --stop emv {small}"
     ran = CliRunner().invoke(app, words.split(), catch_exceptions=False)
     assert ran.exit_code == 0
-    assert re.search(r"  10: \d+\.\d\d dB from the measurement, ", ran.output)
+    assert re.search(r"\[10/20, .*\] \d+\.\d\d dB from the measurement", ran.output)
     assert "1DD" not in ran.output
     assert (tmp_path / "reconstruction.png").is_file()
 

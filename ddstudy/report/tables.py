@@ -77,10 +77,11 @@ def comparable(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def stopped(trials: pd.DataFrame) -> pd.Series[bool]:
     """Whether a fit ended before its last iteration, which a slice that starts from its neighbour may reach sooner."""
-    early = trials["reason"].astype(str).str.match("stopped|a member diverged")
-    if "ended_by" in trials:
-        early |= trials["ended_by"].notna()
-    return early & trials["iterations_done"].lt(trials["iterations"])
+    early = trials["iterations_done"].lt(trials["iterations"])
+    if "fit.start" in trials:
+        onwards = trials["fit.start"].eq("neighbour") & ~trials["reason"].astype(str).str.match("stopped|a member div")
+        early &= ~onwards
+    return early
 
 
 def timed(trials: pd.DataFrame) -> pd.DataFrame:
