@@ -16,7 +16,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 test: $(STAMP)
 	$(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
 
-# clusters of Ray that others start and feed: some minutes of processes that start
+# clusters of Ray that stand beside a run: some minutes of processes that start
 test-cluster: $(STAMP)
 	$(PYTEST) -m cluster
 

@@ -27,8 +27,12 @@ LONG = [f"test_{name}" for name in ("ray", "cases", "views", "ray_start", "cli",
                                     "samplers", "api_run", "optimisers", "report")]  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files come by how long they take."""
+    """Files come by how long they take; tests that need a cluster of Ray are marked, so that one serves them all."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 

@@ -257,7 +257,6 @@ def test_a_full_cluster_is_waited_for_and_an_event_of_another_thread_ends_what_r
 
 
 @slow
-@pytest.mark.cluster
 def test_devices_of_another_kind_stay_idle_where_seconds_are_compared(
     cluster: "clusters.Cluster", tmp_path: Path, make_job: Callable[..., Job]
 ) -> None:
@@ -286,6 +285,7 @@ builtins.open = lambda file, *rest, **named: (
 
 
 @slow
+@pytest.mark.cluster
 def test_when_the_cluster_is_gone_the_run_says_so_and_its_study_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

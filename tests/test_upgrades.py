@@ -14,6 +14,7 @@ from old_stores import STUDIES, restore
 from pydantic import Field
 from test_store import measured, record
 
+import ddstudy
 from ddstudy.errors import UserError
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec import files, schema
@@ -151,7 +152,7 @@ def test_trials_carry_version_and_commit_of_who_measured_them(
         trials = store.view("again").trials
     imported = trials["reused_from"].notna()
     assert imported.sum() == 4
-    assert set(trials["version"]) == {"0.1.0"}
+    assert set(trials["version"]) == {"0.1.0", ddstudy.__version__}
     assert set(trials.loc[imported, "commit"]) == {"87a1aef"}
 
 

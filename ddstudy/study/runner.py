@@ -169,10 +169,11 @@ class _Run:
             over=over.over.spec if over else None,
             wanted=wanted,
         )
-        orphans = study.leases.orphans()
-        # fits whose drivers died come last, the longest at the very end: they may be the cause
-        order = [fit for fit in self.plan.todo if fit.id not in orphans]
-        for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in orphans)]:
+        # fits whose drivers died come last, the longest at the very end: they may be the cause; so do those that others
+        # have, whose drivers may have died a moment ago
+        doubtful = study.leases.orphans() | study.leases.alive()
+        order = [fit for fit in self.plan.todo if fit.id not in doubtful]
+        for fit in [*order, *(fit for fit in reversed(self.plan.todo) if fit.id in doubtful)]:
             self._put_back(fit, self.plan.todo[fit])
         if self.plan.is_search:
             whole = work_ahead(study.spec, study.target, self.plan)
