@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import ddstudy
 from ddstudy import cli
 from ddstudy.errors import UserError
+from ddstudy.execution.executors import Event, Finished, Started
 from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
 from ddstudy.report import cases
@@ -22,7 +23,7 @@ from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.cases import CasesSpec, Network, inner_neighbours, networks, units_of
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import CASE
-from ddstudy.study import evaluate, planner
+from ddstudy.study import evaluate, forecasting, planner
 
 Tables = Callable[..., dict[str, Any]]
 
@@ -188,6 +189,39 @@ def test_a_search_over_ways_goes_on_after_a_stop_and_is_judged(tables: Tables, t
     held_out = judged.cases.trials[judged.cases.trials[CASE].isin(["slice6", "slice7"])]
     assert len(held_out)
     assert held_out["state"].eq("COMPLETE").all()
+
+
+class Scripted:
+    """An executor whose every job has the checks of two slices, at iterations 4 and 8."""
+
+    def __init__(self) -> None:
+        self.tickets: list[str] = []
+
+    def submit(self, ticket: str, job: evaluate.Job) -> None:
+        self.tickets.append(ticket)
+
+    def cancel(self, ticket: str) -> None:
+        """It ends soon anyhow."""
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        for ticket in self.tickets:
+            yield ticket, Started("worker")
+            for iteration, seconds in ((4, 0.1), (8, 0.2)):
+                for case in ("slice0", "slice1"):
+                    yield ticket, evaluate.Check(iteration, seconds, (20.0, 20.0), case=case)
+            yield ticket, Finished()
+
+
+def test_a_forecast_of_slices_takes_the_pace_of_one(tables: Tables) -> None:
+    spec = parse_spec(tables(fit={"members": 2, "joint": 2}), "study.toml").by_case
+    assert spec is not None
+    target = load_targets(spec)
+    fits = list(planner.plan(spec, target, set()).todo)
+    executor: Any = Scripted()
+    forecast = forecasting.calibrate(spec, target, fits, executor)
+    one = forecasting.work_of(spec, fits[0], (8,), target)
+    assert (one.iterations, one.results) == (2 * 8, 2)
+    assert forecast.fitting(one) == pytest.approx(2 * 8 * 0.1 / 4)
 
 
 def test_the_command_line_fits_what_a_study_chose_to_other_slices(

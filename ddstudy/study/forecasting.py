@@ -161,6 +161,7 @@ def calibrate(
         executor.submit(name, replace(trial, options=options, rule=None))
     started, checks, failures, forecast = dict[str, float](), dict[str, list[Check]](), list[str](), Forecast()
     besides: list[float] = []
+    cases: dict[str, str] = {}  # of a job of several slices, the first one's checks tell the pace
     end = time.monotonic() + CALIBRATION_SECONDS
     for ticket, event in executor.events():
         now = time.monotonic()
@@ -170,7 +171,7 @@ def calibrate(
                 leases.take(ticket)
         elif isinstance(event, Finished | Failed) and leases is not None:
             leases.release(ticket)
-        if isinstance(event, Check):
+        if isinstance(event, Check) and event.case == cases.setdefault(ticket, event.case):
             if ticket not in checks:
                 end += now - started[ticket]  # kernels may have been compiled
             checks.setdefault(ticket, []).append(event)
