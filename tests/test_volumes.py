@@ -1,11 +1,8 @@
 """Fits that start where others ended, and whole volumes, slice by slice."""
 
 import re
-import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from drivers import Driver
 from filelock import FileLock
 from numpy.typing import NDArray
 from problems import make_problem
@@ -316,17 +314,16 @@ def test_a_volume_goes_on_after_kill_9_with_the_same_bytes(options: dict[str, An
     task, long = {"kind": "denoise", "sigma": 0.05}, {**SMALL, "iterations": 400, "check_every": 50}
     ddstudy.fit_volume(tmp_path / "volume.nii.gz", task=task, out=tmp_path / "whole", **long, **options)
     words = [f"--{key.replace('_', '-')}={value}" for key, value in {**long, **options, "sigma": 0.05}.items()]
-    command = [sys.executable, "-m", "ddstudy.cli", "fit", "volume.nii.gz", "--all-slices", "--task=denoise", *words]
-    folder, killed = tmp_path / "other.slices", 0
+    command = ["fit", "volume.nii.gz", "--all-slices", "--task=denoise", *words, "--out", "other"]
+    folder = tmp_path / "other.slices"
     for wanted in (1, 3):
-        with subprocess.Popen([*command, "--out", "other"], stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
-            while len(list(folder.glob("*.npz"))) < wanted and process.poll() is None:
-                time.sleep(0.005)
-            process.kill()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed == 2
-    done = subprocess.run([*command, "--out", "other"], check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert "were finished before" in done.stdout
+        driver = Driver(tmp_path, *command)
+        while len(list(folder.glob("*.npz"))) < wanted and driver.wait(0.005) is None:
+            pass
+        assert driver.kill()
+    driver = Driver(tmp_path, *command)
+    assert driver.wait() == 0, driver.output
+    assert "were finished before" in driver.output
     assert (tmp_path / "other.nii.gz").read_bytes() == (tmp_path / "whole.nii.gz").read_bytes()
     assert not folder.exists()
     tables = [pd.read_csv(tmp_path / f"{name}.csv", index_col="slice") for name in ("whole", "other")]

@@ -50,7 +50,7 @@ from ddstudy.tasks.measurements import consistent, held_out_errors, joint, resid
 
 
 @dataclass(frozen=True, eq=False)
-class Slices:
+class NetworkSlices:
     """What one network of a job of several slices reconstructs.
 
     Attributes:
@@ -96,7 +96,7 @@ class Job:
     start: NDArray[np.float32] | None = None
     with_weights: bool = False
     joint: int = 1
-    networks: tuple[Slices, ...] = ()
+    networks: tuple[NetworkSlices, ...] = ()
 
     @property
     def width(self) -> int:

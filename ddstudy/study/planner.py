@@ -16,7 +16,7 @@ from ddstudy.solvers.fused import kernels_for, memory
 from ddstudy.spec.axes import Fit, Setting, budgets_by_fit
 from ddstudy.spec.options import PriorSpec, tiles
 from ddstudy.spec.schema import CASE, StudySpec, fit_on, setting_of
-from ddstudy.study.evaluate import Job, Slices, prior_of
+from ddstudy.study.evaluate import Job, NetworkSlices, prior_of
 from ddstudy.study.stability import StopRule
 from ddstudy.tasks.cases import Case, case_of
 
@@ -198,7 +198,7 @@ def job(
 
 def _slices(
     spec: StudySpec, target: Target | Targets, fit: Fit, budgets: tuple[int, ...], done: Collection[Setting]
-) -> tuple[Slices, ...]:
+) -> tuple[NetworkSlices, ...]:
     """The networks of a job of several slices; none where a fit is done alone."""
     networks = spec.networks(fit)
     if len(networks) == len(networks[0].cases) == 1:
@@ -210,7 +210,7 @@ def _slices(
             needed |= {place, networks[place].after}
     kept = [place for place in range(len(networks)) if place in needed]
     return tuple(
-        Slices(
+        NetworkSlices(
             {case: case_of(spec, target, fit_on(fit, case)) for case in networks[place].cases},
             None if (after := networks[place].after) is None else kept.index(after),
         )
