@@ -9,7 +9,7 @@ import clusters
 import numpy as np
 import postgres
 import pytest
-import revisions  # noqa: F401 - stores open faster
+import quick_stores  # noqa: F401 - for all tests
 from points import fit_of
 
 from ddstudy.execution.ray_pool import Ray

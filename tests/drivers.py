@@ -53,7 +53,7 @@ cv_percent = 50
 PRELOADED = [
     *("torch", "torch._dynamo", "cv2", "nibabel", "numba", "opensimplex", "plotly.graph_objects", "narwhals"),
     *("optuna", "alembic.command", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg", "scipy.stats"),
-    *("rich.live", "drivers", "revisions", "ddstudy.cli", "ddstudy.api", "ddstudy.terminal", "ddstudy.study.runner"),
+    *("rich.live", "drivers", "quick_stores", "ddstudy.cli", "ddstudy.api", "ddstudy.terminal", "ddstudy.study.runner"),
     *("ddstudy.solvers.torch_loop", "ddstudy.solvers.fused.kernels_cpu", "ddstudy.execution.ray_pool"),
     *("ddstudy.report.page", "ddstudy.report.tables", "ddstudy.thesis.panels"),
 ]

@@ -60,15 +60,11 @@ def study(name="study", space=THESIS_LIKE, facts=None, tree=None, **columns):
         "started": pd.Timestamp(2026, 1, 1, 12, 0),
         "finished": pd.Timestamp(2026, 1, 1, 12, 1),
     } | columns
-    rows = [
-        dict(setting)
-        | {"number": number, "fit_id": setting.fit.id}
-        | {
-            column: value(SimpleNamespace(**setting, fit=setting.fit), random) if callable(value) else value
-            for column, value in columns.items()
-        }
-        for number, setting in enumerate(spec.search_space)
-    ]
+    rows = []
+    for number, setting in enumerate(spec.search_space):
+        x = SimpleNamespace(**setting, fit=setting.fit)
+        row = {column: value(x, random) if callable(value) else value for column, value in columns.items()}
+        rows.append(dict(setting) | {"number": number, "fit_id": setting.fit.id} | row)
     trials = pd.DataFrame(rows)
     if "psnr_1dd" not in trials:
         trials["psnr_1dd"] = trials["psnr"] - 2.5
