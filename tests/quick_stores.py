@@ -1,7 +1,7 @@
 """Stores that open and commit sooner, where this module is imported.
 
-Optuna reads the history of its tables for each store that is opened: programs that define classes, 50 ms each time. Here
-it is read once. SQLite waits for the disk at each commit; what the system has outlives all that tests kill.
+Optuna reads the history of its tables for each store that is opened: programs that define classes, 50 ms each time;
+here it is read once. SQLite waits for the disk at each commit; what the system has outlives all that tests kill.
 """
 
 import contextlib
