@@ -37,8 +37,8 @@ ORDER = [
     *(f"report.panels.{name}" for name in PANELS), "report.answer", "report.page", "report.status",
     "report.notebook",
     "report.writing", "report.slice_folder",
-    "thesis", "thesis.published", "thesis.findings", "thesis.panels", "image_fit", "results", "api", "volume_fit",
-    "housekeeping", "first_study", "web", "dashboard", "live", "terminal", "cli",
+    "thesis", "thesis.published", "thesis.verdicts", "thesis.findings", "thesis.panels", "image_fit", "results", "api",
+    "volume_fit", "housekeeping", "first_study", "web", "dashboard", "live", "terminal", "cli",
 ]  # fmt: skip
 MATHEMATICS = (
     "images.tiling", "images.inputs", "images.metrics", "priors", "solvers", "study.stability", "study.stopping",

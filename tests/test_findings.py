@@ -23,7 +23,7 @@ from ddstudy.spec.files import parse_spec, read_spec
 from ddstudy.spec.options import NOISES, THESIS, TILINGS
 from ddstudy.spec.options import THESIS as AXES
 from ddstudy.store.study import StudyView, trials_table
-from ddstudy.thesis import findings
+from ddstudy.thesis import findings, verdicts
 
 THESIS_LIKE = {
     "k": [8, 64, 96, 128],
@@ -200,8 +200,8 @@ def test_one_case_among_many_pairs_is_no_contradiction(name):
 def test_every_finding_of_the_thesis_has_its_three_answers():
     tested = {(case[0], case[1]) for case in CASES + OF_PRIORS}
     tested |= {(f"best-{axis}", "not enough data") for axis in ("iterations", "s", "k", "l")}
-    expected = {(finding.name, verdict) for finding in findings.FINDINGS for verdict in findings.Verdict.__args__}
-    assert expected - tested == {("slices", verdict) for verdict in findings.Verdict.__args__}  # below
+    expected = {(finding.name, verdict) for finding in findings.FINDINGS for verdict in verdicts.Verdict.__args__}
+    assert expected - tested == {("slices", verdict) for verdict in verdicts.Verdict.__args__}  # below
     assert len({finding.name for finding in findings.FINDINGS}) == 23
 
 

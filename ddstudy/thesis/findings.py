@@ -36,23 +36,44 @@ import numpy as np
 import pandas as pd
 
 from ddstudy.errors import UserError
-from ddstudy.report.intervals import LEVEL, Mean, at_least, at_most, holm, mean_of, rarer, share
+from ddstudy.report.intervals import LEVEL, at_least, at_most, holm, mean_of, share
 from ddstudy.report.inverse import levels_of
 from ddstudy.report.priors import PRIOR, repeats_of
 from ddstudy.report.tables import PAIR, comparable, disturbed, finished, paired, thin_inputs, timed, widened
 from ddstudy.report.words import axes_of, named
-from ddstudy.spec.options import FUSED, OPTIONS, THESIS, TILINGS
+from ddstudy.spec.options import FUSED, OPTIONS, TILINGS
 from ddstudy.thesis.published import beside_the_thesis, by_tiles, seconds_by_blocks
+from ddstudy.thesis.verdicts import (
+    FEWEST,
+    NEVER,
+    NOT_APPLICABLE,
+    NOT_DECIDED,
+    Found,
+    Verdict,
+    axes_of_fits,
+    best_hardly_ever,
+    best_of_pairs,
+    change,
+    decided,
+    effect_in_words,
+    fewest_and_most,
+    from_effects,
+    hardly_ever,
+    interval_of,
+    judged,
+    least_and_most,
+    nothing_to_tell,
+    scored,
+    sign,
+    trials_behind,
+    trials_of,
+)
 
 if TYPE_CHECKING:
     from ddstudy.spec.schema import StudySpec
     from ddstudy.store.study import StudyView
 
-Ends = tuple[float, float, float]  # an effect, lower and upper end of its interval
-Verdict = Literal["supported", "contradicted", "not enough data"]
-Unit = Literal["dB", "times", "share", "points", "rho"]
 About = Literal["copies", "priors"]
-HIGH_CV = 5.0  # percent, sec. 4.2
 FLAT = 1.25  # "similar" times differ by less than this factor; the thesis calls 1.40, that of l from 4 to 6, a rise
 TOGETHER = (
     "All findings are tested together (Holm's correction): in a study where none of them has an effect, the chance of "
@@ -61,36 +82,6 @@ TOGETHER = (
 GAIN = (1.5, 3.5)  # dB: what is 2 to 3 when rounded
 SIMILAR = 0.5  # dB: what is less is "similar performance" (sec. 4.1)
 ENOUGH, ORIGINAL = 7000, 20000  # iterations: the thesis' most, and those of the original's authors
-NEVER = 0.1  # a rate that is below; in the thesis' Tables 4.3 to 4.5 one best setting of twelve has 4 blocks
-_FEWEST = 6  # effects with which a mean can be decided, see `Mean.p`
-_UNKNOWN = float("nan")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a study says of a finding.
-
-    Attributes:
-        verdict: supported, contradicted or not enough data.
-        tested: what was compared, and what else is worth knowing, in words.
-        rows: the trials behind it, matched ones next to each other: `study`, `number`, the setting, what was compared.
-        unit: of the effect: dB, times (a ratio), share, points (a difference of shares), rho (of rank correlations).
-        effect: its size; NaN where there is none to tell.
-        low: lower end of its 95 % interval; NaN where there is an effect of one fit only.
-        high: upper end.
-        p: the p-value of the verdict that the data lean to, on its own; NaN where nothing could be tested.
-    """
-
-    verdict: Verdict
-    tested: str
-    rows: pd.DataFrame
-    unit: Unit
-    effect: float = _UNKNOWN
-    low: float = _UNKNOWN
-    high: float = _UNKNOWN
-    p: float = _UNKNOWN
-
-
 Test = Callable[["StudyView", Sequence["StudyView"]], Found]
 
 
@@ -124,7 +115,7 @@ class Answer(Found):
     """
 
     finding: Finding = field(kw_only=True)
-    p_corrected: float = field(kw_only=True, default=_UNKNOWN)
+    p_corrected: float = field(kw_only=True, default=math.nan)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -134,7 +125,7 @@ class Answer(Found):
     @property
     def effect_text(self) -> str:
         """The effect and its interval for people."""
-        return "\u2013" if np.isnan(self.effect) else _in_words(self.effect, self.low, self.high, self.unit)
+        return "\u2013" if np.isnan(self.effect) else effect_in_words(self.effect, self.low, self.high, self.unit)
 
 
 def about(spec: StudySpec) -> About | None:
@@ -175,12 +166,12 @@ def retest(view: StudyView, others: Sequence[StudyView] = ()) -> list[Answer]:
     answers = []
     for finding, one, p in zip(asked, found, corrected, strict=True):
         if one.verdict != "not enough data" and p >= LEVEL:
-            why = f"{_WHY}p = {one.p:.2g} alone, {p:.2g} among {count} findings (Holm)"
+            why = f"{NOT_DECIDED}p = {one.p:.2g} alone, {p:.2g} among {count} findings (Holm)"
             one = replace(one, verdict="not enough data", tested=one.tested + why)
         if one.unit == "times":
             one = replace(one, tested=one.tested + words)
         rows = one.rows.replace(
-            {axis: {_NOTHING_OF[OPTIONS[axis].kind]: math.nan} for axis in axes if axis in one.rows}
+            {axis: {NOT_APPLICABLE[OPTIONS[axis].kind]: math.nan} for axis in axes if axis in one.rows}
         )
         answers.append(Answer(**vars(replace(one, rows=rows)), finding=finding, p_corrected=p))
     return answers
@@ -210,7 +201,7 @@ def _drawing(view: StudyView) -> pd.DataFrame:
     if thin := thin_inputs(view):
         trials = trials[~pd.MultiIndex.from_frame(trials[["tiling", "s"]]).isin(thin)]
     partly = [axis for axis in _axes(view) if trials[axis].isna().any()]
-    return trials.assign(**{axis: trials[axis].fillna(_NOTHING_OF[OPTIONS[axis].kind]) for axis in partly})
+    return trials.assign(**{axis: trials[axis].fillna(NOT_APPLICABLE[OPTIONS[axis].kind]) for axis in partly})
 
 
 def as_table(answers: Sequence[Answer]) -> pd.DataFrame:
@@ -264,7 +255,7 @@ def _blur(view: StudyView, others: Sequence[StudyView]) -> Found:
     axes = _axes(view)
     sets = paired(finished(view.trials), "noise", ends, "psnr", axes)
     words = f"{(sets['blur3'] - sets['uniform']).mean():+.2f} dB over {len(sets):,}, stable or not" if len(sets) else ""
-    return _change(comparable(view.trials, "psnr"), axes, "noise", ends, "psnr", "dB", words)
+    return change(comparable(view.trials, "psnr"), axes, "noise", ends, "psnr", "dB", words)
 
 
 @_finding(
@@ -276,7 +267,7 @@ def _blur(view: StudyView, others: Sequence[StudyView]) -> Found:
 )
 def _time_of_blocks(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = timed(view.trials)
-    return _change(rows, _axes(view), "l", _ends(rows, "l"), "seconds", "times")
+    return change(rows, _axes(view), "l", least_and_most(rows, "l"), "seconds", "times")
 
 
 @_finding(
@@ -288,7 +279,7 @@ def _time_of_blocks(view: StudyView, others: Sequence[StudyView]) -> Found:
 )
 def _time_of_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = timed(view.trials)
-    return _change(rows, _axes(view), "s", _ends(rows, "s")[::-1], "seconds", "times")
+    return change(rows, _axes(view), "s", least_and_most(rows, "s")[::-1], "seconds", "times")
 
 
 @_finding(
@@ -301,9 +292,9 @@ def _time_of_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
 )
 def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = timed(view.trials)
-    blocks, scales = _ends(rows, "l"), _ends(rows, "s")[::-1]
+    blocks, scales = least_and_most(rows, "l"), least_and_most(rows, "s")[::-1]
     if len(blocks) < 2 or len(scales) < 2:
-        return _nothing("times", "It takes two values of l and two of s.")
+        return nothing_to_tell("times", "It takes two values of l and two of s.")
     axes = _axes(view)
     at = {s: paired(rows[rows["s"] == s], "l", blocks, "seconds", axes).droplevel("s") for s in scales}
     numbers = {s: paired(rows[rows["s"] == s], "l", blocks, "number", axes).droplevel("s") for s in scales}
@@ -312,7 +303,7 @@ def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> F
     large, small = (np.log(at[s].loc[common]) for s in scales)
     of_l = (large[many] - large[few] + small[many] - small[few]) / 2
     of_s = (small[few] - large[few] + small[many] - large[many]) / 2
-    behind = _rows_of(rows, pd.concat([numbers[s].loc[common] for s in scales], axis=1))
+    behind = trials_of(rows, pd.concat([numbers[s].loc[common] for s in scales], axis=1))
     published = seconds_by_blocks()  # (l, s) -> seconds
     thesis_l = math.sqrt(published[6, 32] / published[4, 32] * published[6, 8] / published[4, 8])
     thesis_s = math.sqrt(published[4, 8] / published[4, 32] * published[6, 8] / published[6, 32])
@@ -321,7 +312,7 @@ def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> F
         f"{np.exp(of_s.mean()):.2f} times (thesis, by the same formula on Table 4.2: {thesis_l:.2f} for l 4 to 6, "
         f"{thesis_s:.2f} for s 32 to 8)"
     )
-    return _found(of_l - of_s, behind, axes, "seconds", "times", words)
+    return from_effects(of_l - of_s, behind, axes, "seconds", "times", words)
 
 
 @_finding(
@@ -333,8 +324,8 @@ def _time_of_blocks_and_scale(view: StudyView, others: Sequence[StudyView]) -> F
 )
 def _time_flat(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = timed(view.trials)
-    return _change(
-        rows, _axes(view), "k", _ends(rows[rows["k"] <= 64], "k"), "seconds", "times", within=(1 / FLAT, FLAT)
+    return change(
+        rows, _axes(view), "k", least_and_most(rows[rows["k"] <= 64], "k"), "seconds", "times", within=(1 / FLAT, FLAT)
     )
 
 
@@ -349,7 +340,7 @@ def _time_rise(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = timed(view.trials)
     low, high = rows[rows["k"] <= 64]["k"], rows[rows["k"] > 64]["k"]
     ends = [low.max(), high.max()] if len(low) and len(high) else []
-    return _change(rows, _axes(view), "k", ends, "seconds", "times")
+    return change(rows, _axes(view), "k", ends, "seconds", "times")
 
 
 @_finding(
@@ -363,13 +354,13 @@ def _time_of_most_tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = timed(view.trials)
     tilings = [tiling for tiling in TILINGS if tiling in set(rows["tiling"])]
     if len(tilings) < 2 or tilings[-1] != "4x5":
-        return _nothing("times", "It takes times of 4x5 tiles and of other tilings.")
+        return nothing_to_tell("times", "It takes times of 4x5 tiles and of other tilings.")
     axes = _axes(view)
     seconds = paired(rows, "tiling", tilings, "seconds", axes)
-    behind = _rows_of(rows, paired(rows, "tiling", tilings, "number", axes))
+    behind = trials_of(rows, paired(rows, "tiling", tilings, "number", axes))
     words = f"4x5 against {', '.join(tilings[:-1])} (thesis: 1.36, of the means in Table 4.1)"
     effects = pd.DataFrame({tiling: np.log(seconds["4x5"] / seconds[tiling]) for tiling in tilings[:-1]}).mean(axis=1)
-    return _found(effects, behind, axes, "seconds", "times", words)
+    return from_effects(effects, behind, axes, "seconds", "times", words)
 
 
 @_finding(
@@ -381,10 +372,10 @@ def _time_of_most_tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
     f"where it is above {NEVER:.0%}.",
 )
 def _cv_of_channels(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = _judged(view)
+    rows = judged(view)
     if view.spec.fit.members < 2:
-        return _nothing("share", "It takes ensembles.")
-    return _never(rows, _axes(view), rows["k"] <= 64, "high", "CV > 5 % with k <= 64", "with k > 64")
+        return nothing_to_tell("share", "It takes ensembles.")
+    return hardly_ever(rows, _axes(view), rows["k"] <= 64, "high", "CV > 5 % with k <= 64", "with k > 64")
 
 
 @_finding(
@@ -395,18 +386,18 @@ def _cv_of_channels(view: StudyView, others: Sequence[StudyView]) -> Found:
     "the interval of the difference lies above 0, contradicted where below.",
 )
 def _tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = _judged(view)
+    rows = judged(view)
     axes = _axes(view)
-    ends = _fewest_and_most(rows, axes, "high")
+    ends = fewest_and_most(rows, axes, "high")
     if view.spec.fit.members < 2 or ends.empty:
-        return _nothing("points", "It takes ensembles and two tilings.")
+        return nothing_to_tell("points", "It takes ensembles and two tilings.")
     shares = rows.groupby("tiling")["high"].mean()
     words = "most less fewest tiles; CV > 5 %: " + ", ".join(
         f"{tiling} {shares[tiling]:.0%}" for tiling in TILINGS if tiling in shares
     )
     effects = ends["many", "high"].astype(float) - ends["few", "high"].astype(float)
-    behind = _rows_of(rows, ends[[("few", "number"), ("many", "number")]])
-    return _found(effects, behind, axes, "high", "points", words)
+    behind = trials_of(rows, ends[[("few", "number"), ("many", "number")]])
+    return from_effects(effects, behind, axes, "high", "points", words)
 
 
 @_finding(
@@ -418,16 +409,16 @@ def _tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
     "below.",
 )
 def _time_of_unstable(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = _judged(view)
+    rows = judged(view)
     rows = timed(rows[rows["cv_percent"].notna()])
     axes = _axes(view)
     alike = [axis for axis in axes if axis != "noise"]
     rows = rows[rows.groupby(alike)["high"].transform("nunique") == 2].sort_values([*alike, "high", "number"])
     if view.spec.fit.members < 2 or rows.empty:
-        return _nothing("times", "It takes ensembles of which some have a CV above 5 % with one noise only.")
+        return nothing_to_tell("times", "It takes ensembles of which some have a CV above 5 % with one noise only.")
     logs = np.log(rows["seconds"]).groupby([rows[axis] for axis in [*alike, "high"]]).mean().unstack("high")
     words = "CV > 5 % against others of the same k, s, l, iterations and tiling"
-    return _found(logs[True] - logs[False], rows, axes, "seconds", "times", words)
+    return from_effects(logs[True] - logs[False], rows, axes, "seconds", "times", words)
 
 
 @_finding(
@@ -439,8 +430,8 @@ def _time_of_unstable(view: StudyView, others: Sequence[StudyView]) -> Found:
     f"it is above {NEVER:.0%}.",
 )
 def _many_channels(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = _judged(view)
-    return _never(rows, _axes(view), rows["k"] >= 128, "passed", "stable with k >= 128", "with k < 128")
+    rows = judged(view)
+    return hardly_ever(rows, _axes(view), rows["k"] >= 128, "passed", "stable with k >= 128", "with k < 128")
 
 
 @_finding(
@@ -454,13 +445,13 @@ def _gain(view: StudyView, others: Sequence[StudyView]) -> Found:
     members = view.spec.fit.members
     rows = comparable(view.trials, "psnr").dropna(subset=["psnr_1dd"])
     if members < 2 or rows.empty:
-        return _nothing("dB", "It takes stable ensembles.")
+        return nothing_to_tell("dB", "It takes stable ensembles.")
     axes = _axes(view)
-    rows = rows.assign(gain=rows["psnr"] - rows["psnr_1dd"]).sort_values([*_of_a_fit(axes), "iterations"])
+    rows = rows.assign(gain=rows["psnr"] - rows["psnr_1dd"]).sort_values([*axes_of_fits(axes), "iterations"])
     of_pairs = rows.groupby(list(PAIR))["gain"].mean()
     words = f"{members}DD less 1DD; means of pairs {of_pairs.min():.1f} to {of_pairs.max():.1f} dB"
     effects = rows.set_index(axes)["gain"]
-    return _found(effects, rows, axes, "gain", "dB", words, within=GAIN)
+    return from_effects(effects, rows, axes, "gain", "dB", words, within=GAIN)
 
 
 @_finding(
@@ -473,21 +464,21 @@ def _gain(view: StudyView, others: Sequence[StudyView]) -> Found:
 def _quality_of_tiles(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows = comparable(view.trials, "psnr")
     axes = _axes(view)
-    ends = _fewest_and_most(rows, axes, "psnr")
+    ends = fewest_and_most(rows, axes, "psnr")
     if ends.empty:
-        return _nothing("dB", "It takes settings that are stable with two tilings.")
+        return nothing_to_tell("dB", "It takes settings that are stable with two tilings.")
     best = rows.groupby(["noise", "tiling"])["psnr"].max().unstack().reindex(columns=list(TILINGS)).mean().dropna()
     words = "fewest less most tiles; best of each noise, mean: " + ", ".join(
         f"{tiling} {value:.2f} dB" for tiling, value in best.items()
     )
     words += " (thesis: 1x1 33.39, 2x2 32.85, 3x3 32.65, 4x5 31.61)"
-    of_tiles = _fewest_and_most(comparable(by_tiles(view.trials, "psnr"), "psnr"), axes, "psnr")
+    of_tiles = fewest_and_most(comparable(by_tiles(view.trials, "psnr"), "psnr"), axes, "psnr")
     if len(of_tiles):
         effects = of_tiles["few", "psnr"] - of_tiles["many", "psnr"]
-        of_fits = effects.groupby(_of_a_fit([str(name) for name in effects.index.names])).mean()
+        of_fits = effects.groupby(axes_of_fits([str(name) for name in effects.index.names])).mean()
         words += f"; read as means over tiles {of_fits.mean():+.2f} dB"
-    behind = _rows_of(rows, ends[[("few", "number"), ("many", "number")]])
-    return _found(ends["few", "psnr"] - ends["many", "psnr"], behind, axes, "psnr", "dB", words)
+    behind = trials_of(rows, ends[[("few", "number"), ("many", "number")]])
+    return from_effects(ends["few", "psnr"] - ends["many", "psnr"], behind, axes, "psnr", "dB", words)
 
 
 def _at_best(
@@ -497,16 +488,16 @@ def _at_best(
     inside = {"<=": np.less_equal, "<": np.less, ">=": np.greater_equal}[sign]
 
     def test(view: StudyView, others: Sequence[StudyView]) -> Found:
-        trials = _judged(view)
+        trials = judged(view)
         values = sorted(set(trials[axis]))
         case = [value for value in values if inside(value, limit)]
         asked = f"{axis} {sign} {limit:g}"
         if not 0 < len(case) < len(values):
             if analogue is None or len(values) < 2:
-                return _nothing("share", f"It takes values of {axis} on both sides of {limit:g}.")
+                return nothing_to_tell("share", f"It takes values of {axis} on both sides of {limit:g}.")
             case = [values[0] if analogue == "fewest" else values[-1]]
             asked = f"{axis} = {case[0]}, the {analogue} here"
-        return _best_never(trials, _axes(view), axis, trials[axis].isin(case), asked)
+        return best_hardly_ever(trials, _axes(view), axis, trials[axis].isin(case), asked)
 
     _finding(
         name,
@@ -537,24 +528,24 @@ _at_best("best-l", "4 blocks", "l", ("<=", 4), "fewest")
     "these.",
 )
 def _same_best(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = _scored(view)
-    best = _best_of(rows, "psnr")
+    rows = scored(view)
+    best = best_of_pairs(rows, "psnr")
     if best.empty:
-        return _nothing("share", "It takes pairs with six stable settings.")
-    same = {metric: int((best["number"] == _best_of(rows, metric)["number"]).sum()) for metric in ("ssim", "vif")}
+        return nothing_to_tell("share", "It takes pairs with six stable settings.")
+    same = {metric: int((best["number"] == best_of_pairs(rows, metric)["number"]).sum()) for metric in ("ssim", "vif")}
     ends = share(same["ssim"], len(best))
     lean: Verdict
     if ends[0] > 0.5:
         lean, p = "supported", at_least(same["ssim"], 1 / rows.groupby(list(PAIR)).size())
     else:
         lean, p = "contradicted", at_most(same["ssim"], [0.5] * len(best))
-    verdict, why = _decided(lean, p, "the interval holds one half" if ends[0] <= 0.5 else "it may be chance")
+    verdict, why = decided(lean, p, "the interval holds one half" if ends[0] <= 0.5 else "it may be chance")
     words = (
         f"PSNR's best is SSIM's best in {same['ssim']} of {len(best)} pairs (thesis: 9 of 12), "
         f"VIF's in {same['vif']} (thesis: 8){why}"
     )
-    behind = pd.concat([best, _best_of(rows, "ssim")]).sort_index(kind="stable").reset_index()
-    return Found(verdict, words, _behind(behind, _axes(view), ["psnr", "ssim", "vif"]), "share", *ends, p)
+    behind = pd.concat([best, best_of_pairs(rows, "ssim")]).sort_index(kind="stable").reset_index()
+    return Found(verdict, words, trials_behind(behind, _axes(view), ["psnr", "ssim", "vif"]), "share", *ends, p)
 
 
 @_finding(
@@ -565,19 +556,19 @@ def _same_best(view: StudyView, others: Sequence[StudyView]) -> Found:
     "tiling: supported where the interval of its mean over pairs lies above 0, contradicted where below.",
 )
 def _ranks(view: StudyView, others: Sequence[StudyView]) -> Found:
-    rows = _scored(view).sort_values([*PAIR, "number"])
+    rows = scored(view).sort_values([*PAIR, "number"])
     of_pairs = {
         pair: [group["psnr"].rank().corr(group[metric].rank()) for metric in ("ssim", "vif")]
         for pair, group in rows.groupby(list(PAIR))
         if all(group[metric].nunique() > 1 for metric in ("psnr", "ssim", "vif"))
     }
     if not of_pairs:
-        return _nothing("rho", "It takes pairs with six stable settings.")
+        return nothing_to_tell("rho", "It takes pairs with six stable settings.")
     ranks = pd.DataFrame.from_dict(of_pairs, orient="index", columns=["ssim", "vif"])
     words = f"PSNR and SSIM {ranks['ssim'].mean():.2f}, PSNR and VIF {ranks['vif'].mean():.2f}, {len(ranks)} pairs"
     effect = mean_of(ranks["ssim"] - ranks["vif"])
-    verdict, why, p = _sign(effect)
-    behind = _behind(rows, _axes(view), ["psnr", "ssim", "vif"])
+    verdict, why, p = sign(effect)
+    behind = trials_behind(rows, _axes(view), ["psnr", "ssim", "vif"])
     return Found(verdict, words + why, behind, "rho", effect.mean, effect.low, effect.high, p)
 
 
@@ -595,7 +586,7 @@ def _slices(view: StudyView, others: Sequence[StudyView]) -> Found:
         view = next((other for other in others if other.spec.target.slice == "mid"), view)
     away = [other for other in others if _another_slice(view, other)]
     if view.spec.target.slice != "mid" or not away:
-        return _nothing(
+        return nothing_to_tell(
             "dB",
             "It takes a study of the mid slice first, and others of the same volume, or slices as its cases.",
         )
@@ -606,26 +597,37 @@ def _slices(view: StudyView, others: Sequence[StudyView]) -> Found:
         there = comparable(other.trials, metric).drop_duplicates(axes)
         both = mid.merge(there, on=axes, suffixes=("", "_away"))
         parts.append(both)
-        of_fits = both.groupby(_of_a_fit(axes))
-        change = {
+        of_fits = both.groupby(axes_of_fits(axes))
+        differs = {
             name: (of_fits[f"{name}_away"].mean() - of_fits[name].mean()).mean()
             for name in (metric, "psnr", "ssim", "vif")
         }
         words.append(
-            f"{other.facts.get('target', other.name)}: foreground {change[metric]:+.2f} dB, whole slice "
-            f"{change['psnr']:+.2f} dB, SSIM {change['ssim']:+.3f}, VIF {change['vif']:+.3f}"
+            f"{other.facts.get('target', other.name)}: foreground {differs[metric]:+.2f} dB, whole slice "
+            f"{differs['psnr']:+.2f} dB, SSIM {differs['ssim']:+.3f}, VIF {differs['vif']:+.3f}"
         )
     both = pd.concat(parts, ignore_index=True)
     if both.empty:
-        return _nothing("dB", "No setting is stable in both, with a PSNR of the foreground.")
-    effects = (both[metric] - both[f"{metric}_away"]).groupby([both[axis] for axis in _of_a_fit(axes)]).mean()
+        return nothing_to_tell("dB", "No setting is stable in both, with a PSNR of the foreground.")
+    effects = (both[metric] - both[f"{metric}_away"]).groupby([both[axis] for axis in axes_of_fits(axes)]).mean()
     effect = mean_of(effects)
-    verdict, why, p = _sign(effect)
+    verdict, why, p = sign(effect)
     ours = both[["study", "number", *axes, metric]]
     theirs = both[["study_away", "number_away", *axes, f"{metric}_away"]].set_axis(ours.columns, axis=1)
     behind = pd.concat([ours, theirs]).sort_values(axes, kind="stable").drop_duplicates(["study", "number"])
     tested = f"mid less away; {'; '.join(words)}; {len(both):,} matched settings of {len(effects):,} fits{why}"
     return Found(verdict, tested, behind.reset_index(drop=True), "dB", effect.mean, effect.low, effect.high, p)
+
+
+def _another_slice(view: StudyView, other: StudyView) -> bool:
+    """Whether two studies differ in the slice alone, as far as a setting's result depends on it."""
+    ours, theirs = (
+        {key: value for key, value in one.spec.fingerprint().items() if key.startswith(("target.", "noise.", "fit."))}
+        for one in (view, other)
+    )
+    differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    same_file = view.spec.target.file == other.spec.target.file
+    return same_file and differing == {"target.slice"} and view.facts.get("target") != other.facts.get("target")
 
 
 # --- where the thesis speaks of other priors
@@ -644,10 +646,10 @@ def _time_of_variant(view: StudyView, others: Sequence[StudyView]) -> Found:
     rows, axes = timed(view.trials), _axes(view)
     rows = rows[rows["stable"] & rows["psnr"].notna()]
     if not {"s", "l"} <= set(axes) or not set(FUSED) <= set(rows[PRIOR]):
-        return _nothing("times", f"It takes trials of {' and '.join(FUSED)} that had their device alone.")
+        return nothing_to_tell("times", f"It takes trials of {' and '.join(FUSED)} that had their device alone.")
     variant = (rows[PRIOR] == FUSED[0]) & (rows["s"] == 2 ** rows["l"])
     rows = rows[variant | (rows[PRIOR] == FUSED[1])].sort_values(["iterations", "number"])
-    alike = [axis for axis in _of_a_fit(axes) if axis not in (PRIOR, "s")]
+    alike = [axis for axis in axes_of_fits(axes) if axis not in (PRIOR, "s")]
     effects, gains, behind = {}, [], []
     for key, both in rows.groupby(alike):
         ours, theirs = (both[both[PRIOR] == kind] for kind in FUSED)
@@ -659,10 +661,10 @@ def _time_of_variant(view: StudyView, others: Sequence[StudyView]) -> Found:
             gains.append(theirs["psnr"].max() - ours["psnr"].max())
             behind += [ours, theirs]
     if not effects:
-        return _nothing("times", "No fits of both reach the same PSNR after their first budget.")
+        return nothing_to_tell("times", "No fits of both reach the same PSNR after their first budget.")
     words = f"{FUSED[1]} against {FUSED[0]}; its best PSNR is {np.mean(gains):+.2f} dB on average"
     found = pd.Series(list(effects.values()), pd.MultiIndex.from_tuples(effects, names=alike))
-    return _found(found, pd.concat(behind), axes, "seconds", "times", words)
+    return from_effects(found, pd.concat(behind), axes, "seconds", "times", words)
 
 
 @_finding(
@@ -681,16 +683,16 @@ def _iterations(view: StudyView, others: Sequence[StudyView]) -> Found:
     longest = ORIGINAL if ORIGINAL in budgets else max(budgets, default=0)
     shorter = [budget for budget in budgets if budget <= longest * ENOUGH / ORIGINAL]
     if not shorter:
-        return _nothing(
+        return nothing_to_tell(
             "dB", f"It takes a Deep Decoder at two budgets, one up to {ENOUGH / ORIGINAL:.0%} of the other."
         )
     ends = [shorter[-1], longest]
     sets = paired(rows, "iterations", ends, "psnr", axes)
     effects = sets[ends[1]] - sets[ends[0]]
-    behind = _rows_of(rows, paired(rows, "iterations", ends, "number", axes))
+    behind = trials_of(rows, paired(rows, "iterations", ends, "number", axes))
     each = ", ".join(f"{kind} {some.mean():+.2f} dB" for kind, some in effects.groupby(level=PRIOR))
     words = f"iterations {ends[0]:,} to {ends[1]:,}: {each}"
-    return _found(effects, behind, axes, "psnr", "dB", words, within=(-math.inf, SIMILAR))
+    return from_effects(effects, behind, axes, "psnr", "dB", words, within=(-math.inf, SIMILAR))
 
 
 @_finding(
@@ -708,13 +710,15 @@ def _noise_levels(view: StudyView, others: Sequence[StudyView]) -> Found:
     axes, levels = _axes(view), levels_of(view)
     repeats = repeats_of(axes, levels)
     setting = [axis for axis in axes if axis not in (*levels, *repeats)]
-    takes = _nothing("dB", "It takes a Deep Decoder and another prior on several slices or seeds of measurements.")
+    takes = nothing_to_tell(
+        "dB", "It takes a Deep Decoder and another prior on several slices or seeds of measurements."
+    )
     if not repeats:
         return takes
     means, words, behind = [], [], []
     rows = comparable(view.trials, "psnr").drop_duplicates(axes)
     if "fit.seed" in repeats:  # what has no starts is the same for each
-        alone = rows["fit.seed"] == _NOTHING_OF[int]
+        alone = rows["fit.seed"] == NOT_APPLICABLE[int]
         starts = rows.loc[~alone, ["fit.seed"]].drop_duplicates()
         rows = pd.concat([rows[~alone], rows[alone].drop(columns="fit.seed").merge(starts, how="cross")])
     for level, here in rows.groupby(levels) if levels else [((), rows)]:
@@ -737,10 +741,10 @@ def _noise_levels(view: StudyView, others: Sequence[StudyView]) -> Found:
     p = max(mean.p(0) for mean in means)
     if lean == "contradicted":
         p = min(1.0, min(mean.p(0) for mean in means if mean.mean <= 0) * len(means))
-    few = len(least.values) < _FEWEST
-    verdict, why = _decided(lean, p, f"fewer than {_FEWEST} measurements" if few else "an interval holds no change")
+    few = len(least.values) < FEWEST
+    verdict, why = decided(lean, p, f"fewer than {FEWEST} measurements" if few else "an interval holds no change")
     counts = f"{len(least.values)} measurements at each of {len(means)} levels"
-    rows = _behind(pd.concat(behind), axes, ["psnr"])
+    rows = trials_behind(pd.concat(behind), axes, ["psnr"])
     return Found(verdict, f"{'; '.join(words)}; {counts}{why}", rows, "dB", least.mean, least.low, least.high, p)
 
 
@@ -767,264 +771,10 @@ def _winner(each: dict[str, pd.Series[float]]) -> str:
     gains = [mean_of(each[first] - each[kind]) for kind in following]
     p = max(gain.p(0) for gain in gains) * len(gains)
     sure = "wins" if p < LEVEL else "is the first, maybe by chance"
-    return f"{first} {sure}, {_in_words(*_ends_of(gains[0], 'dB'), 'dB')} over {following[0]}"
+    return f"{first} {sure}, {effect_in_words(*interval_of(gains[0], 'dB'), 'dB')} over {following[0]}"
 
 
 def _where(levels: Sequence[str], level: tuple[Any, ...]) -> str:
     """Values of the axes of a task, in words, those that apply."""
-    there = [(axis, value) for axis, value in zip(levels, level, strict=True) if value != _NOTHING_OF[type(value)]]
+    there = [(axis, value) for axis, value in zip(levels, level, strict=True) if value != NOT_APPLICABLE[type(value)]]
     return ", ".join(value if axis == "task.kind" else named(axis, value) for axis, value in there) or "one level"
-
-
-# --- what the tests share
-
-
-def _of_a_fit(axes: Sequence[str]) -> list[str]:
-    """The axes that the settings of one fit have in common."""
-    return [axis for axis in axes if axis != "iterations"]
-
-
-def _judged(view: StudyView) -> pd.DataFrame:
-    """All settings that the filter judged: `high` tells of a CV above 5 % or a member that diverged."""
-    trials = view.trials
-    rows = trials[trials["state"].isin(["COMPLETE", "PRUNED"]) & trials["stable"].notna()]
-    return rows.assign(passed=rows["stable"].eq(True), high=~(rows["cv_percent"] <= HIGH_CV))
-
-
-def _scored(view: StudyView) -> pd.DataFrame:
-    """The stable settings with PSNR, SSIM and VIF of those pairs that have at least six."""
-    rows = comparable(view.trials, "psnr").dropna(subset=["ssim", "vif"])
-    return rows[rows.groupby(list(PAIR))["number"].transform("size") >= _FEWEST]
-
-
-def _best_of(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The best row of each pair, indexed by pair; of equal ones the first."""
-    ordered = rows.sort_values([metric, "number"], ascending=[False, True])
-    return ordered.drop_duplicates(list(PAIR)).set_index(list(PAIR)).sort_index()
-
-
-def _ends(rows: pd.DataFrame, axis: str) -> list[Any]:
-    """The least and the largest value measured; nothing where there is one only."""
-    values = rows[axis]
-    return [values.min(), values.max()] if values.nunique() > 1 else []
-
-
-def _fewest_and_most(rows: pd.DataFrame, axes: Sequence[str], column: str) -> pd.DataFrame:
-    """Column and number with the fewest and the most tiles of each set of settings that differ in the tiling only."""
-    rows = rows.iloc[rows["tiling"].map(TILINGS.index).argsort(kind="stable")]
-    sets = rows.groupby([axis for axis in axes if axis != "tiling"])
-    first, last = sets[[column, "number"]].first(), sets[[column, "number"]].last()
-    return pd.concat([first, last], axis=1, keys=["few", "many"])[sets["tiling"].nunique() > 1]
-
-
-def _change(
-    rows: pd.DataFrame,
-    axes: Sequence[str],
-    axis: str,
-    ends: list[Any],
-    column: str,
-    unit: Unit,
-    words: str = "",
-    within: tuple[float, float] | None = None,
-) -> Found:
-    """What the step from one value of an axis to another does to a column, all other axes equal."""
-    there = set(rows[axis])
-    if len(ends) < 2 or not there.issuperset(ends):
-        needed = f"{axis} = {' and '.join(map(str, ends))}" if ends else f"two values of {axis}"
-        return _nothing(unit, f"It takes trials that may be compared with {needed}.")
-    sets = paired(rows, axis, ends, column, axes)
-    if sets.empty:
-        return _nothing(unit, f"No settings differ in {axis} = {' and '.join(map(str, ends))} only.")
-    before, after = (sets[end].astype(float) for end in ends)
-    effects = np.log(after / before) if unit == "times" else after - before
-    behind = _rows_of(rows, paired(rows, axis, ends, "number", axes))
-    step = f"{axis} {ends[0]} to {ends[1]}" if axis not in PAIR else f"{ends[1]} less {ends[0]}"
-    return _found(effects, behind, axes, column, unit, f"{step}; {words}" if words else step, within)
-
-
-def _found(
-    effects: pd.Series[float],
-    behind: pd.DataFrame,
-    axes: Sequence[str],
-    column: str,
-    unit: Unit,
-    words: str,
-    within: tuple[float, float] | None = None,
-) -> Found:
-    """An effect that is said to be positive (a ratio: above 1) or, where that is given, within two values.
-
-    Args:
-        effects: one per matched set, indexed by the axes on which it is matched; ratios as logarithms.
-        behind: the trials they are of.
-        axes: all of the study.
-        column: what is compared.
-        unit: of the effects.
-        words: which effects they are.
-        within: where the effect is said to be.
-    """
-    of_fits = effects.groupby(_of_a_fit([str(name) for name in effects.index.names])).mean()
-    if of_fits.empty:
-        return _nothing(unit, "No settings match.")
-    effect = mean_of(of_fits)
-    if within:
-        verdict, why, p = _place(effect, within, unit)
-    else:
-        verdict, why, p = _sign(effect)
-        why += _unlike(of_fits, verdict, unit)
-    counts = f"{len(effects):,} matched settings of {len(of_fits):,} fits, higher in {(of_fits > 0).sum():,}"
-    rows = _behind(behind, axes, [column])
-    return Found(verdict, f"{words}; {counts}{why}", rows, unit, *_ends_of(effect, unit), p)
-
-
-def _never(rows: pd.DataFrame, axes: Sequence[str], side: pd.Series[bool], case: str, here: str, there: str) -> Found:
-    """Fits on one side are hardly ever a case, at any budget, and less often than the others."""
-    if side.all() or not side.any():
-        return _nothing("share", f"It takes fits {there} and others.")
-    fit = _of_a_fit(axes)
-    inside, outside = (part.groupby(fit)[case].any() for part in (rows[side], rows[~side]))
-    cases, others = int(inside.sum()), int(outside.sum())
-    rate = share(cases, len(inside))
-    lean: Verdict
-    if rate[0] > NEVER:
-        lean, p, other = "contradicted", at_least(cases, [NEVER] * len(inside)), f"it may be below {NEVER:.0%}"
-    else:
-        few, fewer = at_most(cases, [NEVER] * len(inside)), rarer(cases, len(inside), others, len(outside))
-        lean, p = "supported", max(few, fewer)
-        other = f"it may be above {NEVER:.0%}" if few > fewer else f"it may be as common {there} (p = {p:.2f})"
-    verdict, why = _decided(lean, p, other)
-    longest = rows["iterations"].max()
-    last = int(rows[side & (rows["iterations"] == longest)][case].sum())
-    words = f"{here}: {cases:,} of {len(inside):,} fits at some budget, {last:,} at {longest:,} iterations"
-    words += f"; {there}: {others:,} of {len(outside):,} at some{why}"
-    behind = rows[side].sort_values([case, *fit, "iterations"], ascending=[False] + [True] * len(axes))
-    return Found(verdict, words, _behind(behind, axes, ["cv_percent", "stable"]), "share", *rate, p)
-
-
-def _best_never(trials: pd.DataFrame, axes: Sequence[str], axis: str, case: pd.Series[bool], asked: str) -> Found:
-    """Pairs hardly ever have their best stable setting among the cases, and less often than by chance."""
-    trials = trials.assign(case=case)
-    sets = trials.groupby([name for name in axes if name != axis])["case"]
-    trials = trials.assign(matched=sets.transform("nunique") == 2)
-    best = _best_of(trials[trials["passed"]], "psnr")
-    # of a pair whose best setting was measured on one side only, the other may hide a better one
-    counted = best[best["matched"]]
-    if counted.empty or 2 * len(counted) < len(best):
-        what = "pairs whose best stable setting was measured on both sides, all else equal"
-        return _nothing("share", f"It takes {what}; {len(counted)} of {len(best)} are such.")
-    stable = trials[trials["passed"] & trials["matched"]]
-    stable = stable[pd.MultiIndex.from_frame(stable[list(PAIR)]).isin(counted.index)]
-    chances = stable.groupby(list(PAIR))["case"].mean()
-    five = stable.sort_values(["psnr", "number"], ascending=[False, True]).groupby(list(PAIR)).head(5)
-    cases = int(counted["case"].sum())
-    rate = share(cases, len(counted))
-    lean: Verdict
-    if rate[0] > NEVER:
-        lean, p = "contradicted", at_least(cases, [NEVER] * len(counted))
-    else:
-        lean, p = "supported", at_most(cases, chances)
-    verdict, why = _decided(lean, p, f"so {'many' if rate[0] > NEVER else 'few'} may be chance (p = {p:.2f})")
-    words = f"{asked}: {cases} of {len(counted)} pairs' best ({chances.sum():.1f} by chance), "
-    words += f"{int(five['case'].sum())} of {len(five)} among the best five"
-    if len(counted) < len(best):
-        words += f"; left out: {len(best) - len(counted)} pairs whose best was measured on one side only"
-    behind = five.sort_values([*PAIR, "psnr"], ascending=[True, True, False])
-    return Found(verdict, words + why, _behind(behind, axes, ["psnr"]), "share", *rate, p)
-
-
-def _another_slice(view: StudyView, other: StudyView) -> bool:
-    """Whether two studies differ in the slice alone, as far as a setting's result depends on it."""
-    ours, theirs = (
-        {key: value for key, value in one.spec.fingerprint().items() if key.startswith(("target.", "noise.", "fit."))}
-        for one in (view, other)
-    )
-    differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
-    same_file = view.spec.target.file == other.spec.target.file
-    return same_file and differing == {"target.slice"} and view.facts.get("target") != other.facts.get("target")
-
-
-_WHY = "; not decided: "
-# stands for the value of an option that does not apply, which pandas would leave out of groups
-_NOTHING_OF: dict[type, Any] = {int: -1, float: -1.0, str: ""}
-
-
-def _decided(lean: Verdict, p: float, otherwise: str) -> tuple[Verdict, str]:
-    """What the data lean to, or why that is open."""
-    return (lean, "") if p < LEVEL else ("not enough data", _WHY + otherwise)
-
-
-def _sign(effect: Mean) -> tuple[Verdict, str, float]:
-    """Whether an effect is positive, why that may be open, and the p-value."""
-    p, differing = effect.p(0), np.count_nonzero(effect.values)
-    few = f"fewer than {_FEWEST} that differ" if differing < _FEWEST else "the interval holds no change"
-    return (*_decided("supported" if effect.mean > 0 else "contradicted", p, few), p)
-
-
-def _place(effect: Mean, within: tuple[float, float], unit: Unit) -> tuple[Verdict, str, float]:
-    """Whether an effect is within two values, why that may be open, and the p-value."""
-    least, most = map(math.log, within) if unit == "times" else within
-    lean: Verdict
-    if least < effect.mean < most:
-        lean, p = "supported", max(effect.p(least), effect.p(most))
-    else:
-        lean, p = "contradicted", effect.p(least if effect.mean <= least else most)
-    few = f"fewer than {_FEWEST} fits"
-    crossed = within[0] if effect.low < least else within[1]
-    return (*_decided(lean, p, few if len(effect.values) < _FEWEST else f"the interval crosses {crossed:g}"), p)
-
-
-def _unlike(effects: pd.Series[float], verdict: Verdict, unit: Unit) -> str:
-    """The values of other axes where the answer, taken alone, is the opposite; or where it is one and the other.
-
-    Each counts where its p-value, times the number of values that are looked at, is below 5 %.
-    """
-    parts = [
-        (f"{axis} {value}", part)
-        for axis in effects.index.names
-        for value, part in effects.groupby(level=axis)
-        if _FEWEST <= len(part) < len(effects)
-    ]
-    found: dict[Verdict, list[str]] = {"supported": [], "contradicted": []}
-    for where, part in parts:
-        answer: Verdict = "supported" if part.mean() > 0 else "contradicted"
-        t = abs(part.mean()) / max(part.std() / len(part) ** 0.5, 1e-300)
-        # the bootstrap, which takes time, can but raise what Student's t says
-        if answer != verdict and t > 2 and (effect := mean_of(part)).p(0) * len(parts) < LEVEL:
-            found[answer].append(f"{where}: {_in_words(*_ends_of(effect, unit), unit)}")
-    if verdict == "not enough data" and not all(found.values()):
-        return ""
-    unlike = [words for some in found.values() for words in some]
-    return f"; unlike at {', '.join(unlike)}" if unlike else ""
-
-
-def _ends_of(effect: Mean, unit: Unit) -> Ends:
-    """An effect and its interval: ratios, which are averaged as logarithms, as ratios; shares as shares can be."""
-    ends = (effect.mean, effect.low, effect.high)
-    if unit == "times":
-        return (math.exp(ends[0]), math.exp(ends[1]), math.exp(ends[2]))
-    return (ends[0], max(ends[1], -1.0), min(ends[2], 1.0)) if unit == "points" else ends
-
-
-def _in_words(effect: float, low: float, high: float, unit: Unit) -> str:
-    form: dict[Unit, tuple[str, float, str]] = {
-        "dB": ("+.2f", 1, " dB"),
-        "times": (".2f", 1, " times"),
-        "share": (".0f", 100, " %"),
-        "points": ("+.0f", 100, " points"),
-        "rho": ("+.2f", 1, ""),
-    }
-    digits, scale, name = form[unit]
-    value, lower, upper = (f"{scale * number:{digits}}" for number in (effect, low, high))
-    return f"{value}{name} [{lower}, {upper}]" if low == low else f"{value}{name}"
-
-
-def _nothing(unit: Unit, why: str) -> Found:
-    return Found("not enough data", why, pd.DataFrame(columns=["study", "number", *THESIS]), unit)
-
-
-def _rows_of(rows: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
-    """The trials with these numbers, matched ones next to each other."""
-    return rows.drop_duplicates("number").set_index("number").loc[numbers.to_numpy().ravel()].reset_index()
-
-
-def _behind(rows: pd.DataFrame, axes: Sequence[str], columns: list[str]) -> pd.DataFrame:
-    return rows[["study", "number", *axes, *columns]].drop_duplicates(["study", "number"]).reset_index(drop=True)
