@@ -108,9 +108,12 @@ def test_same_seed_same_proposals_and_a_continued_study_draws_anew(make_spec: Ma
 
 def test_params_are_true_values(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(space=SPACE, search={"sampler": "qmc"})
-    study = study_of(spec, storage=f"sqlite:///{tmp_path / 'a.db'}")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'a.db'}")
+    study = study_of(spec, storage=storage)
     ask(study, spec)
     assert spec.search_space.setting(study.trials[0].params) in spec.search_space
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 @pytest.mark.parametrize("name", SEARCHES)
