@@ -17,7 +17,7 @@ from typing import Any
 from ddstudy.api import executor_for
 from ddstudy.errors import UserError, duration
 from ddstudy.images.targets import load_targets
-from ddstudy.report.writing import write_file
+from ddstudy.report.writing import check_new, write_file
 from ddstudy.spec.axes import budgets_by_fit
 from ddstudy.spec.files import parse_spec
 from ddstudy.spec.schema import StudySpec
@@ -108,8 +108,7 @@ def write(
     """
     image = Path(os.path.abspath(image))
     path = Path(out) if out is not None else Path(f"{image.name.split('.')[0]}.toml")
-    if path.exists():
-        raise UserError(f"{path}: is there already", "Name another file with --out.")
+    check_new(path)
     if tell:
         tell("Trying some iterations of fits of different size")
     target: dict[str, Any] = {"file": str(image), "plane": plane or "axial"}
@@ -159,7 +158,7 @@ def _text(spec: StudySpec, path: Path, image: Path, seconds: float) -> str:
         name=image.name,
         file=path,
         seconds=f"about {duration(seconds)}",
-        target=json.dumps(os.path.relpath(image, path.resolve().parent)),
+        target=json.dumps(os.path.relpath(image, os.path.realpath(path.parent))),
         of_target=of_target,
         task=_NOISY if spec.task.source == "file" else _CLEAN,
         settings=len(spec.search_space),

@@ -7,6 +7,7 @@ is stopped in the middle leaves the study as it was, at most with files that nob
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -158,7 +159,7 @@ def _delete(store: Store, study: FrozenStudy) -> None:
 
 
 def _copy_images(source: Store, target: Store, study: FrozenStudy) -> None:
-    if source.artifacts.resolve() == target.artifacts.resolve():
+    if os.path.realpath(source.artifacts) == os.path.realpath(target.artifacts):
         return
     for artifact in sorted(image_files(source.storage.engine, id_of(study))):
         if (source.artifacts / artifact).is_file():

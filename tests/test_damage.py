@@ -10,12 +10,14 @@ import json
 import shutil
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from random import Random
 
 import pytest
+import sqlalchemy as sa
 from old_stores import restore
 from test_dashboard import call
 
@@ -286,3 +288,19 @@ def test_a_damaged_study_is_named_where_the_latest_is_asked_for(folder: Path, dd
         for options in ((), ("--dry-run",)):  # which went on
             code, _, err = ddstudy("run", str(spec), *options)
             assert (code, said in err, len(err.splitlines())) == (2, True, 2), err
+
+
+def test_a_store_that_cannot_be_opened_is_left_by_all_connections(folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "old.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'v99'")
+    counts: Counter[str] = Counter()
+    listeners = {name: lambda *_, name=name: counts.update([name]) for name in ("connect", "close")}
+    for name, listener in listeners.items():
+        sa.event.listen(sa.Pool, name, listener)
+    try:
+        with pytest.raises(UserError, match="cannot be opened"):
+            Store(f"sqlite:///{folder / 'old.db'}")
+    finally:
+        for name, listener in listeners.items():
+            sa.event.remove(sa.Pool, name, listener)
+    assert counts["connect"] == counts["close"] > 0

@@ -62,3 +62,24 @@ def test_little_time_makes_the_image_smaller_and_none_is_refused(
     with pytest.raises(UserError, match=r"not even the smallest study takes less than 0\.001 minutes"):
         first_study.write(tmp_path / "large.npy", "none.toml", minutes=0.001)
     assert not (tmp_path / "none.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("there.toml", "there.toml: is there already"),
+        ("circle.toml", "circle.toml: is there already"),
+        ("none/study.toml", "none: no such folder"),
+        ("/proc/study.toml", "/proc/study.toml: cannot be written"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_tried(
+    volume: Path, tmp_path: Path, out: str, why: str
+) -> None:
+    """A circle of links ended in a traceback, minutes later."""
+    (tmp_path / "there.toml").touch()
+    (tmp_path / "circle.toml").symlink_to("circle.toml")
+    told: list[str] = []
+    with pytest.raises(UserError, match=why):
+        first_study.write(volume, out, tell=told.append)
+    assert told == []

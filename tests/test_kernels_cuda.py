@@ -363,4 +363,5 @@ def compile_all() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "AnnAssign", DeprecationWarning)  # of Triton's own code, on Python 3.13
     compile_all() if sys.argv[1] == "compile" else interpret(sys.argv[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -21,7 +22,9 @@ def write_file(path: Path, content: bytes) -> None:
             with path.open("wb") as special:
                 special.write(content)
             return
-        path_itself = path.resolve()
+        path_itself = Path(os.path.realpath(path))
+        if path_itself.is_symlink():  # a circle of links
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         folder = path_itself.parent
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
@@ -30,11 +33,10 @@ def write_file(path: Path, content: bytes) -> None:
             file.write(content)
         part.chmod(0o666 & ~_umask())
         part.replace(path_itself)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+    except OSError as error:
         if part is not None:
             part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason})", "Name a file in a writable folder.") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
 
 
 def write_files(stem: Path, contents: dict[str, bytes]) -> list[Path]:
@@ -55,6 +57,24 @@ def write_files(stem: Path, contents: dict[str, bytes]) -> list[Path]:
     for path, content in zip(paths, contents.values(), strict=True):
         write_file(path, content)
     return paths
+
+
+def check_new(path: Path) -> None:
+    """Refuses a file that is there already, or could not be written.
+
+    Raises:
+        UserError: it is there, its folder does not exist or is not writable.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path}: is there already", "Name another file with --out.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
 
 
 def check_stem(stem: Path) -> None:

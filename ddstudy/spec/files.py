@@ -53,8 +53,8 @@ def read_study(path: Path) -> dict[str, Any]:
         named = tree.get(table)
         if isinstance(named, dict) and isinstance(named.get(key), str) and not named[key].startswith(PACKAGE):
             try:
-                named[key] = str((path.parent / named[key]).resolve())
-            except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
+                named[key] = os.path.realpath(path.parent / named[key])
+            except (OSError, ValueError) as error:  # a NUL
                 raise UserError(f"{path}: {table}.{key}: {error}", "Valid: the path of a file.") from None
     cases = tree.get("cases")
     if isinstance(cases, dict):

@@ -107,10 +107,12 @@ class Store:
                 if not has_tables(sa.create_engine(url, **options)):
                     raise self._no_studies()
                 return TrialStorage(url, engine_kwargs=options, skip_table_creation=True)
-            with self._alone():
+            with self._alone(), contextlib.ExitStack() as opened:
                 storage = TrialStorage(url, engine_kwargs=options)
+                opened.callback(storage.close)
                 create_table(storage.engine)
                 storage.make_table()
+                opened.pop_all()
             if self.is_sqlite:
                 _lock_from_the_beginning(storage.engine)
             return storage
@@ -167,8 +169,7 @@ class Store:
     def close(self) -> None:
         """Gives the driver's place back and closes all connections."""
         self._stack.close()
-        self.storage.remove_session()
-        self.storage.engine.dispose()
+        self.storage.close()
 
     def __enter__(self) -> Store:
         return self

@@ -84,8 +84,18 @@ class TrialStorage(RDBStorage):
 
     def __init__(self, url: str, **options: Any) -> None:
         self.judges: dict[int, Callable[[FrozenTrial], bool]] = {}
-        super().__init__(url, **options)
+        try:
+            super().__init__(url, **options)
+        except BaseException:
+            if "scoped_session" in vars(self):
+                self.close()
+            raise
         sa.event.listen(self.engine, "handle_error", _name_damage)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.remove_session()
+        self.engine.dispose()
 
     def read_studies(self) -> tuple[list[FrozenStudy], dict[str, str]]:
         """The studies that can be read, in the order of their ids; and name -> why, of those that cannot."""
