@@ -33,6 +33,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from ddstudy.execution.executors import Event, Finished
 from ddstudy.images.volumes import Target
@@ -256,10 +257,14 @@ def volumes(search: Callable[..., Searched], seed: int, spec: StudySpec, table: 
     ]
 
 
+def medians(values: pd.Series[float], seed: int = 0) -> NDArray[np.float64]:
+    """Of 2,000 draws of as many seeds as there are (bootstrap)."""
+    return np.median(np.random.default_rng(seed).choice(values.to_numpy(), (2000, len(values))), axis=1)
+
+
 def interval(values: pd.Series[float]) -> str:
-    """The median with its 95 % interval, by bootstrap over seeds."""
-    drawn = np.random.default_rng(0).choice(values.to_numpy(), (2000, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    """The median with its 95 % interval."""
+    low, high = np.percentile(medians(values), [2.5, 97.5])
     digits = ".2f" if values.max() <= 1 else ",.4g" if values.max() < 1000 else ",.0f"
     return f"{values.median():{digits}} ({low:{digits}} to {high:{digits}})"
 
@@ -269,6 +274,20 @@ def summary(results: pd.DataFrame, columns: list[str]) -> str:
     level = "within_db" if "within_db" in results else "after"
     groups = results.groupby(["table", "search", level], sort=False)
     return groups[columns].agg(interval).assign(seeds=groups["seed"].nunique()).to_string()
+
+
+def of_the_best_plain(results: pd.DataFrame, column: str) -> str:
+    """Medians of `gp` by those of the best plain sampler, for each table and goal, with 95 % intervals."""
+    lines = []
+    for (table, within), rows in results.groupby(["table", "within_db"]):
+        of = {str(search): values[column] for search, values in rows.groupby("search")}
+        plain = [search for search in of if search.startswith("plain")]
+        if "ddstudy gp" in of and plain:
+            ours, best = of["ddstudy gp"], of[min(plain, key=lambda search: of[search].median())]
+            low, high = np.percentile(medians(ours) / medians(best, seed=1), [2.5, 97.5])
+            ratio = ours.median() / best.median()
+            lines.append(f"{table}, within {within:g} dB: {ratio:.2f} ({low:.2f} to {high:.2f}) of the {column}")
+    return "\n".join(lines)
 
 
 def main(folder: Path) -> None:
@@ -304,6 +323,9 @@ def main(folder: Path) -> None:
     results = pd.read_csv(out)
     asked = results["search"].isin(chosen) & results["seed"].isin(range(*options.seeds))
     print(summary(results[asked], columns))
+    if not options.volume:
+        for column in columns:
+            print(of_the_best_plain(results[asked], column))
 
 
 def keep(out: Path, rows: Iterable[Row]) -> None:
