@@ -103,7 +103,8 @@ def write(
         stop: ends it when another thread sets it.
 
     Raises:
-        UserError: the image cannot be read, the file is there already, or not even the smallest study is that short.
+        UserError: the image cannot be read, the study file is there already or cannot be written, or not even the
+            smallest study is that short.
         WorkError: no fit works here.
     """
     image = Path(os.path.abspath(image))

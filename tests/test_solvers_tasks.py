@@ -315,7 +315,6 @@ def fits_job(config: Config, kernels: Any, **options: Any) -> Numbers:
 
 TINY: dict[str, Any] = {"k": 3, "height": 5, "width": 5}
 FITS: dict[str, tuple[Config, dict[str, Any]]] = {
-    "masked": (Config(average=0.5), {"missing": 0.3, "members": 1, **TINY}),
     "operator": (
         Config(average=0.5, jitter=0.1),
         {"channels": 2, "tiling": "1x2", "samples": (6, 5), "missing": 0.3, "head": "linear", "members": 1, **TINY},
@@ -328,7 +327,6 @@ FITS: dict[str, tuple[Config, dict[str, Any]]] = {
 JOBS: dict[str, Callable[[Any], Numbers]] = {
     "sigmoid": lambda kernels: masked_job("sigmoid", 2, "float64", kernels),
     "linear": lambda kernels: masked_job("linear", 2, "float64", kernels),
-    "masked": lambda kernels: fits_job(FITS["masked"][0], kernels, **FITS["masked"][1]),
     "operator": lambda kernels: fits_job(FITS["operator"][0], kernels, **FITS["operator"][1]),
     "optimiser and loss": lambda kernels: fits_job(
         FITS["optimiser and loss"][0], kernels, **FITS["optimiser and loss"][1]

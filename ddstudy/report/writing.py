@@ -36,7 +36,7 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         if part is not None:
             part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
+        raise _unwritable(path, error) from None
 
 
 def write_files(stem: Path, contents: dict[str, bytes]) -> list[Path]:
@@ -74,7 +74,7 @@ def check_new(path: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})", "Name a file in a writable folder.") from None
+        raise _unwritable(path, error) from None
 
 
 def check_stem(stem: Path) -> None:
@@ -93,9 +93,11 @@ def check_stem(stem: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"--out {stem}: cannot be written ({error.strerror})", "Name a file in a writable folder."
-        ) from None
+        raise _unwritable(f"--out {stem}", error) from None
+
+
+def _unwritable(name: object, error: OSError) -> UserError:
+    return UserError(f"{name}: cannot be written ({error.strerror or error})", "Name a file in a writable folder.")
 
 
 def _umask() -> int:
