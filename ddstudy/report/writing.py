@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -25,10 +26,7 @@ def write_file(path: Path, content: bytes) -> None:
         path_itself = Path(os.path.realpath(path))
         if path_itself.is_symlink():  # a circle of links
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        folder = path_itself.parent
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=_folder_of(path_itself), delete=False) as file:
             part = Path(file.name)
             file.write(content)
         part.chmod(0o666 & ~_umask())
@@ -67,14 +65,7 @@ def check_new(path: Path) -> None:
     """
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already", "Name another file with --out.")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from None
+    _check_folder(_folder_of(path), path.name, path)
 
 
 def check_stem(stem: Path) -> None:
@@ -88,12 +79,25 @@ def check_stem(stem: Path) -> None:
         raise UserError(
             f"--out {stem}: no name of files in a folder that exists", "Valid: FOLDER/NAME, without suffix."
         )
+    _check_folder(folder, stem.name + "-checks.csv", f"--out {stem}")
+
+
+def _folder_of(path: Path) -> Path:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "Name a file in a folder that exists.")
+    return folder
+
+
+def _check_folder(folder: Path, name: str, told: object) -> None:
+    """Refuses a folder where no file can be made, or none of such a name."""
     try:
-        stem.with_name(stem.name + "-checks.csv").exists()  # or is too long
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder / name)  # which may be too long
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(f"--out {stem}", error) from None
+        raise _unwritable(told, error) from None
 
 
 def _unwritable(name: object, error: OSError) -> UserError:

@@ -87,7 +87,7 @@ class TrialStorage(RDBStorage):
         try:
             super().__init__(url, **options)
         except BaseException:
-            if "scoped_session" in vars(self):
+            if "scoped_session" in vars(self):  # made after the engine, before it is first used
                 self.close()
             raise
         sa.event.listen(self.engine, "handle_error", _name_damage)

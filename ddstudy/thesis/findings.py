@@ -1,7 +1,7 @@
 """The thesis' findings, re-tested on a study's own trials.
 
 Each finding is one function below: what it takes from the study, and the rule by which that supports or contradicts
-the finding. They share five principles:
+the finding; `verdicts` has what they are decided by. They share five principles:
 
 - Settings are compared that differ on one axis only (matched), whatever axes the study has; which trials count is said
   in `ddstudy.report.tables`.

@@ -27,7 +27,6 @@ Unit = Literal["dB", "times", "share", "points", "rho"]
 HIGH_CV = 5.0  # percent, sec. 4.2
 NEVER = 0.1  # a rate that is below; in the thesis' Tables 4.3 to 4.5 one best setting of twelve has 4 blocks
 FEWEST = 6  # effects with which a mean can be decided, see `Mean.p`
-_UNKNOWN = float("nan")
 NOT_DECIDED = "; not decided: "
 # stands for the value of an option that does not apply, which pandas would leave out of groups
 NOT_APPLICABLE: dict[type, Any] = {int: -1, float: -1.0, str: ""}
@@ -52,10 +51,10 @@ class Found:
     tested: str
     rows: pd.DataFrame
     unit: Unit
-    effect: float = _UNKNOWN
-    low: float = _UNKNOWN
-    high: float = _UNKNOWN
-    p: float = _UNKNOWN
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
 
 
 def axes_of_fits(axes: Sequence[str]) -> list[str]:
