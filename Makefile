@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: run test test-cluster test-all check format docs release clean
+.PHONY: run test test-cluster test-triton test-all check format docs release clean
 
 run: $(STAMP)
 	$(BIN)/ddstudy run --grid
@@ -14,13 +14,17 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 
 # more workers than processors: much of it waits for servers and browsers
 test: $(STAMP)
-	$(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not cluster and not triton" -n 3 --dist loadfile --no-loadscope-reorder
 
 # clusters of Ray that stand beside a run: some minutes of processes that start
 test-cluster: $(STAMP)
 	$(PYTEST) -m cluster
 
-test-all: test-cluster test
+# the Triton kernels: on a GPU where there is one, and in Triton's interpreter, which takes its time
+test-triton: $(STAMP)
+	$(PYTEST) -m triton -n 2 --dist loadfile
+
+test-all: test-cluster test-triton test
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from ddstudy.study.evaluate import Job
 # files that take long, about the longest first: whole files are shared out, and the last must not be a long one. Three
 # workers get two each to begin with, in turn: those of Ray mostly wait, and one worker has them, beside two at work
 LONG = [f"test_{name}" for name in ("ray", "cases", "views", "ray_start", "cli", "tasks", "dashboard", "runner",
-                                    "faults", "volumes", "live", "solvers_tasks", "kernels_cuda", "axes", "findings",
+                                    "faults", "volumes", "live", "axes", "findings",
                                     "damage", "housekeeping", "priors_report", "store", "priors", "fused", "together",
                                     "samplers", "api_run", "optimisers", "report")]  # fmt: skip
 

@@ -28,7 +28,7 @@ from ddstudy.solvers.base import snapshots
 from ddstudy.solvers.fused.step import Step
 
 pytest.importorskip("triton", reason="Triton is not available for this platform")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
 Numbers = dict[str, NDArray[Any]]
 Job = Callable[[str], Numbers]

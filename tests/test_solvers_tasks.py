@@ -357,6 +357,7 @@ def of_triton(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 @pytest.mark.parametrize("head", ["sigmoid", "linear"])
 def test_gradients_of_the_triton_kernels_are_those_of_autograd(head: Head, of_triton: Numbers) -> None:
     losses, gradients = masked_autograd(masked_case(head, 2))
@@ -365,6 +366,7 @@ def test_gradients_of_the_triton_kernels_are_those_of_autograd(head: Head, of_tr
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 @pytest.mark.parametrize("name", FITS)
 def test_a_pack_that_shrinks_is_fitted_as_alone_and_as_by_the_reference(name: str, of_triton: Numbers) -> None:
     config, options = FITS[name]

@@ -166,6 +166,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 def test_members_of_one_launch_have_the_numbers_of_their_fit_alone(interpreted: Numbers) -> None:
     """Also where others leave the launch: those that stay take all that Adam and the best iterate know with them."""
     packed = [key for key in interpreted if key[0].isdigit()]
@@ -175,11 +176,13 @@ def test_members_of_one_launch_have_the_numbers_of_their_fit_alone(interpreted: 
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 def test_outputs_are_not_those_of_a_later_iteration(interpreted: Numbers) -> None:
     assert "gone on" in str(interpreted["too late"])
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 def test_the_memory_that_a_pack_is_said_to_need_is_what_it_takes(interpreted: Numbers) -> None:
     assert interpreted["work arrays"] < interpreted["bytes"] < interpreted["model"] < 1.6 * interpreted["bytes"]
 
