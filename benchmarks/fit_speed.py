@@ -14,8 +14,9 @@ low-resolution pixel (forward, gradient of the input, gradient of the weights), 
 high-resolution pixel what upsampling, ReLU, sums and their gradients need (counted below). Bytes: each stored
 activation and gradient is written once and read once for each use.
 
-On a GPU, `--others` adds what plain torch can do with its own means, in milliseconds per iteration and member: one
-member compiled by torch.compile and captured in a CUDA graph, and all members at once through torch.func.vmap.
+On a GPU the reference engine repeats the launches of all members as a graph, and `--others` adds what plain torch can
+do with its own means, in milliseconds per iteration and member: launched from Python one by one; compiled by
+torch.compile and captured in a CUDA graph, one member; all members at once through torch.func.vmap.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -82,8 +83,9 @@ def main() -> None:
                 FitSpec(),
                 NoiseSpec(),
             )
-            row |= {"compiled_ms": compiled_ms(work, device), "vmap_ms": vmap_ms(work, device)}
-            print(f"torch.compile in a CUDA graph {row['compiled_ms']:.3f}, vmap {row['vmap_ms']:.3f}")
+            others = {"plain": plain_ms, "compiled": compiled_ms, "vmap": vmap_ms}
+            row |= {f"{name}_ms": measure(work, device) for name, measure in others.items()}
+            print(", ".join(f"{name} {row[f'{name}_ms']:.3f}" for name in others))
         print(
             f"{k:3d} {s:2d} {l} {tiling:6s} {row['reference_ms']:10.1f} {row['fused_ms']:8.2f} {row['ratio']:6.1f}"
             f" {row['floor_ms']:7.2f} {row['fused_ms'] / row['floor_ms']:9.2f} {row['gflops']:9.0f} {row['gbs']:6.1f}"
@@ -176,6 +178,23 @@ def measured_rates(device: str, threads: int) -> Rates:
         torch.backends.cuda.matmul.allow_tf32 = exact
     torch.set_num_threads(before)
     return Rates(product, elements, copy)
+
+
+def plain_ms(work: Problem, device: str, iterations: int = 40) -> float:
+    """An iteration of one member, launched from Python, members one after another."""
+    measurement, spent = torch.tensor(work.measurement, device=device), 0.0
+    for inputs, weights in zip(work.inputs, work.weights, strict=True):
+        net, x = work.prior.build().to(device), torch.tensor(inputs, device=device)
+        torch.nn.utils.vector_to_parameters(torch.tensor(weights, device=device), net.parameters())
+        adam = torch.optim.Adam(net.parameters(), lr=Config().learning_rate, fused=True)
+
+        def iterate(net: Any = net, x: Any = x, adam: Any = adam) -> None:
+            adam.zero_grad(set_to_none=True)
+            torch.nn.functional.mse_loss(net(x), measurement).backward()
+            adam.step()
+
+        spent += median_seconds(lambda iterate=iterate: [iterate() for _ in range(iterations)])
+    return 1e3 * spent / iterations / len(work.weights)
 
 
 def compiled_ms(work: Problem, device: str, iterations: int = 50) -> float:

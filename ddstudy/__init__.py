@@ -14,9 +14,9 @@ Data flows one way: a module imports only from those above it, and a library has
     priors/      base (the protocol); deep_decoder, conv_decoder, dip, siren: geometry, cost, random starts, and their
                  networks in torch; handcrafted: those without weights
     solvers/     base (the protocol: problem, configuration, snapshots), fidelity (losses, through operators, too),
-                 optimisers (torch's, schedules, Langevin noise), torch_loop (autograd; the oracle), direct (applies
-                 what has no weights), fused/ (step: gradients by hand; groups of members; kernels for processors,
-                 with simd, and for CUDA)
+                 optimisers (torch's, schedules, Langevin noise), cuda (locks, streams, graphs), torch_loop (autograd;
+                 the oracle), direct (applies what has no weights), fused/ (step: gradients by hand; groups of members;
+                 kernels for processors, with simd, and for CUDA)
     study/       load (did other programs disturb a fit?), stability (CV, the thesis' filter, the rule that stops a fit
                  early), stopping (rules that choose an iterate without the truth), evaluate (one fit -> the results of
                  every setting that it serves), samplers (proposals that were not measured yet), planner (which fits,

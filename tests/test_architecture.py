@@ -23,7 +23,7 @@ ORDER = [
     "tasks", "tasks.base", "tasks.operators", "tasks.measurements", "tasks.judges", "tasks.cases",
     "priors", "priors.base", "priors.deep_decoder", "priors.deep_decoder.network", "priors.networks",
     "priors.conv_decoder", "priors.dip", "priors.siren", "priors.handcrafted",
-    "solvers", "solvers.base", "solvers.fidelity", "solvers.optimisers", "solvers.torch_loop",
+    "solvers", "solvers.base", "solvers.fidelity", "solvers.optimisers", "solvers.cuda", "solvers.torch_loop",
     "solvers.direct",
     "solvers.fused", "solvers.fused.kernels", "solvers.fused.step", "solvers.fused.groups",
     "solvers.fused.simd", "solvers.fused.kernels_cpu", "solvers.fused.kernels_cuda",

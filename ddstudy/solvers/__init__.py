@@ -11,8 +11,8 @@ a GPU, and each has the numbers of its own fit alone. Each ends when it likes; t
 Two solvers of one protocol (`base.Solver`) compute the same: `fused`, by hand-derived gradients in compiled kernels,
 for the Deep Decoders, and `torch_loop`, plain torch with autograd, for any prior, for devices without kernels and as
 the oracle; it is called the `reference` engine in study files. `choose` says which one a prior gets on a device.
-`fidelity` has the losses, through operators, too, and `optimisers` those of torch. `direct` applies priors without
-weights, which are not fitted.
+`fidelity` has the losses, through operators, too, and `optimisers` those of torch; `cuda` says which thread may do what
+on a GPU, and makes graphs. `direct` applies priors without weights, which are not fitted.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ def optimiser_of(
     rate: Any = torch.tensor(config.learning_rate, device=device) if captured else config.learning_rate
     # one call for all parameters, where torch has it: on the processor a call costs as much as a small update
     fused = not device.startswith("mps")
-    # of those without, a GPU gets one launch for all members, and the processor the plain loop
-    several: dict[str, Any] = {"foreach": device.startswith("cuda")}
+    # of those without, a GPU gets one launch for all parameters, and the processor the plain loop, which no graph can
+    # have, since it looks at the learning rate
+    several: dict[str, Any] = {"foreach": captured or device.startswith("cuda")}
     graph: dict[str, Any] = {"capturable": captured}
     match config.optimiser:
         case "adam" | "sgld":
@@ -176,13 +177,3 @@ class FlatOptimiser:
                 group["lr"].copy_(theirs["lr"])
             else:
                 group["lr"] = theirs["lr"]
-
-
-def add_noise(parameters: Sequence[torch.Tensor], noise: NDArray[np.float32]) -> None:
-    """Adds a flat vector to tensors in their order, in place."""
-    flat, at = torch.from_numpy(noise), 0
-    with torch.no_grad():
-        for parameter in parameters:
-            part = flat[at : at + parameter.numel()]
-            parameter.add_(part.view_as(parameter).to(parameter.device))
-            at += parameter.numel()

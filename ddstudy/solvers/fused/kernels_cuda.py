@@ -26,8 +26,6 @@ import contextlib
 import copy
 import itertools
 import math
-import threading
-from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +36,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import EPS
+from ddstudy.solvers import cuda
 from ddstudy.solvers.base import EMA_ITERATIONS, FLAT_VARIANCE, Config, Problem
 from ddstudy.solvers.fidelity import Fidelity
 
@@ -675,7 +674,7 @@ class _Adam:
     def update(self, gradients: torch.Tensor) -> None:
         """One step."""
         members, parameters = self.weights.shape
-        with _on(self.weights.device):
+        with cuda.on(self.weights.device):
             _adam[(self.powers.shape[1], members)](
                 self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.learning_rate, self.powers, parameters,
                 BLOCK=_UPDATE,
@@ -696,7 +695,7 @@ class _Iterate:
         """Takes in weights and their losses, before they change."""
         if self.keep == "last":
             return
-        with _on(weights.device):
+        with cuda.on(weights.device):
             _keep[(self.averaged.shape[1], len(weights))](
                 self.weights, weights, losses, self.best_loss, self.averaged, weights.shape[1],
                 BEST=self.keep == "best", BLOCK=_UPDATE,
@@ -804,14 +803,6 @@ class _Scratch:
         )  # fmt: skip
 
 
-_locks: defaultdict[torch.device, threading.RLock] = defaultdict(threading.RLock)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Launches go to the thread's current device, wherever the arrays are."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 class TritonKernels:
     """The kernels on one device.
 
@@ -831,9 +822,7 @@ class TritonKernels:
     Average = _Average
 
     def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-        if self.device == torch.device("cuda"):  # the caller's current one, for other threads too
-            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.device = cuda.device_of(device)
         if self.device.type == "cpu" and isinstance(_adam, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
         # of one member, at most; the interpreter takes its time for each
@@ -888,16 +877,11 @@ class TritonKernels:
 
     def begin_thread(self) -> None:
         """The thread gets a stream of its own, so that fits overlap."""
-        if self.device.type == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+        cuda.begin_thread(self.device)
 
     def device_lock(self) -> contextlib.AbstractContextManager[Any]:
-        """While something is done that the device can do for one thread at a time only: a capture, or what breaks one.
-
-        A capture is broken by whatever waits for the whole device, as the allocator may when memory is short. So who
-        allocates or captures has the device's lock, and each thread waits for its own stream only. Launches need none.
-        """
-        return _locks[self.device] if self.device.type == "cuda" else contextlib.nullcontext()
+        """Whoever allocates or captures has it; see `ddstudy.solvers.cuda`."""
+        return cuda.lock_of(self.device)
 
     def summary(self, outputs: torch.Tensor, measurement: torch.Tensor, pixels: torch.Tensor | None) -> tuple[Any, Any]:
         """Losses (M,) and ranges (M, T) of outputs, as `ddstudy.solvers.base.summary` has them.
@@ -915,38 +899,17 @@ class TritonKernels:
 
     def synchronize(self) -> None:
         """Returns when everything that this thread asked for so far is computed."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        cuda.synchronize(self.device)
 
     def captured(self, launches: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
         """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
 
-        In a thread that began with `begin_thread` and ran these kernels before, for the same shapes: compiling and
-        loading code are nothing that a graph can hold. The graph is run by the same thread.
+        In a thread that began with `begin_thread` and ran these kernels before, for the same shapes.
         """
         if self.device.type != "cuda":
             return launches
-        graph = self._graph(launches, step)
-
-        def replay(_: Step) -> None:
-            graph.replay()
-
-        return replay
-
-    def _graph(self, launches: Callable[[Step], None], step: Step) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with self.device_lock(), _on(self.device):
-            # not `torch.cuda.graph`, which waits for the whole device and empties the allocator's cache.
-            # thread_local: what other threads do with the device does not concern this graph
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                launches(step)
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # which would hide why it is no graph
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return graph
+        replay = cuda.graph_of([lambda: launches(step)], self.device)
+        return lambda _: replay()
 
     def forward(self, step: Step, i: int, inputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Block i: products, upsampling, ReLU, and partial sums for the normalisation that follows."""
@@ -954,7 +917,7 @@ class TritonKernels:
         (h, w), (H, W), K = step.prior.sizes[i], step.prior.sizes[i + 1], step.width
         last = i == step.prior.blocks - 1
         z, split = step.z[i], work.blends[i]
-        with _on(self.device):
+        with cuda.on(self.device):
             self._fold(step, i, weights)
             work.times(_pixels(step.r[i - 1] if i else inputs), work.folded[i], z, self.precision(step))
             _blend[(split.parts, work.units, triton.cdiv(K, work.outs))](
@@ -967,7 +930,7 @@ class TritonKernels:
         work: _Scratch = step.scratch
         prior, K, split, i = step.prior, step.width, work.head, step.prior.blocks
         C, k, ((h, w), (H, W)) = prior.channels, prior.k, prior.sizes[-2:]
-        with _on(self.device):
+        with cuda.on(self.device):
             if mode != self.GRADIENT:
                 self._fold(step, i, weights)  # before `GRADIENT`, `OUTPUT` did it
             _head[(split.parts, work.units, C)](
@@ -997,7 +960,7 @@ class TritonKernels:
         last = i == prior.blocks - 1
         z, d = step.z[i], step.d[i]
         rows, columns = work.axes[i]
-        with _on(self.device):
+        with cuda.on(self.device):
             if not last:
                 work.times(_pixels(step.d[i + 1]), work.transposed[i + 1], work.dy, self.precision(step))
             _gather[(split.parts, work.units, triton.cdiv(K, work.tuning.gather[2]))](
