@@ -5,8 +5,9 @@ and of processor time, which other programs on the machine change less. `ours` h
 graph of all members. The others use all threads in each operation: `plain` fits one member after another with autograd
 and Adam, as scripts do, `channels_last` likewise in that memory format, `compiled` likewise with torch.compile;
 `together` has all members in one network by torch.func.vmap, which makes grouped convolutions and batched products of
-them. `deepinv` is its `DeepImagePrior`, one member after another, with its own ConvDecoder, which has biases besides.
-Compilation and a first iteration are no part of the times. PSNR is that of the members' mean at the end.
+them. `deepinv` is its `DeepImagePrior`, which fits the same network, one member after another; of conv_decoder its own,
+which has biases besides. Compilation and a first iteration are no part of the times. PSNR is that of the members' mean
+at the end.
 
     python benchmarks/prior_speed.py [--device cpu] [--size 128] [--members 5] [--iterations 40] [--json FILE]
 """
@@ -29,6 +30,7 @@ from torch import nn
 from ddstudy.images.metrics import psnr
 from ddstudy.images.targets import load_targets
 from ddstudy.images.volumes import Target
+from ddstudy.priors.conv_decoder import ConvDecoder
 from ddstudy.solvers import Config, Problem, choose, fit
 from ddstudy.spec.axes import Fit
 from ddstudy.spec.files import parse_spec
@@ -108,15 +110,17 @@ def timed(step: Callable[[], None], iterations: int, device: str) -> tuple[float
 
 
 def of_deepinv(work: Problem, rate: float, iterations: int, device: str) -> Spent:
-    """deepinv's fit of its ConvDecoder of the same shape, one member after another."""
+    """deepinv's fit of the same network, or of its ConvDecoder of the same shape, one member after another."""
     import deepinv
 
-    k, *_ = work.prior.input_shape
-    rows, columns = work.prior.input_shape[1:]
+    k, rows, columns = work.prior.input_shape
     y, physics = torch.tensor(work.measurement, device=device), deepinv.physics.Denoising()
     outputs, wall, processor = [], 0.0, 0.0
     for _ in work.weights:
-        net = deepinv.models.ConvDecoder(work.prior.output_shape, (rows, columns), len(work.prior.sizes), k).to(device)
+        net = work.prior.build()
+        if isinstance(work.prior, ConvDecoder):
+            net = deepinv.models.ConvDecoder(work.prior.output_shape, (rows, columns), len(work.prior.sizes), k)
+        net.to(device)
         model = deepinv.models.DeepImagePrior(net, (k, rows, columns), iterations, rate)
         synchronize(device)
         start, used = time.perf_counter(), time.process_time()
@@ -176,7 +180,7 @@ def main() -> None:
         work = problem(Fit(FITS[kind]), measurement, FitSpec(members=chosen.members), NoiseSpec(), PriorSpec(kind=kind))
         ways: dict[str, Callable[..., Spent]] = {"ours": ours, "plain": plain_loop, "together": together}
         ways |= {how: partial(plain_loop, how=how) for how in ("channels_last", "compiled")}
-        if kind == "conv_decoder":
+        if kind != "siren":  # whose input are coordinates: deepinv draws noise
             ways["deepinv"] = of_deepinv
         seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         scores = {}

@@ -1,10 +1,14 @@
-"""Compiles the processor's kernels for one kind of numbers, and keeps them: `python compile_kernels.py float64`."""
+"""Compiles the processor's kernels for one kind of numbers, and keeps them: `python compile_kernels.py float64`.
+
+With those of single precision, OpenSimplex's.
+"""
 
 import sys
 
 import numpy as np
 from problems import make_problem
 
+from ddstudy.images.inputs import noise_volume
 from ddstudy.solvers.fused import kernels_cpu
 from ddstudy.solvers.fused.step import Step
 
@@ -21,8 +25,10 @@ def main(dtype: str) -> None:
         kernels_cpu.Adam(weights, 0.01).update(gradients)
         kernels_cpu.Iterate(weights, "average").update(losses, weights)
         kernels_cpu.Average(outputs, 0.5).update(outputs)
-    samples = np.zeros(40, np.float32)
-    kernels_cpu._residuals(samples, samples, 1.0, samples)
+    if dtype == "float32":
+        samples = np.zeros(40, np.float32)
+        kernels_cpu._residuals(samples, samples, 1.0, samples)
+        noise_volume("simplex", 1, 2, 2, np.random.default_rng(0))
 
 
 if __name__ == "__main__":

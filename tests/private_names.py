@@ -20,6 +20,12 @@ def own_names(trees: Iterable[ast.Module]) -> dict[str, tuple[set[str], list[str
     return found
 
 
+def _is_itself(node: ast.expr) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "super"
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
 class _Uses(ast.NodeVisitor):
     def __init__(self, classes: Mapping[str, tuple[set[str], list[str]]]) -> None:
         self.found: set[str] = set()
@@ -41,13 +47,14 @@ class _Uses(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self.generic_visit(node)
-        of_itself = ast.unparse(node.value) in ("self", "cls", "super()") and self._inside
+        of_itself = _is_itself(node.value) and self._inside
         if is_private(node.attr) and not (of_itself and node.attr in self._names(self._inside[-1])):
             self.found.add(node.attr)
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        if ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr", "operator.attrgetter"):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in ("getattr", "hasattr", "setattr", "delattr", "attrgetter"):
             texts = (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
             self.found |= {text for text in texts if is_private(text)}
 

@@ -1,6 +1,7 @@
 """Data flows one way: a module imports only from modules above it, and heavy libraries have one home."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -90,10 +91,16 @@ def modules() -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a module imports, wherever in it, unless for types only."""
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     guarded = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
     skipped = {id(inner) for outer in guarded for inner in ast.walk(outer)}
     for node in ast.walk(tree):
@@ -166,7 +173,7 @@ class Derived(Sampler):
 
 def test_what_is_private_of_a_library_has_one_home() -> None:
     """Optuna's were in eight modules: as many places to mend for its next version."""
-    trees = {name: ast.parse(path.read_text()) for name, path in modules().items()}
+    trees = {name: tree_of(path) for name, path in modules().items()}
     classes = own_names(trees.values())
     for name, tree in trees.items():
         for use in private_uses(tree, classes):

@@ -120,7 +120,7 @@ def drive(folder: Path, name: str) -> None:
             driven.ask()
 
 
-@pytest.mark.parametrize(("damage", "cases"), [(edit, 6), (flip, 6)])
+@pytest.mark.parametrize(("damage", "cases"), [(edit, 5), (flip, 5)])
 def test_no_damage_ends_in_a_traceback(
     sound: Path, folder: Path, ddstudy: Cli, damage: Callable[[Path, Random], None], cases: int
 ) -> None:

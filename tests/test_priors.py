@@ -118,12 +118,12 @@ def test_tiles_are_computed_by_themselves(kind: str) -> None:
 @pytest.mark.parametrize("kind", TRAINED)
 def test_each_represents_an_image_within_seconds(kind: str) -> None:
     found = ddstudy.fit(
-        image(), prior=kind, members=2, iterations=200, learning_rate=1e-3 if kind == "siren" else 0.01, **FITS[kind],
+        image(48), prior=kind, members=2, iterations=200, learning_rate=1e-3 if kind == "siren" else 0.01, **FITS[kind],
         device="cpu",
     )  # fmt: skip
     assert found.psnr > 27
     assert found.values["parameters"] > 0
-    assert found.members.shape == (2, 1, 64, 64)
+    assert found.members.shape == (2, 1, 48, 48)
     assert not np.array_equal(*found.members)
 
 
