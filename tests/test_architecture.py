@@ -83,6 +83,7 @@ PRIVATE_HOMES = {"optuna": "store.optuna_rows", "optuna_dashboard": "dashboard",
 PRIVATE_NAMES = {
     "execution.ray_pool": {"_private"},  # how `auto` is understood
     "solvers.fused.step": {"_base"},  # whose memory a view of a tensor is
+    "solvers.cuda": {"_C", "_cuda_clearCublasWorkspaces"},  # torch's notes on CUDA name it for this
 }
 
 

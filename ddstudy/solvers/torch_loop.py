@@ -44,6 +44,7 @@ from ddstudy.solvers.fidelity import Fidelity
 from ddstudy.solvers.optimisers import Langevin, optimiser_of, set_learning_rate
 
 _log = logging.getLogger(__name__)
+_RECOVERS = torch.__version__ >= "2.13"  # before, a capture that fails leaves torch's allocator as if it went on
 
 
 def solve(
@@ -74,7 +75,12 @@ def _ensemble(problems: Sequence[Problem], config: Config, device: str, threads:
         ThreadPoolExecutor(count, initializer=begin_thread) as pool,
         set_on_exit(leaving),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
     ):
-        yield (_Captured if captured else _Ensemble)(problems, config, where, pool, leaving)
+        made = (_Captured if captured else _Ensemble)(problems, config, where, pool, leaving)
+        try:
+            yield made
+        finally:
+            leaving.set()
+            pool.submit(made.close).result()
 
 
 def _is_captured(device: str, config: Config) -> bool:
@@ -132,18 +138,23 @@ class _Ensemble:
             else:
                 fidelity = Fidelity(problem, self.config, "cpu")
                 found = self.pool.submit(fidelity.summary, torch.from_numpy(outputs)).result()
-            fetch_weights = partial(self._weights, self.members[index], self.advances)
+            fetch_weights = partial(self._weights, index, self.advances)
             states[index] = State(*found, partial(np.copy, outputs), fetch_weights)
         return states
 
-    def _weights(self, members: Sequence[_Member], advances: int) -> NDArray[np.float32]:
+    def _weights(self, index: int, advances: int) -> NDArray[np.float32]:
         if advances != self.advances:
             raise RuntimeError("the fit has gone on since: what it had is no longer there")
-        return np.stack([member.weights() for member in members])
+        return np.stack(self._map(_Member.weights, self.members[index]))
 
     def drop(self, indices: Collection[int]) -> None:
         for index in indices:
             del self.members[index]
+
+    def close(self) -> None:
+        """Gives back what the device has of this ensemble; its snapshots' weights are gone with it."""
+        self.drop(list(self.members))
+        self.advances += 1
 
     def _synchronize(self) -> None:
         if self.device.type == "mps":
@@ -193,12 +204,17 @@ class _Captured(_Ensemble):
     def _capture(self, members: Sequence[_Member]) -> Callable[[], None]:
         try:
             return cuda.graph_of([member.iterate for member in members], self.device)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # of a driver or an operation that cannot
+            if isinstance(error, torch.OutOfMemoryError) or not _RECOVERS:
+                raise
             _log.warning("%s: iterations are launched one by one, which is slower: no graph of them: %s",
                          self.device, str(error).partition("\n")[0])  # fmt: skip
-            return partial(_one_after_another, members)
+
+        def launch() -> None:
+            with cuda.lock_of(self.device):
+                _one_after_another(members)
+
+        return launch
 
     def drop(self, indices: Collection[int]) -> None:
         with cuda.lock_of(self.device):
