@@ -57,10 +57,12 @@ release: $(STAMP)
 		(cd .release && $$bare/ddstudy status --store sqlite:///$$name.db); \
 	done
 
-# made anew when pyproject.toml changes
+# made anew when pyproject.toml changes. Kernels are compiled here, once: in a fresh clone each worker of the suite, and
+# each program that a test starts, would do it
 $(STAMP):
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	$(BIN)/python tests/compile_kernels.py float32 & $(BIN)/python tests/compile_kernels.py float64; wait
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """Compiles the processor's kernels for one kind of numbers, and keeps them: `python compile_kernels.py float64`.
 
-With those of single precision, OpenSimplex's.
+With those of single precision, which studies use, OpenSimplex's; double precision is for tests.
 """
 
 import sys

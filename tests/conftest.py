@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 import quick_stores  # noqa: F401 - for all tests
 from points import fit_of
 
-import ddstudy
 from ddstudy.execution.ray_pool import Ray
 from ddstudy.images.volumes import Target, load_target
 from ddstudy.spec.files import parse_spec
@@ -38,16 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("cluster")
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
-
-
-@pytest.hookimpl(tryfirst=True)  # before workers are started
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Where kernels were never compiled, it is done once; each worker and each program of a test would do the same."""
-    kept = Path(ddstudy.__file__).parent.joinpath("solvers", "fused").rglob("*.nbi")
-    if getattr(session.config.option, "numprocesses", None) and not any(kept):
-        command = [sys.executable, str(Path(__file__).parent / "compile_kernels.py")]
-        for each in [subprocess.Popen([*command, dtype]) for dtype in ("float32", "float64")]:
-            each.wait()
 
 
 @pytest.fixture(scope="session", autouse=True)
