@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import threading
@@ -207,8 +208,7 @@ class _Captured(_Ensemble):
         except RuntimeError as error:  # of a driver or an operation that cannot
             if isinstance(error, torch.OutOfMemoryError) or not _RECOVERS:
                 raise
-            _log.warning("%s: iterations are launched one by one, which is slower: no graph of them: %s",
-                         self.device, str(error).partition("\n")[0])  # fmt: skip
+            _tell_that_there_is_no_graph(str(self.device), str(error).partition("\n")[0])
 
         def launch() -> None:
             with cuda.lock_of(self.device):
@@ -220,6 +220,11 @@ class _Captured(_Ensemble):
         with cuda.lock_of(self.device):
             super().drop(indices)
             self.replay = None
+
+
+@functools.cache  # once, though every fit tries
+def _tell_that_there_is_no_graph(device: str, why: str) -> None:
+    _log.warning("%s: iterations are launched one by one, which is slower: no graph of them: %s", device, why)
 
 
 def _one_after_another(members: Sequence[_Member]) -> None:
