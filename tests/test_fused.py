@@ -270,6 +270,20 @@ print(*average.mean.ravel())
     assert done.stderr.count("\n") == 1
 
 
+def test_a_program_may_end_amid_a_fit() -> None:
+    """Pools take no work by then: a traceback was printed as Python left."""
+    code = """
+from problems import make_problem
+from ddstudy.solvers import Config, choose, fit
+fits = [fit(make_problem(8), Config(), [1, 5], method=choose("cpu", engine)) for engine in ("fused", "reference")]
+print(*(next(one).iteration for one in fits))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 1\n", "")
+
+
 def test_whoever_waits_for_the_compiler_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     groups._tell_of_compilation.cache_clear()
     with caplog.at_level(logging.WARNING, "ddstudy"):

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
@@ -311,6 +312,16 @@ def summary(
         predicted, measured = predicted[:, known], measured[known]
     errors = predicted.astype(np.float64) - measured
     return (errors**2).mean(axis=1), np.ptp(outputs, axis=(2, 3, 4))
+
+
+def run_in(pool: Executor, work: Callable[[], None]) -> None:
+    """Runs in a thread of a pool, or in this one when the program is on its way out, and pools take nothing more."""
+    try:
+        running = pool.submit(work)
+    except RuntimeError:
+        work()
+    else:
+        running.result()
 
 
 @contextlib.contextmanager

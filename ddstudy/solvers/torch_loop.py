@@ -37,6 +37,7 @@ from ddstudy.solvers.base import (
     Problem,
     Snapshot,
     State,
+    run_in,
     set_on_exit,
     snapshots,
     summary,
@@ -81,7 +82,7 @@ def _ensemble(problems: Sequence[Problem], config: Config, device: str, threads:
             yield made
         finally:
             leaving.set()
-            pool.submit(made.close).result()
+            run_in(pool, made.close)
 
 
 def _is_captured(device: str, config: Config) -> bool:

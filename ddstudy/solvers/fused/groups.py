@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddstudy.priors.deep_decoder import DeepDecoder
-from ddstudy.solvers.base import Config, Jitter, Problem, State, set_on_exit
+from ddstudy.solvers.base import Config, Jitter, Problem, State, run_in, set_on_exit
 from ddstudy.solvers.fused.kernels import Array, Fidelity, Kernels
 from ddstudy.solvers.fused.step import Step
 
@@ -56,7 +56,7 @@ def ensemble(
                 pool.submit(made.set_up).result()
                 yield made
         finally:
-            pool.submit(made.close).result()
+            run_in(pool, made.close)
 
 
 def _begin_with_torch(kernels: Kernels) -> None:
