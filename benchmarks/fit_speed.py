@@ -180,7 +180,7 @@ def measured_rates(device: str, threads: int) -> Rates:
     return Rates(product, elements, copy)
 
 
-def plain_ms(work: Problem, device: str, iterations: int = 40) -> float:
+def plain_ms(work: Problem, device: str, iterations: int = 10) -> float:
     """An iteration of one member, launched from Python, members one after another."""
     measurement, spent = torch.tensor(work.measurement, device=device), 0.0
     for inputs, weights in zip(work.inputs, work.weights, strict=True):
