@@ -32,8 +32,11 @@ class _Gpu:
         """One that neither a living thread nor a capture has, as long as there are such."""
         taken = {number for number, thread in self.threads.items() if thread.is_alive()}
         taken |= {stream.cuda_stream for stream in self.side}
-        streams = (torch.cuda.Stream(device) for _ in range(DEALT))
-        return next((stream for stream in streams if stream.cuda_stream not in taken), torch.cuda.Stream(device))
+        for _ in range(DEALT):
+            stream = torch.cuda.Stream(device)
+            if stream.cuda_stream not in taken:
+                break
+        return stream
 
     def side_streams(self, device: torch.device) -> list[torch.cuda.Stream]:
         """For sequences within a graph."""

@@ -73,15 +73,12 @@ def _ensemble(problems: Sequence[Problem], config: Config, device: str, threads:
         if captured:
             cuda.begin_thread(where)
 
-    with (
-        ThreadPoolExecutor(count, initializer=begin_thread) as pool,
-        set_on_exit(leaving),  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
-    ):
+    with ThreadPoolExecutor(count, initializer=begin_thread) as pool:
         made = (_Captured if captured else _Ensemble)(problems, config, where, pool, leaving)
         try:
-            yield made
+            with set_on_exit(leaving):  # whoever leaves, by Ctrl-C for example, does not wait for a hundred iterations
+                yield made
         finally:
-            leaving.set()
             run_in(pool, made.close)
 
 
