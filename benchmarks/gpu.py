@@ -234,17 +234,17 @@ def candidates(K: int) -> list[Any]:
     ]
     if K >= 64:
         correlation = [
-            ((32, 64, 32, 4, 3), 64), ((32, 64, 32, 4, 3), 48), ((32, 64, 32, 4, 4), 64), ((32, 64, 64, 4, 3), 64),
-            ((32, 128, 32, 4, 3), 96), ((32, 64, 32, 2, 3), 64), ((32, 128, 32, 8, 3), 64), ((32, 32, 32, 4, 4), 48),
+            ((64, 64, 32, 4), 64), ((64, 64, 32, 4), 96), ((64, 64, 64, 4), 64), ((64, 32, 32, 4), 64),
+            ((64, 128, 32, 4), 64), ((128, 64, 32, 8), 64), ((128, 128, 32, 8), 64), ((64, 64, 16, 4), 64),
         ]  # fmt: skip
         wide = min(128, _power(K))
         product = [(64, 64, 32, 4, 3), (64, 64, 64, 4, 2), (128, 64, 32, 4, 3), (128, 64, 32, 8, 3),
                    (64, wide, 32, 4, 3), (128, wide, 32, 8, 3), (128, 64, 64, 8, 2), (64, 64, 32, 4, 4)]  # fmt: skip
     else:
         correlation = [
-            ((columns, columns, pixels, warps, stages), chunks)
+            ((columns, columns, pixels, warps), chunks)
             for chunks in (64, 128)
-            for pixels, warps, stages in [(32, 4, 3), (32, 2, 3), (64, 4, 3), (32, 1, 4)]
+            for pixels, warps in [(32, 1), (32, 2), (64, 2), (64, 4)]
         ]
         product = [(64, columns, inner, 4, 3), (128, columns, inner, 4, 3), (128, columns, inner, 8, 3),
                    (64, columns, inner, 4, 2), (64, columns, inner, 2, 2)]  # fmt: skip

@@ -33,6 +33,8 @@ def quicken() -> None:
     It looks for all functions of its language to patch them at every call, and makes the type and the shape of every
     block. In a program that only interprets, they are patched once, each type is made once, and blocks of the same
     shape need no look at its sides. What it computes to find overflows it tells only where it is debugged.
+
+    Products of bfloat16 it makes of their bit patterns, as Triton 3.8 still does: here, of their values.
     """
     import triton.language as tl  # type: ignore[import-untyped]
     from triton.runtime import interpreter  # type: ignore[import-untyped]
@@ -49,6 +51,15 @@ def quicken() -> None:
         return dtypes[kind.scalar.name]
 
     interpreter._get_np_dtype = known_dtype
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def values_of(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, values_of(a), values_of(b), *rest)
 
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)

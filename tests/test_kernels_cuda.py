@@ -4,6 +4,7 @@ This file is a program, too, see `interpreter.py`: as `python test_kernels_cuda.
 interpreter and keeps their numbers.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -97,6 +98,32 @@ def repeated(device: str) -> Numbers:
     return {"gradients": np.stack([kernels.to_numpy(some) for some in gradients])}
 
 
+def factors(dtype: str) -> tuple[NDArray[Any], ...]:
+    """Pixels (1, size, K) of two kinds, and a matrix (1, K, K): numbers of all sizes and signs."""
+    rng, shape = np.random.default_rng(5), case_of("odd sizes").prior.sizes[0]
+    sizes = (1, math.prod(shape), 8), (1, math.prod(shape), 8), (1, 8, 8)
+    made = [rng.normal(size=size) * 10.0 ** rng.uniform(-4, 4, size) for size in sizes]
+    return tuple(factor.astype(dtype) for factor in made)
+
+
+def products(dtype: str, device: str) -> Numbers:
+    """Those of the convolution and of its gradient, alone."""
+    case, kernels = case_of("odd sizes"), kernels_on(device)
+    step = Step(case.prior, case.measurement, 1, kernels, dtype=dtype)
+    work, precision = step.scratch, kernels.precision(step)
+    a, b, matrix = (kernels.from_numpy(factor, dtype) for factor in factors(dtype))
+    work.correlate(a, b, work.chunk[0], precision)
+    chunks = work.chunks[0]
+    first = (matrix.view(torch.int32) & -8192).view(torch.float32) if dtype == "float32" else matrix
+    out = torch.zeros_like(a)
+    work.times(a, torch.cat([first, matrix - first]), out, precision)
+    return {
+        "correlation": kernels.to_numpy(work.correlation[: chunks * 64].view(chunks, 8, 8).double().sum(0)),
+        "sums": kernels.to_numpy(work.correlation_sums[: chunks * 8].view(chunks, 8).double().sum(0)),
+        "product": kernels.to_numpy(out[0]),
+    }
+
+
 def diverged(device: str) -> Numbers:
     case, kernels = case_of("odd sizes"), kernels_on(device)
     case.weights[1, 3] = np.nan
@@ -161,6 +188,7 @@ JOBS: dict[str, Job] = {
     **{f"seam {name}": partial(seam_of, name) for name in ("odd sizes", "colours")},
     **{f"adam {dtype}": partial(adam, dtype) for dtype in ("float64", "float32")},
     **{f"kept {keep}": partial(kept, keep) for keep in ("best", "average")},
+    **{f"products {dtype}": partial(products, dtype) for dtype in ("float64", "float32")},
     "alone": partial(gradients_of, "many tiles", "float32", "float32", first=1),
     "bfloat16": partial(gradients_of, "odd sizes", "float32", "bfloat16"),
     "repeated": repeated,
@@ -216,6 +244,18 @@ def test_gradients_are_those_of_autograd(
     np.testing.assert_allclose(single["losses"], losses, rtol=1e-4)
     np.testing.assert_allclose(single["outputs"], exact["outputs"], atol=1e-4)
     assert error(single["gradients"], gradients) < 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-14), ("float32", 2e-6)])
+def test_products_are_those_of_their_precision(dtype: str, tolerance: float, does: Callable[[str], Numbers]) -> None:
+    found, ((a,), (b,), (matrix,)) = does(f"products {dtype}"), factors(dtype)
+    a, b, matrix = (factor.astype("float64") for factor in (a, b, matrix))
+    for key, expected, size in [
+        ("correlation", a.T @ b, abs(a).T @ abs(b)),
+        ("sums", b.sum(0), abs(b).sum(0)),
+        ("product", a @ matrix.T, abs(a) @ abs(matrix).T),
+    ]:
+        assert (abs(found[key] - expected) <= tolerance * size).all(), key
 
 
 @pytest.mark.parametrize("name", ["odd sizes", "colours"])
@@ -345,9 +385,6 @@ def compile_all() -> None:
     class Here(TritonKernels):
         def __init__(self) -> None:
             self.device, self.programs = torch.device("cpu"), 1024
-
-        def precision(self, step: Step) -> str:
-            return "tf32x3"
 
     driver.set_active(Absent())
     JITFunction.__getitem__ = compiled

@@ -51,7 +51,14 @@ _REGISTERS = 128  # of a thread that gathers up to 4: the compiler would take mo
 _UPDATE = 1024  # weights of one program of the optimiser
 # sizes change from block to block: Triton would compile a kernel again for those that 16 divides
 _SIZES = ["h", "w", "H", "W", "parts", "tall", "taps", "chunks", "tiles", "outs", "k", "at", "norm", "parameters",
-          "pixels", "size", "chunk"]  # fmt: skip
+          "pixels", "size", "chunk", "back"]  # fmt: skip
+
+
+@triton.jit
+def _program(axis: tl.constexpr, back):  # type: ignore[no-untyped-def]
+    """Which of the programs along an axis this is; with `back`, the last comes first."""
+    number = tl.program_id(axis)
+    return number + back * (tl.num_programs(axis) - 1 - 2 * number)
 
 
 @triton.jit
@@ -130,27 +137,33 @@ def _parts(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _bfloat16_parts(x):  # type: ignore[no-untyped-def]
+    """A number as three of bfloat16, whose sum it is."""
+    first = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    x -= first
+    second = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return first.to(tl.bfloat16), second.to(tl.bfloat16), (x - second).to(tl.bfloat16)
+
+
+@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    if PRECISION == "bfloat16":  # such numbers are exact in TF32
-        a, b = a.to(tl.bfloat16).to(tl.float32), b.to(tl.bfloat16).to(tl.float32)
-        product = tl.dot(a, b, acc, input_precision="tf32")
-    else:
-        product = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-    return product
+    if PRECISION == "bfloat16":
+        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
+    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _pixel_product(a, b, out, size, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
-                   PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                   INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Pixels (size, K) times the transpose of a matrix (K, K). Programs (pixels, columns, unit).
 
     For TF32 the matrices come in their two parts, one array after the other.
     """
-    unit = tl.program_id(2).to(tl.int64)
+    unit = _program(2, back).to(tl.int64)
     a += unit * size * K
     b += unit * K * K
     out += unit * size * K
-    p = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    p = _program(0, back) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
     for start in range(0, K, INNER):
@@ -158,7 +171,7 @@ def _pixel_product(a, b, out, size, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS
         left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
         here = (j < K)[:, None] & (n < K)[None, :]
         right = tl.load(b + n[None, :] * K + j[:, None], here, other=0.0)
-        if PRECISION == "tf32x3":
+        if PRECISION == "float32":
             small = tl.load(b + tl.num_programs(2) * K * K + n[None, :] * K + j[:, None], here, other=0.0)
             large_left, small_left = _parts(left)
             acc = tl.dot(large_left, small, acc, input_precision="tf32")
@@ -170,13 +183,16 @@ def _pixel_product(a, b, out, size, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _correlation(a, b, out, sums, size, chunk, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _correlation(a, b, out, sums, size, chunk, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                  INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """a^T b (K, K), and sums of b, over some of the pixels of both (size, K).
 
-    Programs (chunk, block of the product, unit).
+    Programs (chunk, block of the product, unit). Here pixels are summed over, which are not the inner dimension of
+    either factor. Tensor cores take that for 16 bits only, and otherwise factors are turned around in shared memory,
+    which takes several times as long as the product. So for float32 it is six products of bfloat16: all parts' but
+    those below its last bit.
     """
-    part, unit = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    part, unit = _program(0, back), _program(2, back).to(tl.int64)
     columns = tl.cdiv(K, COLUMNS)
     m = tl.program_id(1) // columns * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(1) % columns * COLUMNS + tl.arange(0, COLUMNS)
@@ -185,16 +201,36 @@ def _correlation(a, b, out, sums, size, chunk, K: tl.constexpr, ROWS: tl.constex
     acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
     total = tl.zeros((INNER, COLUMNS), a.dtype.element_ty)
     end = tl.minimum((part + 1) * chunk, size)
+    p = part * chunk + tl.arange(0, INNER)
+    next_left = tl.load(a + p[:, None] * K + m[None, :], (p < end)[:, None] & (m < K)[None, :], other=0.0)
+    next_right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
     for start in range(part * chunk, end, INNER):
-        p = start + tl.arange(0, INNER)
-        left = tl.load(a + p[None, :] * K + m[:, None], (p < end)[None, :] & (m < K)[:, None], other=0.0)
-        right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
-        acc = _dot(left, right, acc, PRECISION)
+        left, right = next_left, next_right
+        p = start + INNER + tl.arange(0, INNER)
+        next_left = tl.load(a + p[:, None] * K + m[None, :], (p < end)[:, None] & (m < K)[None, :], other=0.0)
+        next_right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
+        if PRECISION == "float32":
+            left1, left2, left3 = _bfloat16_parts(left)
+            right1, right2, right3 = _bfloat16_parts(right)
+            left1, left2, left3 = tl.trans(left1), tl.trans(left2), tl.trans(left3)
+            acc = tl.dot(left3, right1, acc)  # the smallest first
+            acc = tl.dot(left1, right3, acc)
+            acc = tl.dot(left2, right2, acc)
+            acc = tl.dot(left2, right1, acc)
+            acc = tl.dot(left1, right2, acc)
+            acc = tl.dot(left1, right1, acc)
+        else:
+            acc = _dot(tl.trans(left), right, acc, PRECISION)
         total += right
     row = unit * tl.num_programs(0) + part
     tl.store(out + row * K * K + m[:, None] * K + n[None, :], acc, (m < K)[:, None] & (n < K)[None, :])
     if tl.program_id(1) < columns:
         tl.store(sums + row * K + n, tl.sum(total, axis=0), n < K)
+
+
+@triton.jit
+def _relu(x):  # type: ignore[no-untyped-def]
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -206,20 +242,20 @@ def _corners(z, row, left, right, c, here, w, K: tl.constexpr):  # type: ignore[
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h, w, H, W, tall, K: tl.constexpr,
-           CHANNELS: tl.constexpr, PIXELS: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Upsampling and ReLU. Programs (patch, unit, channels).
+def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h, w, H, W, tall, back,
+           K: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Upsampling and ReLU. Programs (patch, channels, unit).
 
     Partial sums of R - R0 and (R - R0)^2, and R0, the first R: without it the variance of a channel that
     varies little would be a difference of two large numbers.
     """
-    part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    part, unit = _program(0, back), _program(2, back).to(tl.int64)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     constant = tl.load(constants + unit * K + c, c < K, other=0.0)
     z += unit * h * w * K
     r += unit * H * W * K
     corner = tl.load(z + c, c < K, other=0.0) + constant
-    origin = tl.where(corner < 0, 0.0, corner)
+    origin = _relu(corner)
     first = tl.zeros((PIXELS, CHANNELS), z.dtype.element_ty)
     second = tl.zeros((PIXELS, CHANNELS), z.dtype.element_ty)
     runs = tl.cdiv(W, PIXELS)
@@ -238,33 +274,32 @@ def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h
         start, end = _corners(z, tl.minimum(i + 2, h - 1), left, right, c, here, w, K)  # on their way meanwhile
         # bounds are loaded, not carried: Triton 3.6 takes a carried bound for one that never changes
         for y in range(tl.load(y_start + i), tl.load(y_start + i + 1)):
-            value = upper + tl.load(y_fraction + y) * fall
-            value = tl.where(value < 0, 0.0, value)  # NaN is not below zero, and stays
+            value = _relu(upper + tl.load(y_fraction + y) * fall)
             if KEEP:
                 tl.store(r + (y * W + x[:, None]) * K + c[None, :], value, here)
-            value = tl.where(here, value - origin[None, :], 0.0)
+            value -= origin[None, :]
             first += value
             second += value * value
         upper = lower
     partial += (unit * tl.num_programs(0) + part) * 3 * K
-    tl.store(partial + c, tl.sum(first, axis=0), c < K)
-    tl.store(partial + K + c, tl.sum(second, axis=0), c < K)
+    tl.store(partial + c, tl.sum(tl.where(here, first, 0.0), axis=0), c < K)
+    tl.store(partial + K + c, tl.sum(tl.where(here, second, 0.0), axis=0), c < K)
     tl.store(partial + 2 * K + c, origin, c < K)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _head(z, constants, head, shifts, image, measured, grad_logits, outputs, partial, sums, y_start, y_fraction,
-          x_lower, x_fraction, h, w, H, W, tall, tiles, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
-          PIXELS: tl.constexpr, GRADIENTS: tl.constexpr, ERRORS: tl.constexpr, SHARED: tl.constexpr,
-          SIGMOID: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Outputs, or with `GRADIENTS` dL/d logits g, or with `ERRORS` both. Programs (patch, unit, colour).
+          x_lower, x_fraction, h, w, H, W, tall, tiles, back, K: tl.constexpr, C: tl.constexpr,
+          CHANNELS: tl.constexpr, PIXELS: tl.constexpr, GRADIENTS: tl.constexpr, ERRORS: tl.constexpr,
+          SHARED: tl.constexpr, SIGMOID: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Outputs, or with `GRADIENTS` dL/d logits g, or with `ERRORS` both. Programs (patch, colour, unit).
 
     Partial sums of g R, g and the squared errors.
 
     `image` is the measurement with `ERRORS` and otherwise dL/d output; with `SHARED`, members have it in common. What
     is NaN in a measurement has no error; a member has `measured` numbers that are not.
     """
-    part, unit, o = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    part, o, unit = _program(0, back), tl.program_id(1), _program(2, back).to(tl.int64)
     c = tl.arange(0, CHANNELS)
     constant = tl.load(constants + unit * K + c, c < K, other=0.0)
     weight = tl.load(head + (unit * C + o) * K + c, c < K, other=0.0)
@@ -301,8 +336,7 @@ def _head(z, constants, head, shifts, image, measured, grad_logits, outputs, par
             if GRADIENTS:
                 given = next_given
                 next_given = tl.load(image + (y + 1) * W + x, (x < W) & (y + 1 < H), other=0.0)
-            value = upper + tl.load(y_fraction + y) * fall
-            value = tl.where(value < 0, 0.0, value)
+            value = _relu(upper + tl.load(y_fraction + y) * fall)
             if GRADIENTS and not ERRORS:
                 output = tl.load(outputs + y * W + x, x < W, other=0.0)  # made before
             else:
@@ -388,17 +422,17 @@ def _neighbours(z, row, left, j, right, c, here, constant, w, K: tl.constexpr): 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, y_start, y_fraction, x_start, x_fraction,
-            h, w, H, W, tall, taps, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
-            TAPS: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Gradients past ReLU and upsampling. Programs (patch, unit, channels).
+            h, w, H, W, tall, taps, back, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
+            COLUMNS: tl.constexpr, TAPS: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Gradients past ReLU and upsampling. Programs (patch, channels, unit).
 
     A low-resolution pixel gets something from at most `taps` pixels of each row that touches it: a program goes down
     the rows of a patch of `COLUMNS` such pixels, adds up these by their weights, and rows by theirs. In the `LAST`
     block, R is made again and dL/dY is `grad_logits` times `head`; in the others they are `r` and `dy`, which has the
     normalisation's scale already.
     """
-    part, unit = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    part, unit = _program(0, back), _program(2, back).to(tl.int64)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     kind = d.dtype.element_ty
     alpha = tl.load(alpha_beta + unit * 2 * K + c, c < K, other=0.0)[None, :]
     beta = tl.load(alpha_beta + unit * 2 * K + K + c, c < K, other=0.0)[None, :]
@@ -593,7 +627,7 @@ class _Tuning(NamedTuple):
         gradient: input channels of a program, into how many chunks a unit's pixels are split at k = 64, partial sums
             that a program has in hand, warps.
         product: pixels, outputs and inputs of a block, warps, stages.
-        correlation: inputs, outputs and pixels of a block, warps, stages.
+        correlation: inputs, outputs and pixels of a block, warps.
     """
 
     fold: tuple[int, int]
@@ -602,26 +636,26 @@ class _Tuning(NamedTuple):
     gather: tuple[int, int, int, int]
     gradient: tuple[int, int, int, int]
     product: tuple[int, int, int, int, int]
-    correlation: tuple[int, int, int, int, int]
+    correlation: tuple[int, int, int, int]
 
 
 # by padded channels; `benchmarks/gpu.py --tune` on an H100. A table rather than a choice at run time: numbers must not
 # depend on what was faster when a study began, nor differ between the cards of a cluster
 _TUNED = {
     8: _Tuning((8192, 4), (128, 1024, 2), (512, 1024, 2), (256, 64, 8, 4), (1, 64, 8192, 4),
-               (64, 16, 16, 4, 3), (16, 16, 32, 1, 4)),
+               (64, 16, 16, 4, 3), (16, 16, 32, 1)),
     16: _Tuning((8192, 4), (256, 512, 2), (512, 1024, 2), (256, 32, 16, 4), (2, 128, 8192, 4),
-                (64, 16, 16, 4, 2), (16, 16, 32, 2, 3)),
+                (64, 16, 16, 4, 2), (16, 16, 32, 1)),
     32: _Tuning((8192, 4), (256, 512, 2), (256, 1024, 4), (512, 8, 32, 2), (1, 64, 4096, 2),
-                (64, 32, 32, 4, 2), (32, 32, 32, 1, 4)),
+                (64, 32, 32, 4, 2), (32, 32, 32, 2)),
     64: _Tuning((8192, 4), (128, 1024, 2), (1024, 512, 2), (256, 8, 64, 4), (1, 64, 2048, 2),
-                (64, 64, 32, 4, 3), (32, 64, 32, 4, 3)),
+                (64, 64, 32, 4, 3), (64, 64, 32, 4)),
     96: _Tuning((8192, 4), (256, 512, 2), (512, 1024, 4), (256, 8, 32, 2), (1, 48, 2048, 2),
-                (128, 64, 32, 4, 3), (32, 64, 32, 4, 3)),
+                (128, 64, 32, 4, 3), (64, 64, 32, 4)),
     128: _Tuning((8192, 4), (128, 1024, 4), (256, 1024, 4), (256, 8, 64, 4), (1, 64, 2048, 2),
-                 (128, 64, 32, 8, 3), (32, 64, 32, 4, 3)),
+                 (128, 64, 32, 8, 3), (64, 64, 32, 4)),
     192: _Tuning((8192, 4), (128, 1024, 4), (256, 1024, 4), (256, 8, 64, 4), (1, 64, 4096, 2),
-                 (128, 64, 32, 8, 3), (32, 64, 64, 4, 3)),
+                 (128, 64, 32, 8, 3), (64, 64, 32, 4)),
 }  # fmt: skip
 
 
@@ -723,7 +757,7 @@ class _Scratch:
         assert isinstance(kernels, TritonKernels)  # whose scratch this is
         M, T, K, C, l = step.outputs.shape[0], step.measurement.shape[1], step.width, prior.channels, prior.blocks
         units, dtype, sizes = M * T, step.dtype, prior.sizes
-        self.units, self.tiles = units, T
+        self.units, self.tiles, self.back = units, T, 0
         self.axes = [tuple(self._tables(axis, kernels) for axis in pair) for pair in step.axes]
         self.channels, self.colours = _power(K), _power(C)
         tuning = self.tuning = _tuning(K)
@@ -752,7 +786,7 @@ class _Scratch:
         self.chunk = [_CHUNK * triton.cdiv(h * w, _CHUNK * wanted) for h, w in sizes[:-1]]
         self.chunks = [triton.cdiv(h * w, chunk) for (h, w), chunk in zip(sizes[:-1], self.chunk, strict=True)]
         # of each convolution, the head being the last: diag(a) C as (outputs, inputs), in `_parts` or whole, and b C
-        self.parts = kernels.precision(step) == "tf32x3"
+        self.parts = kernels.precision(step) == "float32"
         self.folded = [kernels.zeros((1 + self.parts, units, K, K), dtype) for _ in range(l)] + [step.head]
         self.transposed = [kernels.zeros((1 + self.parts, units, K, K), dtype) for _ in range(l)]
         self.constants = [kernels.zeros((units, outs), dtype) for outs in [K] * l + [C]]
@@ -778,6 +812,14 @@ class _Scratch:
         """Where gradients of units are written: there, where a member is one unit."""
         return gradients if self.tiles == 1 else self.unit_gradients
 
+    def turn(self) -> int:
+        """Whether a kernel goes back over what the one before it came along: every other does.
+
+        What that wrote or read last is in the second-level cache still.
+        """
+        self.back = 1 - self.back
+        return self.back
+
     def upsampling(self, i: int) -> tuple[torch.Tensor, ...]:
         """What block i's upsampling reads going forward."""
         rows, columns = self.axes[i]
@@ -788,18 +830,18 @@ class _Scratch:
         units, size, K = a.shape
         rows, columns, inner, warps, stages = self.tuning.product
         _pixel_product[(triton.cdiv(size, rows), triton.cdiv(K, columns), units)](
-            a, b, out, size, K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
+            a, b, out, size, self.turn(), K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     def correlate(self, a: torch.Tensor, b: torch.Tensor, chunk: int, precision: str) -> None:
         """Products of pixels (units, size, K) with each other, and sums of b, a chunk of them at a time."""
         units, size, K = a.shape
-        rows, columns, inner, warps, stages = self.tuning.correlation
+        rows, columns, inner, warps = self.tuning.correlation
         blocks = triton.cdiv(K, rows) * triton.cdiv(K, columns)
         _correlation[(triton.cdiv(size, chunk), blocks, units)](
-            a, b, self.correlation, self.correlation_sums, size, chunk, K=K, ROWS=rows, COLUMNS=columns, INNER=inner,
-            PRECISION=precision, num_warps=warps, num_stages=stages,
+            a, b, self.correlation, self.correlation_sums, size, chunk, self.turn(), K=K, ROWS=rows, COLUMNS=columns,
+            INNER=inner, PRECISION=precision, num_warps=warps, num_stages=1,
         )  # fmt: skip
 
 
@@ -920,9 +962,10 @@ class TritonKernels:
         with cuda.on(self.device):
             self._fold(step, i, weights)
             work.times(_pixels(step.r[i - 1] if i else inputs), work.folded[i], z, self.precision(step))
-            _blend[(split.parts, work.units, triton.cdiv(K, work.outs))](
+            _blend[(split.parts, triton.cdiv(K, work.outs), work.units)](
                 z, work.constants[i], z if last else step.r[i], work.partial, *work.upsampling(i), h, w, H, W,
-                split.tall, K=K, CHANNELS=work.outs, PIXELS=split.pixels, KEEP=not last, num_warps=work.tuning.blend[2],
+                split.tall, work.turn(), K=K, CHANNELS=work.outs, PIXELS=split.pixels, KEEP=not last,
+                num_warps=work.tuning.blend[2],
             )  # fmt: skip
 
     def head(self, step: Step, weights: torch.Tensor, gradients: torch.Tensor, image: torch.Tensor, mode: int) -> None:
@@ -933,10 +976,10 @@ class TritonKernels:
         with cuda.on(self.device):
             if mode != self.GRADIENT:
                 self._fold(step, i, weights)  # before `GRADIENT`, `OUTPUT` did it
-            _head[(split.parts, work.units, C)](
+            _head[(split.parts, C, work.units)](
                 step.z[-1], work.constants[i - 1], step.head, work.constants[i], image.contiguous(), step.measured,
                 step.grad_logits, step.outputs, work.head_partial, work.head_sums, *work.upsampling(i - 1), h, w, H, W,
-                split.tall, work.tiles, K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels,
+                split.tall, work.tiles, work.turn(), K=K, C=C, CHANNELS=work.channels, PIXELS=split.pixels,
                 GRADIENTS=mode != self.OUTPUT, ERRORS=mode == self.MSE, SHARED=len(image) < len(step.losses),
                 SIGMOID=prior.head == "sigmoid", num_warps=work.tuning.head[2],
             )  # fmt: skip
@@ -963,11 +1006,11 @@ class TritonKernels:
         with cuda.on(self.device):
             if not last:
                 work.times(_pixels(step.d[i + 1]), work.transposed[i + 1], work.dy, self.precision(step))
-            _gather[(split.parts, work.units, triton.cdiv(K, work.tuning.gather[2]))](
+            _gather[(split.parts, triton.cdiv(K, work.tuning.gather[2]), work.units)](
                 z, work.constants[i], step.head, step.grad_logits, z if last else step.r[i], work.dy, work.alpha_beta,
                 d, rows.start, rows.fraction, columns.start, columns.fraction, h, w, H, W, split.tall,
-                work.taps[i], K=K, C=prior.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.pixels,
-                TAPS=min(_TAPS, work.taps[i] + work.taps[i] % 2), LAST=last,
+                work.taps[i], work.turn(), K=K, C=prior.channels, CHANNELS=work.tuning.gather[2], COLUMNS=split.pixels,
+                TAPS=min(_TAPS, work.taps[i]), LAST=last,
                 num_warps=work.tuning.gather[3], maxnreg=_REGISTERS if work.taps[i] <= 4 else None,
             )  # fmt: skip
             x = step.r[i - 1] if i else inputs
@@ -986,10 +1029,8 @@ class TritonKernels:
                 )
 
     def precision(self, step: Step) -> str:
-        """How `tl.dot` multiplies: three products of TF32 have the accuracy of float32."""
-        if step.precision == "bfloat16":
-            return "bfloat16"
-        return "tf32x3" if step.dtype == "float32" else "ieee"
+        """Of the factors of products: bfloat16, float32 as parts that tensor cores take, or float64."""
+        return step.precision if step.dtype == "float32" else step.dtype
 
     def _fold(self, step: Step, i: int, weights: torch.Tensor) -> None:
         """The normalisation before convolution i, and that convolution; the last is the head."""
