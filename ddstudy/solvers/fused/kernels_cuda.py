@@ -155,7 +155,7 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=_SIZES)
 def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                    INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Pixels (size, K) times the transpose of a matrix (K, K). Programs (pixels, columns, unit).
+    """Pixels (size, K) times the transpose of a matrix (K, K). Programs (columns, pixels, unit).
 
     For TF32 the matrices come in their two parts, one array after the other.
     """
@@ -163,8 +163,8 @@ def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, C
     a += unit * size * K
     b += unit * K * K
     out += unit * size * K
-    p = _program(0, back) * ROWS + tl.arange(0, ROWS)
-    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    p = _program(1, back) * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
     for start in range(0, K, INNER):
         j = start + tl.arange(0, INNER)
@@ -176,7 +176,8 @@ def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, C
             large_left, small_left = _parts(left)
             acc = tl.dot(large_left, small, acc, input_precision="tf32")
             acc = tl.dot(small_left, right, acc, input_precision="tf32")
-            acc = tl.dot(large_left, right, acc, input_precision="tf32")
+            # the large part again: Triton 3.8 would send it through shared memory once more, with conflicts
+            acc = tl.dot(left - small_left, right, acc, input_precision="tf32")
         else:
             acc = _dot(left, right, acc, PRECISION)
     tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
@@ -829,7 +830,7 @@ class _Scratch:
         """Pixels (units, size, K) times the transposes of matrices (units, K, K)."""
         units, size, K = a.shape
         rows, columns, inner, warps, stages = self.tuning.product
-        _pixel_product[(triton.cdiv(size, rows), triton.cdiv(K, columns), units)](
+        _pixel_product[(triton.cdiv(K, columns), triton.cdiv(size, rows), units)](
             a, b, out, size, self.turn(), K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
