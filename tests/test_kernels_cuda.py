@@ -341,14 +341,17 @@ def test_a_processor_needs_the_interpreter() -> None:
         kernels_on("cpu")
 
 
-def test_the_compiler_takes_what_the_interpreter_takes(tmp_path: Path) -> None:
+def test_the_compiler_takes_them_without_spills_or_bank_conflicts(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, __file__, "compile"], env=environment, capture_output=True, text=True, timeout=280
-    )
+    script = Path(__file__).parents[1] / "benchmarks/gpu_kernels.py"
+    command = [sys.executable, script, "24", "64"]  # products of one warp, and of four together
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert not done.returncode, done.stdout + done.stderr
+    columns, *rows = (line.split() for line in done.stdout.replace("at a time", "together").splitlines())
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
     kernels = "adam add_tiles blend block_gradient correlation fold gather head head_gradient keep pixel_product"
-    assert sorted(set(done.stdout.split())) == [f"_{name}" for name in kernels.split()]
+    assert {row["kernel"] for row in found} == {f"_{name}" for name in kernels.split()}
+    assert {(row["spilled"], row["conflicts"]) for row in found} == {("0", "0")}
 
 
 def interpret(file: str) -> None:
@@ -362,43 +365,7 @@ def interpret(file: str) -> None:
     np.savez(file, **numbers)  # type: ignore[arg-type]
 
 
-def compile_all() -> None:
-    """Compiles what iterations launch, for a GPU that is not here, and prints the kernels' names."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    from ddstudy.solvers.fused.kernels_cuda import TritonKernels
-
-    class Absent:
-        get_current_target = staticmethod(lambda: GPUTarget("cuda", 80, 32))
-        get_current_device = staticmethod(lambda: 0)
-        get_current_stream = staticmethod(lambda device: 0)
-
-    def compiled(kernel: Any, grid: Any) -> Callable[..., None]:
-        def launch(*arguments: Any, **constants: Any) -> None:
-            assert kernel.warmup(*arguments, grid=grid, **constants).asm["cubin"]
-            print(kernel.fn.__name__)
-
-        return launch
-
-    class Here(TritonKernels):
-        def __init__(self) -> None:
-            self.device, self.programs = torch.device("cpu"), 1024
-
-    driver.set_active(Absent())
-    JITFunction.__getitem__ = compiled
-    case = Case(deep_decoder(24, 4, 2, 40, 36, 3), tiles=2, members=2)
-    step = Step(case.prior, case.measurement, 2, Here())
-    weights, inputs = step.kernels.from_numpy(case.weights, "float32"), step.pad(case.inputs)
-    step.mse(inputs, weights, torch.zeros_like(weights))
-    step.kernels.Adam(weights, LEARNING_RATE).update(torch.zeros_like(weights))
-    step.kernels.Iterate(weights, "best").update(step.losses, weights)
-    step.forward(inputs, weights)
-    step.backward(inputs, weights, step.outputs, torch.zeros_like(weights))
-
-
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "AnnAssign", DeprecationWarning)  # of Triton's own code, on Python 3.13
-    compile_all() if sys.argv[1] == "compile" else interpret(sys.argv[1])
+    interpret(sys.argv[1])
