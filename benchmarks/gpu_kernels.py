@@ -7,7 +7,7 @@ The first compiles what the iterations of 5 members launch, whole slice and 4x5 
 `--sm 80`, an A100) that need not be there. It prints for each kernel: programs, warps, registers of a thread, bytes
 that it spills, shared memory of a program, how many programs a multiprocessor has room for, instructions of the
 longest loop, and factors of products that are read from shared memory with bank conflicts, that is, from a layout
-without swizzle.
+without swizzle. Lines with # tell how long compiling took, side by side (`TritonKernels.compile`).
 
 `--tune` measures each kernel with several sizes of its blocks, for the table `_TUNED` in kernels_cuda.py. Sizes are a
 table and not chosen at run time: they decide how sums are rounded, and a study's numbers must not depend on which
@@ -22,12 +22,14 @@ import re
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fit_speed import median_seconds
 from gpu import DEVICE, KS, whole_slice, work_of
@@ -57,7 +59,8 @@ def main() -> None:
 
 
 def resources(ks: list[int], sm: int) -> None:
-    """Prints a line for each kernel that differs from those before it."""
+    """Prints a line for each kernel that differs from those before it, and how long they took to compile."""
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -70,51 +73,70 @@ def resources(ks: list[int], sm: int) -> None:
         get_current_stream = staticmethod(lambda device: 0)
 
     launches: list[tuple[str, Any, Any]] = []
+    compiled: list[Any] = []
 
     def recorded(kernel: Any, grid: Any) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
-            compiled = kernel.warmup(*arguments, grid=grid, **constants)
-            launches.append((kernel.fn.__name__, grid, compiled))
+            launches.append((kernel.fn.__name__, grid, kernel.warmup(*arguments, grid=grid, **constants)))
 
         return launch
 
+    def counted(compile: Callable[..., Any]) -> Callable[..., Any]:
+        def once(*arguments: Any, **options: Any) -> Any:
+            compiled.append(compile(*arguments, **options))
+            return compiled[-1]
+
+        return once
+
     driver.set_active(Absent())
     JITFunction.__getitem__ = recorded
+    triton.compiler.compile = counted(triton.compiler.compile)
     print("  k kernel           programs  warps  registers  spilled  shared  at a time  loop  conflicts")
     for k in ks:
-        launches.clear()
+        start, seen = time.perf_counter(), set()
         for tiles, height, width in ((1, 256, 320), (20, 64, 64)):
-            iteration(k, tiles, height, width)
-        seen: set[str] = set()
-        for name, grid, compiled in launches:
-            if compiled.hash in seen:
-                continue
-            seen.add(compiled.hash)
-            warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-            registers, spilled, loop = of_cubin(compiled.asm["cubin"])
-            rooms = [64 // warps, REGISTERS // (-(-registers // 8) * 8 * 32 * warps), SHARED[sm] // (shared + RESERVED)]
-            shape = "x".join(map(str, grid))
-            print(
-                f"{k:3d} {name:16s} {shape:>9s} {warps:5d} {registers:10d} {spilled:8d} {shared:7d} {min(rooms):10d}"
-                f" {loop:5d} {conflicts(compiled.asm['ttgir']):10d}",
-                flush=True,
-            )
+            launches.clear()
+            compiled.clear()
+            kernels, launch_all = iteration(k, tiles, height, width)
+            kernels.compile(launch_all)
+            seconds, number = time.perf_counter() - start, len(compiled)
+            launch_all()
+            print(f"# {number} kernels in {seconds:.1f} s, {len(compiled) - number} when they were launched")
+            for name, grid, made in launches:
+                if made.hash not in seen:
+                    seen.add(made.hash)
+                    print(f"{k:3d} {line(name, grid, made, SHARED[sm])}", flush=True)
+            start = time.perf_counter()
 
 
-def iteration(k: int, tiles: int, height: int, width: int) -> None:
-    """Launches all kernels there are, on arrays without memory."""
+def line(name: str, grid: tuple[int, ...], made: Any, memory: int) -> str:
+    """What a kernel takes, of a multiprocessor with that much shared memory."""
+    warps, shared = made.metadata.num_warps, made.metadata.shared
+    registers, spilled, loop = of_cubin(made.asm["cubin"])
+    together = min(64 // warps, REGISTERS // (-(-registers // 8) * 8 * 32 * warps), memory // (shared + RESERVED))
+    return (
+        f"{name:16s} {'x'.join(map(str, grid)):>9s} {warps:5d} {registers:10d} {spilled:8d} {shared:7d}"
+        f" {together:10d} {loop:5d} {conflicts(made.asm['ttgir']):10d}"
+    )
+
+
+def iteration(k: int, tiles: int, height: int, width: int) -> tuple[Any, Callable[[], None]]:
+    """What launches all kernels there are, on arrays without memory."""
     kernels = fused.kernels_for("cuda:0").without_memory()
     prior = deep_decoder(k, 16, 5, height, width)
-    measurement = torch.zeros((tiles, 1, height, width)).numpy()
-    step = Step(prior, measurement, MEMBERS, kernels)
+    step = Step(prior, np.zeros((tiles, 1, height, width)), MEMBERS, kernels)
     weights = kernels.zeros((MEMBERS, prior.parameters), "float32")
     inputs = kernels.zeros((MEMBERS, tiles, *prior.sizes[0], step.width), "float32")
-    step.mse(inputs, weights, weights)
-    step.forward(inputs, weights)
-    step.backward(inputs, weights, step.outputs, weights)
-    kernels.Adam(weights, 0.01).update(weights)
-    for keep in ("best", "average"):
-        kernels.Iterate(weights, keep).update(step.losses, weights)
+
+    def launch_all() -> None:
+        step.mse(inputs, weights, weights)
+        step.forward(inputs, weights)
+        step.backward(inputs, weights, step.outputs, weights)
+        kernels.Adam(weights, 0.01).update(weights)
+        for keep in ("best", "average"):
+            kernels.Iterate(weights, keep).update(step.losses, weights)
+
+    return kernels, launch_all
 
 
 def of_cubin(cubin: bytes) -> tuple[int, int, int]:

@@ -120,8 +120,8 @@ class _Ensemble:
                 }
             for step in self.steps:
                 first = self._group(parts[0], step)
-                first.iterate(step)
-                first.forward(step)
+                self.kernels.compile(partial(first.launch_all, step))
+                first.launch_all(step)
             self.groups = [self._group(part, self.steps[0]) for part in parts]
             for group in self.groups:
                 group.capture(self.steps[0])
@@ -321,6 +321,11 @@ class _Group:
 
     def forward(self, step: Step) -> None:
         step.forward(self.inputs, self.kept.weights)
+
+    def launch_all(self, step: Step) -> None:
+        """Whatever is captured later."""
+        self.iterate(step)
+        self.forward(step)
 
     def shown(self, step: Step) -> Array:
         """The outputs (M, T, C, h, w) of a snapshot."""

@@ -135,6 +135,12 @@ class Kernels(Protocol):
     def synchronize(self) -> None:
         """Returns when everything that this thread asked for so far is computed."""
 
+    def compile(self, launches: Callable[[], None], /) -> None:
+        """Compiles what some launches need, where that is faster than to compile each when it is first launched.
+
+        Torch's operations among them take place.
+        """
+
     def captured(self, launches: Callable[[Step], None], step: Step, /) -> Callable[[Step], None]:
         """The same launches, on the same arrays, made ready to be repeated many times."""
 

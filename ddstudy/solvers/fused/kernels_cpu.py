@@ -141,6 +141,10 @@ def synchronize() -> None:
     """Kernels return when they are done."""
 
 
+def compile(launches: Callable[[], None]) -> None:
+    """Nothing: numba compiles one kernel at a time."""
+
+
 def captured(launches: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
     """Nothing is gained by more than calling them."""
     return launches

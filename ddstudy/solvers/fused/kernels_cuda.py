@@ -26,7 +26,11 @@ import contextlib
 import copy
 import itertools
 import math
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,6 +58,28 @@ _SIZES = ["h", "w", "H", "W", "parts", "tall", "taps", "chunks", "tiles", "outs"
           "pixels", "size", "chunk", "back"]  # fmt: skip
 
 
+_collecting = threading.local()  # whose `jobs` a thread has while it collects launches
+
+
+class _Kernel:
+    """A kernel of Triton's, which can be compiled before it is launched; see `TritonKernels.compile`."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        jobs: dict[Any, Callable[[], Any]] | None = getattr(_collecting, "jobs", None)
+        if jobs is None:
+            launch: Callable[..., Any] = self.function[grid]
+            return launch
+
+        def collect(*arguments: Any, **constants: Any) -> None:
+            # arguments do not make another kernel of it: within a step, types and alignments are the same
+            jobs[self, *constants.items()] = partial(self.function.warmup, *arguments, grid=grid, **constants)
+
+        return collect
+
+
 @triton.jit
 def _program(axis: tl.constexpr, back):  # type: ignore[no-untyped-def]
     """Which of the programs along an axis this is; with `back`, the last comes first."""
@@ -73,6 +99,7 @@ def _sum_rows(partial, rows, stride, columns, inside, ROWS: tl.constexpr, COLUMN
     return total
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _fold(weights, partial, affine, folded, transposed, constants, parts, pixels, parameters, norm, at, outs, k, tiles,
           K: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
@@ -152,6 +179,7 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                    INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -183,6 +211,7 @@ def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, C
     tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _correlation(a, b, out, sums, size, chunk, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                  INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -242,6 +271,7 @@ def _corners(z, row, left, right, c, here, w, K: tl.constexpr):  # type: ignore[
     return start, end
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h, w, H, W, tall, back,
            K: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -288,6 +318,7 @@ def _blend(z, constants, r, partial, y_start, y_fraction, x_lower, x_fraction, h
     tl.store(partial + 2 * K + c, origin, c < K)
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _head(z, constants, head, shifts, image, measured, grad_logits, outputs, partial, sums, y_start, y_fraction,
           x_lower, x_fraction, h, w, H, W, tall, tiles, back, K: tl.constexpr, C: tl.constexpr,
@@ -375,6 +406,7 @@ def _norm_gradient(sum_dy, sum_dy_r, affine, alpha_beta, c, inside, pixels, K: t
     return grad_scale
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _head_gradient(weights, gradients, affine, partial, sums, losses, measured, alpha_beta, parts, parameters, norm,
                    at, k, pixels, tiles, K: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr,
@@ -421,6 +453,7 @@ def _neighbours(z, row, left, j, right, c, here, constant, w, K: tl.constexpr): 
     return before, own, after
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, y_start, y_fraction, x_start, x_fraction,
             h, w, H, W, tall, taps, back, K: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
@@ -516,6 +549,7 @@ def _gather(z, constants, head, grad_logits, r, dy, alpha_beta, d, y_start, y_fr
                 tl.store(target, rows, here)
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _block_gradient(weights, gradients, affine, correlation, sums, alpha_beta, chunks, parameters, norm, at,
                     k, pixels, tiles, K: tl.constexpr, OUTS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr,
@@ -546,6 +580,7 @@ def _block_gradient(weights, gradients, affine, correlation, sums, alpha_beta, c
         tl.store(gradients + norm + k + c, sum_dy, c < k)
 
 
+@_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _add_tiles(partial, gradients, parameters, tiles, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Gradients of members from those of their tiles. Programs (weights, member)."""
@@ -558,6 +593,7 @@ def _add_tiles(partial, gradients, parameters, tiles, BLOCK: tl.constexpr):  # t
     tl.store(gradients + member * parameters + i, total, here)
 
 
+@_Kernel
 @triton.jit
 def _adam(weights, gradients, exp_avg, exp_avg_sq, learning_rate, powers, parameters, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One update of Adam. Programs (weights, member), each with its own beta^t."""
@@ -583,6 +619,7 @@ def _adam(weights, gradients, exp_avg, exp_avg_sq, learning_rate, powers, parame
     tl.store(weights + place, weight - step_size * mean / (tl.sqrt(square) * correction + 1e-8), here)
 
 
+@_Kernel
 @triton.jit
 def _keep(kept, weights, losses, best_loss, averaged, parameters, BEST: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Keeps the best weights so far, or updates their average. Programs (weights, member)."""
@@ -866,7 +903,7 @@ class TritonKernels:
 
     def __init__(self, device: str) -> None:
         self.device = cuda.device_of(device)
-        if self.device.type == "cpu" and isinstance(_adam, triton.JITFunction):
+        if self.device.type == "cpu" and isinstance(_adam.function, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
         # of one member, at most; the interpreter takes its time for each
         self.programs = 1024 if self.device.type == "cuda" else 3
@@ -943,6 +980,24 @@ class TritonKernels:
     def synchronize(self) -> None:
         """Returns when everything that this thread asked for so far is computed."""
         cuda.synchronize(self.device)
+
+    def compile(self, launches: Callable[[], None]) -> None:
+        """Compiles kernels side by side, before each would be when it is first launched."""
+        if self.device.type == "cpu":  # the interpreter
+            return
+        jobs: dict[Any, Callable[[], Any]] = {}
+        _collecting.jobs = jobs
+        try:
+            launches()
+        finally:
+            del _collecting.jobs
+
+        def compiled(job: Callable[[], Any]) -> None:
+            with cuda.on(self.device):
+                job()
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compiled, jobs.values()))
 
     def captured(self, launches: Callable[[Step], None], step: Step) -> Callable[[Step], None]:
         """A sequence of kernels that will be run many times on the same arrays, as a CUDA graph.
