@@ -3,10 +3,10 @@
 All members are computed together, and a whole iteration is captured in a CUDA graph, since at small k its forty
 launches would cost more than their work. So nothing here allocates, waits or looks at a number on the way.
 
-Products go through `tl.dot` in three products of TF32, which have the accuracy of float32 and the speed of tensor
-cores. What goes over pixels goes down patches: a program takes a few columns and some channels, goes from one
-low-resolution row to the next and keeps what two rows have in common in registers; what it needs next is on its way
-meanwhile. Transposed upsampling gathers: each low-resolution pixel adds up the few that it is part of.
+Products go through `tl.dot` in three products of TF32, or six of bfloat16, which have the accuracy of float32 and the
+speed of tensor cores. What goes over pixels goes down patches: a program takes a few columns and some channels, goes
+from one low-resolution row to the next and keeps what two rows have in common in registers; what it needs next is on
+its way meanwhile. Transposed upsampling gathers: each low-resolution pixel adds up the few that it is part of.
 
 Every sum over pixels is kept by a program and written once, into a row of partial sums of its own; whoever needs the
 whole sum adds these rows in their order and in double precision. There are no atomic additions, and how the work is
