@@ -197,16 +197,19 @@ def candidates(K: int) -> list[Any]:
             ((64, 128, 32, 4), 64), ((128, 64, 32, 8), 64), ((128, 128, 32, 8), 64), ((64, 64, 16, 4), 64),
         ]  # fmt: skip
         wide = min(128, _power(K))
-        product = [(64, 64, 32, 4, 3), (64, 64, 64, 4, 2), (128, 64, 32, 4, 3), (128, 64, 32, 8, 3),
-                   (64, wide, 32, 4, 3), (128, wide, 32, 8, 3), (128, 64, 64, 8, 2), (64, 64, 32, 4, 4)]  # fmt: skip
+        product = [(64, 64, 32, 4, 3, 0), (128, 64, 32, 4, 3, 0), (128, 64, 32, 8, 3, 0), (64, wide, 32, 4, 3, 0),
+                   (128, wide, 32, 8, 3, 0), (256, 64, 32, 8, 2, 0), (128, 64, 64, 8, 2, 0)]  # fmt: skip
+        if K == 64:
+            product = [(64, 64, 32, 4, 3, 0), (64, 64, 32, 4, 2, 152), (64, 64, 32, 4, 3, 51), (64, 64, 32, 4, 2, 51),
+                       (128, 64, 32, 8, 2, 51), (64, 64, 64, 4, 2, 76)]  # fmt: skip
     else:
         correlation = [
             ((columns, columns, pixels, warps), chunks)
             for chunks in (64, 128)
             for pixels, warps in [(32, 1), (32, 2), (64, 2), (64, 4)]
         ]
-        product = [(64, columns, inner, 4, 3), (128, columns, inner, 4, 3), (128, columns, inner, 8, 3),
-                   (64, columns, inner, 4, 2), (64, columns, inner, 2, 2)]  # fmt: skip
+        product = [(64, columns, inner, 4, 2, 0), (64, columns, inner, 4, 2, 128), (64, columns, inner, 4, 3, 256),
+                   (128, columns, inner, 4, 2, 128), (128, columns, inner, 8, 2, 128)]  # fmt: skip
     sums = [(1, 8192, 4), (1, 2048, 2), (2, 8192, 4), (1, 4096, 2), (2, 4096, 4), (1, 8192, 8)]
     gradient = [(n, chunks, table, warps) for (n, table, warps), (_, chunks) in
                 zip(itertools.cycle(sums), correlation, strict=False)]  # fmt: skip
@@ -220,7 +223,7 @@ def candidates(K: int) -> list[Any]:
 # fields of a tuning, and the kernels whose times they decide: chunks of the correlation are what the gradient adds up
 PARTS = {
     ("fold",): ("_fold",), ("blend",): ("_blend",), ("head",): ("_head", "_head_gradient"), ("gather",): ("_gather",),
-    ("product",): ("_pixel_product",), ("gradient", "correlation"): ("_block_gradient", "_correlation"),
+    ("product",): ("_pixel_product", "_wide_product"), ("gradient", "correlation"): ("_block_gradient", "_correlation"),
 }  # fmt: skip
 
 
@@ -301,7 +304,7 @@ def tune(ks: list[int]) -> None:
                 print(f"left out: {str(error)[:100]}")
                 continue
             for fields, kernels in PARTS.items():
-                found = sum(times[kernel] for kernel in kernels), [getattr(tuning, field) for field in fields]
+                found = sum(times.get(kernel, 0) for kernel in kernels), [getattr(tuning, field) for field in fields]
                 best[fields] = min(best.get(fields, found), found)
         chosen = kernels_cuda._Tuning(
             **{f: value for fields, (_, some) in best.items() for f, value in zip(fields, some, strict=True)}

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "deep": ((16, 4, 4, 10, 11), 1, 1),
     "padded channels": ((24, 2, 2, 7, 9), 1, 1),
     "three blocks of channels": ((40, 4, 2, 6, 11), 1, 1),
+    "a wide product": ((80, 2, 2, 4, 5), 1, 1),
     "a scale of 8 at once": ((8, 8, 1, 16, 19, 3), 1, 1),
     "no upsampling": ((6, 1, 2, 5, 4), 1, 1),
     "wider than a block": ((4, 2, 2, 3, 270), 1, 1),
@@ -344,14 +345,16 @@ def test_a_processor_needs_the_interpreter() -> None:
 def test_the_compiler_takes_them_without_spills_or_bank_conflicts(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     script = Path(__file__).parents[1] / "benchmarks/gpu_kernels.py"
-    command = [sys.executable, script, "24", "64"]  # products of one warp, and of four together
+    command = [sys.executable, script, "24", "64", "96"]  # products of one warp, of four together, and wide
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert not done.returncode, done.stdout + done.stderr
     lines = done.stdout.replace("at a time", "together").splitlines()
     assert all(line.endswith(" 0 when they were launched") for line in lines if line.startswith("#"))
     columns, *rows = (line.split() for line in lines if not line.startswith("#"))
     found = [dict(zip(columns, row, strict=True)) for row in rows]
-    kernels = "adam add_tiles blend block_gradient correlation fold gather head head_gradient keep pixel_product"
+    kernels = (
+        "adam add_tiles blend block_gradient correlation fold gather head head_gradient keep pixel_product wide_product"
+    )
     assert {row["kernel"] for row in found} == {f"_{name}" for name in kernels.split()}
     assert {(row["spilled"], row["conflicts"]) for row in found} == {("0", "0")}
 

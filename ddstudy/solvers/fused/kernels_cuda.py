@@ -179,14 +179,61 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 
+@triton.jit
+def _add_product(a, large, small, acc, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """acc + a b. For float32, b comes in its two parts."""
+    if PRECISION == "float32":
+        large_a, small_a = _parts(a)
+        acc = tl.dot(large_a, small, acc, input_precision="tf32")
+        acc = tl.dot(small_a, large, acc, input_precision="tf32")
+        # the large part again: Triton 3.8 would send it through shared memory once more, with conflicts
+        acc = tl.dot(a - small_a, large, acc, input_precision="tf32")
+    else:
+        acc = _dot(a, large, acc, PRECISION)
+    return acc
+
+
 @_Kernel
 @triton.jit(do_not_specialize=_SIZES)
-def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                   INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _pixel_product(a, b, out, size, chunk, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                  INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Pixels (size, K) times the transpose of a matrix (K, K). Programs (columns, pixels, unit).
 
-    For TF32 the matrices come in their two parts, one array after the other.
+    A program keeps its columns of the matrix in shared memory, and goes through `chunk` pixels. For float32 the
+    matrices come in their two parts, one array after the other.
     """
+    unit = _program(2, back).to(tl.int64)
+    a += unit * size * K
+    b += unit * K * K
+    out += unit * size * K
+    n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    large, small = (), ()
+    for start in tl.static_range(0, K, INNER):
+        j = start + tl.arange(0, INNER)
+        here = (j < K)[:, None] & (n < K)[None, :]
+        place = b + n[None, :] * K + j[:, None]
+        large = large + (tl.load(place, here, other=0.0),)  # type: ignore[assignment] # noqa: RUF005
+        if PRECISION == "float32":
+            place += tl.num_programs(2) * K * K
+            small = small + (tl.load(place, here, other=0.0),)  # type: ignore[assignment] # noqa: RUF005
+        else:
+            small = large
+    first = _program(1, back) * chunk
+    for pixel in range(first, tl.minimum(first + chunk, size), ROWS):
+        p = pixel + tl.arange(0, ROWS)
+        acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
+        for start in tl.static_range(0, K, INNER):
+            j = start + tl.arange(0, INNER)
+            left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
+            acc = _add_product(left, large[start // INNER], small[start // INNER], acc, PRECISION)
+        tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
+
+
+@_Kernel
+@triton.jit(do_not_specialize=_SIZES)
+def _wide_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                   INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """The same for more channels than shared memory has room for: a program has some pixels only."""
     unit = _program(2, back).to(tl.int64)
     a += unit * size * K
     b += unit * K * K
@@ -198,16 +245,11 @@ def _pixel_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, C
         j = start + tl.arange(0, INNER)
         left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
         here = (j < K)[:, None] & (n < K)[None, :]
-        right = tl.load(b + n[None, :] * K + j[:, None], here, other=0.0)
+        large = tl.load(b + n[None, :] * K + j[:, None], here, other=0.0)
+        small = large
         if PRECISION == "float32":
             small = tl.load(b + tl.num_programs(2) * K * K + n[None, :] * K + j[:, None], here, other=0.0)
-            large_left, small_left = _parts(left)
-            acc = tl.dot(large_left, small, acc, input_precision="tf32")
-            acc = tl.dot(small_left, right, acc, input_precision="tf32")
-            # the large part again: Triton 3.8 would send it through shared memory once more, with conflicts
-            acc = tl.dot(left - small_left, right, acc, input_precision="tf32")
-        else:
-            acc = _dot(left, right, acc, PRECISION)
+        acc = _add_product(left, large, small, acc, PRECISION)
     tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
 
 
@@ -664,7 +706,8 @@ class _Tuning(NamedTuple):
         gather: programs of a unit at most, low-resolution pixels along a row, channels, warps.
         gradient: input channels of a program, into how many chunks a unit's pixels are split at k = 64, partial sums
             that a program has in hand, warps.
-        product: pixels, outputs and inputs of a block, warps, stages.
+        product: pixels, outputs and inputs of a block, warps, stages, programs of a unit at most; 0 where the matrix is
+            not kept in shared memory, of which every card has room for 64 channels.
         correlation: inputs, outputs and pixels of a block, warps.
     """
 
@@ -673,7 +716,7 @@ class _Tuning(NamedTuple):
     head: tuple[int, int, int]
     gather: tuple[int, int, int, int]
     gradient: tuple[int, int, int, int]
-    product: tuple[int, int, int, int, int]
+    product: tuple[int, int, int, int, int, int]
     correlation: tuple[int, int, int, int]
 
 
@@ -681,19 +724,19 @@ class _Tuning(NamedTuple):
 # depend on what was faster when a study began, nor differ between the cards of a cluster
 _TUNED = {
     8: _Tuning((8192, 4), (128, 1024, 2), (512, 1024, 2), (256, 64, 8, 4), (1, 64, 8192, 4),
-               (64, 16, 16, 4, 3), (16, 16, 32, 1)),
+               (64, 16, 16, 4, 2, 256), (16, 16, 32, 1)),
     16: _Tuning((8192, 4), (256, 512, 2), (512, 1024, 2), (256, 32, 16, 4), (2, 128, 8192, 4),
-                (64, 16, 16, 4, 2), (16, 16, 32, 1)),
+                (64, 16, 16, 4, 2, 256), (16, 16, 32, 1)),
     32: _Tuning((8192, 4), (256, 512, 2), (256, 1024, 4), (512, 8, 32, 2), (1, 64, 4096, 2),
-                (64, 32, 32, 4, 2), (32, 32, 32, 2)),
+                (64, 32, 32, 4, 2, 156), (32, 32, 32, 2)),
     64: _Tuning((8192, 4), (128, 1024, 2), (1024, 512, 2), (256, 8, 64, 4), (1, 64, 2048, 2),
-                (64, 64, 32, 4, 3), (64, 64, 32, 4)),
+                (64, 64, 32, 4, 2, 76), (64, 64, 32, 4)),
     96: _Tuning((8192, 4), (256, 512, 2), (512, 1024, 4), (256, 8, 32, 2), (1, 48, 2048, 2),
-                (128, 64, 32, 4, 3), (64, 64, 32, 4)),
+                (128, 64, 32, 4, 3, 0), (64, 64, 32, 4)),
     128: _Tuning((8192, 4), (128, 1024, 4), (256, 1024, 4), (256, 8, 64, 4), (1, 64, 2048, 2),
-                 (128, 64, 32, 8, 3), (64, 64, 32, 4)),
+                 (128, 64, 32, 8, 3, 0), (64, 64, 32, 4)),
     192: _Tuning((8192, 4), (128, 1024, 4), (256, 1024, 4), (256, 8, 64, 4), (1, 64, 4096, 2),
-                 (128, 64, 32, 8, 3), (64, 64, 32, 4)),
+                 (128, 64, 32, 8, 3, 0), (64, 64, 32, 4)),
 }  # fmt: skip
 
 
@@ -800,10 +843,7 @@ class _Scratch:
         self.channels, self.colours = _power(K), _power(C)
         tuning = self.tuning = _tuning(K)
         self.outs = _block(K, 8, 64)  # channels of a program that goes over pixels
-
-        def few(programs: int, blocks: int = 1) -> int:
-            each: int = min(programs, kernels.programs) // (T * blocks)
-            return max(1, each)
+        self.programs, few = kernels.programs, self.few
 
         chunks = -(-K // self.outs)
         programs, numbers, _ = tuning.blend
@@ -850,6 +890,11 @@ class _Scratch:
         """Where gradients of units are written: there, where a member is one unit."""
         return gradients if self.tiles == 1 else self.unit_gradients
 
+    def few(self, programs: int, blocks: int = 1) -> int:
+        """Programs of each unit and block of channels, where a member has so many at most."""
+        each: int = min(programs, self.programs) // (self.tiles * blocks)
+        return max(1, each)
+
     def turn(self) -> int:
         """Whether a kernel goes back over what the one before it came along: every other does.
 
@@ -866,11 +911,19 @@ class _Scratch:
     def times(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, precision: str) -> None:
         """Pixels (units, size, K) times the transposes of matrices (units, K, K)."""
         units, size, K = a.shape
-        rows, columns, inner, warps, stages = self.tuning.product
-        _pixel_product[(triton.cdiv(K, columns), triton.cdiv(size, rows), units)](
-            a, b, out, size, self.turn(), K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+        rows, columns, inner, warps, stages, programs = self.tuning.product
+        blocks = triton.cdiv(size, rows)
+        if programs:
+            each = triton.cdiv(blocks, self.few(programs))
+            _pixel_product[(triton.cdiv(K, columns), triton.cdiv(blocks, each), units)](
+                a, b, out, size, each * rows, self.turn(), K=K, ROWS=rows, COLUMNS=columns, INNER=inner,
+                PRECISION=precision, num_warps=warps, num_stages=stages,
+            )  # fmt: skip
+        else:
+            _wide_product[(triton.cdiv(K, columns), blocks, units)](
+                a, b, out, size, self.turn(), K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
+                num_warps=warps, num_stages=stages,
+            )  # fmt: skip
 
     def correlate(self, a: torch.Tensor, b: torch.Tensor, chunk: int, precision: str) -> None:
         """Products of pixels (units, size, K) with each other, and sums of b, a chunk of them at a time."""
