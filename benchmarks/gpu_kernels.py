@@ -4,10 +4,10 @@
     python benchmarks/gpu_kernels.py --tune [K ...]
 
 The first compiles what the iterations of 5 members launch, whole slice and 4x5 at s = 16, l = 5, for an H100 (or
-`--sm 80`, an A100) that need not be there. It prints for each kernel: programs, warps, registers of a thread, bytes
-that it spills, shared memory of a program, how many programs a multiprocessor has room for, instructions of the
-longest loop, and factors of products that are read from shared memory with bank conflicts, that is, from a layout
-without swizzle. Lines with # tell how long compiling took, side by side (`TritonKernels.compile`).
+`--sm 80`, an A100, or `--sm 75`, a T4) that need not be there. It prints for each kernel: programs, warps, registers of
+a thread, bytes that it spills, shared memory of a program, how many programs a multiprocessor has room for,
+instructions of the longest loop, and factors of products that are read from shared memory with bank conflicts, that
+is, from a layout without swizzle. Lines with # tell how long compiling took, side by side (`TritonKernels.compile`).
 
 `--tune` measures each kernel with several sizes of its blocks, for the table `_TUNED` in kernels_cuda.py. Sizes are a
 table and not chosen at run time: they decide how sums are rounded, and a study's numbers must not depend on which
@@ -40,7 +40,7 @@ from ddstudy.solvers.fused.step import Step
 
 MEMBERS = 5
 # of one multiprocessor: registers, bytes of shared memory, and what each program takes of it beside its own
-REGISTERS, SHARED, RESERVED = 65536, {80: 167936, 90: 233472}, 1024
+REGISTERS, SHARED, RESERVED = 65536, {75: 65536, 80: 167936, 90: 233472}, 1024
 
 
 def main() -> None:
@@ -91,13 +91,15 @@ def resources(ks: list[int], sm: int) -> None:
     driver.set_active(Absent())
     JITFunction.__getitem__ = recorded
     triton.compiler.compile = counted(triton.compiler.compile)
+    kernels = fused.kernels_for("cuda:0").without_memory()
+    kernels.in_parts = sm >= 80
     print("  k kernel           programs  warps  registers  spilled  shared  at a time  loop  conflicts")
     for k in ks:
         start, seen = time.perf_counter(), set()
         for tiles, height, width in ((1, 256, 320), (20, 64, 64)):
             launches.clear()
             compiled.clear()
-            kernels, launch_all = iteration(k, tiles, height, width)
+            launch_all = iteration(kernels, k, tiles, height, width)
             kernels.compile(launch_all)
             seconds, number = time.perf_counter() - start, len(compiled)
             launch_all()
@@ -120,9 +122,8 @@ def line(name: str, grid: tuple[int, ...], made: Any, memory: int) -> str:
     )
 
 
-def iteration(k: int, tiles: int, height: int, width: int) -> tuple[Any, Callable[[], None]]:
+def iteration(kernels: Any, k: int, tiles: int, height: int, width: int) -> Callable[[], None]:
     """What launches all kernels there are, on arrays without memory."""
-    kernels = fused.kernels_for("cuda:0").without_memory()
     prior = deep_decoder(k, 16, 5, height, width)
     step = Step(prior, np.zeros((tiles, 1, height, width)), MEMBERS, kernels)
     weights = kernels.zeros((MEMBERS, prior.parameters), "float32")
@@ -136,7 +137,7 @@ def iteration(k: int, tiles: int, height: int, width: int) -> tuple[Any, Callabl
         for keep in ("best", "average"):
             kernels.Iterate(weights, keep).update(step.losses, weights)
 
-    return kernels, launch_all
+    return launch_all
 
 
 def of_cubin(cubin: bytes) -> tuple[int, int, int]:

@@ -196,7 +196,7 @@ def _add_product(a, large, small, acc, PRECISION: tl.constexpr):  # type: ignore
 @_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _pixel_product(a, b, out, size, chunk, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                  INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                   INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Pixels (size, K) times the transpose of a matrix (K, K). Programs (columns, pixels, unit).
 
     A program keeps its columns of the matrix in shared memory, and goes through `chunk` pixels. For float32 the
@@ -232,7 +232,7 @@ def _pixel_product(a, b, out, size, chunk, back, K: tl.constexpr, ROWS: tl.const
 @_Kernel
 @triton.jit(do_not_specialize=_SIZES)
 def _wide_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                   INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                  INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """The same for more channels than shared memory has room for: a program has some pixels only."""
     unit = _program(2, back).to(tl.int64)
     a += unit * size * K
@@ -720,8 +720,9 @@ class _Tuning(NamedTuple):
     correlation: tuple[int, int, int, int]
 
 
-# by padded channels; `benchmarks/gpu.py --tune` on an H100. A table rather than a choice at run time: numbers must not
-# depend on what was faster when a study began, nor differ between the cards of a cluster
+# by padded channels; `benchmarks/gpu_kernels.py --tune` on an H100, but for the last two, which are by what the
+# compiler makes of them. A table rather than a choice at run time: numbers must not depend on what was faster when a
+# study began, nor differ between the cards of a cluster
 _TUNED = {
     8: _Tuning((8192, 4), (128, 1024, 2), (512, 1024, 2), (256, 64, 8, 4), (1, 64, 8192, 4),
                (64, 16, 16, 4, 2, 256), (16, 16, 32, 1)),
@@ -958,6 +959,12 @@ class TritonKernels:
         self.device = cuda.device_of(device)
         if self.device.type == "cpu" and isinstance(_adam.function, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
+        # tensor cores take TF32 and bfloat16; on older cards products of parts would be worse than plain ones
+        self.in_parts = (
+            self.device.type == "cpu"
+            or not torch.cuda.is_available()
+            or torch.cuda.get_device_capability(self.device) >= (8, 0)
+        )
         # of one member, at most; the interpreter takes its time for each
         self.programs = 1024 if self.device.type == "cuda" else 3
 
@@ -1138,8 +1145,10 @@ class TritonKernels:
                 )
 
     def precision(self, step: Step) -> str:
-        """Of the factors of products: bfloat16, float32 as parts that tensor cores take, or float64."""
-        return step.precision if step.dtype == "float32" else step.dtype
+        """Of the factors of products: bfloat16, float32 in parts that tensor cores take, or what they are."""
+        if step.dtype == "float32" and (step.precision == "bfloat16" or self.in_parts):
+            return step.precision
+        return "ieee"
 
     def _fold(self, step: Step, i: int, weights: torch.Tensor) -> None:
         """The normalisation before convolution i, and that convolution; the last is the head."""
