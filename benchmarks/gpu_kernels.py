@@ -3,11 +3,12 @@
     python benchmarks/gpu_kernels.py [--sm 90] [K ...]
     python benchmarks/gpu_kernels.py --tune [K ...]
 
-The first compiles what the iterations of 5 members launch, whole slice and 4x5 at s = 16, l = 5, for an H100 (or
-`--sm 80`, an A100, or `--sm 75`, a T4) that need not be there. It prints for each kernel: programs, warps, registers of
-a thread, bytes that it spills, shared memory of a program, how many programs a multiprocessor has room for,
-instructions of the longest loop, and factors of products that are read from shared memory with bank conflicts, that
-is, from a layout without swizzle. Lines with # tell how long compiling took, side by side (`TritonKernels.compile`).
+The first compiles what the iterations of 5 members launch, whole slice and 4x5 of three colours at s = 16, l = 5, for
+an H100 (or `--sm 80`, an A100, or `--sm 75`, a T4) that need not be there. It prints for each kernel: programs, warps,
+registers of a thread, bytes that it spills, shared memory of a program, how many programs a multiprocessor has room
+for, instructions of the longest loop, and factors of products that are read from shared memory with bank conflicts,
+that is, from a layout without swizzle. Lines with # tell how long compiling took, side by side
+(`TritonKernels.compile`).
 
 `--tune` measures each kernel with several sizes of its blocks, for the table `_TUNED` in kernels_cuda.py. Sizes are a
 table and not chosen at run time: they decide how sums are rounded, and a study's numbers must not depend on which
@@ -96,10 +97,10 @@ def resources(ks: list[int], sm: int) -> None:
     print("  k kernel           programs  warps  registers  spilled  shared  at a time  loop  conflicts")
     for k in ks:
         start, seen = time.perf_counter(), set()
-        for tiles, height, width in ((1, 256, 320), (20, 64, 64)):
+        for tiles, colours, height, width in ((1, 1, 256, 320), (20, 3, 64, 64)):
             launches.clear()
             compiled.clear()
-            launch_all = iteration(kernels, k, tiles, height, width)
+            launch_all = iteration(kernels, k, tiles, colours, height, width)
             kernels.compile(launch_all)
             seconds, number = time.perf_counter() - start, len(compiled)
             launch_all()
@@ -122,10 +123,10 @@ def line(name: str, grid: tuple[int, ...], made: Any, memory: int) -> str:
     )
 
 
-def iteration(kernels: Any, k: int, tiles: int, height: int, width: int) -> Callable[[], None]:
+def iteration(kernels: Any, k: int, tiles: int, colours: int, height: int, width: int) -> Callable[[], None]:
     """What launches all kernels there are, on arrays without memory."""
-    prior = deep_decoder(k, 16, 5, height, width)
-    step = Step(prior, np.zeros((tiles, 1, height, width)), MEMBERS, kernels)
+    prior = deep_decoder(k, 16, 5, height, width, colours)
+    step = Step(prior, np.zeros((tiles, colours, height, width)), MEMBERS, kernels)
     weights = kernels.zeros((MEMBERS, prior.parameters), "float32")
     inputs = kernels.zeros((MEMBERS, tiles, *prior.sizes[0], step.width), "float32")
 
@@ -169,7 +170,10 @@ def of_cubin(cubin: bytes) -> tuple[int, int, int]:
 
 def conflicts(text: str) -> int:
     """Factors of products that are read from a layout without swizzle, of Triton's own last listing."""
-    plain = re.findall(r"^(#\w+) = #ttg\.swizzled_shared<\{vec = 1, perPhase = 1, maxPhase = 1,", text, re.MULTILINE)
+    shared = dict(re.findall(r"^(#\w+) = #ttg\.((?:swizzled|nvmma)_shared<.*)", text, re.MULTILINE))
+    if re.search(r"\b(tt\.dot|warp_group_dot) ", text) and not shared:
+        raise ValueError("Triton writes its listings in another way")
+    plain = [name for name, layout in shared.items() if "vec = 1, perPhase = 1, maxPhase = 1," in layout]
     reads = re.findall(r"local_load .*?, (#\w+), #smem.*-> tensor<[^,]*, (#[\w.]+)", text)
     return sum(source in plain and not layout.startswith("#blocked") for source, layout in reads)
 

@@ -40,3 +40,16 @@ def test_a_replayed_search_is_one_of_results(monkeypatch: pytest.MonkeyPatch, tm
         view = store.view("reduced-random-0-1")
     assert not view.left_out
     assert view.measured >= sum(len(settings) for _, settings in found.fits[:3])
+
+
+def test_a_factor_without_swizzle_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = """#shared = #ttg.swizzled_shared<{{vec = {0}, perPhase = 1, maxPhase = {0}, order = [1, 0]}}>
+#smem = #ttg.shared_memory
+  %1 = ttg.local_load %0 token %2 : !ttg.memdesc<32x64xf32, #shared, #smem, mutable> -> tensor<32x64xf32, {1}>
+  %3 = tt.dot %1, %4, %5
+"""
+    conflicts = loaded("gpu_kernels", monkeypatch)["conflicts"]
+    operand = "#ttg.dot_op<{opIdx = 1, parent = #mma, kWidth = 1}>"
+    assert [conflicts(listing.format(*case)) for case in ((1, operand), (4, operand), (1, "#blocked"))] == [1, 0, 0]
+    with pytest.raises(ValueError, match="another way"):
+        conflicts("%3 = tt.dot %1, %4, %5")

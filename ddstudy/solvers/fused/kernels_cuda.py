@@ -16,7 +16,8 @@ or among others.
 A block's convolution gets its constant b C after upsampling, which leaves a constant as it is. Arrays are contiguous,
 (members, tiles, rows, columns, channels), with channels padded by zeros to `padded(k)`; a *unit* is one tile of one
 member. On a machine without GPU the same source runs in Triton's interpreter, for tests: `TritonKernels("cpu")`
-with TRITON_INTERPRET=1 in the environment before triton is imported. What the interpreter takes, the compiler may still
+with TRITON_INTERPRET=1 in the environment before triton is imported, and with products of bfloat16 mended as in
+tests/interpreter.py. What the interpreter takes, the compiler may still
 take wrongly: loops here never carry a number that bounds another loop, which Triton 3.6 takes for a constant.
 """
 
@@ -30,7 +31,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -233,13 +234,17 @@ def _pixel_product(a, b, out, size, chunk, back, K: tl.constexpr, ROWS: tl.const
 @triton.jit(do_not_specialize=_SIZES)
 def _wide_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                   INNER: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """The same for more channels than shared memory has room for: a program has some pixels only."""
+    """The same for more channels than shared memory has room for: a program has some pixels only.
+
+    Programs (columns and pixels, 1, unit): there may be more blocks of pixels than an axis but the first has room for.
+    """
     unit = _program(2, back).to(tl.int64)
     a += unit * size * K
     b += unit * K * K
     out += unit * size * K
-    p = _program(1, back) * ROWS + tl.arange(0, ROWS)
-    n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    block, count = _program(0, back), tl.cdiv(K, COLUMNS)
+    p = block // count * ROWS + tl.arange(0, ROWS)
+    n = block % count * COLUMNS + tl.arange(0, COLUMNS)
     acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
     for start in range(0, K, INNER):
         j = start + tl.arange(0, INNER)
@@ -262,7 +267,7 @@ def _correlation(a, b, out, sums, size, chunk, back, K: tl.constexpr, ROWS: tl.c
     Programs (chunk, block of the product, unit). Here pixels are summed over, which are not the inner dimension of
     either factor. Tensor cores take that for 16 bits only, and otherwise factors are turned around in shared memory,
     which takes several times as long as the product. So for float32 it is six products of bfloat16: all parts' but
-    those below its last bit.
+    those about its last bit.
     """
     part, unit = _program(0, back), _program(2, back).to(tl.int64)
     columns = tl.cdiv(K, COLUMNS)
@@ -921,7 +926,7 @@ class _Scratch:
                 PRECISION=precision, num_warps=warps, num_stages=stages,
             )  # fmt: skip
         else:
-            _wide_product[(triton.cdiv(K, columns), blocks, units)](
+            _wide_product[(triton.cdiv(K, columns) * blocks, 1, units)](
                 a, b, out, size, self.turn(), K=K, ROWS=rows, COLUMNS=columns, INNER=inner, PRECISION=precision,
                 num_warps=warps, num_stages=stages,
             )  # fmt: skip
@@ -959,14 +964,13 @@ class TritonKernels:
         self.device = cuda.device_of(device)
         if self.device.type == "cpu" and isinstance(_adam.function, triton.JITFunction):
             raise RuntimeError("Triton computes on a processor only with TRITON_INTERPRET=1 set before it is imported")
-        # tensor cores take TF32 and bfloat16; on older cards products of parts would be worse than plain ones
-        self.in_parts = (
-            self.device.type == "cpu"
-            or not torch.cuda.is_available()
-            or torch.cuda.get_device_capability(self.device) >= (8, 0)
-        )
         # of one member, at most; the interpreter takes its time for each
         self.programs = 1024 if self.device.type == "cuda" else 3
+
+    @cached_property
+    def in_parts(self) -> bool:
+        """Tensor cores take TF32 and bfloat16; on older cards products of parts would be worse than plain ones."""
+        return self.device.type != "cuda" or torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     def without_memory(self) -> TritonKernels:
         """The same, whose arrays have a size and no memory: to ask a step for its size, also without a GPU."""
