@@ -158,6 +158,12 @@ def _fold(weights, partial, affine, folded, transposed, constants, parts, pixels
 
 
 @triton.jit
+def _load(values, p, end, c, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Channels of pixels before `end`, (pixels, channels)."""
+    return tl.load(values + p[:, None] * K + c[None, :], (p < end)[:, None] & (c < K)[None, :], other=0.0)
+
+
+@triton.jit
 def _parts(x):  # type: ignore[no-untyped-def]
     """A number as two, of which TF32 has the first as it is and the second nearly so."""
     large = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
@@ -225,7 +231,7 @@ def _pixel_product(a, b, out, size, chunk, back, K: tl.constexpr, ROWS: tl.const
         acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
         for start in tl.static_range(0, K, INNER):
             j = start + tl.arange(0, INNER)
-            left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
+            left = _load(a, p, size, j, K)
             acc = _add_product(left, large[start // INNER], small[start // INNER], acc, PRECISION)
         tl.store(out + p[:, None] * K + n[None, :], acc, (p < size)[:, None] & (n < K)[None, :])
 
@@ -248,7 +254,7 @@ def _wide_product(a, b, out, size, back, K: tl.constexpr, ROWS: tl.constexpr, CO
     acc = tl.zeros((ROWS, COLUMNS), a.dtype.element_ty)
     for start in range(0, K, INNER):
         j = start + tl.arange(0, INNER)
-        left = tl.load(a + p[:, None] * K + j[None, :], (p < size)[:, None] & (j < K)[None, :], other=0.0)
+        left = _load(a, p, size, j, K)
         here = (j < K)[:, None] & (n < K)[None, :]
         large = tl.load(b + n[None, :] * K + j[:, None], here, other=0.0)
         small = large
@@ -279,13 +285,13 @@ def _correlation(a, b, out, sums, size, chunk, back, K: tl.constexpr, ROWS: tl.c
     total = tl.zeros((INNER, COLUMNS), a.dtype.element_ty)
     end = tl.minimum((part + 1) * chunk, size)
     p = part * chunk + tl.arange(0, INNER)
-    next_left = tl.load(a + p[:, None] * K + m[None, :], (p < end)[:, None] & (m < K)[None, :], other=0.0)
-    next_right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
+    next_left = _load(a, p, end, m, K)
+    next_right = _load(b, p, end, n, K)
     for start in range(part * chunk, end, INNER):
         left, right = next_left, next_right
         p = start + INNER + tl.arange(0, INNER)
-        next_left = tl.load(a + p[:, None] * K + m[None, :], (p < end)[:, None] & (m < K)[None, :], other=0.0)
-        next_right = tl.load(b + p[:, None] * K + n[None, :], (p < end)[:, None] & (n < K)[None, :], other=0.0)
+        next_left = _load(a, p, end, m, K)
+        next_right = _load(b, p, end, n, K)
         if PRECISION == "float32":
             left1, left2, left3 = _bfloat16_parts(left)
             right1, right2, right3 = _bfloat16_parts(right)
